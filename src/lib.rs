@@ -1,2 +1,4 @@
+pub mod balance;
 pub mod config;
 pub mod resolve;
+pub mod tls;
