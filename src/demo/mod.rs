@@ -1,0 +1,3 @@
+//! What `truename demo` and the tests stand on: real servers on loopback that need no network.
+
+pub mod dns;
