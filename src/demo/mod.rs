@@ -1,0 +1,3 @@
+//! The whole story on one machine, offline: a cluster's DNS, TLS origins, and the proxy between.
+
+pub mod authority;
