@@ -1,3 +1,5 @@
 //! The whole story on one machine, offline: a cluster's DNS, TLS origins, and the proxy between.
 
 pub mod authority;
+pub mod httpbin;
+pub mod origin;
