@@ -175,10 +175,7 @@ impl Body for RequestBody {
 }
 
 impl Stream {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Some(kept) = self.kept.get(self.position) {
             self.position += 1;
             return Poll::Ready(Some(Ok(Frame::data(kept.clone()))));
@@ -224,10 +221,7 @@ impl Stream {
 }
 
 impl Source {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self {
             Self::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Boxed(body) => Pin::new(body).poll_frame(cx),

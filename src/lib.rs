@@ -6,5 +6,6 @@ pub mod config;
 pub mod connect;
 pub mod demo;
 pub mod error;
+pub mod pool;
 pub mod resolve;
 pub mod tls;

@@ -74,7 +74,7 @@ impl ConnectError {
 }
 
 /// What to say in the handshake.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Identity<'a> {
     /// The settings, loaded.
     pub tls: &'a ClientTls,

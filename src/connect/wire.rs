@@ -26,7 +26,7 @@ use std::{
 use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Instant, sleep},
 };
