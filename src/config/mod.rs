@@ -90,6 +90,19 @@ pub enum OnChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePattern(pub String);
 
+impl NamePattern {
+    /// Whether the name, folded, is the pattern or has one or more labels in place of its star.
+    pub fn matches(&self, name: &str) -> bool {
+        match self.0.strip_prefix("*.") {
+            Some(parent) => name
+                .strip_suffix(parent)
+                .and_then(|labels| labels.strip_suffix('.'))
+                .is_some_and(|labels| !labels.is_empty()),
+            None => self.0 == name,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tls {
     pub mode: TlsMode,
