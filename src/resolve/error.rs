@@ -2,11 +2,10 @@
 
 use super::{
     chain::{ChainError, TrueName, arrows},
-    lookup::LookupError,
     names::{NameError, looks_like_address},
 };
 use crate::config::NamePattern;
-use std::{fmt, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 /// Why a question has no (new) resolution. Its text is [`what`](ResolveError::what) and [`fix`](ResolveError::fix).
 #[derive(Clone, Debug, PartialEq)]
@@ -60,8 +59,8 @@ impl ResolveError {
     /// The key or command that mends it.
     pub fn fix(&self) -> String {
         match self {
-            ResolveError::Lookup { chain, place, error } => {
-                lookup_fix(chain.last().map_or("", |name| name), *place, error).to_owned()
+            ResolveError::Lookup { place, error, .. } => {
+                lookup_fix(&error.name, *place, &error.failure).to_owned()
             }
             ResolveError::Chain(error) => error.fix().to_owned(),
             ResolveError::NotAllowed(refusal) => refusal.fix(),
@@ -81,7 +80,7 @@ impl ResolveError {
 
     /// Whether nobody answered in time: 504 rather than 503.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, ResolveError::Lookup { error: LookupError::Timeout { .. }, .. })
+        matches!(self, ResolveError::Lookup { error, .. } if error.failure == Failure::Timeout)
     }
 
     /// Whether DNS did answer, and said that there is nothing usable: the last good answer then serves for
@@ -111,48 +110,140 @@ impl std::error::Error for ResolveError {
     }
 }
 
-fn lookup_fix(name: &str, place: Place, error: &LookupError) -> &'static str {
-    match (error, place) {
-        (
-            LookupError::NxDomain { .. } | LookupError::NoData { .. },
-            Place::Target | Place::Chain,
-        ) if looks_like_address(name) => {
+fn lookup_fix(name: &str, place: Place, failure: &Failure) -> &'static str {
+    match (failure, place) {
+        (Failure::NxDomain | Failure::NoData, Place::Target | Place::Chain)
+            if looks_like_address(name) =>
+        {
             "the name looks like a mistyped IP address: write the address, without leading zeros, in `target:`"
         }
-        (LookupError::NxDomain { .. }, Place::Service) => {
+        (Failure::NxDomain, Place::Service) => {
             "there is no such Service (create it, or correct `name:`, `dns.namespace` or `dns.cluster_domain`), or its `externalName` is an IP address, which DNS cannot show: write the address in `target:`"
         }
-        (LookupError::NoData { .. }, Place::Service) => {
+        (Failure::NoData, Place::Service) => {
             "the Service is there but leads nowhere: its `externalName` is itself, a ring, or a Service that is missing or has no endpoints; correct `externalName`, or name the target in `target:`"
         }
-        (LookupError::NxDomain { .. } | LookupError::NoData { .. }, Place::Alias) => {
+        (Failure::NxDomain | Failure::NoData, Place::Alias) => {
             "correct the alias' `name:`, or say where it leads in `target:`"
         }
-        (LookupError::NxDomain { .. } | LookupError::NoData { .. }, Place::Target) => {
-            "correct `target:`"
-        }
-        (LookupError::NxDomain { .. } | LookupError::NoData { .. }, Place::Chain) => {
+        (Failure::NxDomain | Failure::NoData, Place::Target) => "correct `target:`",
+        (Failure::NxDomain | Failure::NoData, Place::Chain) => {
             "correct the Service's `externalName` or the CNAME record that leads there, or name the target in `target:`"
         }
-        (LookupError::ServFail { .. } | LookupError::Code { .. }, _) => {
+        (Failure::ServFail | Failure::Code(_), _) => {
             "look at that server's log and its upstream servers (CoreDNS: `forward`), or choose others in `dns.servers`"
         }
-        (LookupError::Refused { .. }, _) => {
+        (Failure::Refused, _) => {
             "that server does not serve this client or this name: choose others in `dns.servers`"
         }
-        (LookupError::Timeout { .. }, Place::Service) => {
+        (Failure::Timeout, Place::Service) => {
             "check that the servers are right (`dns.servers`, else resolv.conf) and that a NetworkPolicy lets port 53 through; CoreDNS also stays silent for an `externalName` with a label of more than 63 characters"
         }
-        (LookupError::Timeout { .. } | LookupError::Io { .. }, _) => {
+        (Failure::Timeout | Failure::Io(_), _) => {
             "check that the servers are right (`dns.servers`, else resolv.conf) and that a NetworkPolicy lets port 53 through"
         }
-        (LookupError::Unaskable { .. }, _) => "correct the alias' `name:` or its `target:`",
-        (LookupError::Malformed { .. }, _) => {
+        (Failure::Unaskable(_), _) => "correct the alias' `name:` or its `target:`",
+        (Failure::Malformed(_), _) => {
             "check that a DNS server listens there, or choose others in `dns.servers`"
         }
-        (LookupError::NoServers, _) => "name at least one server in `dns.servers`",
+        (Failure::NoServers, _) => "name at least one server in `dns.servers`",
     }
 }
+
+/// A question that got no records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookupError {
+    /// What was asked for.
+    pub name: String,
+    /// Who said so; after a time-out, all who did not.
+    pub servers: Vec<SocketAddr>,
+    /// What was said.
+    pub failure: Failure,
+}
+
+/// What servers say instead of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The name does not exist, for any type.
+    NxDomain,
+    /// The name has no address of this family.
+    NoData,
+    /// The server could not find out.
+    ServFail,
+    /// The server would not say.
+    Refused,
+    /// Any other response code.
+    Code(String),
+    /// Nobody answered in time.
+    Timeout,
+    /// What came back is no DNS message.
+    Malformed(String),
+    /// The question could not be sent, or the answer not be received.
+    Io(String),
+    /// The name does not fit into a question.
+    Unaskable(String),
+    /// There is nobody to ask.
+    NoServers,
+}
+
+impl LookupError {
+    pub(super) fn new(name: &str, servers: &[SocketAddr], failure: Failure) -> LookupError {
+        LookupError { name: name.to_owned(), servers: servers.to_vec(), failure }
+    }
+
+    /// Whether this is an answer, to the effect that there is nothing.
+    pub fn is_denial(&self) -> bool {
+        matches!(self.failure, Failure::NxDomain | Failure::NoData | Failure::Unaskable(_))
+    }
+
+    /// The `result` label of `truename_dns_lookups_total`.
+    pub fn label(&self) -> &'static str {
+        match self.failure {
+            Failure::NxDomain => "nxdomain",
+            Failure::NoData => "nodata",
+            Failure::ServFail => "servfail",
+            Failure::Refused => "refused",
+            Failure::Code(_) => "other_code",
+            Failure::Timeout => "timeout",
+            Failure::Malformed(_) => "malformed",
+            Failure::Io(_) => "io",
+            Failure::Unaskable(_) => "unaskable",
+            Failure::NoServers => "no_servers",
+        }
+    }
+}
+
+impl fmt::Display for LookupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.name;
+        let servers: Vec<_> = self.servers.iter().map(ToString::to_string).collect();
+        let server = servers.join(", ");
+        match &self.failure {
+            Failure::NxDomain => write!(f, "{server} says that {name} does not exist (NXDOMAIN)"),
+            Failure::NoData => write!(f, "{server} has no address for {name} (NODATA)"),
+            Failure::ServFail => write!(f, "{server} failed to resolve {name} (SERVFAIL)"),
+            Failure::Refused => write!(f, "{server} refuses to resolve {name} (REFUSED)"),
+            Failure::Code(code) => write!(f, "{server} could not resolve {name} ({code})"),
+            Failure::Timeout => write!(f, "no answer for {name} in time from {server}"),
+            Failure::Malformed(reason) => {
+                write!(
+                    f,
+                    "{server} answered for {name} with something that is no DNS message ({reason})"
+                )
+            }
+            Failure::Io(reason) => write!(f, "{server} could not be asked for {name}: {reason}"),
+            Failure::Unaskable(reason) => write!(f, "DNS cannot be asked for {name}: {reason}"),
+            Failure::NoServers => {
+                write!(
+                    f,
+                    "{name} cannot be resolved: `dns.servers` is empty and resolv.conf names no server"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for LookupError {}
 
 /// A true name that DNS gives and `allow` refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]

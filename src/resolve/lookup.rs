@@ -5,7 +5,7 @@
 
 use super::{
     chain::{Chain, Record, Walked},
-    error::{Place, ResolveError},
+    error::{Failure, LookupError, Place, ResolveError},
     names::fold,
 };
 use hickory_resolver::{
@@ -121,15 +121,14 @@ impl Client {
                 grace.as_mut().reset(Instant::now() + GRACE);
             }
         }
-        let late = |family| ResolveError::Lookup {
-            chain: vec![Arc::from(fold(name))],
-            place,
-            error: self.silence(name, family),
+        let late = || {
+            Err(ResolveError::Lookup {
+                chain: vec![Arc::from(fold(name))],
+                place,
+                error: self.silence(name),
+            })
         };
-        Round {
-            v4: v4.unwrap_or_else(|| Err(late(Family::V4))),
-            v6: v6.unwrap_or_else(|| Err(late(Family::V6))),
-        }
+        Round { v4: v4.unwrap_or_else(late), v6: v6.unwrap_or_else(late) }
     }
 
     /// Walks from the name to its addresses of one family. A CNAME without addresses says nothing about why, so that its
@@ -154,7 +153,7 @@ impl Client {
                     }
                     Walked::Nothing(same) => {
                         chain = same;
-                        LookupError::NoData { name: end.to_string(), server: answer.server }
+                        LookupError::new(&end, &[answer.server], Failure::NoData)
                     }
                 },
                 Err(error) => error,
@@ -192,7 +191,7 @@ impl Client {
     ) -> Result<Answer, LookupError> {
         let count = self.servers.len();
         if count == 0 {
-            return Err(LookupError::NoServers);
+            return Err(LookupError::new(name, &[], Failure::NoServers));
         }
         let query = query(name, family)?;
         let first = self.preferred.load(Ordering::Relaxed);
@@ -201,27 +200,35 @@ impl Client {
         for turn in 0..2 * count {
             let index = (first + turn) % count;
             let server = &self.servers[index];
-            let attempt = timeout(TRY, server.ask(&query, family));
-            match timeout_at(deadline, attempt).await {
-                Err(_) => break,
-                Ok(Err(_) | Ok(Err(LookupError::Timeout { .. }))) => {}
-                Ok(Ok(Err(error))) if !error.is_denial() => {
+            let attempt = timeout(TRY, server.ask(&query));
+            let Ok(attempt) = timeout_at(deadline, attempt).await else {
+                break;
+            };
+            match attempt {
+                Err(_) | Ok(Err(Failure::Timeout)) => {}
+                Ok(Err(failure)) => {
+                    let error = LookupError::new(name, &[server.address], failure);
+                    if error.is_denial() {
+                        self.preferred.store(index, Ordering::Relaxed);
+                        return Err(error);
+                    }
                     failed.get_or_insert(error);
                 }
-                Ok(Ok(answer)) => {
+                Ok(Ok(records)) => {
                     self.preferred.store(index, Ordering::Relaxed);
-                    return answer;
+                    let server = server.address;
+                    return Ok(Answer { records, server });
                 }
             }
             if turn + 1 == count && failed.is_some() {
                 break;
             }
         }
-        Err(failed.unwrap_or_else(|| self.silence(name, family)))
+        Err(failed.unwrap_or_else(|| self.silence(name)))
     }
 
-    fn silence(&self, name: &str, family: Family) -> LookupError {
-        LookupError::Timeout { name: name.to_owned(), family, servers: self.servers() }
+    fn silence(&self, name: &str) -> LookupError {
+        LookupError::new(name, &self.servers(), Failure::Timeout)
     }
 }
 
@@ -244,41 +251,32 @@ impl Server {
         }
     }
 
-    async fn ask(&self, query: &Query, family: Family) -> Result<Answer, LookupError> {
-        let name = fold(&query.name().to_ascii());
-        let server = self.address;
+    async fn ask(&self, query: &Query) -> Result<Vec<Record>, Failure> {
         let response = self.pool.lookup(query.clone(), DnsRequestOptions::default());
-        let message = match response.first_answer().await {
-            Ok(response) => response.into_message(),
-            Err(error) => return Err(self.explain(name, family, error)),
-        };
+        let message = response.first_answer().await.map_err(explain)?;
         match message.response_code {
             // NXDOMAIN with a CNAME is about the CNAME's target (RFC 2308, section 2.1): the walk asks for that.
-            ResponseCode::NoError | ResponseCode::NXDomain => {
-                Ok(Answer { records: records(&message), server })
-            }
-            code => Err(LookupError::Code { name, server, code }),
+            ResponseCode::NoError | ResponseCode::NXDomain => Ok(records(&message)),
+            code => Err(Failure::Code(code.to_str().to_owned())),
         }
     }
+}
 
-    fn explain(&self, name: String, family: Family, error: NetError) -> LookupError {
-        let server = self.address;
-        match error {
-            NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, .. })) => {
-                match response_code {
-                    ResponseCode::NXDomain => LookupError::NxDomain { name, server },
-                    _ => LookupError::NoData { name, server },
-                }
-            }
-            NetError::Dns(DnsError::ResponseCode(code)) => match code {
-                ResponseCode::ServFail => LookupError::ServFail { name, server },
-                ResponseCode::Refused => LookupError::Refused { name, server },
-                code => LookupError::Code { name, server, code },
-            },
-            NetError::Timeout => LookupError::Timeout { name, family, servers: vec![server] },
-            NetError::Io(error) => LookupError::Io { name, server, reason: error.to_string() },
-            other => LookupError::Malformed { name, server, reason: other.to_string() },
-        }
+fn explain(error: NetError) -> Failure {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(NoRecords {
+            response_code: ResponseCode::NXDomain,
+            ..
+        })) => Failure::NxDomain,
+        NetError::Dns(DnsError::NoRecordsFound(_)) => Failure::NoData,
+        NetError::Dns(DnsError::ResponseCode(code)) => match code {
+            ResponseCode::ServFail => Failure::ServFail,
+            ResponseCode::Refused => Failure::Refused,
+            code => Failure::Code(code.to_str().to_owned()),
+        },
+        NetError::Timeout => Failure::Timeout,
+        NetError::Io(error) => Failure::Io(error.to_string()),
+        other => Failure::Malformed(other.to_string()),
     }
 }
 
@@ -289,9 +287,8 @@ struct Answer {
 
 fn query(name: &str, family: Family) -> Result<Query, LookupError> {
     // The dot makes it absolute: no search list has a say.
-    let absolute = Name::from_ascii(format!("{name}.")).map_err(|error| {
-        LookupError::Unaskable { name: name.to_owned(), reason: error.to_string() }
-    })?;
+    let absolute = Name::from_ascii(format!("{name}."))
+        .map_err(|error| LookupError::new(name, &[], Failure::Unaskable(error.to_string())))?;
     Ok(Query::query(absolute, family.record_type()))
 }
 
@@ -308,71 +305,4 @@ fn records(message: &Message) -> Vec<Record> {
             }
         })
         .collect()
-}
-
-/// What a server said instead of an answer, or that none said anything.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LookupError {
-    /// The name does not exist, for any type.
-    #[error("{server} says that {name} does not exist (NXDOMAIN)")]
-    NxDomain { name: String, server: SocketAddr },
-    /// The name exists without such records.
-    #[error("{server} has no address for {name} (NODATA)")]
-    NoData { name: String, server: SocketAddr },
-    /// The server could not find out.
-    #[error("{server} failed to resolve {name} (SERVFAIL)")]
-    ServFail { name: String, server: SocketAddr },
-    /// The server would not say.
-    #[error("{server} refuses to resolve {name} (REFUSED)")]
-    Refused { name: String, server: SocketAddr },
-    /// Any other response code.
-    #[error("{server} answered {code} for {name}")]
-    Code { name: String, server: SocketAddr, code: ResponseCode },
-    /// No server answered in time.
-    #[error("no answer for {name} ({family}) in time from {}", list(servers))]
-    Timeout { name: String, family: Family, servers: Vec<SocketAddr> },
-    /// What came back is no DNS message.
-    #[error("{server} answered for {name} with something that is no DNS message ({reason})")]
-    Malformed { name: String, server: SocketAddr, reason: String },
-    /// The question could not be sent, or the answer not be received.
-    #[error("{server} could not be asked for {name}: {reason}")]
-    Io { name: String, server: SocketAddr, reason: String },
-    /// The name does not fit into a question.
-    #[error("DNS cannot be asked for {name}: {reason}")]
-    Unaskable { name: String, reason: String },
-    /// There is nobody to ask.
-    #[error("no DNS server is known: resolv.conf names none")]
-    NoServers,
-}
-
-impl LookupError {
-    /// Whether this is an answer, to the effect that there is nothing.
-    pub fn is_denial(&self) -> bool {
-        matches!(
-            self,
-            LookupError::NxDomain { .. }
-                | LookupError::NoData { .. }
-                | LookupError::Unaskable { .. }
-        )
-    }
-
-    /// The `result` label of `truename_dns_lookups_total`.
-    pub fn label(&self) -> &'static str {
-        match self {
-            LookupError::NxDomain { .. } => "nxdomain",
-            LookupError::NoData { .. } => "nodata",
-            LookupError::ServFail { .. } => "servfail",
-            LookupError::Refused { .. } => "refused",
-            LookupError::Code { .. } => "other_code",
-            LookupError::Timeout { .. } => "timeout",
-            LookupError::Malformed { .. } => "malformed",
-            LookupError::Io { .. } => "io",
-            LookupError::Unaskable { .. } => "unaskable",
-            LookupError::NoServers => "no_servers",
-        }
-    }
-}
-
-fn list(servers: &[SocketAddr]) -> String {
-    servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -4,8 +4,8 @@
 use super::{
     Question, Resolution, State, TrueName,
     chain::{Chain, Rule},
-    error::{Refusal, ResolveError},
-    lookup::{LookupError, Round},
+    error::{Failure, Refusal, ResolveError},
+    lookup::Round,
 };
 use crate::config;
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -260,9 +260,9 @@ fn good(
 /// Which of two families' errors says more: "there is no AAAA" explains nothing when A timed out.
 fn telling(error: &ResolveError) -> u8 {
     match error {
-        ResolveError::Lookup { error, .. } => match error {
-            LookupError::NoData { .. } => 0,
-            LookupError::NxDomain { .. } => 1,
+        ResolveError::Lookup { error, .. } => match error.failure {
+            Failure::NoData => 0,
+            Failure::NxDomain => 1,
             _ => 2,
         },
         _ => 3,
