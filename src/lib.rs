@@ -8,4 +8,5 @@ pub mod demo;
 pub mod error;
 pub mod pool;
 pub mod resolve;
+pub mod telemetry;
 pub mod tls;
