@@ -1,0 +1,200 @@
+//! Names, patterns of names and targets, as a user writes them.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+};
+
+use thiserror::Error;
+
+/// The form in which names are compared and sent: lower-case, IDNA-encoded, without the trailing dot.
+pub fn normal_name(text: &str) -> Result<String, BadName> {
+    let bad = |why| BadName { text: text.to_owned(), why };
+    let undotted = text.strip_suffix('.').unwrap_or(text);
+    if undotted.is_empty() {
+        return Err(bad("it is empty"));
+    }
+    if undotted.contains("://") {
+        return Err(bad("it has a scheme; write only the name"));
+    }
+    if undotted.starts_with("*.") {
+        return Err(bad("a pattern cannot stand here"));
+    }
+    let ascii =
+        idna::domain_to_ascii(undotted).map_err(|_| bad("it cannot be encoded for DNS (IDNA)"))?;
+    if ascii.len() > 253 {
+        return Err(bad("it is longer than 253 bytes"));
+    }
+    for label in ascii.split('.') {
+        if label.is_empty() {
+            return Err(bad("a label is empty"));
+        }
+        if label.len() > 63 {
+            return Err(bad("a label is longer than 63 bytes"));
+        }
+        // Underscores are no hostname's, yet names in DNS have them.
+        if !label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+            return Err(bad("only letters, digits, `-`, `_` and `.` can stand in a name"));
+        }
+        if label.starts_with('-') || label.ends_with('-') {
+            return Err(bad("a label begins or ends with `-`"));
+        }
+    }
+    // A name that ends in digits would be taken for an IPv4 address elsewhere (10.0.0.256).
+    if ascii.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
+        && ascii.contains('.')
+    {
+        return Err(bad("its last label is a number, as in an IP address"));
+    }
+    Ok(ascii)
+}
+
+/// A name that DNS or a certificate cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{text}` is not a name: {why}; an example is `httpbin.org`")]
+pub struct BadName {
+    text: String,
+    why: &'static str,
+}
+
+/// `httpbin.org` or `*.example.com` (one or more labels in place of the star).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePattern(pub String);
+
+impl NamePattern {
+    /// A pattern in normal form.
+    pub fn new(text: &str) -> Result<Self, BadName> {
+        match text.strip_prefix("*.") {
+            Some(parent) => Ok(Self(format!("*.{}", normal_name(parent)?))),
+            None if text.contains('*') => Err(BadName {
+                text: text.to_owned(),
+                why: "a star can only be its first label, as in `*.example.com`",
+            }),
+            None => Ok(Self(normal_name(text)?)),
+        }
+    }
+
+    /// Whether `name` is this name, or lies below the star's parent.
+    pub fn matches(&self, name: &str) -> bool {
+        let name = name.strip_suffix('.').unwrap_or(name);
+        match self.0.strip_prefix('*') {
+            // `parent` keeps its dot, so that neither the bare apex nor `notexample.com` matches.
+            Some(parent) => name
+                .len()
+                .checked_sub(parent.len())
+                .filter(|labels| *labels > 0)
+                .and_then(|labels| name.get(labels..))
+                .is_some_and(|tail| tail.eq_ignore_ascii_case(parent)),
+            None => name.eq_ignore_ascii_case(&self.0),
+        }
+    }
+}
+
+impl FromStr for NamePattern {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        Self::new(text)
+    }
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a target names: an IP or a name, with its own port where one is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The name or IP.
+    pub host: TargetHost,
+    /// Its port; `None` is the alias' `port`.
+    pub port: Option<u16>,
+}
+
+/// The name or IP of a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetHost {
+    /// An address: no DNS is asked.
+    Ip(IpAddr),
+    /// Lower-case, IDNA-encoded, no trailing dot.
+    Name(String),
+}
+
+impl FromStr for Target {
+    type Err = BadTarget;
+
+    fn from_str(text: &str) -> Result<Self, BadTarget> {
+        let bad = |why: String| BadTarget { text: text.to_owned(), why };
+        if text.contains("://") || text.contains('/') {
+            return Err(bad("a target has neither scheme nor path".to_owned()));
+        }
+        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+            let (digits, after) =
+                rest.split_once(']').ok_or_else(|| bad("the bracket is not closed".to_owned()))?;
+            let ip: Ipv6Addr =
+                digits.parse().map_err(|_| bad(format!("`{digits}` is no IPv6 address")))?;
+            let port = match after {
+                "" => None,
+                _ => Some(after.strip_prefix(':').ok_or_else(|| {
+                    bad(format!("after the bracket comes `:PORT`, not `{after}`"))
+                })?),
+            };
+            (TargetHost::Ip(ip.into()), port)
+        } else if text.parse::<Ipv6Addr>().is_ok() || text.matches(':').count() > 1 {
+            return Err(bad(format!("an IPv6 address is written in brackets, `[{text}]`")));
+        } else {
+            let (host, port) = match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            };
+            let host = match host.parse::<IpAddr>() {
+                Ok(ip) => TargetHost::Ip(ip),
+                Err(_) => TargetHost::Name(normal_name(host).map_err(|e| bad(e.why.to_owned()))?),
+            };
+            (host, port)
+        };
+        let port = match port {
+            Some(digits) => Some(
+                port_number(digits)
+                    .ok_or_else(|| bad(format!("`{digits}` is no port from 1 to 65535")))?,
+            ),
+            None => None,
+        };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            TargetHost::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]")?,
+            TargetHost::Ip(ip) => write!(f, "{ip}")?,
+            TargetHost::Name(name) => f.write_str(name)?,
+        }
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A target that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "`{text}` is not a target: {why}; write a name or an IP with or without a port, \
+     such as `httpbin.org`, `10.0.0.7:8443` or `[2001:db8::7]:443`"
+)]
+pub struct BadTarget {
+    text: String,
+    why: String,
+}
+
+/// A port from 1 to 65535, in plain digits.
+pub(crate) fn port_number(digits: &str) -> Option<u16> {
+    // `parse` would take a sign.
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
+    plain.then(|| digits.parse().ok()).flatten().filter(|port| *port != 0)
+}

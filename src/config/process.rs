@@ -1,0 +1,187 @@
+//! What belongs to the process rather than to one alias.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{
+    form::*,
+    table::{choice, default_sections, section},
+};
+
+section! {
+    /// What all listeners have in common.
+    pub struct Listener {
+        /// The certificate shown to applications that speak TLS.
+        tls: ListenerTls as Sub<ListenerTls> = ListenerTls::default(),
+        /// Most connections open at once; more wait in the kernel's backlog.
+        max_connections: usize as Positive<usize> = 10_000,
+        /// How long a connection may take to send a request's head.
+        header_timeout: Duration as PositiveTime = Duration::from_secs(30),
+        /// Largest head of a request.
+        max_header_size: usize as HeaderSize = 64 * 1024,
+    }
+}
+
+section! {
+    /// Files to use instead of the local certificate authority.
+    pub struct ListenerTls {
+        /// PEM file of the certificate and its intermediates.
+        certificate: Option<PathBuf> as Nullable<File> = None,
+        /// PEM file of the private key.
+        key: Option<PathBuf> as Nullable<File> = None,
+    }
+}
+
+section! {
+    /// The HTTP forward proxy: CONNECT and absolute-form requests.
+    pub struct ForwardProxy {
+        /// Its address; null is none.
+        listen: Option<SocketAddr> as Nullable<ListenAddress> = None,
+        /// What happens to hosts that are no alias.
+        passthrough: Passthrough as OneOf<Passthrough> = Passthrough::Allow,
+    }
+}
+
+choice! {
+    /// What the forward proxy does with hosts that are no alias.
+    pub enum Passthrough {
+        /// They pass.
+        Allow = "allow",
+        /// They are refused.
+        Deny = "deny",
+    }
+}
+
+section! {
+    /// How names are looked up.
+    pub struct Dns {
+        /// DNS servers, as IP or IP:port; empty means those of /etc/resolv.conf. The hosts file is never read.
+        servers: Vec<SocketAddr> as List<DnsServer> = Vec::new(),
+        /// The cluster's domain; null: from the search list, else cluster.local.
+        cluster_domain: Option<String> as Nullable<Name> = None,
+        /// The namespace of a bare alias; null: from the search list, else default.
+        namespace: Option<String> as Nullable<Label> = None,
+        /// The shortest time between two lookups of a name.
+        min_ttl: Duration as Time = Duration::from_secs(5),
+        /// The longest time between two lookups of a name.
+        max_ttl: Duration as PositiveTime = Duration::from_secs(60),
+        /// How long the last good answer serves while DNS fails.
+        stale: Duration as Time = Duration::from_secs(3600),
+        /// How long the last good answer serves while DNS says that the name does not exist.
+        nxdomain_hold: Duration as Time = Duration::from_secs(30),
+    }
+}
+
+section! {
+    /// Which addresses a target may have.
+    pub struct Policy {
+        /// Kinds of addresses that are refused.
+        deny_addresses: Vec<AddressClass> as List<OneOf<AddressClass>> = vec![
+            AddressClass::Loopback,
+            AddressClass::LinkLocal,
+            AddressClass::Metadata,
+            AddressClass::Multicast,
+            AddressClass::Unspecified,
+        ],
+        /// Networks that override the denials.
+        allow_addresses: Vec<ipnet::IpNet> as List<Network> = Vec::new(),
+    }
+}
+
+choice! {
+    /// A kind of addresses.
+    pub enum AddressClass {
+        /// 127.0.0.0/8 and ::1.
+        Loopback = "loopback",
+        /// 169.254.0.0/16 and fe80::/10.
+        LinkLocal = "link_local",
+        /// Where clouds serve a machine's credentials, such as 169.254.169.254.
+        Metadata = "metadata",
+        /// 224.0.0.0/4 and ff00::/8.
+        Multicast = "multicast",
+        /// 0.0.0.0 and ::.
+        Unspecified = "unspecified",
+    }
+}
+
+section! {
+    /// Talking to the Kubernetes API.
+    pub struct Kubernetes {
+        /// Learn ExternalName changes from the API rather than from DNS.
+        watch: bool as Bool = false,
+    }
+}
+
+section! {
+    /// The local certificate authority for TLS listeners.
+    pub struct LocalCa {
+        /// Where its files are; null: $XDG_STATE_HOME/truename, or a private temporary folder.
+        directory: Option<PathBuf> as Nullable<Directory> = None,
+        /// How long the certificates that it issues are valid.
+        leaf_lifetime: Duration as PositiveTime = Duration::from_secs(24 * 3600),
+    }
+}
+
+section! {
+    /// Probes, metrics and status.
+    pub struct Admin {
+        /// Its address; null is none.
+        listen: Option<SocketAddr> as Nullable<ListenAddress> =
+            Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9990)),
+    }
+}
+
+section! {
+    /// What is logged, and how.
+    pub struct Log {
+        /// How lines are written; auto is text on a terminal, else json.
+        format: LogFormat as OneOf<LogFormat> = LogFormat::Auto,
+        /// The least severe level that is logged.
+        level: LogLevel as OneOf<LogLevel> = LogLevel::Info,
+        /// Whether each request is logged.
+        access: bool as Bool = true,
+    }
+}
+
+choice! {
+    /// How log lines are written.
+    pub enum LogFormat {
+        /// Text on a terminal, else JSON.
+        Auto = "auto",
+        /// For people.
+        Text = "text",
+        /// For machines.
+        Json = "json",
+    }
+}
+
+choice! {
+    /// A level of severity.
+    pub enum LogLevel {
+        /// Something failed.
+        Error = "error",
+        /// Something needs a look.
+        Warn = "warn",
+        /// What an operator wants to know.
+        Info = "info",
+        /// What a developer wants to know.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+default_sections!(
+    Listener,
+    ListenerTls,
+    ForwardProxy,
+    Dns,
+    Policy,
+    Kubernetes,
+    LocalCa,
+    Admin,
+    Log
+);

@@ -1,0 +1,79 @@
+//! TLS to a target.
+
+use std::path::PathBuf;
+
+use super::{
+    form::*,
+    names::NamePattern,
+    table::{choice, default_sections, section},
+};
+
+section! {
+    /// TLS to a target.
+    pub struct Tls {
+        /// Whether the target's certificate is verified, or TLS spoken at all.
+        mode: TlsMode as OneOf<TlsMode> = TlsMode::Verify,
+        /// Overrides the true name for SNI, verification and Host together: a name or an IP.
+        server_name: Option<String> as Nullable<ServerName> = None,
+        /// Patterns: the first name of the chain that matches is the true name.
+        chain_match: Vec<NamePattern> as List<Pattern> = Vec::new(),
+        /// Who may vouch for the target.
+        ca: Trust as Sub<Trust> = Trust::default(),
+        /// The certificate shown to the target; reloaded as a pair when the files change.
+        client_certificate: Option<ClientCertificate> as Nullable<Sub<ClientCertificate>> = None,
+        /// `sha256/BASE64` of public keys, of which at least one must be in the verified chain.
+        pins: Vec<String> as List<Pin> = Vec::new(),
+        /// Files of certificate revocation lists; a revoked leaf is refused.
+        crls: Vec<PathBuf> as List<File> = Vec::new(),
+        /// The lowest version of TLS.
+        min_version: TlsVersion as OneOf<TlsVersion> = TlsVersion::V1_2,
+        /// Offer X25519MLKEM768 first; false for middleboxes that choke on a long ClientHello.
+        post_quantum: bool as Bool = true,
+    }
+}
+
+choice! {
+    /// Whether the target's certificate is verified, or TLS spoken at all.
+    pub enum TlsMode {
+        /// TLS, the certificate verified for the true name.
+        Verify = "verify",
+        /// TLS, any certificate.
+        InsecureSkipVerify = "insecure_skip_verify",
+        /// No TLS.
+        Plaintext = "plaintext",
+    }
+}
+
+choice! {
+    /// A version of TLS.
+    pub enum TlsVersion {
+        /// TLS 1.2.
+        V1_2 = "1.2",
+        /// TLS 1.3.
+        V1_3 = "1.3",
+    }
+}
+
+section! {
+    /// Who may vouch for a target; the sources add up.
+    pub struct Trust {
+        /// The system's store.
+        system: bool as Bool = true,
+        /// The roots built in.
+        webpki: bool as Bool = true,
+        /// PEM files of further certificate authorities.
+        files: Vec<PathBuf> as List<File> = Vec::new(),
+    }
+}
+
+section! {
+    /// A certificate with its key.
+    pub struct ClientCertificate {
+        /// PEM file of the certificate and its intermediates.
+        cert: PathBuf as File,
+        /// PEM file of the private key.
+        key: PathBuf as File,
+    }
+}
+
+default_sections!(Tls, Trust);
