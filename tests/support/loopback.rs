@@ -27,7 +27,7 @@ pub fn address() -> IpAddr {
 
 /// Listeners on all of `addresses`, at one port that was free on each: the endpoints of one target.
 pub fn listen(addresses: &[IpAddr]) -> Vec<TcpListener> {
-    truename::demo::listen_on_one_port(addresses).unwrap()
+    truename::demo::ports::listen_on_one_port(addresses).unwrap()
 }
 
 /// A listener on a port of its own choice, on an address of its own.
