@@ -1,5 +1,8 @@
 //! The tests' own world: what it says about bytes must be true before it judges the proxy.
 
+// Its helpers are part of the tests.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;
@@ -9,10 +12,15 @@ use support::{
     loopback::{self, Blackhole},
     proxy::Bound,
     raw_origin::RawOrigin,
+    scene::{ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts,
     trust::{authority, server_with_alpn},
 };
 use tokio::net::TcpStream;
+use truename::demo::{
+    curl,
+    nslookup::{Line, nslookup},
+};
 
 #[tokio::test]
 async fn a_request_is_noted_as_it_was_on_the_wire() {
@@ -83,6 +91,31 @@ async fn http2_in_the_clear_needs_a_server_that_speaks_it() {
     let origin = RawOrigin::start(loopback::listen_anywhere(), None, scripts::garbage);
     let mut client = H2c::connect(origin.address).await;
     assert!(client.get("http://httpbin.org/").await.is_err());
+}
+
+#[tokio::test]
+async fn a_scene_leads_from_the_alias_to_origins_that_prove_the_true_name() {
+    let mut scene = Scene::new(2).await;
+    let origins = scene.serve();
+    let lines = nslookup(scene.dns.address(), ALIAS_IN_DNS).await.unwrap();
+    assert!(
+        matches!(&lines[..], [Line::Cname { target, .. }, Line::Address { .. }, Line::Address { .. }]
+            if target == TRUE_NAME),
+        "{lines:?}"
+    );
+    for origin in &origins {
+        let roots = authority().roots();
+        let reply = curl::https(origin.address(), TRUE_NAME, roots, "/get").await.unwrap();
+        assert_eq!(reply.served_by, Some(origin.address().ip().to_string()));
+    }
+
+    let yaml = scene.yaml("retry: {attempts: 1}\nhealth:\n  active: null");
+    let alias: Vec<_> = yaml.lines().skip_while(|line| *line != "aliases:").collect();
+    assert_eq!(alias[1], "  - name: webscaler-manual");
+    assert!(alias[2..].iter().all(|line| line.starts_with("    ")), "{yaml}");
+    assert!(yaml.contains("\n    health:\n      active: null\n"), "{yaml}");
+    assert_eq!(yaml.matches("tls:").count(), 1);
+    assert_eq!(scene.yaml("tls: {mode: plaintext}").matches("tls:").count(), 1);
 }
 
 #[tokio::test]

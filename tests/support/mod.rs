@@ -7,7 +7,17 @@
 //! * [`trust`]: certificates, and the root that vouches for them
 //! * [`proxy`]: the binary under test
 //!
-//! An upstream that behaves is `truename::demo::origin::Origin`.
+//! * [`scene`]: all of them together, as most tests want them
+//!
+//! An upstream that behaves is `truename::demo::origin::Origin`. A test then reads:
+//!
+//! ```ignore
+//! let mut scene = Scene::new(2).await;
+//! let origins = scene.script(scripts::answer);
+//! let proxy = Proxy::start(&scene.yaml("retry: {attempts: 1}")).await;
+//! let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+//! assert_eq!(answer.text(), "ok");
+//! ```
 
 // Every test is a crate of its own and uses a part of this.
 #![allow(dead_code)]
@@ -19,6 +29,7 @@ pub mod message;
 pub mod peer;
 pub mod proxy;
 pub mod raw_origin;
+pub mod scene;
 pub mod scripts;
 pub mod trust;
 
