@@ -8,6 +8,7 @@ pub struct Page<W> {
     out: W,
     on_terminal: bool,
     colour: bool,
+    started: bool,
 }
 
 impl Page<io::Stdout> {
@@ -17,14 +18,14 @@ impl Page<io::Stdout> {
         let on_terminal = out.is_terminal();
         // no-color.org: present and not empty.
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { out, on_terminal, colour: on_terminal && !refused }
+        Self { out, on_terminal, colour: on_terminal && !refused, started: false }
     }
 }
 
 impl<W: Write> Page<W> {
     /// A page without colour or anything else that only a terminal shows.
     pub fn plain(out: W) -> Self {
-        Self { out, on_terminal: false, colour: false }
+        Self { out, on_terminal: false, colour: false, started: false }
     }
 
     /// What was written to, when that was memory.
@@ -34,8 +35,11 @@ impl<W: Write> Page<W> {
 
     /// Starts a chapter.
     pub fn chapter(&mut self, title: &str) -> io::Result<()> {
+        if std::mem::replace(&mut self.started, true) {
+            writeln!(self.out)?;
+        }
         let title = self.painted(BOLD, title);
-        writeln!(self.out, "\n{title}")
+        writeln!(self.out, "{title}")
     }
 
     /// A line of text.
@@ -43,7 +47,13 @@ impl<W: Write> Page<W> {
         writeln!(self.out, "  {text}")
     }
 
-    /// A command that would do the same.
+    /// A command to try, without a prompt: a line that can be copied whole.
+    pub fn to_try(&mut self, command: &str) -> io::Result<()> {
+        let command = self.painted(CYAN, command);
+        writeln!(self.out, "  {command}")
+    }
+
+    /// A command that would do what is shown after it.
     pub fn command(&mut self, command: &str) -> io::Result<()> {
         let command = self.painted(CYAN, &format!("$ {command}"));
         writeln!(self.out, "  {command}")

@@ -220,18 +220,18 @@ async fn the_balance(
 /// What to try by hand while the demo is up.
 pub fn curl_lines(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> io::Result<()> {
     page.chapter("Try it yourself; Ctrl-C ends it")?;
-    page.command(&command_with_truename(proxy))?;
-    page.command(&format!("curl 'http://{proxy}/headers'"))?;
-    page.command(&format!("curl -i -H 'Host: {ALIAS}' 'http://{proxy}/status/418'"))?;
-    page.command(&format!("curl -N -H 'Host: {ALIAS}' 'http://{proxy}/stream/3'"))?;
-    page.command(&format!(
+    page.to_try(&command_with_truename(proxy))?;
+    page.to_try(&format!("curl 'http://{proxy}/headers'"))?;
+    page.to_try(&format!("curl -i -H 'Host: {ALIAS}' 'http://{proxy}/status/418'"))?;
+    page.to_try(&format!("curl -N -H 'Host: {ALIAS}' 'http://{proxy}/stream/3'"))?;
+    page.to_try(&format!(
         "curl -i -H 'Host: {ALIAS}' 'http://{proxy}/redirect-to?url=https://{TRUE_NAME}:{}/get'",
         world.port()
     ))?;
     page.line("a name that is no alias here, to see what an error says:")?;
-    page.command(&format!("curl -H 'Host: elsewhere' 'http://{proxy}/'"))?;
+    page.to_try(&format!("curl -H 'Host: elsewhere' 'http://{proxy}/'"))?;
     page.line("and what fails without truename:")?;
-    page.command(&command_without_truename(world))
+    page.to_try(&command_without_truename(world))
 }
 
 fn command_with_truename(proxy: SocketAddr) -> String {

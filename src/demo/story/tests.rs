@@ -84,7 +84,7 @@ async fn every_curl_line_names_where_the_proxy_is() {
     let mut page = Page::plain(Vec::new());
     curl_lines(&world, "127.0.0.1:12345".parse().unwrap(), &mut page).unwrap();
     let page = String::from_utf8(page.into_inner()).unwrap();
-    let commands: Vec<_> = page.lines().filter(|line| line.trim().starts_with("$ curl")).collect();
+    let commands: Vec<_> = page.lines().filter(|line| line.trim().starts_with("curl ")).collect();
     let (without, with) = commands.split_last().unwrap();
     assert!(with.iter().all(|line| line.contains("http://127.0.0.1:12345/")), "{page}");
     assert!(with[0].contains("-H 'Host: webscaler-manual'"), "{page}");
