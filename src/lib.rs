@@ -2,6 +2,7 @@
 
 pub mod balance;
 pub mod body;
+pub mod cli;
 pub mod config;
 pub mod connect;
 pub mod demo;
