@@ -215,8 +215,8 @@ section! {
 section! {
     /// Ejection of endpoints whose connections fail.
     pub struct PassiveHealth {
-        /// Consecutive transport failures that eject an endpoint.
-        failures: u32 as Positive<u32> = 3,
+        /// Consecutive transport failures that eject an endpoint; 0 ejects none.
+        failures: u32 as Whole<u32, 0, { u32::MAX }> = 3,
         /// The first ejection's length; each further one doubles.
         eject: Duration as PositiveTime = Duration::from_secs(10),
         /// The longest ejection.

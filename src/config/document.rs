@@ -1,7 +1,8 @@
 //! The file: text in, a checked configuration out, and back.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{self, Path, PathBuf},
 };
 
@@ -28,12 +29,15 @@ impl Config {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
         let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
-        let size = fs::metadata(path).map_err(unreadable)?.len();
-        if size > MAX_SIZE {
-            let message = format!("{size} bytes are too many; a configuration has at most 1MiB");
+        let mut text = String::new();
+        // The size of a pipe (`--config <(…)`) shows only in reading.
+        let read =
+            fs::File::open(path).and_then(|file| file.take(MAX_SIZE + 1).read_to_string(&mut text));
+        let size = read.map_err(unreadable)?;
+        if size as u64 > MAX_SIZE {
+            let message = "a configuration has at most 1MiB";
             return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, message)));
         }
-        let text = fs::read_to_string(path).map_err(unreadable)?;
         Ok(Self::parse(&text, &path.to_string_lossy())?)
     }
 

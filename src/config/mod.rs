@@ -62,3 +62,6 @@ section! {
 }
 
 default_sections!(Config);
+
+#[cfg(test)]
+mod tests;

@@ -8,10 +8,16 @@ pub(super) fn nearest<'a>(typed: &str, words: impl Iterator<Item = &'a str>) -> 
         return None;
     }
     let near = (length / 3).clamp(1, 3);
+    let typed = typed.to_lowercase();
+    let begins_alike = |word: &str| {
+        length >= 3 && (word.starts_with(&typed) || word.len() >= 3 && typed.starts_with(word))
+    };
     words
-        .map(|word| (distance(&typed.to_lowercase(), word), word))
-        .filter(|(distance, word)| *distance <= near && *distance < word.chars().count())
-        .min_by_key(|(distance, _)| *distance)
+        .map(|word| (distance(&typed, word), word))
+        .filter(|&(edits, word)| {
+            edits <= near && edits < word.chars().count() || begins_alike(word)
+        })
+        .min_by_key(|&(edits, _)| edits)
         .map(|(_, word)| word)
 }
 
@@ -56,6 +62,8 @@ mod tests {
             ("tagret", "target"),
             ("Target", "target"),
             ("failover_", "failover"),
+            ("failover_targets", "failover"),
+            ("fail", "failover"),
         ] {
             assert_eq!(nearest(typed, ["listen", "target", "failover"].into_iter()), Some(meant));
         }

@@ -123,37 +123,39 @@ impl Check<'_> {
                 );
                 self.report(&listener.path, &what);
             }
-            let earlier = bound[..index].iter().filter(|earlier| overlap(earlier.address, address));
-            for earlier in earlier {
-                if let Some(what) = self.conflict(earlier, listener) {
-                    let path = self.written(&listener.path, &earlier.path).to_owned();
-                    // A default of ours gives way in the message to what the user wrote.
-                    self.report(&path, &what);
+            for earlier in bound[..index].iter().filter(|other| overlap(other.address, address)) {
+                // The complaint stands at what the user wrote, not at a default that it meets.
+                let at_earlier = self.written(&listener.path, &earlier.path) == earlier.path;
+                let (at, other) =
+                    if at_earlier { (earlier, listener) } else { (listener, earlier) };
+                if let Some(what) = self.conflict(at, other) {
+                    self.report(&at.path, &what);
                 }
             }
         }
     }
 
-    fn conflict(&self, earlier: &Bound, later: &Bound) -> Option<String> {
-        let (Bound { address, .. }, taken) = (later, earlier.address);
-        let holder = match earlier.owner {
+    fn conflict(&self, at: &Bound, other: &Bound) -> Option<String> {
+        let (address, taken) = (at.address, other.address);
+        let holder = match other.owner {
             Owner::Alias { index, .. } => self.called(index),
             Owner::Proxy => "proxy.listen".to_owned(),
             Owner::Admin => "admin.listen".to_owned(),
         };
-        match (earlier.owner, later.owner) {
+        match (at.owner, other.owner) {
             (Owner::Alias { index, .. }, Owner::Alias { index: same, .. }) if index == same => {
                 Some(format!("{address} is covered by {taken} of this alias already; keep one"))
             }
             (
                 Owner::Alias { protocol: Protocol::Http, .. },
                 Owner::Alias { protocol: Protocol::Http, .. },
-            ) if taken == *address => None,
-            (_, Owner::Alias { protocol: Protocol::Http, .. })
-            | (_, Owner::Proxy | Owner::Admin) => Some(format!(
-                "{address} conflicts with {taken} of {holder}: give one of them another port"
-            )),
-            (_, Owner::Alias { protocol, .. }) => Some(format!(
+            ) if taken == address => None,
+            (Owner::Alias { protocol: Protocol::Http, .. } | Owner::Proxy | Owner::Admin, _) => {
+                Some(format!(
+                    "{address} conflicts with {taken} of {holder}: give one of them another port"
+                ))
+            }
+            (Owner::Alias { protocol, .. }, _) => Some(format!(
                 "{address} conflicts with {taken} of {holder}: a {} alias needs an address of its own, \
                  such as 127.0.1.1:{}",
                 protocol.word(),
