@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{
         ACCESS_CONTROL_ALLOW_ORIGIN, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT,
         FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, REFERER,
@@ -331,8 +331,9 @@ fn repair_cookies(headers: &mut HeaderMap, target: TargetView<'_>) {
         return;
     }
     let host = target.authority.host();
-    for value in headers.get_all_mut(SET_COOKIE) {
-        if let Some(repaired) = without_domain(value.as_bytes(), host)
+    for (name, value) in headers.iter_mut() {
+        if *name == SET_COOKIE
+            && let Some(repaired) = without_domain(value.as_bytes(), host)
             && let Ok(repaired) = HeaderValue::from_bytes(&repaired)
         {
             *value = repaired;

@@ -41,8 +41,7 @@ pub async fn serve(
     routes: &Routes,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let request = Request::from_parts(head, RequestBody::incoming(body));
-    let upstream = match route(&request, arrival, routes) {
+    let upstream = match route(&head, arrival, routes) {
         Ok(upstream) => upstream,
         Err(error) => {
             let problem = Problem::new(&error, None);
@@ -55,18 +54,19 @@ pub async fn serve(
             return problem.into_response();
         }
     };
+    let request = Request::from_parts(head, RequestBody::incoming(body));
     forward(request, &upstream, arrival).await
 }
 
 fn route(
-    request: &Request<RequestBody>,
+    head: &request::Parts,
     arrival: &Arrival,
     routes: &Routes,
 ) -> Result<Arc<Upstream>, ForwardError> {
-    if request.method() == Method::CONNECT {
+    if head.method == Method::CONNECT {
         return Err(ForwardError::Connect);
     }
-    let authority = headers::authority_of(request)?;
+    let authority = headers::authority(head)?;
     let host = authority.as_ref().map(|authority| authority.host());
     Ok(routes.find(arrival.listener, arrival.local.ip(), host)?)
 }
@@ -370,15 +370,10 @@ fn host_to_send(
     client: &ClientView,
     generation: &Generation,
 ) -> Result<HeaderValue, ForwardError> {
-    let (HostHeader::Preserve, HostHeader::Literal(_)) = (HostHeader::Preserve, configured) else {
-        return match configured {
-            HostHeader::Preserve => to_header(client.authority.as_str()),
-            _ => Ok(generation.host().clone()),
-        };
-    };
     match configured {
+        HostHeader::Rewrite => Ok(generation.host().clone()),
+        HostHeader::Preserve => to_header(client.authority.as_str()),
         HostHeader::Literal(host) => to_header(host),
-        _ => Ok(generation.host().clone()),
     }
 }
 
@@ -442,7 +437,8 @@ fn exchange_error(
     if error.is_user() {
         return ForwardError::ClientBody(error);
     }
-    let certificate = generation.tls().is_some_and(|(tls, _)| tls.has_client_certificate());
-    let tls = TlsError::after_handshake(&error, certificate);
+    let tls = generation
+        .tls()
+        .and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
     ForwardError::Exchange { endpoint, error, tls, generation }
 }

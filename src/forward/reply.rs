@@ -218,7 +218,7 @@ fn classify_acquire(error: &AcquireError) -> (StatusCode, Kind, Stage) {
 fn classify_tls(error: &TlsError) -> (StatusCode, Kind, Stage) {
     let kind = match error {
         TlsError::Certificate(_) | TlsError::Name { .. } => Kind::TlsCertificateError,
-        TlsError::Eof | TlsError::Io(_) => Kind::ConnectionTerminated,
+        TlsError::Eof { .. } | TlsError::Io { .. } => Kind::ConnectionTerminated,
         _ => Kind::TlsProtocolError,
     };
     (StatusCode::BAD_GATEWAY, kind, Stage::Tls)
@@ -275,8 +275,8 @@ fn fix(error: &ForwardError) -> Option<String> {
             ConnectError::Denied(Denied::OwnListener(_)) => {
                 "let the Service, or `target`, lead to another address than the proxy's own".into()
             }
-            ConnectError::Denied(Denied::Class { address, .. }) => {
-                format!("if it is meant, add {address} to `policy.allow_addresses`")
+            ConnectError::Denied(Denied::Class { endpoint, .. }) => {
+                format!("if it is meant, add {} to `policy.allow_addresses`", endpoint.ip())
             }
             ConnectError::Timeout { .. } => {
                 "check that nothing between here and there drops packets (a NetworkPolicy, a \

@@ -232,9 +232,9 @@ where
 
 /// The name to send and to verify; an IP address is verified but not sent.
 pub fn server_name(name: &TrueName) -> Result<ServerName<'static>, TlsError> {
-    match name {
-        TrueName::Ip(address) => Ok(ServerName::IpAddress((*address).into())),
-        TrueName::Name(name) => ServerName::try_from(name.to_string())
+    match name.ip() {
+        Some(address) => Ok(ServerName::IpAddress(address.into())),
+        None => ServerName::try_from(name.to_string())
             .map_err(|_| TlsError::Name { name: name.to_string() }),
     }
 }

@@ -2,6 +2,7 @@
 //! it away.
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{
         Arc,
@@ -29,7 +30,7 @@ pub struct Generation {
     number: u64,
     true_name: TrueName,
     port: u16,
-    tls: Option<(ClientTls, ServerName<'static>)>,
+    tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
     authority: Authority,
     host: HeaderValue,
     resolution: ArcSwap<Resolution>,
@@ -44,7 +45,7 @@ impl Generation {
         alias: &config::Alias,
         resolution: Arc<Resolution>,
         port: u16,
-        tls: Option<ClientTls>,
+        tls: Option<Arc<ClientTls>>,
     ) -> Result<Self, TlsError> {
         let true_name = resolution.true_name.clone();
         let default_port = if tls.is_some() { 443 } else { 80 };
@@ -106,7 +107,7 @@ impl Generation {
 
     /// Settings and name for the handshake; `None` on plaintext.
     pub fn tls(&self) -> Option<(&ClientTls, &ServerName<'static>)> {
-        self.tls.as_ref().map(|(tls, name)| (tls, name))
+        self.tls.as_ref().map(|(tls, name)| (&**tls, name))
     }
 
     /// `https`, or `http` where `tls.mode` is `plaintext`.
@@ -152,5 +153,15 @@ impl Generation {
     /// Cancelled when the connections of this generation must end.
     pub fn killed(&self) -> CancellationToken {
         self.kill.clone()
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation")
+            .field("number", &self.number)
+            .field("true_name", &self.true_name)
+            .field("port", &self.port)
+            .finish_non_exhaustive()
     }
 }

@@ -68,7 +68,6 @@ impl AcquireError {
 }
 
 /// A connection for one request, with everything that must be told when the request ends.
-#[derive(Debug)]
 pub struct Lease {
     connection: Connection,
     key: PoolKey,
@@ -241,10 +240,10 @@ impl Dialling<'_> {
         let connections = self.upstream.connections(address);
         let pool = &self.upstream.worker(self.worker).pool;
         let permit = loop {
-            for sibling in &self.upstream.workers {
-                if connections.has_room() || sibling.pool.evict(address) {
-                    break;
-                }
+            if !connections.has_room() {
+                // An idle connection of a sibling counts too: it makes way.
+                let siblings = self.upstream.workers.iter();
+                siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
             }
             match pool.permit(&connections).await {
                 Some(permit) => break permit,

@@ -14,7 +14,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, interval, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -63,9 +63,11 @@ pub struct Worker {
 /// A true name with a port: the alias' own, or one of `failover`.
 pub struct Target {
     port: u16,
-    tls: Option<ClientTls>,
+    tls: Option<Arc<ClientTls>>,
     subscription: Subscription,
     generation: ArcSwapOption<Generation>,
+    /// What `generation` was made from: published after it.
+    applied: watch::Sender<Arc<State>>,
 }
 
 /// Why there is nobody to send a request to.
@@ -88,7 +90,7 @@ impl Upstream {
     /// Blocking where certificates are read; must run inside the control thread's runtime.
     pub fn new(
         config: Arc<config::Alias>,
-        resolver: &Resolver,
+        resolver: &Arc<Resolver>,
         roots: &mut RootStores,
         policy: Arc<ArcSwap<AddressPolicy>>,
         workers: usize,
@@ -98,12 +100,15 @@ impl Upstream {
         for target in [told].into_iter().chain(config.failover.iter().map(Some)) {
             targets.push(Target {
                 port: target.and_then(|target| target.port).unwrap_or(config.port),
-                tls: ClientTls::load(&config.tls, roots)?,
-                subscription: resolver.subscribe(Question::new(&config, target)),
+                tls: ClientTls::load(&config.tls, roots)?.map(Arc::new),
+                subscription: resolver.watch(Question::new(&config, target)),
                 generation: ArcSwapOption::empty(),
+                applied: watch::Sender::default(),
             });
         }
-        let mut hosts = resolver.forms(&config.name);
+        let environment = resolver.environment();
+        let mut hosts =
+            names::forms(&config.name, &environment.namespace, &environment.cluster_domain);
         let extra = config.hosts.iter().filter(|host| *host != "*");
         hosts.extend(extra.map(|host| names::fold(host)));
         let worker = |_| Worker {
@@ -183,22 +188,13 @@ impl Upstream {
         }
         let limit = self.config.timeouts.connect;
         let deadline = Instant::now() + limit;
-        let mut first = self.targets[0].subscription.watch();
-        while first.borrow().is_pending() {
-            match timeout_at(deadline, first.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return Err(NoTarget::Pending(limit)),
-            }
-        }
-        // The control thread hears of the answer at the same time: let it make the generation.
-        while first.borrow().current.is_some() && self.choose().is_none() {
-            if Instant::now() >= deadline {
-                return Err(NoTarget::Pending(limit));
-            }
-            tokio::task::yield_now().await;
-        }
+        let mut first = self.targets[0].applied.subscribe();
+        let answered = first.wait_for(|state| !state.is_pending());
+        let Ok(Ok(state)) = timeout_at(deadline, answered).await else {
+            return Err(NoTarget::Pending(limit));
+        };
+        let state = state.clone();
         self.choose().ok_or_else(|| {
-            let state = first.borrow();
             match (&state.refused, &state.error) {
                 (Some(refusal), _) => NoTarget::Refused(refusal.clone()),
                 (None, Some(error)) => NoTarget::Resolve(error.clone()),
@@ -239,11 +235,12 @@ impl Upstream {
     }
 
     async fn follow(&self, target: &Target) {
-        let mut state = target.subscription.watch();
+        let mut subscription = target.subscription.clone();
         loop {
-            let latest = state.borrow_and_update().clone();
-            self.apply(target, &latest);
-            if state.changed().await.is_err() {
+            let state = subscription.state();
+            self.apply(target, &state);
+            target.applied.send_replace(state);
+            if subscription.changed().await.is_none() {
                 return;
             }
         }
@@ -393,7 +390,7 @@ impl Target {
 
     /// What DNS says of it.
     pub fn state(&self) -> Arc<State> {
-        self.subscription.watch().borrow().clone()
+        self.subscription.state()
     }
 }
 
