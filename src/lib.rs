@@ -1,3 +1,12 @@
+//! A TLS-aware sidecar proxy: an alias in, its verified true name out.
+
+pub mod balance;
+pub mod body;
 pub mod cli;
 pub mod config;
+pub mod connect;
+pub mod demo;
+pub mod error;
+pub mod pool;
 pub mod resolve;
+pub mod tls;

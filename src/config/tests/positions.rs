@@ -62,6 +62,12 @@ fn an_unknown_key_with_no_neighbour_gets_the_list() {
 }
 
 #[test]
+fn an_on_that_became_a_boolean_is_recognised() {
+    let problems = wrong("version: 1\naliases:\n  - name: a\n    retry:\n      true: [connect]\n");
+    assert!(problems.starts_with("t.yaml:5:7: unknown key `true`; did you mean `on`? Tools"));
+}
+
+#[test]
 fn columns_count_characters() {
     assert_wrong(
         "version: 1\nlog: {level: info, \"é\": 1, lvel: warn}",

@@ -1,0 +1,244 @@
+//! The body of a request on its way upstream.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::time::{Sleep, sleep};
+
+/// What any source of a body may fail with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How much of a body is kept in case it has to be sent again.
+///
+/// A request that outgrows it simply cannot be repeated once its body has begun to flow.
+const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// How long a body waits for `100 Continue` before it is sent all the same (RFC 9110 §10.1.1:
+/// a client must not wait indefinitely).
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A request body that streams, and that can be started over as long as little of it was sent.
+#[derive(Debug)]
+pub struct RequestBody(Option<Arc<Mutex<Stream>>>);
+
+#[derive(Debug)]
+struct Stream {
+    source: Source,
+    /// What the source said of its size before anything was read from it.
+    size: SizeHint,
+    /// Frames read from the source, for another try. Unused once `keep` is off.
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    keep: bool,
+    /// How many of `kept` the present try has sent.
+    position: usize,
+    bytes: u64,
+    gate: Option<Gate>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Incoming(Incoming),
+    Boxed(UnsyncBoxBody<Bytes, BoxError>),
+}
+
+/// Holds a body back until the origin says `100 Continue`.
+///
+/// As long as nobody reads it, the HTTP server does not tell the client to go on either.
+#[derive(Debug)]
+struct Gate {
+    waker: Option<Waker>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl RequestBody {
+    /// No body at all.
+    pub fn empty() -> Self {
+        Self(None)
+    }
+
+    /// The body of a request that hyper's server received.
+    pub fn incoming(body: Incoming) -> Self {
+        if body.is_end_stream() { Self::empty() } else { Self::stream(Source::Incoming(body)) }
+    }
+
+    /// Any body, from a caller of the library face.
+    pub fn boxed<B>(body: B) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        use http_body_util::BodyExt;
+        Self::stream(Source::Boxed(body.map_err(Into::into).boxed_unsync()))
+    }
+
+    fn stream(source: Source) -> Self {
+        Self(Some(Arc::new(Mutex::new(Stream {
+            size: source.size_hint(),
+            source,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            keep: true,
+            position: 0,
+            bytes: 0,
+            gate: None,
+        }))))
+    }
+
+    /// A second handle on the same body, to be kept while the first is being sent.
+    pub fn handle(&self) -> Self {
+        Self(self.0.clone())
+    }
+
+    /// Starts the body over for another try. `false` where too much of it has gone.
+    pub fn rewind(&self) -> bool {
+        let Some(stream) = &self.0 else { return true };
+        let mut stream = stream.lock();
+        stream.position = 0;
+        stream.keep || stream.bytes == 0
+    }
+
+    /// Whether nothing has been read from the sender yet.
+    pub fn is_untouched(&self) -> bool {
+        self.bytes() == 0
+    }
+
+    /// Bytes read from the sender so far.
+    pub fn bytes(&self) -> u64 {
+        self.0.as_ref().map_or(0, |stream| stream.lock().bytes)
+    }
+
+    /// Says that the request will not be repeated: nothing more is kept.
+    pub fn settle(&self) {
+        let Some(stream) = &self.0 else { return };
+        let mut stream = stream.lock();
+        if stream.position == stream.kept.len() {
+            stream.forget();
+        }
+    }
+
+    /// Holds the body back until [`proceed`](Self::proceed), for a second at most.
+    pub fn hold(&self) {
+        if let Some(stream) = &self.0 {
+            stream.lock().gate = Some(Gate { waker: None, timer: None });
+        }
+    }
+
+    /// Lets a held body flow.
+    pub fn proceed(&self) {
+        let Some(stream) = &self.0 else { return };
+        if let Some(Gate { waker: Some(waker), .. }) = stream.lock().gate.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &self.0 {
+            Some(stream) => stream.lock().poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|stream| {
+            let stream = stream.lock();
+            stream.position == stream.kept.len() && stream.source.is_end_stream()
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or(SizeHint::with_exact(0), |stream| {
+            let stream = stream.lock();
+            if stream.position == 0 { stream.size.clone() } else { SizeHint::default() }
+        })
+    }
+}
+
+impl Stream {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(kept) = self.kept.get(self.position) {
+            self.position += 1;
+            return Poll::Ready(Some(Ok(Frame::data(kept.clone()))));
+        }
+        if let Some(gate) = &mut self.gate {
+            let timer = gate.timer.get_or_insert_with(|| Box::pin(sleep(CONTINUE_TIMEOUT)));
+            if timer.as_mut().poll(cx).is_pending() {
+                gate.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            self.gate = None;
+        }
+        let frame = ready!(self.source.poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            match frame.data_ref() {
+                Some(data) => self.keep(data),
+                // Trailers end the body, and are not kept.
+                None => self.forget(),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        self.bytes += data.len() as u64;
+        if !self.keep {
+            return;
+        }
+        self.kept_bytes += data.len();
+        if self.kept_bytes > REPLAY_LIMIT {
+            self.forget();
+        } else {
+            self.kept.push(data.clone());
+            self.position = self.kept.len();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.keep = false;
+        self.kept = Vec::new();
+        self.position = 0;
+    }
+}
+
+impl Source {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self {
+            Self::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Boxed(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Incoming(body) => body.is_end_stream(),
+            Self::Boxed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Incoming(body) => body.size_hint(),
+            Self::Boxed(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! A DNS server on loopback, UDP and TCP, that answers from a table which may change while it runs.
+//!
+//! Two ways to fill the table. *Zone* records are answered as CoreDNS answers for an `ExternalName`: the chain is
+//! followed as far as the table knows it, a chain that leads out of the cluster without an address is a lone CNAME, one
+//! that ends inside is NODATA. An *exact* answer stands for one name and type, and is sent as it is written.
+
+use hickory_proto::{
+    op::{Message, Metadata, ResponseCode},
+    rr::{
+        Name, RData, Record as WireRecord,
+        rdata::{A, AAAA, CNAME, SOA},
+    },
+};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
+
+pub use hickory_proto::rr::RecordType;
+
+const CLUSTER: &str = "cluster.local";
+/// Names that the query counter remembers: whoever reaches the port must not make it grow for ever.
+const MAX_COUNTED: usize = 4096;
+const MAX_TCP_CONNECTIONS: usize = 64;
+const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// One record of an answer; names in any case, with or without the trailing dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The name that the record belongs to.
+    pub owner: String,
+    /// Seconds.
+    pub ttl: u32,
+    /// Where it leads.
+    pub data: Data,
+}
+
+/// What a [`Record`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// The owner is an alias of this name.
+    Cname(String),
+    /// An A or AAAA record.
+    Address(IpAddr),
+}
+
+/// `owner ttl CNAME target`.
+pub fn cname(owner: &str, ttl: u32, target: &str) -> Record {
+    Record { owner: owner.to_owned(), ttl, data: Data::Cname(target.to_owned()) }
+}
+
+/// `owner ttl A address`, or AAAA.
+pub fn address(owner: &str, ttl: u32, ip: impl Into<IpAddr>) -> Record {
+    Record { owner: owner.to_owned(), ttl, data: Data::Address(ip.into()) }
+}
+
+/// What the server says to one question.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// NOERROR and these records, in this order, whatever they say.
+    Records(Vec<Record>),
+    /// NXDOMAIN, with the SOA.
+    NxDomain,
+    /// NOERROR without records.
+    NoData {
+        /// CoreDNS sends the SOA; some forwarders do not.
+        soa: bool,
+    },
+    /// SERVFAIL.
+    ServFail,
+    /// REFUSED.
+    Refused,
+    /// Nothing at all.
+    Silence,
+    /// TC and no records over UDP, these records over TCP.
+    Truncated(Vec<Record>),
+    /// Octets that are no DNS message, behind the right id.
+    Garbage,
+}
+
+/// A running server; it stops when this is dropped.
+#[derive(Debug)]
+pub struct DnsServer {
+    address: SocketAddr,
+    table: Arc<Table>,
+    tasks: [AbortHandle; 2],
+}
+
+impl DnsServer {
+    /// Binds UDP and TCP on the same port; port 0 takes one that is free for both.
+    pub async fn start(address: SocketAddr) -> io::Result<DnsServer> {
+        let (udp, tcp) = bind(address).await?;
+        let address = udp.local_addr()?;
+        let table = Arc::new(Table::default());
+        let tasks = [
+            tokio::spawn(serve_udp(udp, table.clone())).abort_handle(),
+            tokio::spawn(serve_tcp(tcp, table.clone())).abort_handle(),
+        ];
+        Ok(DnsServer { address, table, tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Puts records into the zone. The owners' former zone records go; other names stay.
+    pub fn zone(&self, records: impl IntoIterator<Item = Record>) {
+        let mut fresh: HashMap<String, Vec<Record>> = HashMap::new();
+        for record in records {
+            fresh.entry(key(&record.owner)).or_default().push(record);
+        }
+        self.table.entries.lock().zone.extend(fresh);
+    }
+
+    /// Answers exactly this to A and AAAA questions for the name.
+    pub fn answer(&self, name: &str, answer: Answer) {
+        self.answer_type(name, RecordType::A, answer.clone());
+        self.answer_type(name, RecordType::AAAA, answer);
+    }
+
+    /// Answers exactly this to questions for the name and type, whatever the zone says.
+    pub fn answer_type(&self, name: &str, kind: RecordType, answer: Answer) {
+        let mut entries = self.table.entries.lock();
+        entries.exact.insert((key(name), kind), answer);
+    }
+
+    /// Forgets the exact answers for the name: the zone speaks again.
+    pub fn restore(&self, name: &str) {
+        let name = key(name);
+        let mut entries = self.table.entries.lock();
+        entries.exact.retain(|(owner, _), _| *owner != name);
+    }
+
+    /// Takes the name out of the zone.
+    pub fn remove(&self, name: &str) {
+        self.table.entries.lock().zone.remove(&key(name));
+    }
+
+    /// How often the name was asked for with this type, lost and unanswered questions included.
+    pub fn queries(&self, name: &str, kind: RecordType) -> usize {
+        let counts = self.table.counts.borrow();
+        counts.get(&(key(name), kind)).copied().unwrap_or(0)
+    }
+
+    /// Waits until the name was asked for `count` times, all types together, since the start.
+    pub async fn wait_for_queries(&self, name: &str, count: usize) {
+        let name = key(name);
+        let asked = |counts: &HashMap<(String, RecordType), usize>| {
+            let of_name = counts.iter().filter(|((owner, _), _)| *owner == name);
+            of_name.map(|(_, n)| n).sum::<usize>() >= count
+        };
+        // The sender lives in `self`, so that this cannot fail.
+        let _ = self.table.counts.subscribe().wait_for(asked).await;
+    }
+}
+
+impl Drop for DnsServer {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+async fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let mut attempts = 0;
+    loop {
+        let udp = UdpSocket::bind(address).await?;
+        match TcpListener::bind(udp.local_addr()?).await {
+            Ok(tcp) => return Ok((udp, tcp)),
+            // The port that UDP was given may be taken for TCP.
+            Err(error) if address.port() != 0 || attempts == 16 => return Err(error),
+            Err(_) => attempts += 1,
+        }
+    }
+}
+
+async fn serve_udp(socket: UdpSocket, table: Arc<Table>) {
+    let mut buffer = [0; 4096];
+    // An error here is an ICMP message about an answer that nobody waited for.
+    loop {
+        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        if let Some(reply) = table.reply(&buffer[..length], Transport::Udp) {
+            let _ = socket.send_to(&reply, peer).await;
+        }
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, table: Arc<Table>) {
+    // Owns the connections, so that they end with the server.
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.len() >= MAX_TCP_CONNECTIONS {
+            connections.join_next().await;
+        }
+        while connections.try_join_next().is_some() {}
+        if let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(serve_connection(stream, table.clone()));
+        } else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+async fn serve_connection(mut stream: TcpStream, table: Arc<Table>) -> io::Result<()> {
+    loop {
+        let length = timeout(TCP_IDLE, stream.read_u16()).await??;
+        let mut request = vec![0; usize::from(length)];
+        timeout(TCP_IDLE, stream.read_exact(&mut request)).await??;
+        if let Some(reply) = table.reply(&request, Transport::Tcp) {
+            let mut framed = (reply.len() as u16).to_be_bytes().to_vec();
+            framed.extend(reply);
+            timeout(TCP_IDLE, stream.write_all(&framed)).await??;
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Udp,
+    Tcp,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    entries: Mutex<Entries>,
+    counts: watch::Sender<HashMap<(String, RecordType), usize>>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    zone: HashMap<String, Vec<Record>>,
+    exact: HashMap<(String, RecordType), Answer>,
+}
+
+impl Table {
+    /// The octets to send back; none for silence, and for what cannot be encoded: CoreDNS, too, does not answer for an
+    /// `externalName` with a label of 64 characters.
+    fn reply(&self, request: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let request = Message::from_vec(request).ok()?;
+        let query = request.queries.first()?;
+        let (name, kind) = (key(&query.name().to_ascii()), query.query_type());
+        self.count(&name, kind);
+        let answer = self.entries.lock().find(&name, kind);
+
+        let mut reply = Message::response(request.id, request.op_code);
+        reply.metadata = Metadata::response_from_request(&request.metadata);
+        reply.metadata.authoritative = true;
+        reply.add_query(query.clone());
+        let (code, records, soa) = match answer {
+            Answer::Records(records) => (ResponseCode::NoError, records, false),
+            Answer::NxDomain => (ResponseCode::NXDomain, Vec::new(), true),
+            Answer::NoData { soa } => (ResponseCode::NoError, Vec::new(), soa),
+            Answer::ServFail => (ResponseCode::ServFail, Vec::new(), false),
+            Answer::Refused => (ResponseCode::Refused, Vec::new(), false),
+            Answer::Silence => return None,
+            Answer::Truncated(_) if transport == Transport::Udp => {
+                return reply.truncate().to_vec().ok();
+            }
+            Answer::Truncated(records) => (ResponseCode::NoError, records, false),
+            Answer::Garbage => {
+                return Some([&request.id.to_be_bytes()[..], &[0xff; 10]].concat());
+            }
+        };
+        reply.metadata.response_code = code;
+        for record in &records {
+            reply.add_answer(wire(record)?);
+        }
+        if soa {
+            reply.add_authority(cluster_soa()?);
+        }
+        let octets = reply.to_vec().ok()?;
+        if transport == Transport::Udp && octets.len() > usize::from(request.max_payload()) {
+            return reply.truncate().to_vec().ok();
+        }
+        Some(octets)
+    }
+
+    fn count(&self, name: &str, kind: RecordType) {
+        self.counts.send_modify(|counts| {
+            if counts.len() < MAX_COUNTED || counts.contains_key(&(name.to_owned(), kind)) {
+                *counts.entry((name.to_owned(), kind)).or_default() += 1;
+            }
+        });
+    }
+}
+
+impl Entries {
+    fn find(&self, name: &str, kind: RecordType) -> Answer {
+        match self.exact.get(&(name.to_owned(), kind)) {
+            Some(answer) => answer.clone(),
+            None => self.follow(name, kind),
+        }
+    }
+
+    fn follow(&self, name: &str, kind: RecordType) -> Answer {
+        let Some(own) = self.zone.get(name) else {
+            return Answer::NxDomain;
+        };
+        let mut records = own.as_slice();
+        let mut chain: Vec<Record> = Vec::new();
+        let mut end = name.to_owned();
+        while let Some((alias, target)) = records.iter().find_map(link) {
+            if chain.contains(alias) {
+                // The forwarder of a looping vendor says SERVFAIL, of which CoreDNS keeps its own CNAMEs only.
+                chain.retain(|record| in_cluster(&key(&record.owner)));
+                records = &[];
+                break;
+            }
+            chain.push(alias.clone());
+            end = key(target);
+            match self.zone.get(&end) {
+                Some(next) if kind != RecordType::CNAME => records = next,
+                _ => {
+                    records = &[];
+                    break;
+                }
+            }
+        }
+        let addresses = records.iter().filter(|record| record.kind() == kind);
+        chain.extend(addresses.cloned());
+        match chain.last() {
+            Some(last) if last.kind() == kind || !in_cluster(&end) => Answer::Records(chain),
+            _ => Answer::NoData { soa: true },
+        }
+    }
+}
+
+impl Record {
+    fn kind(&self) -> RecordType {
+        match self.data {
+            Data::Cname(_) => RecordType::CNAME,
+            Data::Address(IpAddr::V4(_)) => RecordType::A,
+            Data::Address(IpAddr::V6(_)) => RecordType::AAAA,
+        }
+    }
+}
+
+fn link(record: &Record) -> Option<(&Record, &str)> {
+    match &record.data {
+        Data::Cname(target) => Some((record, target)),
+        Data::Address(_) => None,
+    }
+}
+
+fn key(name: &str) -> String {
+    name.trim_end_matches('.').to_ascii_lowercase()
+}
+
+fn in_cluster(name: &str) -> bool {
+    name.strip_suffix(CLUSTER).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn wire(record: &Record) -> Option<WireRecord> {
+    let data = match &record.data {
+        Data::Cname(target) => RData::CNAME(CNAME(absolute(target)?)),
+        Data::Address(IpAddr::V4(ip)) => RData::A(A(*ip)),
+        Data::Address(IpAddr::V6(ip)) => RData::AAAA(AAAA(*ip)),
+    };
+    Some(WireRecord::from_rdata(absolute(&record.owner)?, record.ttl, data))
+}
+
+fn cluster_soa() -> Option<WireRecord> {
+    let [server, mailbox] = ["ns.dns.cluster.local", "hostmaster.cluster.local"].map(absolute);
+    let soa = SOA::new(server?, mailbox?, 1, 7200, 1800, 86400, 5);
+    Some(WireRecord::from_rdata(absolute(CLUSTER)?, 5, RData::SOA(soa)))
+}
+
+fn absolute(name: &str) -> Option<Name> {
+    Name::from_str(&format!("{}.", name.trim_end_matches('.'))).ok()
+}
