@@ -45,11 +45,11 @@ pub(super) fn random<'a>(
 
 /// One after the other. `turn` counts picks; it chooses among the eligible, so that the successor of
 /// an ejected endpoint does not get the double share.
-pub(super) fn round_robin<'a>(
-    members: &'a [Arc<Endpoint>],
+pub(super) fn round_robin(
+    members: &[Arc<Endpoint>],
     eligible: impl Fn(&Endpoint) -> bool,
     turn: usize,
-) -> Option<&'a Arc<Endpoint>> {
+) -> Option<&Arc<Endpoint>> {
     match count(members, &eligible) {
         0 => None,
         several => nth(members, &eligible, turn % several),

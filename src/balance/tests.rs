@@ -346,7 +346,11 @@ fn concurrent_failures_leave_one_endpoint_usable() {
         let balancer = balancer(config::Balance::P2c, 4, now);
         std::thread::scope(|scope| {
             for endpoint in balancer.endpoints() {
-                scope.spawn(move || (0..10).for_each(|_| drop(endpoint.failed(now))));
+                scope.spawn(move || {
+                    (0..10).for_each(|_| {
+                        let _ = endpoint.failed(now);
+                    })
+                });
             }
         });
         let usable = balancer.endpoints().iter().filter(|e| e.state(now) == State::Active).count();

@@ -1,4 +1,5 @@
-//! The commands.
+//! The commands, one file each.
 
 pub mod check;
+pub mod demo;
 pub mod schema;

@@ -1,0 +1,163 @@
+//! `truename demo`: the whole story on one machine.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    pin::pin,
+    process::ExitCode,
+};
+
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    config::Config,
+    demo::{
+        page::Page,
+        story::{self, Story},
+        world::{ADDRESSES, ALIAS, TRUE_NAME, World, WorldError},
+    },
+};
+
+/// Embedded cluster DNS, TLS upstreams and the proxy: the whole story on one machine, offline
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Demo {
+    /// Tell the story and exit: 0 where it held, 1 where it did not
+    #[arg(long)]
+    pub once: bool,
+}
+
+impl Demo {
+    /// Runs the demo to its end.
+    pub fn run(&self) -> ExitCode {
+        match self.play() {
+            Ok(story) if story.held() => ExitCode::SUCCESS,
+            Ok(_) => ExitCode::FAILURE,
+            // Ctrl-C is how the demo ends; only who asked for a verdict goes without.
+            Err(DemoError::Interrupted) if !self.once => ExitCode::SUCCESS,
+            // `truename demo | head` read as much as it wanted.
+            Err(DemoError::Page(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("truename demo: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn play(&self) -> Result<Story, DemoError> {
+        let world = World::start()?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(DemoError::Runtime)?.block_on(self.perform(&world))
+    }
+
+    async fn perform(&self, world: &World) -> Result<Story, DemoError> {
+        // Before the first line: whoever reads it may press Ctrl-C.
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(DemoError::Runtime)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(DemoError::Runtime)?;
+        let mut stopped = pin!(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+
+        let proxy = start_proxy(world.config())?;
+        let story = tokio::select! {
+            story = self.tell(world, &proxy) => story,
+            () = &mut stopped => Err(DemoError::Interrupted),
+        };
+        if story.is_ok() && !self.once {
+            stopped.await;
+        }
+        proxy.shutdown().await;
+        story
+    }
+
+    async fn tell(&self, world: &World, proxy: &App) -> Result<Story, DemoError> {
+        let address = proxy.listeners().first().copied().ok_or(DemoError::NotListening)?;
+        let mut page = Page::stdout();
+        introduce(world, address, &mut page)?;
+        let story = story::tell(world, address, &mut page).await?;
+        conclude(&story, &mut page)?;
+        if !self.once {
+            story::curl_lines(world, address, &mut page)?;
+        }
+        Ok(story)
+    }
+}
+
+fn introduce(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> io::Result<()> {
+    page.chapter("A small world on this machine: no internet, no root, ports that were free")?;
+    page.line(&format!("the cluster's DNS  {}", world.dns().address()))?;
+    let [first, .., last] = ADDRESSES;
+    page.line(&format!(
+        "{TRUE_NAME:<17}  {first} to {last}, port {}, with a certificate for {TRUE_NAME} only",
+        world.port()
+    ))?;
+    page.line(&format!("truename           {proxy}, for the alias {ALIAS}"))
+}
+
+fn conclude(story: &Story, page: &mut Page<impl Write>) -> io::Result<()> {
+    let failures = story.failures().count();
+    if failures == 0 {
+        page.chapter(&format!("The story held: all {} of its claims.", story.len()))
+    } else {
+        page.chapter(&format!(
+            "The story did not hold: {failures} of {} claims failed.",
+            story.len()
+        ))?;
+        for failure in story.failures() {
+            page.line(failure)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why the demo could not be given.
+#[derive(Debug, thiserror::Error)]
+enum DemoError {
+    #[error(transparent)]
+    World(#[from] WorldError),
+    #[error("cannot run: {0}")]
+    Runtime(io::Error),
+    #[error("cannot start the proxy: {0}")]
+    Proxy(#[from] StartError),
+    #[error("the proxy started, but listens nowhere")]
+    NotListening,
+    #[error("cannot write: {0}")]
+    Page(#[from] io::Error),
+    #[error("interrupted before the story's end")]
+    Interrupted,
+}
+
+/// Starts the proxy in this process, as a program that embeds it would.
+fn start_proxy(config: Config) -> Result<App, StartError> {
+    App::start(config)
+}
+
+// PLACEHOLDER for `crate::app`: these types go, and `use crate::app::{App, StartError}` comes.
+// `App` has no values, so that nothing here can pass for a proxy.
+
+enum App {}
+
+#[derive(Debug, thiserror::Error)]
+#[error("this build has no proxy to start")]
+struct StartError;
+
+impl App {
+    fn start(_: Config) -> Result<Self, StartError> {
+        Err(StartError)
+    }
+
+    fn listeners(&self) -> Vec<SocketAddr> {
+        match *self {}
+    }
+
+    async fn shutdown(self) {
+        match self {}
+    }
+}

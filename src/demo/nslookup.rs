@@ -1,0 +1,82 @@
+//! Asks one DNS server one question and shows what it says, as nslookup does.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use hickory_proto::{
+    ProtoError,
+    op::{Message, Query},
+    rr::{Name, RData, RecordType},
+    serialize::binary::DecodeError,
+};
+use tokio::{
+    net::UdpSocket,
+    time::{error::Elapsed, timeout},
+};
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A record of the answer, in the order of the packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// `owner canonical name = target`.
+    Cname {
+        /// The alias.
+        owner: String,
+        /// Where it leads.
+        target: String,
+    },
+    /// `owner` has this address.
+    Address {
+        /// Whose address it is.
+        owner: String,
+        /// The address.
+        ip: IpAddr,
+    },
+}
+
+/// Asks `server` for the IPv4 addresses of `name`, without search lists.
+pub async fn nslookup(server: SocketAddr, name: &str) -> Result<Vec<Line>, NslookupError> {
+    let mut question = Message::query();
+    let name = Name::from_ascii(format!("{}.", name.trim_end_matches('.')))?;
+    question.add_query(Query::query(name, RecordType::A));
+
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    // Connected: a datagram of anybody else is not read.
+    socket.connect(server).await?;
+    socket.send(&question.to_vec()?).await?;
+    let mut buffer = [0; 4096];
+    let length = timeout(DEADLINE, socket.recv(&mut buffer)).await??;
+    let answer = Message::from_vec(&buffer[..length])?;
+
+    let show = |name: &Name| name.to_ascii().trim_end_matches('.').to_owned();
+    let lines = answer.answers.iter().filter_map(|record| {
+        let owner = show(&record.name);
+        match &record.data {
+            RData::CNAME(target) => Some(Line::Cname { owner, target: show(&target.0) }),
+            RData::A(ip) => Some(Line::Address { owner, ip: ip.0.into() }),
+            _ => None,
+        }
+    });
+    Ok(lines.collect())
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum NslookupError {
+    /// The question cannot be asked.
+    #[error("cannot ask: {0}")]
+    Question(#[from] ProtoError),
+    /// The socket.
+    #[error("cannot reach the DNS server: {0}")]
+    Socket(#[from] io::Error),
+    /// Silence.
+    #[error("the DNS server did not answer within 5 s")]
+    Silence(#[from] Elapsed),
+    /// The answer is no DNS.
+    #[error("the DNS server's answer cannot be read: {0}")]
+    Answer(#[from] DecodeError),
+}

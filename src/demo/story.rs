@@ -1,0 +1,271 @@
+//! The story: what an alias does to TLS, and what truename does about it. Every line of it is
+//! something that was really tried.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    net::{IpAddr, SocketAddr},
+};
+
+use tokio::task::JoinSet;
+
+use super::{
+    curl::{self, CurlError, Reply},
+    nslookup::{Line, nslookup},
+    origin::Visit,
+    page::Page,
+    world::{ADDRESSES, ALIAS, ALIAS_IN_DNS, TRUE_NAME, World},
+};
+
+const TARGET: &str = "/anything?test=value";
+/// How many requests show the balance.
+const REQUESTS: usize = 40;
+/// Long enough that all of them are under way together: the balance is that of a busy proxy.
+const BUSY_TARGET: &str = "/delay/0.1";
+
+/// What the story claims, and whether it was so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Story {
+    claims: Vec<Claim>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim {
+    text: String,
+    held: bool,
+}
+
+impl Story {
+    /// Whether every claim held; a story without claims is none.
+    pub fn held(&self) -> bool {
+        !self.claims.is_empty() && self.claims.iter().all(|claim| claim.held)
+    }
+
+    /// The claims that did not hold.
+    pub fn failures(&self) -> impl Iterator<Item = &str> {
+        self.claims.iter().filter(|claim| !claim.held).map(|claim| claim.text.as_str())
+    }
+
+    /// How many claims there are.
+    pub fn len(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// Whether nothing was claimed yet.
+    pub fn is_empty(&self) -> bool {
+        self.claims.is_empty()
+    }
+
+    fn claim(
+        &mut self,
+        page: &mut Page<impl Write>,
+        held: bool,
+        text: impl Into<String>,
+    ) -> io::Result<()> {
+        let text = text.into();
+        page.verdict(held, &text)?;
+        self.claims.push(Claim { text, held });
+        Ok(())
+    }
+}
+
+/// Tells the story of `world` with a proxy that listens at `proxy`; fails only where the page does.
+pub async fn tell(
+    world: &World,
+    proxy: SocketAddr,
+    page: &mut Page<impl Write>,
+) -> io::Result<Story> {
+    let mut story = Story::default();
+    what_dns_says(world, page, &mut story).await?;
+    without_truename(world, page, &mut story).await?;
+    with_truename(world, proxy, page, &mut story).await?;
+    the_balance(proxy, page, &mut story).await?;
+    Ok(story)
+}
+
+async fn what_dns_says(
+    world: &World,
+    page: &mut Page<impl Write>,
+    story: &mut Story,
+) -> io::Result<()> {
+    let server = world.dns().address();
+    page.chapter("1. An ExternalName is an alias in DNS, and no more than that")?;
+    page.command(&format!("nslookup -port={} {ALIAS_IN_DNS} {}", server.port(), server.ip()))?;
+    let lines = match nslookup(server, ALIAS_IN_DNS).await {
+        Ok(lines) => lines,
+        Err(error) => {
+            page.line(&error.to_string())?;
+            Vec::new()
+        }
+    };
+    let mut leads_to = None;
+    let mut addresses = Vec::new();
+    for line in lines {
+        match line {
+            Line::Cname { owner, target } => {
+                page.line(&format!("{owner}  canonical name = {target}"))?;
+                leads_to = Some(target);
+            }
+            Line::Address { owner, ip } => {
+                page.line(&format!("Name: {owner}  Address: {ip}"))?;
+                addresses.push(ip);
+            }
+        }
+    }
+    addresses.sort();
+    let held = leads_to.as_deref() == Some(TRUE_NAME) && addresses == ADDRESSES;
+    story.claim(page, held, format!("{ALIAS} leads to {TRUE_NAME}, which has four addresses"))
+}
+
+async fn without_truename(
+    world: &World,
+    page: &mut Page<impl Write>,
+    story: &mut Story,
+) -> io::Result<()> {
+    let origin = SocketAddr::new(ADDRESSES[0], world.port());
+    page.chapter("2. Without truename: TLS asks for the alias, which no certificate bears")?;
+    page.command(&command_without_truename(world))?;
+    let answer = curl::https(origin, ALIAS, world.authority().roots(), TARGET).await;
+    let held = match answer {
+        Ok(reply) => {
+            page.line(&format!("{}, though the name is wrong", reply.status))?;
+            false
+        }
+        Err(error) => {
+            page.line(&format!("curl: {error}"))?;
+            match &error {
+                CurlError::NameMismatch { expected, presented } => {
+                    page.line(&format!("the name that was asked for   {expected}"))?;
+                    page.line(&format!("the certificate's only name   {}", presented.join(", ")))?;
+                    expected == ALIAS && *presented == [TRUE_NAME]
+                }
+                _ => false,
+            }
+        }
+    };
+    story.claim(page, held, "the certificate does not match the alias, so a careful client refuses")
+}
+
+async fn with_truename(
+    world: &World,
+    proxy: SocketAddr,
+    page: &mut Page<impl Write>,
+    story: &mut Story,
+) -> io::Result<()> {
+    page.chapter("3. With truename: plain HTTP to the alias, verified TLS to its true name")?;
+    page.command(&command_with_truename(proxy))?;
+    let answer = curl::http(proxy, ALIAS, TARGET).await;
+    let reply = match &answer {
+        Ok(reply) => {
+            page.line(&describe(reply))?;
+            Some(reply)
+        }
+        Err(error) => {
+            page.line(&format!("curl: {error}"))?;
+            None
+        }
+    };
+    let answered =
+        reply.is_some_and(|reply| reply.status == 200 && reply.body["args"]["test"] == "value");
+    story.claim(page, answered, "the same request, through truename, is answered")?;
+
+    let visit = reply.and_then(|reply| visit_of(world, reply));
+    let (sni, host) = match &visit {
+        Some(visit) => (visit.sni.as_deref(), visit.host.as_deref()),
+        None => (None, None),
+    };
+    page.line("what the origin saw of it")?;
+    page.line(&format!("  SNI   {}", sni.unwrap_or("-")))?;
+    page.line(&format!("  Host  {}   (with its port, as that is not 443)", host.unwrap_or("-")))?;
+    // RFC 9110, section 7.2: a port that is not the scheme's own stands in `Host`.
+    let true_host = format!("{TRUE_NAME}:{}", world.port());
+    let held = sni == Some(TRUE_NAME) && host == Some(true_host.as_str());
+    story.claim(page, held, format!("the origin was called {TRUE_NAME}, in SNI and in Host"))
+}
+
+async fn the_balance(
+    proxy: SocketAddr,
+    page: &mut Page<impl Write>,
+    story: &mut Story,
+) -> io::Result<()> {
+    page.chapter(&format!("4. {REQUESTS} requests at once, over all addresses of the true name"))?;
+    let mut requests = JoinSet::new();
+    for _ in 0..REQUESTS {
+        requests.spawn(curl::http(proxy, ALIAS, BUSY_TARGET));
+    }
+    let mut served: BTreeMap<IpAddr, usize> = ADDRESSES.map(|ip| (ip, 0)).into();
+    let mut failure = None;
+    while let Some(answer) = requests.join_next().await {
+        let answer = answer.map_err(io::Error::other)?;
+        let by = answer.as_ref().ok().filter(|reply| reply.status == 200).and_then(served_by);
+        match (by.and_then(|ip| served.get_mut(&ip)), answer) {
+            (Some(count), _) => *count += 1,
+            (None, Ok(reply)) => failure = Some(describe(&reply)),
+            (None, Err(error)) => failure = Some(format!("curl: {error}")),
+        }
+    }
+    let longest = served.values().copied().max().unwrap_or_default();
+    for (ip, count) in &served {
+        page.bar(&ip.to_string(), *count, longest)?;
+    }
+    if let Some(failure) = failure {
+        page.line(&format!("one that failed: {failure}"))?;
+    }
+    let answered = served.values().sum::<usize>();
+    story.claim(page, answered == REQUESTS, format!("{answered} of {REQUESTS} were answered"))?;
+    let all = served.values().all(|count| *count > 0);
+    story.claim(page, all, "every address served some of them")
+}
+
+/// What to try by hand while the demo is up.
+pub fn curl_lines(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> io::Result<()> {
+    page.chapter("Try it yourself; Ctrl-C ends it")?;
+    page.to_try(&command_with_truename(proxy))?;
+    page.to_try(&format!("curl 'http://{proxy}/headers'"))?;
+    page.to_try(&format!("curl -i -H 'Host: {ALIAS}' 'http://{proxy}/status/418'"))?;
+    page.to_try(&format!("curl -N -H 'Host: {ALIAS}' 'http://{proxy}/stream/3'"))?;
+    page.to_try(&format!(
+        "curl -i -H 'Host: {ALIAS}' 'http://{proxy}/redirect-to?url=https://{TRUE_NAME}:{}/get'",
+        world.port()
+    ))?;
+    page.line("a name that is no alias here, to see what an error says:")?;
+    page.to_try(&format!("curl -H 'Host: elsewhere' 'http://{proxy}/'"))?;
+    page.line("and what fails without truename:")?;
+    page.to_try(&command_without_truename(world))
+}
+
+fn command_with_truename(proxy: SocketAddr) -> String {
+    format!("curl -H 'Host: {ALIAS}' 'http://{proxy}{TARGET}'")
+}
+
+fn command_without_truename(world: &World) -> String {
+    let port = world.port();
+    format!(
+        "curl --cacert {} --resolve {ALIAS}:{port}:{} 'https://{ALIAS}:{port}{TARGET}'",
+        world.root_file().display(),
+        ADDRESSES[0]
+    )
+}
+
+/// The status and who answered, or what truename says is the matter.
+fn describe(reply: &Reply) -> String {
+    match (&reply.served_by, reply.body["detail"].as_str()) {
+        (Some(ip), _) => format!("{}, from {ip}", reply.status),
+        (None, Some(detail)) => format!("{}: {detail}", reply.status),
+        (None, None) => reply.status.to_string(),
+    }
+}
+
+fn served_by(reply: &Reply) -> Option<IpAddr> {
+    reply.served_by.as_ref()?.parse().ok()
+}
+
+/// The request that was answered with `reply`: the latest that its origin saw.
+fn visit_of(world: &World, reply: &Reply) -> Option<Visit> {
+    let ip = served_by(reply)?;
+    let origin = world.origins().iter().find(|origin| origin.address().ip() == ip)?;
+    origin.visits().pop()
+}
+
+#[cfg(test)]
+mod tests;

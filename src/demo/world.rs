@@ -1,0 +1,189 @@
+//! The demo's world: the cluster's DNS and four origins, on a thread of their own as if far away.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::{runtime, sync::oneshot};
+
+use super::{
+    authority::{Authority, AuthorityError, LeafOptions},
+    dns::{self, DnsServer},
+    folder::PrivateFolder,
+    origin::Origin,
+    ports::{ListenError, listen_on_one_port},
+};
+use crate::config::{self, Config};
+
+/// What the application calls it.
+pub const ALIAS: &str = "webscaler-manual";
+/// The same, as the cluster's DNS knows it.
+pub const ALIAS_IN_DNS: &str = "webscaler-manual.default.svc.cluster.local";
+/// Where the alias leads, and the only name on the origins' certificate.
+pub const TRUE_NAME: &str = "httpbin.org";
+/// The addresses that DNS gives for the true name.
+pub const ADDRESSES: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11)),
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 12)),
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 13)),
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 14)),
+];
+/// What CoreDNS gives an `ExternalName`.
+const TTL: u32 = 5;
+
+/// The running world; dropping it ends it and removes its folder.
+#[derive(Debug)]
+pub struct World {
+    inhabitants: Inhabitants,
+    folder: PrivateFolder,
+    root_file: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Inhabitants {
+    dns: DnsServer,
+    authority: Authority,
+    origins: Vec<Origin>,
+    port: u16,
+}
+
+impl World {
+    /// Starts DNS and origins on ports that are free, and returns when all of them listen.
+    pub fn start() -> Result<Self, WorldError> {
+        let (stop, stopped) = oneshot::channel();
+        let (started, starting) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("demo-world".to_owned())
+            .spawn(move || live(&started, stopped))
+            .map_err(WorldError::Thread)?;
+        let inhabitants = starting.recv().map_err(|_| WorldError::Ended)??;
+
+        let folder = PrivateFolder::create().map_err(WorldError::Folder)?;
+        let root_file = folder
+            .write("root.pem", inhabitants.authority.root_pem())
+            .map_err(WorldError::Folder)?;
+        Ok(Self { inhabitants, folder, root_file, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The cluster's DNS.
+    pub fn dns(&self) -> &DnsServer {
+        &self.inhabitants.dns
+    }
+
+    /// Who signed the origins' certificate.
+    pub fn authority(&self) -> &Authority {
+        &self.inhabitants.authority
+    }
+
+    /// The authority's root, as a file.
+    pub fn root_file(&self) -> &Path {
+        &self.root_file
+    }
+
+    /// The origins, in the order of [`ADDRESSES`].
+    pub fn origins(&self) -> &[Origin] {
+        &self.inhabitants.origins
+    }
+
+    /// The port that the origins share.
+    pub fn port(&self) -> u16 {
+        self.inhabitants.port
+    }
+
+    /// The configuration of a proxy that lives in this world: one alias, on a port that is free.
+    pub fn config(&self) -> Config {
+        let mut alias = config::Alias::named(ALIAS);
+        alias.listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
+        alias.port = self.port();
+        alias.tls.ca =
+            config::Trust { system: false, webpki: false, files: vec![self.root_file.clone()] };
+
+        let mut config = Config { aliases: vec![alias], ..Config::default() };
+        config.dns.servers = vec![self.dns().address()];
+        config.dns.cluster_domain = Some("cluster.local".to_owned());
+        config.dns.namespace = Some("default".to_owned());
+        // Loopback is denied unless allowed: nobody's DNS should lead a proxy to its own machine.
+        let loopback = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+        config.policy.allow_addresses = vec![loopback.into()];
+        config.ca.directory = Some(self.folder.path().join("ca"));
+        config.admin.listen = None;
+        // There is nothing here that Ctrl-C should wait for.
+        config.shutdown_grace = Duration::from_secs(1);
+        config
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // A thread that is gone already needs no telling.
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn live(started: &mpsc::Sender<Result<Inhabitants, WorldError>>, stopped: oneshot::Receiver<()>) {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    // Whoever started the world waits for what is sent, so a failed send has no one to tell.
+    let _ = match runtime {
+        Err(error) => started.send(Err(WorldError::Thread(error))),
+        Ok(runtime) => runtime.block_on(async {
+            let sent = started.send(settle().await);
+            // An error means that the world was dropped, which is the same message.
+            let _ = stopped.await;
+            sent
+        }),
+    };
+}
+
+async fn settle() -> Result<Inhabitants, WorldError> {
+    let dns = DnsServer::start((Ipv4Addr::LOCALHOST, 0).into()).await.map_err(WorldError::Dns)?;
+    dns.zone([dns::cname(ALIAS_IN_DNS, TTL, TRUE_NAME)]);
+    dns.zone(ADDRESSES.map(|ip| dns::address(TRUE_NAME, TTL, ip)));
+
+    let authority = Authority::new("truename demo root")?;
+    let leaf = authority.issue(&[TRUE_NAME], &[], LeafOptions::default())?;
+    let tls = leaf.server_config(&["h2", "http/1.1"])?;
+    let mut origins = Vec::with_capacity(ADDRESSES.len());
+    for listener in listen_on_one_port(&ADDRESSES)? {
+        origins.push(Origin::serve(listener, tls.clone()).map_err(WorldError::Origin)?);
+    }
+    let port = origins.first().map_or(0, |origin| origin.address().port());
+    Ok(Inhabitants { dns, authority, origins, port })
+}
+
+/// Why the world could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorldError {
+    /// The addresses of the origins.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The certificate.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// An origin on a listener that is bound.
+    #[error("cannot serve an origin: {0}")]
+    Origin(io::Error),
+    /// The DNS server.
+    #[error("cannot serve DNS on a free port of 127.0.0.1: {0}")]
+    Dns(io::Error),
+    /// The folder for the root certificate.
+    #[error("cannot keep the demo's root certificate in a temporary folder: {0}; set TMPDIR")]
+    Folder(io::Error),
+    /// The thread, or the runtime on it.
+    #[error("cannot start a thread for the demo's world: {0}")]
+    Thread(io::Error),
+    /// The thread ended without saying why.
+    #[error("the thread of the demo's world ended before it had started")]
+    Ended,
+}

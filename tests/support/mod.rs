@@ -1,0 +1,51 @@
+//! The world that whole-proxy tests run in: real sockets on loopback, real TLS, the real binary.
+//!
+//! * [`loopback`]: addresses and ports that no other test uses
+//! * [`peer`]: one end of a connection, with what was on its wire; [`message`]: what it read there
+//! * [`raw_origin`] and [`scripts`]: upstreams that misbehave, or that note every byte
+//! * [`client`]: the application's side
+//! * [`trust`]: certificates, and the root that vouches for them
+//! * [`proxy`]: the binary under test
+//!
+//! * [`scene`]: all of them together, as most tests want them
+//!
+//! An upstream that behaves is `truename::demo::origin::Origin`. A test then reads:
+//!
+//! ```ignore
+//! let mut scene = Scene::new(2).await;
+//! let origins = scene.script(scripts::answer);
+//! let proxy = Proxy::start(&scene.yaml("retry: {attempts: 1}")).await;
+//! let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+//! assert_eq!(answer.text(), "ok");
+//! ```
+
+// Every test is a crate of its own and uses a part of this.
+#![allow(dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod client;
+pub mod loopback;
+pub mod message;
+pub mod peer;
+pub mod proxy;
+pub mod raw_origin;
+pub mod scene;
+pub mod scripts;
+pub mod trust;
+
+use std::{panic::Location, time::Duration};
+
+/// What has not happened by then will not happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Awaits `future`, but for no longer than [`PATIENCE`]; says which line of the test lost it.
+#[track_caller]
+pub fn within<T>(what: &str, future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = Location::caller();
+    async move {
+        match tokio::time::timeout(PATIENCE, future).await {
+            Ok(output) => output,
+            Err(_) => panic!("waited {PATIENCE:?} for {what}, at {caller}"),
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The binary under test, with a configuration in a folder of its own.
+
+use std::{
+    collections::VecDeque,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::Path,
+    process::{ChildStderr, Command, ExitStatus, Stdio},
+    thread,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use super::{PATIENCE, client, trust, within};
+
+/// Log lines kept for a test's questions and for its failure.
+const MAX_LINES: usize = 20_000;
+
+/// A proxy to be started.
+pub struct Setup {
+    yaml: String,
+    files: Vec<(String, Vec<u8>)>,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// A proxy with this configuration. In it `$FOLDER` is where its files are: `root.pem` (the
+    /// tests' authority), and what [`Setup::file`] adds. Without an `admin:` it has one on any port.
+    pub fn new(yaml: &str) -> Self {
+        let mut yaml = yaml.to_owned();
+        if !yaml.lines().any(|line| line.starts_with("admin:")) {
+            yaml.push_str("\nadmin: {listen: \"127.0.0.1:0\"}\n");
+        }
+        let root = trust::authority().root_pem().to_owned();
+        Self {
+            yaml,
+            files: vec![("root.pem".to_owned(), root.into_bytes())],
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// Puts a file into the folder.
+    pub fn file(mut self, name: &str, contents: impl Into<Vec<u8>>) -> Self {
+        self.files.push((name.to_owned(), contents.into()));
+        self
+    }
+
+    /// Adds an argument to `truename run --config FILE`.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Sets a variable.
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts the process, without waiting for anything.
+    pub fn spawn(self) -> Proxy {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, contents) in &self.files {
+            std::fs::write(folder.path().join(name), contents).unwrap();
+        }
+        write_config(folder.path(), &self.yaml);
+
+        let mut command = Command::new(env!("CARGO_BIN_EXE_truename"));
+        command.arg("run").arg("--config").arg(folder.path().join("truename.yaml"));
+        command.args(&self.arguments).current_dir(folder.path());
+        // What the developer's shell says about proxies must not reach the test.
+        for (name, _) in std::env::vars_os() {
+            let upper = name.to_string_lossy().to_uppercase();
+            if upper.starts_with("TRUENAME_") || upper.ends_with("_PROXY") {
+                command.env_remove(&name);
+            }
+        }
+        command.envs(self.environment);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+
+        let mut child = command.spawn().unwrap();
+        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        let stderr = child.stderr.take().unwrap();
+        let (notes, state) = watch::channel(State::default());
+        let reader = thread::spawn(move || {
+            read_log(stderr, &notes);
+            let status = child.wait().unwrap();
+            notes.send_modify(|state| state.exit = Some(status));
+        });
+        Proxy { folder, pid, state, reader: Some(reader) }
+    }
+
+    /// Starts the process and waits until it is ready, where it has an admin listener.
+    pub async fn start(self) -> Proxy {
+        let has_admin = !self.yaml.contains("admin: null") && !self.yaml.contains("listen: null");
+        let proxy = self.spawn();
+        if has_admin {
+            proxy.ready().await;
+        }
+        proxy
+    }
+}
+
+/// A running proxy, killed when dropped.
+pub struct Proxy {
+    folder: TempDir,
+    pid: Pid,
+    state: watch::Receiver<State>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Starts a proxy with this configuration and waits until it is ready.
+    pub async fn start(yaml: &str) -> Self {
+        Setup::new(yaml).start().await
+    }
+
+    /// Where the alias listens: the first address, if there are several.
+    pub async fn address(&self, alias: &str) -> SocketAddr {
+        self.addresses(alias, 1).await[0]
+    }
+
+    /// Where the alias listens, once it does so on `count` addresses.
+    pub async fn addresses(&self, alias: &str, count: usize) -> Vec<SocketAddr> {
+        let state = self.until("the alias' listeners", |state| state.of(alias).count() >= count);
+        state.await.of(alias).collect()
+    }
+
+    /// Where the admin listener is.
+    pub async fn admin(&self) -> SocketAddr {
+        let bound = |state: &State| {
+            state.bound.iter().find_map(|bound| match bound {
+                Bound::Admin(address) => Some(*address),
+                Bound::Alias(..) => None,
+            })
+        };
+        bound(&self.until("the admin listener", |state| bound(state).is_some()).await).unwrap()
+    }
+
+    /// Waits until every listener is bound.
+    pub async fn ready(&self) {
+        let admin = self.admin().await;
+        within("/readyz", async {
+            while client::get(admin, "localhost", "/readyz").await.status() != 200 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// What `/status` says.
+    pub async fn status(&self) -> Value {
+        let answer = client::get(self.admin().await, "localhost", "/status").await;
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        answer.json()
+    }
+
+    /// The value of one series of `/metrics`, as in `truename_endpoints{alias="a",state="active"}`.
+    pub async fn metric(&self, series: &str) -> Option<f64> {
+        let answer = client::get(self.admin().await, "localhost", "/metrics").await;
+        let lines = answer.text().lines();
+        let found = lines.filter_map(|line| line.rsplit_once(' ')).find(|(key, _)| *key == series);
+        found.map(|(_, value)| value.parse().unwrap())
+    }
+
+    /// Waits until a line of the log holds `text`, and gives that line.
+    pub async fn logged(&self, text: &str) -> String {
+        let find = |state: &State| state.lines.iter().find(|line| line.contains(text)).cloned();
+        find(&self.until(text, |state| find(state).is_some()).await).unwrap()
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.state.borrow().text()
+    }
+
+    /// The folder of the configuration.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Puts another configuration in the place of the running one: the proxy is not told.
+    pub fn rewrite(&self, yaml: &str) {
+        write_config(self.folder.path(), yaml);
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid, signal).unwrap();
+    }
+
+    /// Waits until the process ends.
+    pub async fn exit(&self) -> ExitStatus {
+        let mut state = self.state.clone();
+        let ended = state.wait_for(|state| state.exit.is_some());
+        within("the proxy to end", ended).await.unwrap().exit.unwrap()
+    }
+
+    /// Waits until the log shows `enough`; a proxy that ends before is a failure, with its log.
+    async fn until(&self, what: &str, mut enough: impl FnMut(&State) -> bool) -> State {
+        let mut state = self.state.clone();
+        let settled = state.wait_for(|state| enough(state) || state.exit.is_some());
+        let Ok(settled) = tokio::time::timeout(PATIENCE, settled).await else {
+            panic!("waited {PATIENCE:?} for {what}; the proxy's log:\n{}", self.log());
+        };
+        let settled = settled.unwrap().clone();
+        assert!(
+            enough(&settled),
+            "the proxy ended ({}) before {what}; its log:\n{}",
+            settled.exit.unwrap(),
+            settled.text()
+        );
+        settled
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Once reaped, the number may be another process'.
+        if self.state.borrow().exit.is_none() {
+            kill(self.pid, Signal::SIGKILL).ok();
+        }
+        if let Some(reader) = self.reader.take() {
+            reader.join().ok();
+        }
+        if thread::panicking() {
+            eprintln!("the proxy's log:\n{}", self.log());
+        }
+    }
+}
+
+/// What the process has said.
+#[derive(Clone, Debug, Default)]
+struct State {
+    lines: VecDeque<String>,
+    bound: Vec<Bound>,
+    exit: Option<ExitStatus>,
+}
+
+/// A listener, as the log announced it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// One of an alias.
+    Alias(String, SocketAddr),
+    /// The admin listener.
+    Admin(SocketAddr),
+}
+
+impl State {
+    fn of(&self, alias: &str) -> impl Iterator<Item = SocketAddr> {
+        self.bound.iter().filter_map(move |bound| match bound {
+            Bound::Alias(name, address) if name == alias => Some(*address),
+            _ => None,
+        })
+    }
+
+    fn note(&mut self, line: String) {
+        self.bound.extend(Bound::parse(&line));
+        if self.lines.len() == MAX_LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line);
+    }
+
+    fn text(&self) -> String {
+        self.lines.iter().map(|line| format!("{line}\n")).collect()
+    }
+}
+
+impl Bound {
+    /// `listening` with `address` and `alias`, or `admin listening` with `address`: as JSON (the
+    /// default where stderr is no terminal), or as text.
+    pub fn parse(line: &str) -> Option<Self> {
+        match serde_json::from_str::<Value>(line) {
+            Ok(event) => {
+                let fields = event.get("fields").unwrap_or(&event);
+                let address = fields.get("address")?.as_str()?.parse().ok()?;
+                match fields.get("message")?.as_str()? {
+                    "listening" => {
+                        Some(Self::Alias(fields.get("alias")?.as_str()?.to_owned(), address))
+                    }
+                    "admin listening" => Some(Self::Admin(address)),
+                    _ => None,
+                }
+            }
+            Err(_) => {
+                let value = |key: &str| {
+                    let (_, rest) = line.split_once(key)?;
+                    let rest = rest.trim_start_matches('"');
+                    rest.split([' ', '"']).next()
+                };
+                let address = value(" address=")?.parse().ok()?;
+                if line.contains("admin listening ") {
+                    Some(Self::Admin(address))
+                } else if line.contains("listening ") {
+                    Some(Self::Alias(value(" alias=")?.to_owned(), address))
+                } else {
+                    None
+                }
+            }
+        }
+    }
+}
+
+fn write_config(folder: &Path, yaml: &str) {
+    let yaml = yaml.replace("$FOLDER", folder.to_str().unwrap());
+    std::fs::write(folder.join("truename.yaml"), yaml).unwrap();
+}
+
+fn read_log(stderr: ChildStderr, notes: &watch::Sender<State>) {
+    for line in BufReader::new(stderr).lines() {
+        let Ok(line) = line else { return };
+        notes.send_modify(|state| state.note(line));
+    }
+}
