@@ -132,6 +132,13 @@ fn a_host_is_answered_by_one_alias_of_a_listener() {
     let forms = two("hosts: [b.prod.svc]", "drain: 1s", "dns: {namespace: prod}\n");
     assert!(wrong(&forms).contains("aliases[1].name: the Host `b.prod.svc`"), "{}", wrong(&forms));
     parsed(&forms.replace("prod}", "default}"));
+    let domain = "dns: {cluster_domain: k8s.example}\n";
+    for (one, other) in [("b.ns.svc.k8s.example", "b.ns"), ("b.ns", "b.ns.svc")] {
+        let forms = two("drain: 1s", "drain: 1s", domain)
+            .replace("name: a", &format!("name: {one}"))
+            .replace("name: b,", &format!("name: {other},"));
+        assert!(wrong(&forms).contains("aliases[1].name: the Host `b.ns"), "{}", wrong(&forms));
+    }
     parsed(&two("hosts: [x.example]", "hosts: [x.example], listen: [8081]", ""));
     parsed(&two("hosts: [\"*\"]", "hosts: [x.example]", ""));
 }
