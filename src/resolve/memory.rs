@@ -268,3 +268,6 @@ fn telling(error: &ResolveError) -> u8 {
         _ => 3,
     }
 }
+
+#[cfg(test)]
+mod tests;

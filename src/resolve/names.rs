@@ -139,3 +139,6 @@ pub struct NameError {
     /// What is wrong with it.
     pub reason: &'static str,
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -251,3 +251,28 @@ impl Pace {
         pause.mul_f64(0.75 + 0.25 * random)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refresh_comes_before_the_ttl_ends_and_not_in_step() {
+        let ttl = Duration::from_secs(5);
+        let mut pace = Pace::default();
+        let [early, late] = [0.0, 1.0].map(|random| pace.pause(Some(ttl), true, random));
+        assert_eq!((early, late), (Duration::from_millis(4500), ttl));
+    }
+
+    #[test]
+    fn retries_begin_at_once_and_slow_down() {
+        let mut pace = Pace::default();
+        let mut pauses = |served: bool, count: usize| -> Vec<u128> {
+            (0..count).map(|_| pace.pause(None, served, 1.0).as_millis()).collect()
+        };
+        assert_eq!(pauses(true, 9), [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
+        assert_eq!(pauses(false, 1), [5000], "with nothing to serve the wait is shorter");
+        pace.pause(Some(Duration::from_secs(5)), true, 0.5);
+        assert_eq!(pace.pause(None, true, 1.0), FIRST_RETRY, "a good answer starts anew");
+    }
+}
