@@ -272,6 +272,17 @@ async fn the_next_server_answers_when_one_fails() {
 }
 
 #[tokio::test]
+async fn the_last_of_four_servers_is_reached() {
+    let servers = [server().await, server().await, server().await, server().await];
+    for silent in &servers[..3] {
+        silent.answer(ALIAS, Answer::Silence);
+    }
+    servers[3].zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 60, V4)]);
+    let resolver = with(settings(servers.iter().map(DnsServer::address).collect()));
+    assert_eq!(true_name(&resolver.resolve(&question()).await), Some("httpbin.org"));
+}
+
+#[tokio::test]
 async fn nxdomain_is_an_answer_and_ends_the_search() {
     let (first, second) = (server().await, server().await);
     second.zone([address(ALIAS, 5, V4)]);
@@ -426,6 +437,44 @@ async fn a_refresh_may_be_asked_for() {
     server.zone([cname(ALIAS, 5, "new.example"), address("new.example", 5, V4)]);
     subscription.refresh();
     until(&mut subscription, |state| true_name(state) == Some("new.example")).await;
+}
+
+#[tokio::test]
+async fn the_metrics_tell_the_story() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    // The runtime of a test is this very thread.
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let server = server().await;
+    server.zone([
+        cname(ALIAS, 5, "a.example"),
+        address("a.example", 5, V4),
+        address("b.example", 5, V4),
+    ]);
+    let allow = ["a.example", "b.example"].map(|name| NamePattern(name.into())).to_vec();
+    let mut subscription = resolver(&server).watch(Question { allow, ..question() });
+    until(&mut subscription, |state| true_name(state) == Some("a.example")).await;
+    server.zone([cname(ALIAS, 5, "b.example")]);
+    until(&mut subscription, |state| true_name(state) == Some("b.example")).await;
+    server.zone([cname(ALIAS, 5, "evil.example"), address("evil.example", 5, V4)]);
+    until(&mut subscription, |state| state.refused.is_some()).await;
+    server.answer(ALIAS, Answer::ServFail);
+    until(&mut subscription, |state| state.error.is_some() && state.refused.is_none()).await;
+    let text = handle.render();
+    for line in [
+        r#"truename_true_name_info{alias="webscaler-manual",true_name="a.example"} 0"#,
+        r#"truename_true_name_info{alias="webscaler-manual",true_name="b.example"} 1"#,
+        r#"truename_true_name_changes_total{alias="webscaler-manual"} 1"#,
+        r#"truename_policy_refusals_total{alias="webscaler-manual",reason="true_name"} 1"#,
+        r#"truename_dns_lookups_total{result="servfail"}"#,
+        r#"truename_dns_lookup_duration_seconds"#,
+    ] {
+        assert!(text.contains(line), "{line} is not in:\n{text}");
+    }
+    let stale = text.lines().find_map(|line| {
+        line.strip_prefix(r#"truename_dns_stale_seconds{alias="webscaler-manual"} "#)
+    });
+    assert!(stale.unwrap().parse::<f64>().unwrap() > 0.0, "{text}");
 }
 
 #[tokio::test]
