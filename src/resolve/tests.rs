@@ -320,6 +320,26 @@ async fn silence_about_one_family_does_not_delay_the_other() {
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
+#[tokio::test]
+async fn a_family_that_comes_late_is_taken_in_soon() {
+    let server = server().await;
+    let hour = Duration::from_secs(3600);
+    let dns = config::Dns { min_ttl: hour, max_ttl: hour, ..settings(vec![server.address()]) };
+    server.zone([
+        cname(ALIAS, 5, "both.example"),
+        address("both.example", 60, V6),
+        address("both.example", 60, V4),
+    ]);
+    server.answer_type(ALIAS, RecordType::A, Answer::Silence);
+    let mut subscription = with(dns).watch(question());
+    let state = until(&mut subscription, |state| state.current.is_some()).await;
+    assert_eq!(state.current.as_ref().unwrap().addresses, [IpAddr::from(V6)]);
+    server.restore(ALIAS);
+    let both =
+        |state: &State| state.current.as_ref().is_some_and(|current| current.addresses.len() == 2);
+    until(&mut subscription, both).await;
+}
+
 // Told targets.
 
 #[tokio::test]

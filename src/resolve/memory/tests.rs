@@ -70,21 +70,21 @@ fn a_short_alias_ttl_rules_over_a_long_address_ttl() {
         leads_to("a.example", [5, 86400], "192.0.2.1"),
         fails(Failure::NoData),
     );
-    assert_eq!(memory.ttl(), Some(5 * SECOND));
+    assert_eq!(memory.outlook(), Outlook::Whole(5 * SECOND));
     absorb(
         &mut memory,
         Instant::now(),
         leads_to("a.example", [86400, 86400], "192.0.2.1"),
         fails(Failure::NoData),
     );
-    assert_eq!(memory.ttl(), Some(60 * SECOND), "no longer than max_ttl");
+    assert_eq!(memory.outlook(), Outlook::Whole(60 * SECOND), "no longer than max_ttl");
     absorb(
         &mut memory,
         Instant::now(),
         leads_to("a.example", [0, 0], "192.0.2.1"),
         fails(Failure::NoData),
     );
-    assert_eq!(memory.ttl(), Some(5 * SECOND), "no shorter than min_ttl");
+    assert_eq!(memory.outlook(), Outlook::Whole(5 * SECOND), "no shorter than min_ttl");
 }
 
 #[test]
@@ -215,8 +215,8 @@ fn a_refused_change_keeps_the_last_good_one() {
     assert_eq!(refused.true_name.as_str(), "evil.example");
     assert!(refused.fix().contains("\"evil.example\" to `allow`"));
     assert_eq!(
-        (memory.expiry(), memory.ttl()),
-        (None, Some(5 * SECOND)),
+        (memory.expiry(), memory.outlook()),
+        (None, Outlook::Whole(5 * SECOND)),
         "it stays, and DNS is asked again"
     );
     absorb(
@@ -258,6 +258,35 @@ fn a_chain_into_the_cluster_is_a_denial() {
         error.contains("ends inside the cluster") && error.contains("`tls.server_name`"),
         "{error}"
     );
+}
+
+#[test]
+fn a_family_that_may_still_come_is_asked_for_soon() {
+    let now = Instant::now();
+    let mut memory = memory(&[]);
+    let v6 = || leads_to("a.example", [5, 5], "2001:db8::1");
+    absorb(&mut memory, now, fails(Failure::Timeout), v6());
+    assert_eq!(memory.outlook(), Outlook::Partial(5 * SECOND));
+    absorb(&mut memory, now, fails(Failure::NoData), v6());
+    assert_eq!(
+        memory.outlook(),
+        Outlook::Whole(5 * SECOND),
+        "there are no A records: nothing is missing"
+    );
+    absorb(&mut memory, now, fails(Failure::NoData), fails(Failure::Timeout));
+    assert_eq!(memory.outlook(), Outlook::Failed { served: true });
+}
+
+#[test]
+fn each_family_is_held_for_what_was_said_about_it() {
+    let start = Instant::now();
+    let mut memory = memory(&[]);
+    let v6 = leads_to("a.example", [5, 5], "2001:db8::1");
+    absorb(&mut memory, start, leads_to("a.example", [5, 5], "192.0.2.1"), v6);
+    absorb(&mut memory, start, fails(Failure::NoData), fails(Failure::Timeout));
+    memory.expire(start + 30 * SECOND);
+    assert_eq!(addresses(&memory), ["2001:db8::1"]);
+    assert_eq!(memory.expiry(), Some(start + 3600 * SECOND));
 }
 
 #[test]
