@@ -10,6 +10,7 @@ use std::{
 ///
 /// Reads are lock-free and may meet a change half done; what they misjudge is one pick. Changes to
 /// `until`, `spared` and `ejections` by [`eject`](Self::eject) are serialised by the set.
+#[derive(Debug)]
 pub(super) struct Outlier {
     /// Consecutive: a success sets them to zero.
     failures: AtomicU32,
