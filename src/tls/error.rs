@@ -330,8 +330,13 @@ impl TlsError {
         TlsError::Protocol {
             name,
             detail: format!(
-                "it refused with the alert {}: nothing in our offer ({versions}, no RSA key exchange, no CBC) is known to it, or it wants a client certificate",
-                alert_name(alert)
+                "it refused with the alert {}: nothing in our offer ({versions}, no RSA key exchange, no CBC) is known to it, or it {}",
+                alert_name(alert),
+                if tls.has_client_certificate() {
+                    "does not accept our client certificate"
+                } else {
+                    "wants a client certificate"
+                }
             ),
             hint: Some(hint),
         }
