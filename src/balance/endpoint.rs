@@ -1,6 +1,15 @@
 //! One `IP:port`, and what is known of it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use super::{Set, ewma::PeakEwma, outlier::Outlier};
+use std::{
+    net::SocketAddr,
+    ptr,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// What an endpoint is good for at the moment.
@@ -17,65 +26,148 @@ pub enum State {
 /// One `IP:port` of a target, shared by all workers.
 pub struct Endpoint {
     address: SocketAddr,
+    /// Where its clock starts: the atomics hold milliseconds, not instants.
+    born: Instant,
+    in_flight: AtomicU32,
+    retiring: AtomicBool,
+    latency: PeakEwma,
+    outlier: Outlier,
+    /// Whether failures lead to an ejection at all.
+    ejectable: bool,
+    /// Whom to ask whether another endpoint could take over.
+    set: Weak<Set>,
 }
 
 impl Endpoint {
+    pub(super) fn new(
+        address: SocketAddr,
+        latency: Option<Duration>,
+        set: &Arc<Set>,
+        now: Instant,
+    ) -> Endpoint {
+        Endpoint {
+            address,
+            born: now,
+            in_flight: AtomicU32::new(0),
+            retiring: AtomicBool::new(false),
+            latency: PeakEwma::new(latency, 0),
+            outlier: Outlier::new(),
+            ejectable: set.health.failures > 0,
+            set: Arc::downgrade(set),
+        }
+    }
+
     /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// A request (or a tunnel) begins; it counts as in flight until the guard drops.
-    pub fn begin(self: &Arc<Self>, _now: Instant) -> InFlight {
-        todo!()
+    pub fn begin(self: &Arc<Self>, now: Instant) -> InFlight {
+        self.in_flight.fetch_add(1, Relaxed);
+        InFlight { endpoint: self.clone(), begun: now, answered: false }
     }
 
     /// A transport failure: refused, reset, timed out, no TLS. Returns for how long the endpoint was
     /// ejected if this failure ejected it.
     #[must_use = "an ejection is worth a log line"]
-    pub fn failed(&self, _now: Instant) -> Option<Duration> {
-        todo!()
+    pub fn failed(&self, now: Instant) -> Option<Duration> {
+        self.latency.penalise(self.age(now));
+        let failures = self.outlier.failed();
+        let set = self.set.upgrade()?;
+        if !self.ejectable || failures < set.health.failures {
+            return None;
+        }
+        // Serialised, lest two threads eject the last two endpoints, each counting on the other.
+        let _changes = set.retired.lock();
+        if self.retiring.load(Relaxed) {
+            return None;
+        }
+        let members = set.members.load();
+        let another = members.iter().any(|other| !ptr::eq(&**other, self) && other.is_usable(now));
+        let ejected = self.outlier.eject(self.age(now), !another, &set.health)?;
+        // Its time out is the whole sentence: it returns as an unknown, not as a known bad one.
+        self.latency.forget();
+        Some(ejected)
     }
 
     /// The endpoint answered: its failures are forgotten.
     pub fn succeeded(&self) {
-        todo!()
+        self.outlier.succeeded();
     }
 
-    /// The verdict of an active health check.
-    pub fn mark_healthy(&self, _healthy: bool) {
-        todo!()
+    /// The verdict of an active health check; a good one also ends an ejection.
+    pub fn mark_healthy(&self, healthy: bool) {
+        self.outlier.mark_healthy(healthy);
     }
 
     /// What it is good for at `now`.
-    pub fn state(&self, _now: Instant) -> State {
-        todo!()
+    pub fn state(&self, now: Instant) -> State {
+        if self.retiring.load(Relaxed) {
+            State::Retiring
+        } else if self.is_usable(now) {
+            State::Active
+        } else {
+            State::Ejected
+        }
     }
 
     /// Requests that have begun and not ended.
     pub fn in_flight(&self) -> u32 {
-        todo!()
+        self.in_flight.load(Relaxed)
     }
 
     /// The latency it is reckoned to have; `None` while it is not known.
-    pub fn latency(&self, _now: Instant) -> Option<Duration> {
-        todo!()
+    pub fn latency(&self, now: Instant) -> Option<Duration> {
+        self.latency.load(self.age(now)).map(Duration::from_secs_f32)
     }
 
     /// Transport failures since the last success.
     pub fn consecutive_failures(&self) -> u32 {
-        todo!()
+        self.outlier.failures()
     }
 
     /// How long it stays ejected; `None` when it is not.
-    pub fn ejected_for(&self, _now: Instant) -> Option<Duration> {
-        todo!()
+    pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
+        self.outlier.ejected_for(self.age(now))
+    }
+
+    pub(super) fn retire(&self, retiring: bool) {
+        self.retiring.store(retiring, Relaxed);
+    }
+
+    pub(super) fn is_usable(&self, now: Instant) -> bool {
+        self.outlier.is_usable(self.age(now))
+    }
+
+    pub(super) fn is_healthy(&self, now: Instant) -> bool {
+        self.outlier.is_healthy(self.age(now))
+    }
+
+    /// Seconds that one more request is expected to wait; `None` where it cannot be told.
+    ///
+    /// While failures run and may end in an ejection, it cannot: the next request or two shall bring
+    /// the verdict. Were the penalty heeded now, nobody would pick the endpoint, and it would be
+    /// neither ejected nor cleared.
+    pub(super) fn expected_wait(&self, now: Instant) -> Option<f32> {
+        if self.ejectable && self.outlier.failures() > 0 {
+            return None;
+        }
+        let latency = self.latency.load(self.age(now))?;
+        Some(latency * (self.in_flight() as f32 + 1.0))
+    }
+
+    fn age(&self, now: Instant) -> u64 {
+        let age = now.saturating_duration_since(self.born).as_millis();
+        u64::try_from(age).unwrap_or(u64::MAX)
     }
 }
 
 /// A request on its way. Dropping it, whatever the reason, ends the count.
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
+    begun: Instant,
+    answered: bool,
 }
 
 impl InFlight {
@@ -85,7 +177,18 @@ impl InFlight {
     }
 
     /// The response's head arrived: this is the latency to learn from. Only the first call counts.
-    pub fn answered(&mut self, _now: Instant) {
-        todo!()
+    pub fn answered(&mut self, now: Instant) {
+        if self.answered {
+            return;
+        }
+        self.answered = true;
+        let latency = now.saturating_duration_since(self.begun);
+        self.endpoint.latency.observe(latency, self.endpoint.age(now));
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.fetch_sub(1, Relaxed);
     }
 }

@@ -2,47 +2,137 @@
 //!
 //! Pure: the clock and the random source come from the caller. Picking takes no lock.
 
+mod choose;
 mod endpoint;
+mod ewma;
+mod outlier;
+#[cfg(test)]
+mod tests;
 
 pub use endpoint::{Endpoint, InFlight, State};
 
 use crate::config;
-use std::{net::SocketAddr, sync::Arc};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// The endpoints of one target, and the policy that chooses among them.
-pub struct Balancer {}
+pub struct Balancer {
+    policy: config::Balance,
+    /// Picks so far, for `round_robin`.
+    turn: AtomicUsize,
+    set: Arc<Set>,
+}
+
+/// What the endpoints need to know of each other.
+struct Set {
+    health: config::PassiveHealth,
+    members: ArcSwap<Vec<Arc<Endpoint>>>,
+    /// Those that left; alive for as long as something runs on them. Its lock also serialises every
+    /// change of the membership and every ejection.
+    retired: Mutex<Vec<Weak<Endpoint>>>,
+}
 
 impl Balancer {
     /// An empty set: [`update`](Self::update) fills it.
-    pub fn new(_policy: config::Balance, _health: config::PassiveHealth) -> Balancer {
-        todo!()
+    pub fn new(policy: config::Balance, health: config::PassiveHealth) -> Balancer {
+        let set = Set { health, members: ArcSwap::default(), retired: Mutex::default() };
+        Balancer { policy, turn: AtomicUsize::new(0), set: Arc::new(set) }
     }
 
     /// Makes `addresses` the set. An address that stays keeps its endpoint with all that is known of
     /// it; one that left is marked retiring and is not picked again.
-    pub fn update(&self, _addresses: &[SocketAddr], _now: Instant) {
-        todo!()
+    pub fn update(&self, addresses: &[SocketAddr], now: Instant) {
+        let mut retired = self.set.retired.lock();
+        let before = self.set.members.load_full();
+        let seed = mean_latency(&before, now);
+        let mut known: HashMap<SocketAddr, Arc<Endpoint>> = retired
+            .iter()
+            .filter_map(Weak::upgrade)
+            .chain(before.iter().cloned())
+            .map(|endpoint| (endpoint.address(), endpoint))
+            .collect();
+
+        let mut members: Vec<Arc<Endpoint>> = Vec::with_capacity(addresses.len());
+        let mut staying = HashSet::with_capacity(addresses.len());
+        for &address in addresses {
+            if !staying.insert(address) {
+                continue;
+            }
+            let endpoint = known
+                .remove(&address)
+                .unwrap_or_else(|| Arc::new(Endpoint::new(address, seed, &self.set, now)));
+            endpoint.retire(false);
+            members.push(endpoint);
+        }
+        for endpoint in known.values() {
+            endpoint.retire(true);
+        }
+        *retired = known.values().map(Arc::downgrade).collect();
+        self.set.members.store(Arc::new(members));
     }
 
     /// The endpoint for the next request: a usable one that was not `tried` while there is one, else
     /// a usable one, else (all are out) any. `None` only for an empty set.
     pub fn pick(
         &self,
-        _now: Instant,
-        _rng: &mut fastrand::Rng,
-        _tried: &[SocketAddr],
+        now: Instant,
+        rng: &mut fastrand::Rng,
+        tried: &[SocketAddr],
     ) -> Option<Arc<Endpoint>> {
-        todo!()
+        let members = self.set.members.load();
+        let usable = |endpoint: &Endpoint| endpoint.is_usable(now);
+        let untried = |endpoint: &Endpoint| !tried.contains(&endpoint.address());
+
+        let turn = match self.policy {
+            config::Balance::RoundRobin => self.turn.fetch_add(1, Relaxed),
+            _ => 0,
+        };
+        let mut choose = |eligible: &dyn Fn(&Endpoint) -> bool| match self.policy {
+            config::Balance::P2c => choose::p2c(&members, eligible, rng, now),
+            config::Balance::RoundRobin => choose::round_robin(&members, eligible, turn),
+            config::Balance::Random => choose::random(&members, eligible, rng),
+            config::Balance::LeastRequest => choose::least_request(&members, eligible, rng),
+        };
+        choose(&|endpoint| untried(endpoint) && usable(endpoint))
+            .or_else(|| choose(&usable))
+            .or_else(|| choose(&untried))
+            .or_else(|| choose(&|_| true))
+            .cloned()
     }
 
-    /// Whether any endpoint works as far as is known. When none does, a failover target is due.
-    pub fn has_healthy(&self, _now: Instant) -> bool {
-        todo!()
+    /// Whether any endpoint works as far as is known. When none does, a failover target is due; this
+    /// one is worth another trial when it turns true again.
+    pub fn has_healthy(&self, now: Instant) -> bool {
+        self.set.members.load().iter().any(|endpoint| endpoint.is_healthy(now))
     }
 
     /// Every endpoint of the set, then those that retire and still carry something.
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
-        todo!()
+        let retired = self.set.retired.lock();
+        let retiring = retired.iter().filter_map(Weak::upgrade);
+        let members = self.set.members.load();
+        members
+            .iter()
+            .cloned()
+            .chain(retiring.filter(|endpoint| endpoint.in_flight() > 0))
+            .collect()
     }
+}
+
+/// Where a new endpoint starts. Were it to start at zero, every worker would run to it at once.
+fn mean_latency(members: &[Arc<Endpoint>], now: Instant) -> Option<Duration> {
+    let known: Vec<Duration> =
+        members.iter().filter_map(|endpoint| endpoint.latency(now)).collect();
+    let count = u32::try_from(known.len()).ok().filter(|count| *count > 0)?;
+    Some(known.iter().sum::<Duration>() / count)
 }

@@ -182,8 +182,8 @@ section! {
 section! {
     /// Sending a request again, on another endpoint.
     pub struct Retry {
-        /// How often a request may be sent in all; 1 is never again.
-        attempts: u32 as Attempts = 2,
+        /// How often a request may be sent in all; 0 and 1 are never again.
+        attempts: u32 as Whole<u32, 0, 10> = 2,
         /// Share of the requests that may be retries, such as `20%`.
         budget: f64 as Percent = 0.2,
         /// What is worth another attempt.
@@ -215,8 +215,8 @@ section! {
 section! {
     /// Ejection of endpoints whose connections fail.
     pub struct PassiveHealth {
-        /// Consecutive transport failures that eject an endpoint.
-        failures: u32 as Positive<u32> = 3,
+        /// Consecutive transport failures that eject an endpoint; 0 ejects none.
+        failures: u32 as Whole<u32, 0, { u32::MAX }> = 3,
         /// The first ejection's length; each further one doubles.
         eject: Duration as PositiveTime = Duration::from_secs(10),
         /// The longest ejection.

@@ -1,19 +1,31 @@
 //! The configuration: plain data, validated once at the edge.
 
 mod alias;
+mod answers;
 mod argument;
+mod available;
+mod document;
 mod form;
 mod names;
+mod problems;
 mod process;
+mod quantity;
+mod scalars;
+mod suggest;
 mod table;
 mod tls;
+mod tree;
+mod validate;
 
 use std::time::Duration;
 
 pub use alias::*;
 pub use argument::ArgumentError;
+pub use document::LoadError;
 pub use names::{BadName, BadTarget, NamePattern, Target, TargetHost, normal_name};
+pub use problems::{Position, Problem, Problems};
 pub use process::*;
+pub use quantity::{duration, listen_address};
 pub use tls::*;
 
 use form::*;
@@ -41,7 +53,7 @@ section! {
         /// What is logged, and how.
         log: Log as Sub<Log> = Log::default(),
         /// Worker threads; 0 means one per CPU this process may use.
-        workers: usize as Workers = 0,
+        workers: usize as Whole<usize, 0, 1024> = 0,
         /// How long open connections may go on after the signal to stop.
         shutdown_grace: Duration as Time = Duration::from_secs(30),
         /// A listener outside loopback needs this said.
@@ -50,3 +62,6 @@ section! {
 }
 
 default_sections!(Config);
+
+#[cfg(test)]
+mod tests;

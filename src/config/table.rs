@@ -1,8 +1,46 @@
-//! The two macros by which a section of the configuration is written down once.
+//! The macros by which a section of the configuration is written down once.
+//!
+//! The struct, its defaults, the reader, the printer and the JSON Schema all come from that one place, so they cannot drift.
 
-/// Declares a section: the struct, its documentation, and for each key the default.
-///
-/// A key without `=` is required.
+use serde_json::Value as Json;
+
+use super::{form::Reader, tree::Node};
+
+/// A mapping of known keys.
+pub(crate) trait Section: Sized + 'static {
+    /// What the section is for.
+    const ABOUT: &'static str;
+
+    /// Every key at its default, the required ones empty.
+    fn blank() -> Self;
+
+    /// The keys in the order of the documentation.
+    fn keys() -> Vec<Key<Self>>;
+}
+
+/// One key of a section.
+pub(crate) struct Key<S> {
+    /// As it stands in the file.
+    pub(crate) name: &'static str,
+    /// What it is for.
+    pub(crate) about: &'static str,
+    /// Whether it must be given.
+    pub(crate) required: bool,
+    /// Puts the value of a node into a section; a bad one leaves the default.
+    pub(crate) read: fn(&mut S, &Node, &mut Reader),
+    /// The section's value as the file would hold it.
+    pub(crate) print: fn(&S) -> Json,
+    /// JSON Schema of the value.
+    pub(crate) schema: fn() -> Json,
+}
+
+/// A value that is one of a few words.
+pub(crate) trait Choice: Copy + PartialEq + 'static {
+    /// Each word with what it stands for.
+    const ALL: &'static [(&'static str, Self)];
+}
+
+/// Declares a section, each key as `name: Type as Form = default`; one without a default is required.
 macro_rules! section {
     (
         $(#[doc = $about:literal])+
@@ -21,13 +59,34 @@ macro_rules! section {
         }
 
         impl $crate::config::table::Section for $name {
+            const ABOUT: &'static str = concat!($($about),+);
+
             fn blank() -> Self {
                 Self { $( $field: section!(@default $($default)?), )+ }
+            }
+
+            fn keys() -> Vec<$crate::config::table::Key<Self>> {
+                vec![$(
+                    $crate::config::table::Key {
+                        name: stringify!($field),
+                        about: concat!($($doc),+),
+                        required: section!(@required $($default)?),
+                        read: |section, node, reader| {
+                            if let Some(value) = <$form as Form>::read(node, reader) {
+                                section.$field = value;
+                            }
+                        },
+                        print: |section| <$form as Form>::print(&section.$field),
+                        schema: <$form as Form>::schema,
+                    },
+                )+]
             }
         }
     };
     (@default $default:expr) => { $default };
     (@default) => { Default::default() };
+    (@required $default:expr) => { false };
+    (@required) => { true };
 }
 
 /// Declares an enum whose variants are words of the file.
@@ -50,6 +109,10 @@ macro_rules! choice {
                 match self { $( Self::$variant => $word, )+ }
             }
         }
+
+        impl $crate::config::table::Choice for $name {
+            const ALL: &'static [(&'static str, Self)] = &[$( ($word, Self::$variant) ),+];
+        }
     };
 }
 
@@ -67,9 +130,3 @@ macro_rules! default_sections {
 }
 
 pub(crate) use {choice, default_sections, section};
-
-/// A mapping of known keys.
-pub(crate) trait Section: Sized {
-    /// Every key at its default, the required ones empty.
-    fn blank() -> Self;
-}

@@ -65,6 +65,16 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Who was dialled, or was not.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Denied(denied) => Some(denied.endpoint()),
+            Self::Tcp { endpoint, .. }
+            | Self::Timeout { endpoint, .. }
+            | Self::Tls { endpoint, .. } => Some(*endpoint),
+        }
+    }
+
     /// Whether another endpoint of the same target may do better.
     ///
     /// A certificate that is wrong counts too: one of several addresses may be misconfigured.

@@ -24,16 +24,25 @@ const METADATA: [IpAddr; 4] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// The address is of a class in `policy.deny_addresses`.
-    #[error("{address} is {}, which policy.deny_addresses refuses", describe(*class))]
+    #[error("{} is {}, which `policy.deny_addresses` refuses", .endpoint.ip(), describe(*class))]
     Class {
-        /// The address as DNS or the target gave it.
-        address: IpAddr,
+        /// The address as DNS or the target gave it, with the port.
+        endpoint: SocketAddr,
         /// The class it falls into.
         class: AddressClass,
     },
     /// The address is one that this proxy listens on: dialling it would be a loop.
     #[error("{0} is a listener of this very proxy")]
     OwnListener(SocketAddr),
+}
+
+impl Denied {
+    /// What was to be dialled.
+    pub fn endpoint(&self) -> SocketAddr {
+        match self {
+            Self::Class { endpoint, .. } | Self::OwnListener(endpoint) => *endpoint,
+        }
+    }
 }
 
 /// The rules of `policy`, with this proxy's own listeners.
@@ -68,7 +77,7 @@ impl AddressPolicy {
             return Ok(());
         }
         match self.deny.iter().find(|class| belongs(address, **class)) {
-            Some(&class) => Err(Denied::Class { address: endpoint.ip(), class }),
+            Some(&class) => Err(Denied::Class { endpoint, class }),
             None => Ok(()),
         }
     }

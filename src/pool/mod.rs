@@ -67,6 +67,11 @@ impl EndpointConnections {
         self.active.load(Ordering::Relaxed)
     }
 
+    /// Whether `max_connections` lets one more in.
+    pub fn has_room(&self) -> bool {
+        self.limit.as_ref().is_none_or(|limit| limit.available_permits() > 0)
+    }
+
     fn opened(&self) {
         self.total.fetch_add(1, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);

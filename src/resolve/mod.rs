@@ -1,22 +1,64 @@
 //! From an alias to its true name and addresses, in the background.
+//!
+//! [`names`] makes the absolute name to ask for, [`lookup`] asks, [`chain`] walks the answer and decides the true name,
+//! [`memory`] says what still holds when DNS fails, and [`refresh`] does all of it again before the TTL runs out. The
+//! request path only ever reads the latest [`State`].
 
+pub mod chain;
+pub mod error;
+pub mod lookup;
+pub mod memory;
+pub mod names;
+pub mod refresh;
+mod report;
+#[cfg(test)]
+mod tests;
+
+pub use chain::TrueName;
+pub use error::{Refusal, ResolveError};
+pub use refresh::{Resolver, Subscription};
+
+use crate::config::{self, NamePattern, TargetHost, TlsMode};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// The one name that is SNI, verified certificate name and `Host`.
-///
-/// Made in [`chain`] and nowhere else. Lower-case, IDNA-encoded, without the trailing dot; or an IP address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum TrueName {
-    Name(Arc<str>),
-    Ip(IpAddr),
+/// What is to be resolved, and the rules for its true name: one for each target of an alias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// As configured; also the label of metrics and logs.
+    pub alias: Arc<str>,
+    /// Told by the configuration; none asks DNS for the alias.
+    pub target: Option<TargetHost>,
+    /// Overrides the true name.
+    pub server_name: Option<String>,
+    /// The first name of the chain that matches is the true name.
+    pub chain_match: Vec<NamePattern>,
+    /// True names that are accepted; empty accepts any.
+    pub allow: Vec<NamePattern>,
+    /// Without TLS a name inside the cluster will do.
+    pub plaintext: bool,
+}
+
+impl Question {
+    /// The question for one target of an alias: none for the alias itself.
+    pub fn new(alias: &config::Alias, target: Option<&config::Target>) -> Question {
+        Question {
+            alias: Arc::from(alias.name.as_str()),
+            target: target.map(|target| target.host.clone()),
+            server_name: alias.tls.server_name.clone(),
+            chain_match: alias.tls.chain_match.clone(),
+            allow: alias.allow.clone(),
+            plaintext: alias.tls.mode == TlsMode::Plaintext,
+        }
+    }
 }
 
 /// One good answer: immutable, published whole.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolution {
     /// Grows by one with each new true name (a failover); stays for new addresses (a rotation).
     pub generation: u64,
+    /// The one name that everything upstream derives from.
     pub true_name: TrueName,
     /// The names from the alias to its addresses, in the order of the links, no trailing dots.
     pub chain: Vec<Arc<str>>,
@@ -24,5 +66,26 @@ pub struct Resolution {
     pub addresses: Vec<IpAddr>,
     /// Clamped minimum over the chain.
     pub ttl: Duration,
+    /// When DNS last gave any of this.
     pub resolved_at: Instant,
+}
+
+/// What is known about a [`Question`] now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// What new requests use: the last good answer for as long as it may serve.
+    pub current: Option<Arc<Resolution>>,
+    /// Why DNS gave nothing new last time; none after a good answer.
+    pub error: Option<Arc<ResolveError>>,
+    /// Since when `current` has been living on an old answer.
+    pub stale_since: Option<Instant>,
+    /// The true name that DNS gives and `allow` refuses.
+    pub refused: Option<Arc<Refusal>>,
+}
+
+impl State {
+    /// Whether no answer has come yet, neither a good nor a bad one.
+    pub fn is_pending(&self) -> bool {
+        self.current.is_none() && self.error.is_none()
+    }
 }

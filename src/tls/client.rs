@@ -1,14 +1,41 @@
 //! The client side: one configuration for each set of TLS settings, and the handshake.
 
-use crate::{
-    config,
-    resolve::TrueName,
-    tls::{RootStores, TlsConfigError, TlsError},
+use super::{
+    failure::Leaf,
+    pins::Pins,
+    roots::{RootStores, certificates, read},
+    verify::{SkipVerifier, Verifier},
 };
-use rustls::{ClientConfig, pki_types::ServerName};
-use std::sync::Arc;
+use crate::{
+    config::{self, TlsMode, TlsVersion},
+    resolve::TrueName,
+    tls::{TlsConfigError, TlsError},
+};
+use rustls::{
+    ClientConfig, Error, HandshakeKind, InconsistentKeys, ProtocolVersion,
+    client::{
+        ClientSessionMemoryCache, Resumption, WebPkiServerVerifier, danger::ServerCertVerifier,
+    },
+    crypto::{
+        CryptoProvider,
+        aws_lc_rs::{self, kx_group},
+    },
+    pki_types::{CertificateRevocationListDer, PrivateKeyDer, ServerName, pem::PemObject},
+    version::{TLS12, TLS13},
+};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// Room for the sessions of 16 true names: an alias has one at a time, and its failover targets.
+/// rustls counts in TLS 1.3 tickets, of which it keeps 8 a name.
+const SESSIONS: usize = 16 * 8;
 
 /// The application protocols to offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +50,28 @@ pub enum Alpn {
     None,
 }
 
+impl Alpn {
+    /// For people: what was offered.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Alpn::Http1 => "http/1.1",
+            Alpn::Http2 => "h2",
+            Alpn::Http2Or1 => "h2 or http/1.1",
+            Alpn::None => "what was offered",
+        }
+    }
+
+    fn protocols(self) -> Vec<Vec<u8>> {
+        let names: &[&[u8]] = match self {
+            Alpn::Http1 => &[b"http/1.1"],
+            Alpn::Http2 => &[b"h2"],
+            Alpn::Http2Or1 => &[b"h2", b"http/1.1"],
+            Alpn::None => &[],
+        };
+        names.iter().map(|name| name.to_vec()).collect()
+    }
+}
+
 /// The application protocol that the server agreed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Negotiated {
@@ -30,16 +79,23 @@ pub enum Negotiated {
     Http1,
     /// `h2`.
     Http2,
-    /// The server takes no part in ALPN.
+    /// The server takes no part in ALPN: by custom, HTTP/1.1.
     None,
 }
 
 /// An alias' TLS settings, loaded: ready for any number of handshakes.
+///
+/// There is one `rustls::ClientConfig` for each [`Alpn`], and all share one verifier and one session
+/// store: rustls resumes a session only under the verifier that made it.
 pub struct ClientTls {
     generation: u64,
     client_certificate: bool,
-    #[allow(dead_code)]
+    post_quantum: bool,
+    requires_tls13: bool,
     http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
+    http2_or_1: Arc<ClientConfig>,
+    no_alpn: Arc<ClientConfig>,
 }
 
 impl ClientTls {
@@ -47,13 +103,56 @@ impl ClientTls {
     ///
     /// Blocking, and slow where system roots are read: not for a worker.
     pub fn load(
-        _config: &config::Tls,
-        _roots: &mut RootStores,
+        config: &config::Tls,
+        roots: &mut RootStores,
     ) -> Result<Option<ClientTls>, TlsConfigError> {
-        todo!()
+        static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+
+        let provider = Arc::new(provider(config));
+        let verifier: Arc<dyn ServerCertVerifier> = match config.mode {
+            TlsMode::Plaintext => return Ok(None),
+            TlsMode::Verify => Arc::new(verifier(config, roots, provider.clone())?),
+            TlsMode::InsecureSkipVerify => Arc::new(skip_verifier(config, &provider)?),
+        };
+        let versions: &[_] = match config.min_version {
+            TlsVersion::V1_2 => &[&TLS13, &TLS12],
+            TlsVersion::V1_3 => &[&TLS13],
+        };
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .map_err(|error| TlsConfigError::Library(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut base = match &config.client_certificate {
+            None => builder.with_no_client_auth(),
+            Some(pair) => {
+                let chain = certificates(&pair.cert, "tls.client_certificate.cert")?;
+                builder
+                    .with_client_auth_cert(chain, private_key(&pair.key)?)
+                    .map_err(|error| pair_error(pair, error))?
+            }
+        };
+        base.resumption = Resumption::store(Arc::new(ClientSessionMemoryCache::new(SESSIONS)));
+
+        // Clones share verifier, client certificate and session store.
+        let offering = |alpn: Alpn| {
+            let mut config = base.clone();
+            config.alpn_protocols = alpn.protocols();
+            Arc::new(config)
+        };
+        Ok(Some(ClientTls {
+            generation: GENERATIONS.fetch_add(1, Relaxed),
+            client_certificate: config.client_certificate.is_some(),
+            post_quantum: config.post_quantum,
+            requires_tls13: config.min_version == TlsVersion::V1_3,
+            http1: offering(Alpn::Http1),
+            http2: offering(Alpn::Http2),
+            http2_or_1: offering(Alpn::Http2Or1),
+            no_alpn: offering(Alpn::None),
+        }))
     }
 
-    /// Differs for each load: connections made under other trust or certificates are not these.
+    /// Differs for each load: a connection made under other trust or another certificate is another.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -61,6 +160,23 @@ impl ClientTls {
     /// Whether there is a client certificate to show.
     pub fn has_client_certificate(&self) -> bool {
         self.client_certificate
+    }
+
+    pub(super) fn post_quantum(&self) -> bool {
+        self.post_quantum
+    }
+
+    pub(super) fn requires_tls13(&self) -> bool {
+        self.requires_tls13
+    }
+
+    fn config(&self, alpn: Alpn) -> &Arc<ClientConfig> {
+        match alpn {
+            Alpn::Http1 => &self.http1,
+            Alpn::Http2 => &self.http2,
+            Alpn::Http2Or1 => &self.http2_or_1,
+            Alpn::None => &self.no_alpn,
+        }
     }
 }
 
@@ -80,18 +196,123 @@ pub struct Handshake<S> {
 
 /// Verified TLS to `name` over `stream`. The deadline is the caller's.
 pub async fn handshake<S>(
-    _stream: S,
-    _tls: &ClientTls,
-    _alpn: Alpn,
-    _name: &ServerName<'static>,
+    stream: S,
+    tls: &ClientTls,
+    alpn: Alpn,
+    name: &ServerName<'static>,
 ) -> Result<Handshake<S>, TlsError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    todo!()
+    let connector = TlsConnector::from(tls.config(alpn).clone());
+    let stream = connector
+        .connect(name.clone(), stream)
+        .await
+        .map_err(|error| TlsError::from_handshake(error, name, alpn, tls))?;
+
+    let (_, session) = stream.get_ref();
+    let negotiated = match session.alpn_protocol() {
+        Some(b"h2") => Negotiated::Http2,
+        Some(b"http/1.1") => Negotiated::Http1,
+        _ => Negotiated::None,
+    };
+    // A server without ALPN would take the HTTP/2 preface for a bad HTTP/1 request.
+    if alpn == Alpn::Http2 && negotiated != Negotiated::Http2 {
+        return Err(TlsError::Alpn { name: name.to_str().into_owned(), offered: alpn.as_str() });
+    }
+    let version = match session.protocol_version() {
+        Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "TLSv1.3",
+    };
+    let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+    let not_after = leaf.and_then(Leaf::parse).map(|leaf| leaf.not_after());
+    Ok(Handshake { alpn: negotiated, resumed, version, not_after, stream })
 }
 
 /// The name to send and to verify; an IP address is verified but not sent.
-pub fn server_name(_name: &TrueName) -> Result<ServerName<'static>, TlsError> {
-    todo!()
+pub fn server_name(name: &TrueName) -> Result<ServerName<'static>, TlsError> {
+    match name.ip() {
+        Some(address) => Ok(ServerName::IpAddress(address.into())),
+        None => ServerName::try_from(name.to_string())
+            .map_err(|_| TlsError::Name { name: name.to_string() }),
+    }
+}
+
+fn provider(config: &config::Tls) -> CryptoProvider {
+    let mut kx_groups = vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+    if config.post_quantum {
+        kx_groups.insert(0, kx_group::X25519MLKEM768);
+    }
+    CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() }
+}
+
+fn verifier(
+    config: &config::Tls,
+    roots: &mut RootStores,
+    provider: Arc<CryptoProvider>,
+) -> Result<Verifier, TlsConfigError> {
+    let roots = roots.load(&config.ca)?;
+    let algorithms = provider.signature_verification_algorithms;
+    let builder =
+        || WebPkiServerVerifier::builder_with_provider(roots.store.clone(), provider.clone());
+    let mut crls = Vec::new();
+    for path in &config.crls {
+        let lists = revocation_lists(path)?;
+        // Tried by themselves first, so that the error can name the file.
+        builder().with_crls(lists.clone()).build().map_err(|error| TlsConfigError::Crl {
+            path: path.clone(),
+            detail: error.to_string(),
+        })?;
+        crls.extend(lists);
+    }
+    let webpki = builder()
+        .with_crls(crls)
+        // A list speaks for its own issuer only; the others' certificates are not thereby suspect.
+        .allow_unknown_revocation_status()
+        .build()
+        .map_err(|error| TlsConfigError::Library(error.to_string()))?;
+    Ok(Verifier { webpki, roots, pins: Pins::parse(&config.pins)?, algorithms })
+}
+
+fn skip_verifier(
+    config: &config::Tls,
+    provider: &CryptoProvider,
+) -> Result<SkipVerifier, TlsConfigError> {
+    tracing::warn!(
+        "`tls.mode: insecure_skip_verify` is set: whoever answers is believed, and can read and change everything; `tls.ca` and `tls.crls` are not looked at"
+    );
+    let algorithms = provider.signature_verification_algorithms;
+    Ok(SkipVerifier { pins: Pins::parse(&config.pins)?, algorithms })
+}
+
+/// PEM, or DER as CAs publish it.
+fn revocation_lists(
+    path: &Path,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsConfigError> {
+    let content = read(path, "tls.crls")?;
+    let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&content)
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsConfigError::Crl { path: path.into(), detail: error.to_string() })?;
+    Ok(if lists.is_empty() { vec![content.into()] } else { lists })
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsConfigError> {
+    let content = read(path, "tls.client_certificate.key")?;
+    PrivateKeyDer::from_pem_slice(&content).map_err(|error| TlsConfigError::PrivateKey {
+        path: path.into(),
+        detail: error.to_string(),
+    })
+}
+
+fn pair_error(pair: &config::ClientCertificate, error: Error) -> TlsConfigError {
+    match error {
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            TlsConfigError::Mismatch { cert: pair.cert.clone(), key: pair.key.clone() }
+        }
+        Error::InvalidCertificate(error) => {
+            TlsConfigError::ClientCertificate { cert: pair.cert.clone(), detail: error.to_string() }
+        }
+        error => TlsConfigError::PrivateKey { path: pair.key.clone(), detail: error.to_string() },
+    }
 }

@@ -1,69 +1,446 @@
 //! What can go wrong with TLS, in words that say what mends it.
 
-use crate::tls::VerifyFailure;
-use std::io;
+use super::failure::{Reason, VerifyFailure};
+use crate::tls::{Alpn, ClientTls};
+use rustls::{
+    AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible,
+    pki_types::ServerName,
+};
+use std::{error, io, path::PathBuf};
 
 /// TLS settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum TlsConfigError {}
+pub enum TlsConfigError {
+    /// A file cannot be read.
+    #[error("`{key}`: cannot read {}: {source}", path.display())]
+    Read {
+        /// The key that names the file.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not PEM.
+    #[error("`{key}`: {} is not valid PEM: {detail}", path.display())]
+    Pem {
+        /// The key that names the file.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Where it breaks.
+        detail: String,
+    },
+    /// A file has no certificate in it.
+    #[error(
+        "`{key}`: {path} has no `-----BEGIN CERTIFICATE-----`; a DER file is converted by `openssl x509 -inform der -in {path} -out {path}.pem`",
+        path = path.display()
+    )]
+    NoCertificate {
+        /// The key that names the file.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate cannot serve as a root.
+    #[error("`tls.ca.files`: a certificate in {} cannot serve as a root: {detail}", path.display())]
+    Root {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Nothing is left to trust.
+    #[error(
+        "`tls.ca` leaves nobody to trust: set `webpki: true`, or name `files`, or install the system's CA certificates"
+    )]
+    NoRoots,
+    /// The private key file has no usable key in it.
+    #[error(
+        "`tls.client_certificate.key`: {} has no private key that can be used: {detail}; an encrypted key is decrypted by `openssl pkey -in FILE -out NEW`",
+        path.display()
+    )]
+    PrivateKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Certificate and key are not a pair.
+    #[error(
+        "`tls.client_certificate`: the key in {} is not the key of the (first) certificate in {}",
+        key.display(), cert.display()
+    )]
+    Mismatch {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
+    /// The client certificate cannot be used for another reason.
+    #[error("`tls.client_certificate`: {} cannot be used: {detail}", cert.display())]
+    ClientCertificate {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Not a pin.
+    #[error(
+        "`tls.pins`: `{pin}` is no pin; one is `sha256/BASE64`, the hash of a public key: {PIN_COMMAND}"
+    )]
+    Pin {
+        /// What was given.
+        pin: String,
+    },
+    /// Not a revocation list.
+    #[error("`tls.crls`: {} is no certificate revocation list (PEM or DER): {detail}", path.display())]
+    Crl {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// rustls refuses the settings for a reason that is not the user's.
+    #[error("the TLS library refuses these settings: {0}")]
+    Library(String),
+}
+
+const PIN_COMMAND: &str = "`openssl x509 -in CERT -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64`";
 
 /// A handshake that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The certificate does not prove the true name.
-    #[error("{0:?}")]
+    #[error(transparent)]
     Certificate(Box<VerifyFailure>),
     /// No TLS version, cipher suite or group in common, or the server broke the protocol.
-    #[error("{detail}")]
+    #[error("no TLS with `{name}`: {detail}")]
     Protocol {
+        /// The true name.
+        name: String,
         /// What the server lacks or did.
         detail: String,
+        /// What mends it.
+        hint: Option<String>,
     },
     /// The server refused with an alert.
-    #[error("{alert}")]
+    #[error("`{name}` refused the TLS connection with the alert {alert}{}", about_alert(alert, *.client_certificate))]
     Alert {
+        /// The true name.
+        name: String,
         /// The alert's name as RFC 8446 spells it.
         alert: String,
         /// Whether we had a client certificate to show.
         client_certificate: bool,
     },
     /// The server closed the connection in the middle of the handshake.
-    #[error("eof")]
-    Eof,
+    #[error("`{name}` closed the connection during the TLS handshake")]
+    Eof {
+        /// The true name.
+        name: String,
+        /// Whether the long ClientHello of a post-quantum key exchange was sent.
+        post_quantum: bool,
+    },
     /// The peer answered, but not in TLS.
-    #[error("not tls")]
-    NotTls,
+    #[error("`{name}` answered in plaintext: this port does not speak TLS")]
+    NotTls {
+        /// The true name.
+        name: String,
+    },
     /// The server did not agree to the application protocol that was demanded.
-    #[error("alpn")]
+    #[error("`{name}` does not speak {offered} on this port (by ALPN)")]
     Alpn {
+        /// The true name.
+        name: String,
         /// What was offered.
         offered: &'static str,
     },
     /// The true name cannot be used as a server name.
-    #[error("{name}")]
+    #[error("`{name}` is no name that a certificate could bear")]
     Name {
         /// The name in question.
         name: String,
     },
     /// The connection broke.
-    #[error("io")]
-    Io(#[source] io::Error),
+    #[error("the connection to `{name}` broke during the TLS handshake: {source}")]
+    Io {
+        /// The true name.
+        name: String,
+        /// How.
+        source: io::Error,
+        /// Whether the long ClientHello of a post-quantum key exchange was sent.
+        post_quantum: bool,
+    },
 }
 
 impl TlsError {
-    /// The key or command that mends it.
-    pub fn hint(&self) -> Option<String> {
-        todo!()
+    /// Why a handshake as `name` failed.
+    pub(super) fn from_handshake(
+        error: io::Error,
+        name: &ServerName<'_>,
+        alpn: Alpn,
+        tls: &ClientTls,
+    ) -> TlsError {
+        let post_quantum = tls.post_quantum();
+        let expected = name.to_str().into_owned();
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(error) => TlsError::from_rustls(error, expected, alpn, tls),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => {
+                TlsError::Eof { name: expected, post_quantum }
+            }
+            None => TlsError::Io { name: expected, source: error, post_quantum },
+        }
     }
 
-    /// The TLS error behind an I/O error met after the handshake.
+    /// The TLS error behind an error met on a connection that was up, anywhere in its chain of causes.
     ///
-    /// In TLS 1.3 a server refuses a missing client certificate only once the client believes the
+    /// In TLS 1.3 a server refuses a missing client certificate only once the client holds the
     /// handshake to be over, so that the alert comes with the first read.
     pub fn after_handshake(
-        _error: &(dyn std::error::Error + 'static),
-        _client_certificate: bool,
+        error: &(dyn error::Error + 'static),
+        name: &ServerName<'_>,
+        tls: &ClientTls,
     ) -> Option<TlsError> {
-        todo!()
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            // An `io::Error` gives its content's cause for its own, and so hides the content.
+            let content = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            let tls_error = match content {
+                Some(content) => content.downcast_ref::<Error>(),
+                None => error.downcast_ref::<Error>(),
+            };
+            if let Some(found) = tls_error {
+                let name = name.to_str().into_owned();
+                return Some(TlsError::from_rustls(found, name, Alpn::None, tls));
+            }
+            cause = match content {
+                Some(content) => Some(content),
+                None => error.source(),
+            };
+        }
+        None
+    }
+
+    /// The key or command that mends it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            TlsError::Certificate(failure) => return Some(failure.hint()),
+            TlsError::Protocol { hint, .. } => return hint.clone(),
+            TlsError::Alert { alert, client_certificate, .. } => {
+                return alert_hint(alert, *client_certificate);
+            }
+            TlsError::Eof { post_quantum: true, .. } => {
+                "see that `port` is a TLS port (PostgreSQL wants `protocol: postgres`); where something in between chokes on a long ClientHello, set `tls.post_quantum: false`"
+            }
+            TlsError::Eof { post_quantum: false, .. } => {
+                "see that `port` is a TLS port (PostgreSQL wants `protocol: postgres`)"
+            }
+            TlsError::NotTls { .. } => {
+                "set `port` to the server's TLS port, or `tls.mode: plaintext` if it is meant to be reached without TLS"
+            }
+            TlsError::Alpn { offered: "h2", .. } => "set `http.version: auto` or `\"1.1\"`",
+            TlsError::Alpn { .. } => "set `http.version: auto`",
+            TlsError::Name { .. } => {
+                "set `tls.server_name` to a name that the server's certificate bears"
+            }
+            TlsError::Io { post_quantum: true, .. } => {
+                "if it happens each time, something in between may choke on a long ClientHello: set `tls.post_quantum: false`"
+            }
+            TlsError::Io { post_quantum: false, .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    fn from_rustls(error: &Error, name: String, alpn: Alpn, tls: &ClientTls) -> TlsError {
+        match error {
+            Error::InvalidCertificate(CertificateError::Other(other)) => {
+                match other.0.downcast_ref::<VerifyFailure>() {
+                    Some(failure) => TlsError::Certificate(Box::new(failure.clone())),
+                    None => TlsError::certificate(Reason::Other(other.to_string()), name),
+                }
+            }
+            // Refusals of the certificate itself are all `VerifyFailure`s: this is the handshake's
+            // signature, made with a key that is not the certificate's.
+            Error::InvalidCertificate(CertificateError::BadSignature) => {
+                TlsError::certificate(Reason::BadSignature, name)
+            }
+            Error::InvalidCertificate(other) => {
+                TlsError::certificate(Reason::Other(other.to_string()), name)
+            }
+            Error::InvalidMessage(
+                InvalidMessage::InvalidContentType
+                | InvalidMessage::UnknownProtocolVersion
+                | InvalidMessage::MessageTooLarge,
+            ) => TlsError::NotTls { name },
+            Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+            | Error::NoApplicationProtocol => TlsError::Alpn { name, offered: alpn.as_str() },
+            Error::AlertReceived(
+                alert @ (AlertDescription::HandshakeFailure
+                | AlertDescription::InsufficientSecurity
+                | AlertDescription::ProtocolVersion),
+            ) => TlsError::nothing_in_common(*alert, name, tls),
+            Error::AlertReceived(alert) => TlsError::Alert {
+                name,
+                alert: alert_name(*alert),
+                client_certificate: tls.has_client_certificate(),
+            },
+            Error::PeerIncompatible(PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig) => {
+                TlsError::nothing_in_common(AlertDescription::ProtocolVersion, name, tls)
+            }
+            Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
+                TlsError::Protocol {
+                    name,
+                    detail: "the server offers only TLS 1.1 or older, which is broken and refused here".to_owned(),
+                    hint: Some("have TLS 1.2 or 1.3 enabled on the server".to_owned()),
+                }
+            }
+            Error::PeerIncompatible(lacking) => TlsError::Protocol {
+                name,
+                detail: format!("the server's TLS is not compatible: {lacking:?}"),
+                hint: Some("have current TLS 1.2 (ECDHE with AES-GCM or ChaCha20) or TLS 1.3 enabled on the server".to_owned()),
+            },
+            other => TlsError::Protocol {
+                name,
+                detail: format!("the server broke the TLS protocol: {other}"),
+                hint: None,
+            },
+        }
+    }
+
+    /// The server found nothing in our offer that it knows.
+    fn nothing_in_common(alert: AlertDescription, name: String, tls: &ClientTls) -> TlsError {
+        let only_13 = tls.requires_tls13();
+        let versions = if only_13 { "TLS 1.3 alone" } else { "TLS 1.2 and 1.3" };
+        if alert == AlertDescription::ProtocolVersion {
+            let hint = if only_13 {
+                "set `tls.min_version: \"1.2\"`"
+            } else {
+                "have TLS 1.2 or 1.3 enabled on the server; TLS 1.1 and older are broken and refused here"
+            };
+            return TlsError::Protocol {
+                name,
+                detail: format!("it shares no TLS version with us, who offered {versions}"),
+                hint: Some(hint.to_owned()),
+            };
+        }
+        let mut hint =
+            "have ECDHE cipher suites with AES-GCM or ChaCha20 enabled on the server".to_owned();
+        if only_13 {
+            hint.push_str(", or set `tls.min_version: \"1.2\"`");
+        }
+        if !tls.has_client_certificate() {
+            hint.push_str("; if it wants a client certificate, set `tls.client_certificate`");
+        }
+        TlsError::Protocol {
+            name,
+            detail: format!(
+                "it refused with the alert {}: nothing in our offer ({versions}, no RSA key exchange, no CBC) is known to it, or it wants a client certificate",
+                alert_name(alert)
+            ),
+            hint: Some(hint),
+        }
+    }
+
+    fn certificate(reason: Reason, expected: String) -> TlsError {
+        TlsError::Certificate(Box::new(VerifyFailure {
+            reason,
+            expected,
+            presented: Vec::new(),
+            common_name: None,
+            issuer: String::new(),
+            not_before: None,
+            not_after: None,
+            pin: None,
+        }))
+    }
+}
+
+fn about_alert(alert: &str, client_certificate: bool) -> &'static str {
+    match (alert, client_certificate) {
+        ("certificate_required", false) => {
+            ": it wants a client certificate, and there is none to show"
+        }
+        (
+            "bad_certificate"
+            | "unsupported_certificate"
+            | "certificate_revoked"
+            | "certificate_expired"
+            | "certificate_unknown"
+            | "unknown_ca"
+            | "access_denied"
+            | "certificate_required",
+            true,
+        ) => ": it does not accept our client certificate",
+        ("unrecognized_name", _) => ": it does not serve this name",
+        _ => "",
+    }
+}
+
+fn alert_hint(alert: &str, client_certificate: bool) -> Option<String> {
+    let hint = match (alert, client_certificate) {
+        (
+            "certificate_required"
+            | "bad_certificate"
+            | "certificate_unknown"
+            | "access_denied"
+            | "unknown_ca",
+            false,
+        ) => {
+            "set `tls.client_certificate: {cert: FILE, key: FILE}` to what the server's operator issued"
+        }
+        (
+            "bad_certificate"
+            | "unsupported_certificate"
+            | "certificate_revoked"
+            | "certificate_expired"
+            | "certificate_unknown"
+            | "unknown_ca"
+            | "access_denied"
+            | "certificate_required",
+            true,
+        ) => {
+            "have the server's operator accept the certificate in `tls.client_certificate`, or renew it"
+        }
+        ("unrecognized_name", _) => "set `tls.server_name` to a name that the server serves",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// As RFC 8446 §6 and the registry spell it: `UnknownCA` is `unknown_ca`.
+fn alert_name(alert: AlertDescription) -> String {
+    let camel = match alert {
+        AlertDescription::UnrecognisedName => "UnrecognizedName".to_owned(),
+        AlertDescription::Unknown(code) => return format!("{code}"),
+        alert => format!("{alert:?}"),
+    };
+    let mut name = String::with_capacity(camel.len() + 4);
+    let mut after_lower = false;
+    for c in camel.chars() {
+        if c.is_ascii_uppercase() && after_lower {
+            name.push('_');
+        }
+        after_lower = c.is_ascii_lowercase();
+        name.push(c.to_ascii_lowercase());
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alerts_are_spelt_as_in_the_registry() {
+        for (alert, name) in [
+            (AlertDescription::UnknownCA, "unknown_ca"),
+            (AlertDescription::CertificateRequired, "certificate_required"),
+            (AlertDescription::UnrecognisedName, "unrecognized_name"),
+            (AlertDescription::HandshakeFailure, "handshake_failure"),
+            (AlertDescription::Unknown(200), "200"),
+        ] {
+            assert_eq!(alert_name(alert), name);
+        }
     }
 }

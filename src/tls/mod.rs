@@ -5,10 +5,14 @@
 
 mod client;
 mod error;
+mod failure;
+mod pins;
 mod roots;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use client::{Alpn, ClientTls, Handshake, Negotiated, handshake, server_name};
 pub use error::{TlsConfigError, TlsError};
+pub use failure::{Reason, VerifyFailure};
 pub use roots::RootStores;
-pub use verify::{Reason, VerifyFailure};

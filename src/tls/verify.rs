@@ -1,47 +1,173 @@
-//! Whether a server's certificate proves the true name, and if not, why not.
+//! Whether a server's certificate proves the true name.
 
-/// Why a certificate was refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// Its names do not include the true name.
-    NotValidForName,
-    /// Its last day has passed.
-    Expired,
-    /// Its first day has not come.
-    NotYetValid,
-    /// No trusted root vouches for it.
-    UnknownIssuer,
-    /// It vouches for itself, and nobody said to trust it.
-    SelfSigned,
-    /// A revocation list names it.
-    Revoked,
-    /// It was issued for something other than a server.
-    WrongUsage,
-    /// None of the keys in its chain is pinned.
-    PinMismatch,
-    /// A signature does not match: the server does not hold the certificate's key, or it is forged.
-    BadSignature,
-    /// Anything else, in rustls' words.
-    Other(String),
+use super::{
+    failure::{Leaf, Reason, VerifyFailure},
+    pins::Pins,
+    roots::Roots,
+};
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
+    },
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::ParsedCertificate,
+};
+use std::{
+    fmt::{self, Debug, Formatter},
+    sync::Arc,
+};
+
+/// `tls.mode: verify`: webpki's verdict, then the pins; refusals are [`VerifyFailure`]s.
+pub(super) struct Verifier {
+    pub(super) webpki: Arc<WebPkiServerVerifier>,
+    pub(super) roots: Arc<Roots>,
+    pub(super) pins: Pins,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// A refused certificate: what was expected, and what it says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerifyFailure {
-    /// Why it was refused.
-    pub reason: Reason,
-    /// The true name that it should have borne.
-    pub expected: String,
-    /// The DNS names and IP addresses that it bears (subject alternative names).
-    pub presented: Vec<String>,
-    /// The subject's common name; it counts for nothing, but tells people which certificate it is.
-    pub common_name: Option<String>,
-    /// Its issuer's distinguished name.
-    pub issuer: String,
-    /// Unix seconds; `None` where the certificate could not be read.
-    pub not_before: Option<i64>,
-    /// Unix seconds; `None` where the certificate could not be read.
-    pub not_after: Option<i64>,
-    /// Pin of the leaf's key, `sha256/BASE64`, as `tls.pins` takes it.
-    pub pin: Option<String>,
+impl Verifier {
+    /// A self-signed certificate with the CA flag (what `openssl req -x509` makes) that is itself in
+    /// `tls.ca.files`. webpki takes no CA for a server, but who names this very certificate as
+    /// trusted means it, and curl takes it too.
+    fn verify_named(
+        &self,
+        leaf: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = Leaf::parse(leaf).ok_or(CertificateError::BadEncoding)?;
+        let now = i64::try_from(now.as_secs()).map_err(|_| Error::FailedToGetCurrentTime)?;
+        if now < parsed.not_before() {
+            return Err(CertificateError::NotValidYet.into());
+        }
+        if now > parsed.not_after() {
+            return Err(CertificateError::Expired.into());
+        }
+        if !parsed.serves() {
+            return Err(CertificateError::InvalidPurpose.into());
+        }
+        verify_server_name(&ParsedCertificate::try_from(leaf)?, name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verdict = self.webpki.verify_server_cert(leaf, intermediates, name, ocsp, now);
+        let verified = match verdict {
+            // What webpki finds wrong with the form alone; an expired or revoked one stays refused.
+            Err(Error::InvalidCertificate(CertificateError::Other(_)))
+                if self.roots.files.contains(leaf) =>
+            {
+                self.verify_named(leaf, name, now)
+            }
+            verdict => verdict,
+        }
+        .map_err(|error| refusal(VerifyFailure::from_verdict(&error, name, leaf)))?;
+
+        let pinned = self.pins.is_empty()
+            || self.pins.hold_chain(leaf, intermediates, &self.roots, now, &self.algorithms);
+        if !pinned {
+            return Err(refusal(VerifyFailure::new(Reason::PinMismatch, name, leaf)));
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, leaf, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// The roots would fill pages.
+impl Debug for Verifier {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").field("pins", &self.pins).finish_non_exhaustive()
+    }
+}
+
+/// `tls.mode: insecure_skip_verify`: any certificate will do, unless pins say which.
+#[derive(Debug)]
+pub(super) struct SkipVerifier {
+    pub(super) pins: Pins,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for SkipVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        // There is no verified chain: only the key that the server proves to hold can be pinned.
+        if !self.pins.is_empty() && !self.pins.hold_leaf(leaf) {
+            return Err(refusal(VerifyFailure::new(Reason::PinMismatch, name, leaf)));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        // Without a pin, whoever is in between has a key of his own: the signature proves nothing,
+        // and old devices have certificates that webpki cannot even read.
+        if self.pins.is_empty() {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        verify_tls12_signature(message, leaf, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        if self.pins.is_empty() {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        verify_tls13_signature(message, leaf, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+fn refusal(failure: VerifyFailure) -> Error {
+    CertificateError::Other(OtherError(Arc::new(failure))).into()
 }

@@ -1,0 +1,110 @@
+//! The policies: given who may be picked, whom to pick.
+
+use super::Endpoint;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// Power of two choices: two at random, and of these the one with the shorter expected wait.
+///
+/// Two are enough to keep away from a slow endpoint, and since each pick looks at another pair, a
+/// herd does not run to the one that looks best.
+pub(super) fn p2c<'a>(
+    members: &'a [Arc<Endpoint>],
+    eligible: impl Fn(&Endpoint) -> bool,
+    rng: &mut fastrand::Rng,
+    now: Instant,
+) -> Option<&'a Arc<Endpoint>> {
+    // Mostly all are eligible, and there is no need to count.
+    if members.len() > 1 {
+        let (a, b) = distinct_pair(members.len(), rng);
+        if eligible(&members[a]) && eligible(&members[b]) {
+            return Some(lighter(&members[a], &members[b], now));
+        }
+    }
+    match count(members, &eligible) {
+        0 | 1 => nth(members, &eligible, 0),
+        several => {
+            let (a, b) = distinct_pair(several, rng);
+            let (a, b) = (nth(members, &eligible, a)?, nth(members, &eligible, b)?);
+            Some(lighter(a, b, now))
+        }
+    }
+}
+
+/// Any, by chance.
+pub(super) fn random<'a>(
+    members: &'a [Arc<Endpoint>],
+    eligible: impl Fn(&Endpoint) -> bool,
+    rng: &mut fastrand::Rng,
+) -> Option<&'a Arc<Endpoint>> {
+    match count(members, &eligible) {
+        0 => None,
+        several => nth(members, &eligible, rng.usize(..several)),
+    }
+}
+
+/// One after the other. `turn` counts picks; it chooses among the eligible, so that the successor of
+/// an ejected endpoint does not get the double share.
+pub(super) fn round_robin(
+    members: &[Arc<Endpoint>],
+    eligible: impl Fn(&Endpoint) -> bool,
+    turn: usize,
+) -> Option<&Arc<Endpoint>> {
+    match count(members, &eligible) {
+        0 => None,
+        several => nth(members, &eligible, turn % several),
+    }
+}
+
+/// The one with the fewest requests in flight; among equals, any by chance.
+pub(super) fn least_request<'a>(
+    members: &'a [Arc<Endpoint>],
+    eligible: impl Fn(&Endpoint) -> bool,
+    rng: &mut fastrand::Rng,
+) -> Option<&'a Arc<Endpoint>> {
+    let mut least: Option<(&Arc<Endpoint>, u32)> = None;
+    let mut equals = 0;
+    for endpoint in members.iter().filter(|endpoint| eligible(endpoint)) {
+        // Read once: other workers change it between two reads.
+        let in_flight = endpoint.in_flight();
+        match least {
+            Some((_, fewest)) if in_flight > fewest => continue,
+            Some((_, fewest)) if in_flight == fewest => equals += 1,
+            _ => equals = 1,
+        }
+        // The nth of n equals replaces the choice with a chance of 1/n: each ends with the same.
+        if rng.usize(..equals) == 0 {
+            least = Some((endpoint, in_flight));
+        }
+    }
+    least.map(|(endpoint, _)| endpoint)
+}
+
+fn lighter<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, now: Instant) -> &'a Arc<Endpoint> {
+    let b_is_lighter = match (a.expected_wait(now), b.expected_wait(now)) {
+        (Some(a), Some(b)) => b < a,
+        // An unknown one gets an equal share of what is in flight: neither a flood nor nothing.
+        _ => b.in_flight() < a.in_flight(),
+    };
+    if b_is_lighter { b } else { a }
+}
+
+fn distinct_pair(len: usize, rng: &mut fastrand::Rng) -> (usize, usize) {
+    let a = rng.usize(..len);
+    let b = rng.usize(..len - 1);
+    (a, if b >= a { b + 1 } else { b })
+}
+
+fn count(members: &[Arc<Endpoint>], eligible: &impl Fn(&Endpoint) -> bool) -> usize {
+    members.iter().filter(|endpoint| eligible(endpoint)).count()
+}
+
+/// Falls back to the first eligible, should another thread have ejected some since the count.
+fn nth<'a>(
+    members: &'a [Arc<Endpoint>],
+    eligible: &impl Fn(&Endpoint) -> bool,
+    n: usize,
+) -> Option<&'a Arc<Endpoint>> {
+    let mut chosen = members.iter().filter(|endpoint| eligible(endpoint));
+    chosen.nth(n).or_else(|| members.iter().find(|endpoint| eligible(endpoint)))
+}

@@ -1,0 +1,59 @@
+//! Keys that are understood but whose capability does not exist yet.
+
+use serde_json::Value as Json;
+
+use super::{Alias, Config, table::Section};
+
+/// Keys of an alias that can only have their default. Delete a row when its capability is built.
+const ALIAS: &[&str] = &["protocol", "health.active", "limits.queue"];
+
+/// Keys outside the aliases that can only have their default.
+const PROCESS: &[&str] = &[
+    "listener.tls.certificate",
+    "listener.tls.key",
+    "proxy.listen",
+    "kubernetes.watch",
+    "ca.directory",
+    "ca.leaf_lifetime",
+];
+
+/// The path of each key that asks for what does not exist, with the key as its documentation calls it.
+pub(super) fn refused(config: &Config) -> Vec<(String, &'static str)> {
+    let mut refused = Vec::new();
+    let printed = config.to_json();
+    let defaults = Config::default().to_json();
+    for &key in PROCESS {
+        if value_at(&printed, key) != value_at(&defaults, key) {
+            refused.push((key.to_owned(), key));
+        }
+    }
+    let defaults = Config { aliases: vec![Alias::blank()], ..Config::default() }.to_json();
+    for (index, alias) in printed["aliases"].as_array().into_iter().flatten().enumerate() {
+        for &key in ALIAS {
+            if value_at(alias, key) != value_at(&defaults["aliases"][0], key) {
+                refused.push((format!("aliases[{index}].{key}"), key));
+            }
+        }
+    }
+    refused
+}
+
+fn value_at<'a>(section: &'a Json, key: &str) -> Option<&'a Json> {
+    section.pointer(&format!("/{}", key.replace('.', "/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_names_a_key() {
+        let config = Config { aliases: vec![Alias::named("a")], ..Config::default() }.to_json();
+        for key in PROCESS {
+            assert!(value_at(&config, key).is_some(), "{key}");
+        }
+        for key in ALIAS {
+            assert!(value_at(&config["aliases"][0], key).is_some(), "{key}");
+        }
+    }
+}

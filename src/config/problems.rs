@@ -1,0 +1,103 @@
+//! What is wrong with a configuration, and where.
+
+use std::{
+    collections::{HashMap, HashSet},
+    error::Error,
+    fmt,
+};
+
+/// A place in a file; both count from 1, columns in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The line.
+    pub line: usize,
+    /// The column.
+    pub column: usize,
+}
+
+impl Position {
+    pub(super) const START: Self = Self { line: 1, column: 1 };
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Where; `None` in a configuration that came from no file.
+    pub position: Option<Position>,
+    /// What, and what mends it.
+    pub message: String,
+}
+
+/// Everything that is wrong with one configuration; shown as one `FILE:LINE:COLUMN: message` a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems {
+    /// The file's name as the user gave it.
+    pub file: String,
+    /// In the order of the file; never empty.
+    pub list: Vec<Problem>,
+}
+
+impl Problems {
+    /// In the order of the file. What an anchor brings to several places is said once.
+    pub(super) fn new(file: &str, mut list: Vec<Problem>) -> Self {
+        list.sort();
+        list.dedup();
+        Self { file: file.to_owned(), list }
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.list.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            f.write_str(&self.file)?;
+            if let Some(Position { line, column }) = problem.position {
+                write!(f, ":{line}:{column}")?;
+            }
+            write!(f, ": {}", problem.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Problems {}
+
+/// Where each value of a configuration was read, by its path (`aliases[0].tls.ca`).
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    positions: HashMap<String, Position>,
+    unreadable: HashSet<String>,
+}
+
+impl Places {
+    pub(super) fn record(&mut self, path: &str, position: Position) {
+        self.positions.insert(path.to_owned(), position);
+    }
+
+    /// A value that could not be read has its default: nothing further is said about it.
+    pub(super) fn mark_unreadable(&mut self, path: &str) {
+        self.unreadable.insert(path.to_owned());
+    }
+
+    pub(super) fn was_given(&self, path: &str) -> bool {
+        self.positions.contains_key(path)
+    }
+
+    pub(super) fn is_unreadable(&self, path: &str) -> bool {
+        ancestry(path).any(|path| self.unreadable.contains(path))
+    }
+
+    /// Of the value itself, or of the nearest mapping or list around it.
+    pub(super) fn find(&self, path: &str) -> Option<Position> {
+        ancestry(path).find_map(|path| self.positions.get(path)).copied()
+    }
+}
+
+/// `a.b[0]`, `a.b`, `a` and the root, which is empty.
+fn ancestry(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| {
+        (!path.is_empty()).then(|| path.rfind(['.', '[']).map_or("", |end| &path[..end]))
+    })
+}

@@ -1,0 +1,305 @@
+use super::*;
+
+#[track_caller]
+fn assert_wrong(text: &str, expected: &[&str]) {
+    assert_eq!(wrong(text).lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn every_problem_is_found_in_one_run() {
+    assert_wrong(
+        "\
+version: 2
+aliases:
+  - lisen: [8080]
+    port: \"443\"
+  - name: b
+    tls:
+      mode: verfy
+      ca: [x]
+    drain: 5
+    drain: 6s
+dns:
+  min_ttl: 2m
+loging: {}
+allow_non_loopback: yes
+",
+        &[
+            "t.yaml:1:10: version: `2` is no version of this format; write `version: 1`",
+            "t.yaml:3:5: aliases[0]: the key `name` is missing: The name the application uses, such as `webscaler-manual`: lower-case, IDNA-encoded, no trailing dot.",
+            "t.yaml:3:5: unknown key `lisen`; did you mean `listen`?",
+            "t.yaml:4:11: aliases[0].port: expected a whole number from 1 to 65535 without quotes, found the text \"443\"",
+            "t.yaml:7:13: aliases[1].tls.mode: `verfy` is not one of `verify`, `insecure_skip_verify` or `plaintext`; did you mean `verify`?",
+            "t.yaml:8:11: aliases[1].tls.ca: expected a mapping of `system`, `webpki` or `files`, found a list",
+            "t.yaml:9:12: aliases[1].drain: `5` has no unit; write a duration such as `250ms`, `5s` or `1h`",
+            "t.yaml:10:5: duplicate key `drain`: it stands in line 9 already; keep one",
+            "t.yaml:12:12: dns.min_ttl: min_ttl (120s) is above max_ttl (60s)",
+            "t.yaml:13:1: unknown key `loging`; did you mean `log`?",
+            "t.yaml:14:21: allow_non_loopback: `yes` is not `true` or `false`",
+        ],
+    );
+}
+
+#[test]
+fn a_file_says_its_version() {
+    assert_wrong(
+        "aliases: []",
+        &[
+            "t.yaml:1:1: the key `version` is missing: The version of this format: write `version: 1`.",
+        ],
+    );
+    assert!(wrong("").starts_with("t.yaml:1:1: the key `version` is missing"));
+    assert!(wrong("version: \"1\"").contains("write `version: 1`"));
+    assert!(wrong("- a").starts_with("t.yaml:1:1: expected a mapping of `version`, `aliases`"));
+}
+
+#[test]
+fn an_unknown_key_with_no_neighbour_gets_the_list() {
+    assert_wrong(
+        "version: 1\nproxy: {upstream: x}",
+        &["t.yaml:2:9: unknown key `upstream`; the keys here are `listen` or `passthrough`"],
+    );
+}
+
+#[test]
+fn columns_count_characters() {
+    assert_wrong(
+        "version: 1\nlog: {level: info, \"é\": 1, lvel: warn}",
+        &[
+            "t.yaml:2:20: unknown key `é`; the keys here are `format`, `level` or `access`",
+            "t.yaml:2:28: unknown key `lvel`; did you mean `level`?",
+        ],
+    );
+}
+
+#[test]
+fn what_is_no_yaml_says_where_it_stops_being() {
+    for (text, place) in [
+        ("version: 1\naliases: [\n", "t.yaml:2:10: not valid YAML: unclosed bracket"),
+        ("version: 1\n  aliases: []\n", "t.yaml:2:10: not valid YAML: "),
+        ("version: 1\nlog:\n\tlevel: info\n", "t.yaml:3:"),
+        ("version: 1\nlog: *base\n", "t.yaml:2:6: `*base` has no anchor `&base` before it"),
+        ("version: 1\nlog: &a {level: *a}\n", "t.yaml:2:17: this anchor stands for what"),
+        ("version: 1\n---\nversion: 1\n", "t.yaml:3:1: a second document begins here"),
+        ("version: 1\nlog: !env {}\n", "t.yaml:2:"),
+        ("version: 1\n? [a]\n: b\n", "t.yaml:2:3: a list cannot be a key"),
+    ] {
+        assert!(wrong(text).starts_with(place), "{}", wrong(text));
+    }
+}
+
+#[test]
+fn a_bomb_of_anchors_does_not_go_off() {
+    let mut text = "version: 1\na0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..10 {
+        let inner = vec![format!("*a{}", level - 1); 10].join(", ");
+        text.push_str(&format!("a{level}: &a{level} [{inner}]\n"));
+    }
+    let problems = wrong(&text);
+    assert!(problems.contains("more than 100000 values"), "{problems}");
+    assert!(wrong(&"[".repeat(5000)).starts_with("t.yaml:1:"));
+}
+
+#[test]
+fn a_name_belongs_to_one_alias() {
+    assert_wrong(
+        "version: 1\naliases:\n  - name: a\n  - name: A.\n    listen: [8081]\n",
+        &[
+            "t.yaml:4:11: aliases[1].name: duplicate alias `a`: aliases[0] (`a`, line 3) has this name",
+        ],
+    );
+}
+
+#[test]
+fn a_host_is_answered_by_one_alias_of_a_listener() {
+    let two = |one: &str, two: &str, rest: &str| {
+        format!("version: 1\naliases:\n  - {{name: a, {one}}}\n  - {{name: b, {two}}}\n{rest}")
+    };
+    assert_wrong(
+        &two("hosts: [x.example]", "hosts: [y.example, X.example]", ""),
+        &[
+            "t.yaml:4:34: aliases[1].hosts[1]: the Host `x.example` is answered by aliases[0] (`a`, line 3) on the same listener; give one of them a `listen` of its own",
+        ],
+    );
+    assert!(wrong(&two("hosts: [\"*\"]", "hosts: [\"*\"]", "")).contains("the Host `*`"));
+    // With a namespace the forms of a name are known.
+    let forms = two("hosts: [b.prod.svc]", "drain: 1s", "dns: {namespace: prod}\n");
+    assert!(wrong(&forms).contains("aliases[1].name: the Host `b.prod.svc`"), "{}", wrong(&forms));
+    parsed(&forms.replace("prod}", "default}"));
+    parsed(&two("hosts: [x.example]", "hosts: [x.example], listen: [8081]", ""));
+    parsed(&two("hosts: [\"*\"]", "hosts: [x.example]", ""));
+}
+
+#[test]
+fn an_address_has_one_listener() {
+    let two = |one: &str, two: &str| {
+        format!("version: 1\naliases:\n  - {{name: a, {one}}}\n  - {{name: b, {two}}}\n")
+    };
+    let taken = |one: &str, other: &str, part: &str| {
+        let problems = wrong(&two(one, other));
+        assert!(problems.lines().any(|line| line.starts_with(part)), "{problems}");
+    };
+    taken(
+        "listen: [9000]",
+        "listen: [9000], protocol: tcp",
+        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[0] (`a`, line 3): a tcp alias needs an address of its own, such as 127.0.1.1:9000",
+    );
+    taken(
+        "protocol: tcp",
+        "protocol: postgres",
+        "t.yaml:4:5: aliases[1].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[0]",
+    );
+    taken(
+        "listen: [9000, 9000]",
+        "drain: 1s",
+        "t.yaml:3:30: aliases[0].listen[1]: 127.0.0.1:9000 is covered by 127.0.0.1:9000 of this",
+    );
+    taken(
+        "listen: [\"0.0.0.0:9000\"]",
+        "listen: [9000]",
+        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:9000 conflicts with 0.0.0.0:9000 of",
+    );
+    taken(
+        "listen: [9990]",
+        "drain: 1s",
+        "t.yaml:3:24: aliases[0].listen[0]: 127.0.0.1:9990 conflicts with 127.0.0.1:9990 of admin.listen: ",
+    );
+    taken(
+        "listen: [8080], protocol: tcp",
+        "drain: 1s",
+        "t.yaml:3:24: aliases[0].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[1] (`b`, line 4): a tcp",
+    );
+    parsed(&two("listen: [9000]", "listen: [9000]"));
+    parsed(&two("listen: [0]", "listen: [0]"));
+}
+
+#[test]
+fn a_listener_outside_loopback_is_said_out_loud() {
+    let text = "version: 1\naliases: [{name: a, listen: [\"0.0.0.0:80\", \"[::1]:80\"]}]\n";
+    assert_wrong(
+        text,
+        &[
+            "t.yaml:2:30: aliases[0].listen[0]: 0.0.0.0:80 can be reached from outside this machine: listen on 127.0.0.1, or say `allow_non_loopback: true` at the top of the file",
+        ],
+    );
+    parsed(&format!("{text}allow_non_loopback: true\n"));
+    assert!(wrong("version: 1\nadmin: {listen: \"[::]:9990\"}").starts_with("t.yaml:2:17: admin."));
+}
+
+#[test]
+fn a_proxy_does_not_lead_to_itself() {
+    for (listen, target) in [
+        ("127.0.0.1:9000", "127.0.0.1:9000"),
+        ("127.0.0.1:9000", "localhost:9000"),
+        ("127.0.0.1:443", "127.0.0.1"),
+        ("[::1]:9000", "'[::1]:9000'"),
+        ("127.0.0.1:9000", "127.0.0.1:9990"),
+        ("0.0.0.0:9000", "127.0.0.1:9000"),
+        ("127.0.0.1:9000", "0.0.0.0:9000"),
+    ] {
+        let text = format!(
+            "version: 1\nallow_non_loopback: true\naliases:\n  - name: a\n    listen: [\"{listen}\"]\n"
+        );
+        let problems = wrong(&format!("{text}    target: {target}\n"));
+        assert!(problems.starts_with("t.yaml:6:13: aliases[0].target: "), "{problems}");
+        assert!(problems.contains("this proxy's own"), "{problems}");
+        let problems = wrong(&format!("{text}    failover: [b.example, {target}]\n"));
+        assert!(problems.starts_with("t.yaml:6:27: aliases[0].failover[1]: "), "{problems}");
+    }
+    parsed("version: 1\naliases: [{name: a, target: \"127.0.0.1:8081\"}]");
+}
+
+#[test]
+fn what_the_file_tells_must_be_what_it_allows() {
+    let text = "version: 1\naliases:\n  - {name: a, allow: [\"*.b.c\"], target: ";
+    assert_wrong(
+        &format!("{text}b.c}}\n"),
+        &["t.yaml:3:41: aliases[0].target: `b.c` is none of the names in `allow`; add it there"],
+    );
+    parsed(&format!("{text}a.b.c}}\n"));
+    parsed(&format!("{text}b.c, tls: {{server_name: a.b.c}}}}\n"));
+}
+
+#[test]
+fn files_exist() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().display();
+    let problems = wrong(&format!(
+        "\
+version: 1
+aliases:
+  - name: a
+    tls:
+      ca: {{files: [\"{folder}/missing\"]}}
+      crls: [\"{folder}\"]
+      client_certificate: {{cert: Cargo.toml, key: no/key}}
+  - name: b
+    tls: {{client_certificate: {{cert: Cargo.toml}}}}
+"
+    ));
+    let expected = [
+        &format!(
+            "t.yaml:5:20: aliases[0].tls.ca.files[0]: cannot read the file `{folder}/missing`: "
+        ),
+        &format!("t.yaml:6:14: aliases[0].tls.crls[0]: `{folder}` is a folder, not a file"),
+        "t.yaml:7:51: aliases[0].tls.client_certificate.key: cannot read the file `no/key`: ",
+        "t.yaml:9:31: aliases[1].tls.client_certificate: the key `key` is missing: PEM file of",
+    ];
+    assert_eq!(problems.lines().count(), expected.len(), "{problems}");
+    for (line, expected) in problems.lines().zip(expected) {
+        assert!(line.starts_with(expected), "{line}\n{expected}");
+    }
+}
+
+#[test]
+fn a_certificate_has_a_key_and_a_target_has_trust() {
+    let problems = wrong("version: 1\nlistener: {tls: {certificate: Cargo.toml}}");
+    assert!(
+        problems.contains("t.yaml:2:31: listener.tls.certificate: a certificate needs its `key`"),
+        "{problems}"
+    );
+    let trust = "version: 1\naliases: [{name: a, tls: {ca: {system: false, webpki: false}}}]";
+    assert!(wrong(trust).starts_with("t.yaml:2:31: aliases[0].tls.ca: no certificate could be"));
+    parsed(&trust.replace("{ca", "{mode: plaintext, ca"));
+}
+
+#[test]
+fn what_does_not_exist_yet_is_refused_at_its_key() {
+    assert_wrong(
+        "\
+version: 1
+aliases:
+  - name: a
+    protocol: tcp
+    health: {active: {path: /healthz}}
+    limits: {queue: 1}
+listener: {tls: {certificate: Cargo.toml, key: Cargo.toml}}
+proxy: {listen: 3128}
+kubernetes: {watch: true}
+ca: {directory: /tmp, leaf_lifetime: 1h}
+",
+        &[
+            "t.yaml:4:15: aliases[0].protocol: `protocol` is not available in this version; leave it out",
+            "t.yaml:5:22: aliases[0].health.active: `health.active` is not available in this version; leave it out",
+            "t.yaml:6:21: aliases[0].limits.queue: `limits.queue` is not available in this version; leave it out",
+            "t.yaml:7:31: listener.tls.certificate: `listener.tls.certificate` is not available in this version; leave it out",
+            "t.yaml:7:48: listener.tls.key: `listener.tls.key` is not available in this version; leave it out",
+            "t.yaml:8:17: proxy.listen: `proxy.listen` is not available in this version; leave it out",
+            "t.yaml:9:21: kubernetes.watch: `kubernetes.watch` is not available in this version; leave it out",
+            "t.yaml:10:17: ca.directory: `ca.directory` is not available in this version; leave it out",
+            "t.yaml:10:38: ca.leaf_lifetime: `ca.leaf_lifetime` is not available in this version; leave it out",
+        ],
+    );
+}
+
+#[test]
+fn an_unreadable_value_is_complained_about_once() {
+    // The default that stands in for the bad address would collide with the other alias'.
+    assert_wrong(
+        "version: 1\naliases:\n  - {name: a, protocol: http, listen: 8080}\n  - {name: b, listen: [x]}\n",
+        &[
+            "t.yaml:3:39: aliases[0].listen: expected a list, such as `[a, b]` or one `- item` a line, found `8080`",
+            "t.yaml:4:24: aliases[1].listen[0]: `x` is not an address to listen on; write an IP with a port, such as `127.0.0.1:8080`, `[::1]:8080`, or `8080` for port 8080 of 127.0.0.1",
+        ],
+    );
+}

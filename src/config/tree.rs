@@ -1,0 +1,287 @@
+//! YAML text as a tree in which every node knows its place.
+//!
+//! Scalars keep their text: whether `off` is a word or a boolean, and `1.2` a version or a number, is for the key to say.
+
+use std::collections::HashMap;
+
+use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
+
+use super::problems::{Position, Problem};
+
+/// Nodes in one file, those that anchors bring along counted each time.
+const MAX_NODES: usize = 100_000;
+const MAX_DEPTH: usize = 32;
+
+/// A value of the file.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) at: Position,
+    pub(super) kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    Scalar {
+        text: String,
+        /// Without quotes: such a `null` is null, and such a `5` may be a number.
+        plain: bool,
+    },
+    List(Vec<Node>),
+    /// No key stands twice.
+    Map(Vec<(Key, Node)>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    pub(super) at: Position,
+    pub(super) name: String,
+}
+
+impl Node {
+    /// The one document of `text`; the first syntax error is the last problem, as nothing after it has a meaning.
+    pub(super) fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<Self> {
+        let options = granit_parser::options! {
+            emit_comments: false,
+            emit_unresolved_aliases: true,
+            flow_nesting_limit: MAX_DEPTH,
+            block_nesting_limit: MAX_DEPTH,
+        };
+        let mut builder = Builder {
+            parser: Parser::new_from_str_with_options(text, options),
+            anchors: HashMap::new(),
+            nodes: 0,
+            problems,
+        };
+        match builder.document() {
+            Ok(root) => root,
+            Err(stop) => {
+                problems.push(stop.into());
+                None
+            }
+        }
+    }
+
+    pub(super) fn is_null(&self) -> bool {
+        matches!(&self.kind, Kind::Scalar { text, plain: true }
+            if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+    }
+
+    /// What the node is, for an error that expected something else.
+    pub(super) fn describe(&self) -> String {
+        match &self.kind {
+            _ if self.is_null() => "nothing".to_owned(),
+            Kind::Scalar { text, plain: true } => format!("`{text}`"),
+            Kind::Scalar { text, plain: false } => format!("the text \"{text}\""),
+            Kind::List(_) => "a list".to_owned(),
+            Kind::Map(_) => "a mapping".to_owned(),
+        }
+    }
+
+    fn count(&self) -> usize {
+        1 + match &self.kind {
+            Kind::Scalar { .. } => 0,
+            Kind::List(items) => items.iter().map(Self::count).sum(),
+            Kind::Map(pairs) => pairs.iter().map(|(_, value)| 1 + value.count()).sum(),
+        }
+    }
+}
+
+/// Why no tree can be made.
+enum Stop {
+    Syntax(ScanError),
+    Limit(Position, String),
+}
+
+impl From<ScanError> for Stop {
+    fn from(error: ScanError) -> Self {
+        Self::Syntax(error)
+    }
+}
+
+impl From<Stop> for Problem {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Syntax(error) => Self {
+                position: Some(Position {
+                    line: error.marker().line().max(1),
+                    column: error.marker().col() + 1,
+                }),
+                message: format!("not valid YAML: {}", error.info()),
+            },
+            Stop::Limit(at, message) => Self { position: Some(at), message },
+        }
+    }
+}
+
+struct Builder<'a> {
+    parser: Parser<'a, granit_parser::StrInput<'a>>,
+    /// Finished nodes only, so that no node can contain itself.
+    anchors: HashMap<usize, Node>,
+    nodes: usize,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<'a> Builder<'a> {
+    fn document(&mut self) -> Result<Option<Node>, Stop> {
+        let mut root = None;
+        while let Some((event, span)) = self.next()? {
+            match event {
+                Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
+                Event::StreamEnd => break,
+                _ if root.is_some() => {
+                    return Err(Stop::Limit(
+                        start(&span),
+                        "a second document begins here; a file holds one configuration".to_owned(),
+                    ));
+                }
+                _ => root = Some(self.node(event, &span)?),
+            }
+        }
+        Ok(root)
+    }
+
+    fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, Stop> {
+        Ok(self.parser.next().transpose()?)
+    }
+
+    /// The next event, where the grammar promises one.
+    fn within(&mut self, opened: Position) -> Result<(Event<'a>, Span), Stop> {
+        self.next()?.ok_or_else(|| {
+            Stop::Limit(opened, "not valid YAML: what begins here has no end".to_owned())
+        })
+    }
+
+    fn node(&mut self, event: Event<'a>, span: &Span) -> Result<Node, Stop> {
+        let at = start(span);
+        self.spend(1, at)?;
+        let (kind, anchor) = match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                let text_tag = tag.as_deref().is_some_and(|tag| tag.is_yaml_core_schema_tag("str"));
+                self.refuse_tag(tag.as_deref(), at);
+                let plain = style == ScalarStyle::Plain && !text_tag;
+                (Kind::Scalar { text: text.into_owned(), plain }, anchor)
+            }
+            Event::SequenceStart(_, anchor, tag) => {
+                self.refuse_tag(tag.as_deref(), at);
+                (self.list(at)?, anchor)
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                self.refuse_tag(tag.as_deref(), at);
+                (self.map(at)?, anchor)
+            }
+            Event::Alias(id) => {
+                let Some(node) = self.anchors.get(&id).cloned() else {
+                    let message = "this anchor stands for what it is in itself".to_owned();
+                    return Err(Stop::Limit(at, message));
+                };
+                self.spend(node.count(), at)?;
+                return Ok(node);
+            }
+            Event::UnresolvedAlias(name) => {
+                let message = format!("`*{name}` has no anchor `&{name}` before it");
+                self.problems.push(Problem { position: Some(at), message });
+                (Kind::Scalar { text: String::new(), plain: true }, 0)
+            }
+            other => {
+                let message = format!("not valid YAML: {other:?} cannot stand here");
+                return Err(Stop::Limit(at, message));
+            }
+        };
+        let node = Node { at, kind };
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn list(&mut self, opened: Position) -> Result<Kind, Stop> {
+        let mut items = Vec::new();
+        loop {
+            match self.within(opened)? {
+                (Event::SequenceEnd, _) => return Ok(Kind::List(items)),
+                (event, span) => items.push(self.node(event, &span)?),
+            }
+        }
+    }
+
+    fn map(&mut self, opened: Position) -> Result<Kind, Stop> {
+        let mut pairs: Vec<(Key, Node)> = Vec::new();
+        let mut merged = Vec::new();
+        loop {
+            let key = match self.within(opened)? {
+                (Event::MappingEnd, _) => break,
+                (event, span) => self.node(event, &span)?,
+            };
+            let (event, span) = self.within(opened)?;
+            let value = self.node(event, &span)?;
+            let (name, plain) = match key.kind {
+                Kind::Scalar { text, plain } => (text, plain),
+                _ => {
+                    let message = format!("{} cannot be a key; keys are words", key.describe());
+                    self.problems.push(Problem { position: Some(key.at), message });
+                    continue;
+                }
+            };
+            if name == "<<" && plain {
+                merged.push(value);
+            } else if let Some((first, _)) = pairs.iter().find(|(first, _)| first.name == name) {
+                let message = format!(
+                    "duplicate key `{name}`: it stands in line {} already; keep one",
+                    first.at.line
+                );
+                self.problems.push(Problem { position: Some(key.at), message });
+            } else {
+                pairs.push((Key { at: key.at, name }, value));
+            }
+        }
+        for source in merged {
+            self.merge(source, &mut pairs);
+        }
+        Ok(Kind::Map(pairs))
+    }
+
+    /// `<<: *base` and `<<: [*one, *other]`: what the mapping itself says comes first, then the earlier source.
+    fn merge(&mut self, source: Node, pairs: &mut Vec<(Key, Node)>) {
+        match source.kind {
+            Kind::Map(more) => {
+                for (key, value) in more {
+                    if pairs.iter().all(|(own, _)| own.name != key.name) {
+                        pairs.push((key, value));
+                    }
+                }
+            }
+            Kind::List(sources) => {
+                for source in sources {
+                    self.merge(source, pairs);
+                }
+            }
+            Kind::Scalar { .. } => {
+                let message = format!(
+                    "`<<` merges a mapping, such as `<<: *base`, not {}",
+                    source.describe()
+                );
+                self.problems.push(Problem { position: Some(source.at), message });
+            }
+        }
+    }
+
+    fn refuse_tag(&mut self, tag: Option<&Tag>, at: Position) {
+        if let Some(tag) = tag.filter(|tag| tag.is_custom()) {
+            let message = format!("the tag `{tag}` has no meaning here; remove it");
+            self.problems.push(Problem { position: Some(at), message });
+        }
+    }
+
+    fn spend(&mut self, nodes: usize, at: Position) -> Result<(), Stop> {
+        self.nodes += nodes;
+        if self.nodes > MAX_NODES {
+            let message = format!("more than {MAX_NODES} values (anchors counted at each use)");
+            return Err(Stop::Limit(at, message));
+        }
+        Ok(())
+    }
+}
+
+fn start(span: &Span) -> Position {
+    Position { line: span.start.line().max(1), column: span.start.col() + 1 }
+}

@@ -1,0 +1,348 @@
+//! What no value shows on its own: names, listeners, targets and files that do not go together.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
+
+use super::{
+    Alias, Config, Protocol, Target, TargetHost, TlsMode, answers, available,
+    problems::{Places, Problem},
+};
+
+/// Everything wrong with a configuration whose values are each good.
+pub(super) fn problems(config: &Config, places: &Places) -> Vec<Problem> {
+    let mut check = Check { config, places, problems: Vec::new() };
+    for (path, key) in available::refused(config) {
+        check.report(&path, &format!("`{key}` is not available in this version; leave it out"));
+    }
+    check.names();
+    check.listeners();
+    check.hosts();
+    check.order_of_durations();
+    for (index, alias) in config.aliases.iter().enumerate() {
+        let path = format!("aliases[{index}]");
+        check.targets(&path, alias);
+        check.allowed(&path, alias);
+        check.trust(&path, alias);
+    }
+    check.listener_certificate();
+    check.problems
+}
+
+struct Check<'a> {
+    config: &'a Config,
+    places: &'a Places,
+    problems: Vec<Problem>,
+}
+
+/// An address that the process would bind.
+struct Bound {
+    /// Of the key.
+    path: String,
+    address: SocketAddr,
+    owner: Owner,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Owner {
+    Alias { index: usize, protocol: Protocol },
+    Proxy,
+    Admin,
+}
+
+impl Check<'_> {
+    fn report(&mut self, path: &str, what: &str) {
+        if !self.places.is_unreadable(path) {
+            let position = self.places.find(path);
+            self.problems.push(Problem { position, message: format!("{path}: {what}") });
+        }
+    }
+
+    /// The key that the user wrote, where only one of two is written.
+    fn written<'k>(&self, key: &'k str, other: &'k str) -> &'k str {
+        if self.places.was_given(other) && !self.places.was_given(key) { other } else { key }
+    }
+
+    /// "aliases[0] (`webscaler-manual`, line 3)"
+    fn called(&self, index: usize) -> String {
+        let path = format!("aliases[{index}]");
+        let name = &self.config.aliases[index].name;
+        match self.places.find(&path) {
+            Some(position) => format!("{path} (`{name}`, line {})", position.line),
+            None => format!("{path} (`{name}`)"),
+        }
+    }
+
+    fn names(&mut self) {
+        for (index, alias) in self.config.aliases.iter().enumerate() {
+            let path = format!("aliases[{index}].name");
+            let same = |other: &Alias| other.name == alias.name;
+            let first = self.config.aliases.iter().take(index).position(same);
+            if let Some(first) = first
+                && !self.places.is_unreadable(&format!("aliases[{first}].name"))
+            {
+                let first = self.called(first);
+                let what = format!("duplicate alias `{}`: {first} has this name", alias.name);
+                self.report(&path, &what);
+            }
+        }
+    }
+
+    fn bound(&self) -> Vec<Bound> {
+        let mut bound = Vec::new();
+        for (index, alias) in self.config.aliases.iter().enumerate() {
+            for (nth, &address) in alias.listen.iter().enumerate() {
+                let path = format!("aliases[{index}].listen[{nth}]");
+                let owner = Owner::Alias { index, protocol: alias.protocol };
+                bound.push(Bound { path, address, owner });
+            }
+        }
+        let own = [
+            ("proxy.listen", self.config.proxy.listen, Owner::Proxy),
+            ("admin.listen", self.config.admin.listen, Owner::Admin),
+        ];
+        for (path, address, owner) in own {
+            let bind = |address| Bound { path: path.to_owned(), address, owner };
+            bound.extend(address.map(bind));
+        }
+        // Where a value could not be read, its default is nobody's wish.
+        bound.retain(|bound| !self.places.is_unreadable(&bound.path));
+        bound
+    }
+
+    fn listeners(&mut self) {
+        let bound = self.bound();
+        for (index, listener) in bound.iter().enumerate() {
+            let address = listener.address;
+            if !self.config.allow_non_loopback && !address.ip().to_canonical().is_loopback() {
+                let what = format!(
+                    "{address} can be reached from outside this machine: listen on 127.0.0.1, \
+                     or say `allow_non_loopback: true` at the top of the file"
+                );
+                self.report(&listener.path, &what);
+            }
+            for earlier in bound[..index].iter().filter(|other| overlap(other.address, address)) {
+                // The complaint stands at what the user wrote, not at a default that it meets.
+                let at_earlier = self.written(&listener.path, &earlier.path) == earlier.path;
+                let (at, other) =
+                    if at_earlier { (earlier, listener) } else { (listener, earlier) };
+                if let Some(what) = self.conflict(at, other) {
+                    self.report(&at.path, &what);
+                }
+            }
+        }
+    }
+
+    fn conflict(&self, at: &Bound, other: &Bound) -> Option<String> {
+        let (address, taken) = (at.address, other.address);
+        let holder = match other.owner {
+            Owner::Alias { index, .. } => self.called(index),
+            Owner::Proxy => "proxy.listen".to_owned(),
+            Owner::Admin => "admin.listen".to_owned(),
+        };
+        match (at.owner, other.owner) {
+            (Owner::Alias { index, .. }, Owner::Alias { index: same, .. }) if index == same => {
+                Some(format!("{address} is covered by {taken} of this alias already; keep one"))
+            }
+            (
+                Owner::Alias { protocol: Protocol::Http, .. },
+                Owner::Alias { protocol: Protocol::Http, .. },
+            ) if taken == address => None,
+            (Owner::Alias { protocol: Protocol::Http, .. } | Owner::Proxy | Owner::Admin, _) => {
+                Some(format!(
+                    "{address} conflicts with {taken} of {holder}: give one of them another port"
+                ))
+            }
+            (Owner::Alias { protocol, .. }, _) => Some(format!(
+                "{address} conflicts with {taken} of {holder}: a {} alias needs an address of its own, \
+                 such as 127.0.1.1:{}",
+                protocol.word(),
+                address.port(),
+            )),
+        }
+    }
+
+    fn hosts(&mut self) {
+        let aliases = &self.config.aliases;
+        let known: Vec<_> =
+            aliases.iter().map(|alias| answers::names(alias, &self.config.dns)).collect();
+        for (later, names) in known.iter().enumerate() {
+            for earlier in 0..later {
+                let shares = |address| aliases[earlier].listen.contains(address);
+                let same_alias = aliases[earlier].name == aliases[later].name;
+                if same_alias || !aliases[later].listen.iter().any(shares) {
+                    continue;
+                }
+                // Of the forms that both answer to, one is enough to name.
+                let shared = names.iter().find_map(|(name, key)| {
+                    known[earlier].iter().find(|(other, _)| other == name).map(|_| (name, key))
+                });
+                if let Some((name, key)) = shared {
+                    let earlier = self.called(earlier);
+                    let what = format!(
+                        "the Host `{name}` is answered by {earlier} on the same listener; \
+                         give one of them a `listen` of its own"
+                    );
+                    self.report(&format!("aliases[{later}].{key}"), &what);
+                }
+            }
+        }
+    }
+
+    fn order_of_durations(&mut self) {
+        let dns = &self.config.dns;
+        if dns.min_ttl > dns.max_ttl && !self.places.is_unreadable("dns.max_ttl") {
+            let what = format!("min_ttl ({:?}) is above max_ttl ({:?})", dns.min_ttl, dns.max_ttl);
+            let path = self.written("dns.min_ttl", "dns.max_ttl");
+            self.report(path, &what);
+        }
+        for (index, alias) in self.config.aliases.iter().enumerate() {
+            let passive = &alias.health.passive;
+            let eject = format!("aliases[{index}].health.passive.eject");
+            let max_eject = format!("aliases[{index}].health.passive.max_eject");
+            if passive.eject > passive.max_eject && !self.places.is_unreadable(&max_eject) {
+                let what = format!(
+                    "eject ({:?}) is above max_eject ({:?})",
+                    passive.eject, passive.max_eject
+                );
+                let path = self.written(&eject, &max_eject).to_owned();
+                self.report(&path, &what);
+            }
+        }
+    }
+
+    fn targets(&mut self, path: &str, alias: &Alias) {
+        let first = alias.target.iter().map(|target| (format!("{path}.target"), target));
+        let others = alias
+            .failover
+            .iter()
+            .enumerate()
+            .map(|(nth, target)| (format!("{path}.failover[{nth}]"), target));
+        let bound = self.bound();
+        for (path, target) in first.chain(others) {
+            let own = addresses(target, alias.port)
+                .find_map(|address| bound.iter().find(|bound| reaches(address, bound.address)));
+            if let Some(own) = own {
+                let what = format!(
+                    "`{target}` is this proxy's own {} ({}): requests would go round in a loop",
+                    own.path, own.address
+                );
+                self.report(&path, &what);
+            }
+        }
+    }
+
+    /// Where the file alone says the true name, it must be one that the file allows.
+    fn allowed(&mut self, path: &str, alias: &Alias) {
+        let told = match (&alias.tls.server_name, &alias.target) {
+            (Some(name), _) => Some((format!("{path}.tls.server_name"), name)),
+            (None, Some(Target { host: TargetHost::Name(name), .. })) => {
+                Some((format!("{path}.target"), name))
+            }
+            _ => None,
+        };
+        if let Some((told_at, name)) = told
+            && !alias.allow.is_empty()
+            && !self.places.is_unreadable(&format!("{path}.allow"))
+            && !alias.allow.iter().any(|pattern| pattern.matches(name))
+        {
+            let what = format!("`{name}` is none of the names in `allow`; add it there");
+            self.report(&told_at, &what);
+        }
+    }
+
+    fn trust(&mut self, path: &str, alias: &Alias) {
+        let ca = &alias.tls.ca;
+        let nobody = !ca.system && !ca.webpki && ca.files.is_empty();
+        if alias.tls.mode == TlsMode::Verify
+            && nobody
+            && !self.places.is_unreadable(&format!("{path}.tls.ca.files"))
+        {
+            let what = "no certificate could be verified: set `system` or `webpki` to true, \
+                        or name a file of authorities in `files`";
+            self.report(&format!("{path}.tls.ca"), what);
+        }
+        for (nth, file) in ca.files.iter().enumerate() {
+            self.file(&format!("{path}.tls.ca.files[{nth}]"), file);
+        }
+        for (nth, file) in alias.tls.crls.iter().enumerate() {
+            self.file(&format!("{path}.tls.crls[{nth}]"), file);
+        }
+        if let Some(pair) = &alias.tls.client_certificate {
+            self.file(&format!("{path}.tls.client_certificate.cert"), &pair.cert);
+            self.file(&format!("{path}.tls.client_certificate.key"), &pair.key);
+        }
+    }
+
+    fn listener_certificate(&mut self) {
+        let tls = &self.config.listener.tls;
+        match (&tls.certificate, &tls.key) {
+            (Some(_), None) => {
+                self.report("listener.tls.certificate", "a certificate needs its `key` beside it");
+            }
+            (None, Some(_)) => {
+                self.report("listener.tls.key", "a key needs its `certificate` beside it");
+            }
+            _ => {}
+        }
+        for (path, file) in
+            [("listener.tls.certificate", &tls.certificate), ("listener.tls.key", &tls.key)]
+        {
+            if let Some(file) = file {
+                self.file(path, file);
+            }
+        }
+    }
+
+    fn file(&mut self, path: &str, file: &Path) {
+        if self.places.is_unreadable(path) {
+            return;
+        }
+        let found = fs::metadata(file).and_then(|metadata| {
+            // Opening shows a lack of permission, but would wait for the writer of a pipe.
+            if metadata.is_file() {
+                fs::File::open(file)?;
+            }
+            Ok(metadata.is_dir())
+        });
+        match found {
+            Ok(false) => {}
+            Ok(true) => self.report(path, &format!("`{}` is a folder, not a file", file.display())),
+            Err(error) => {
+                self.report(path, &format!("cannot read the file `{}`: {error}", file.display()));
+            }
+        }
+    }
+}
+
+/// Whether both cannot be bound at once. Port 0 is another port each time.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_family = a.is_ipv4() == b.is_ipv4();
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip() || same_family && (a.ip().is_unspecified() || b.ip().is_unspecified()))
+}
+
+/// Whether a connection to `target` would arrive at the listener on `bound`.
+fn reaches(target: SocketAddr, bound: SocketAddr) -> bool {
+    let (target_ip, bound_ip) = (target.ip().to_canonical(), bound.ip().to_canonical());
+    let by_wildcard = bound_ip.is_unspecified() && target_ip.is_loopback();
+    // Linux takes a connection to the unspecified address to loopback.
+    let to_wildcard = target_ip.is_unspecified() && bound_ip.is_loopback();
+    target.port() == bound.port() && (target_ip == bound_ip || by_wildcard || to_wildcard)
+}
+
+/// The addresses of a target as far as they are known without DNS.
+fn addresses(target: &Target, default_port: u16) -> impl Iterator<Item = SocketAddr> {
+    let port = target.port.unwrap_or(default_port);
+    let ips = match &target.host {
+        TargetHost::Ip(ip) => [Some(*ip), None],
+        TargetHost::Name(name) if name == "localhost" => {
+            [Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), Some(IpAddr::V6(Ipv6Addr::LOCALHOST))]
+        }
+        TargetHost::Name(_) => [None, None],
+    };
+    ips.into_iter().flatten().map(move |ip| SocketAddr::new(ip, port))
+}

@@ -1,0 +1,117 @@
+//! Everything that can keep a request from its answer.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use super::headers::BadRequest;
+use crate::{
+    route::RouteError,
+    tls::TlsError,
+    upstream::{AcquireError, Generation, LimitReached, NoTarget},
+};
+
+/// Why a request has no answer from its origin.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// It is no single, clear request.
+    #[error("{0}")]
+    BadRequest(#[from] BadRequest),
+    /// `CONNECT` to an alias' listener.
+    #[error("CONNECT is for a forward proxy, and this listener is the alias itself")]
+    Connect,
+    /// Nobody answers to its Host.
+    #[error("{0}")]
+    Route(#[from] RouteError),
+    /// It is signed over the Host that would be rewritten.
+    #[error(
+        "the request is signed over its Host (AWS Signature Version 4), `{signed}`, and rewriting \
+         that to `{host}` would break the signature"
+    )]
+    SignedHost {
+        /// What the client signed.
+        signed: String,
+        /// What would be sent.
+        host: String,
+    },
+    /// Too many are being served already.
+    #[error("{0}")]
+    Limit(#[from] LimitReached),
+    /// The alias leads nowhere.
+    #[error("{0}")]
+    NoTarget(#[from] NoTarget),
+    /// No connection could be had.
+    #[error("{error}")]
+    Acquire {
+        /// Why.
+        error: AcquireError,
+        /// For which true name.
+        generation: Arc<Generation>,
+    },
+    /// The connection failed while the request or its answer's head was on it.
+    #[error("{}", describe(*.endpoint, .error, .tls.as_ref()))]
+    Exchange {
+        /// With whom.
+        endpoint: SocketAddr,
+        /// What hyper said.
+        error: hyper::Error,
+        /// What TLS said, where that is behind it.
+        tls: Option<TlsError>,
+        /// For which true name.
+        generation: Arc<Generation>,
+    },
+    /// `timeouts.response` ran out.
+    #[error("{endpoint} has not begun to answer within {limit:?}")]
+    ResponseTimeout {
+        /// Who.
+        endpoint: SocketAddr,
+        /// `timeouts.response`.
+        limit: Duration,
+        /// For which true name.
+        generation: Arc<Generation>,
+    },
+    /// The client's own body broke off.
+    #[error("the request's body broke off: {0}")]
+    ClientBody(hyper::Error),
+}
+
+impl ForwardError {
+    /// The generation that it happened under, where it came that far.
+    pub fn generation(&self) -> Option<&Arc<Generation>> {
+        match self {
+            Self::Acquire { generation, .. }
+            | Self::Exchange { generation, .. }
+            | Self::ResponseTimeout { generation, .. } => Some(generation),
+            _ => None,
+        }
+    }
+
+    /// The endpoint in question.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Acquire { error, .. } => error.endpoint(),
+            Self::Exchange { endpoint, .. } | Self::ResponseTimeout { endpoint, .. } => {
+                Some(*endpoint)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// hyper's own words end at "connection error"; what a person needs is at the chain's end.
+fn describe(endpoint: SocketAddr, error: &hyper::Error, tls: Option<&TlsError>) -> String {
+    if let Some(tls) = tls {
+        return format!("{endpoint}: {tls}");
+    }
+    if error.is_incomplete_message() {
+        return format!("{endpoint} closed the connection before it had answered");
+    }
+    if error.is_parse() {
+        return format!("{endpoint} answered something that is not HTTP: {error}");
+    }
+    let mut text = format!("{endpoint}: {error}");
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

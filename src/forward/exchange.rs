@@ -1,0 +1,300 @@
+//! A request's record from its head to its response's end, and the body that carries it there.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use ::http::{Method, StatusCode, request};
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, Sleep, sleep},
+};
+
+use super::headers;
+use crate::{
+    body::{BoxError, RequestBody},
+    error::ProxyErrorType,
+    telemetry::Access,
+    upstream::{Generation, Lease, Upstream},
+};
+
+/// One request as metrics and access log see it. Written down when it drops.
+pub struct Exchange {
+    upstream: Arc<Upstream>,
+    worker: usize,
+    started: Instant,
+    protocol: &'static str,
+    method: Method,
+    /// Only where an access log is written.
+    path: Option<Box<str>>,
+    trace_id: Option<Box<str>>,
+    status: StatusCode,
+    error: Option<ProxyErrorType>,
+    generation: Option<Arc<Generation>>,
+    endpoint: Option<SocketAddr>,
+    reused: bool,
+    tls_version: &'static str,
+    upstream_time: Option<Duration>,
+    retries: u32,
+    request: RequestBody,
+    bytes_in: u64,
+    bytes_out: u64,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Exchange {
+    /// Begins the record of a request that was routed to `upstream`.
+    pub fn begin(
+        upstream: Arc<Upstream>,
+        worker: usize,
+        head: &request::Parts,
+        protocol: &'static str,
+        request: RequestBody,
+    ) -> Box<Self> {
+        upstream.worker(worker).metrics.in_flight.increment(1.0);
+        let logged = tracing::enabled!(target: "access", tracing::Level::INFO);
+        Box::new(Self {
+            worker,
+            started: Instant::now(),
+            protocol,
+            method: head.method.clone(),
+            path: logged.then(|| head.uri.path().into()),
+            trace_id: logged.then(|| headers::trace_id(&head.headers).map(Into::into)).flatten(),
+            // What a log calls a request whose client left before it was answered.
+            status: StatusCode::from_u16(499).unwrap_or_default(),
+            error: None,
+            generation: None,
+            endpoint: None,
+            reused: false,
+            tls_version: "",
+            upstream_time: None,
+            retries: 0,
+            request,
+            bytes_in: 0,
+            bytes_out: 0,
+            _permit: None,
+            upstream,
+        })
+    }
+
+    /// Holds on to the leave to serve it.
+    pub fn admit(&mut self, permit: Option<OwnedSemaphorePermit>) {
+        self._permit = permit;
+    }
+
+    /// It was sent again.
+    pub fn retried(&mut self, reason: &'static str) {
+        self.retries += 1;
+        self.upstream.worker(self.worker).metrics.retry(reason);
+    }
+
+    /// The origin's head arrived on `lease`.
+    pub fn answered(&mut self, status: StatusCode, lease: &Lease, sent: Instant) {
+        self.status = status;
+        self.generation = Some(lease.generation().clone());
+        self.endpoint = Some(lease.endpoint());
+        self.reused = lease.is_reused();
+        self.tls_version = lease.line().facts.tls_version.unwrap_or("");
+        self.upstream_time = Some(sent.elapsed());
+    }
+
+    /// truename answers itself.
+    pub fn failed(&mut self, status: StatusCode, error: ProxyErrorType, endpoint: Option<SocketAddr>) {
+        self.status = status;
+        self.endpoint = endpoint;
+        self.broke(error);
+    }
+
+    /// It went wrong after the head was passed on.
+    pub fn broke(&mut self, error: ProxyErrorType) {
+        self.error = Some(error);
+        self.upstream.worker(self.worker).metrics.error(error);
+    }
+
+    /// A tunnel has carried this much.
+    pub fn carried(&mut self, bytes_in: u64, bytes_out: u64) {
+        self.bytes_in += bytes_in;
+        self.bytes_out += bytes_out;
+    }
+
+    /// Says in the log why a request failed, with everything a person would ask next.
+    pub fn explain(&self, problem: &super::Problem) {
+        tracing::warn!(
+            alias = self.upstream.config().name,
+            stage = problem.stage().as_str(),
+            error = problem.error().as_str(),
+            endpoint = self.endpoint.map(tracing::field::display),
+            "{}",
+            problem.detail(),
+        );
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let metrics = &self.upstream.worker(self.worker).metrics;
+        let duration = self.started.elapsed();
+        let bytes_in = self.bytes_in + self.request.bytes();
+        metrics.request(&self.method, self.status);
+        metrics.finished(duration, bytes_in, self.bytes_out);
+        let Some(path) = &self.path else { return };
+        Access {
+            alias: &self.upstream.config().name,
+            true_name: self.generation.as_ref().map_or("", |g| g.true_name().as_str()),
+            endpoint: self.endpoint,
+            protocol: self.protocol,
+            method: self.method.as_str(),
+            path,
+            status: self.status.as_u16(),
+            error: self.error.map_or("", ProxyErrorType::as_str),
+            bytes_in,
+            bytes_out: self.bytes_out,
+            duration,
+            upstream: self.upstream_time,
+            retries: self.retries,
+            reused: self.reused,
+            tls_version: self.tls_version,
+            trace_id: self.trace_id.as_deref().unwrap_or(""),
+        }
+        .log();
+    }
+}
+
+/// The body of every response, whoever made it.
+pub struct Body(Kind);
+
+enum Kind {
+    /// truename's own answer.
+    Whole(Option<Bytes>, Option<Box<Exchange>>),
+    /// The origin's.
+    Streaming(Box<Streaming>),
+}
+
+/// A response on its way: keeps the connection until its end, and then gives it back.
+struct Streaming {
+    incoming: Incoming,
+    lease: Option<Lease>,
+    keep_alive: Option<Duration>,
+    exchange: Box<Exchange>,
+    idle: Duration,
+    /// Set while nothing comes.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Body {
+    /// All of a short answer.
+    pub fn whole(bytes: Bytes) -> Self {
+        Self(Kind::Whole(Some(bytes), None))
+    }
+
+    /// The origin's body. `keep_alive` as [`headers::keep_alive`] has it.
+    pub(super) fn streaming(
+        incoming: Incoming,
+        mut lease: Lease,
+        (reusable, keep_alive): (bool, Option<Duration>),
+        exchange: Box<Exchange>,
+        idle: Duration,
+    ) -> Self {
+        if !reusable {
+            lease.refuse_reuse();
+        }
+        let lease = Some(lease);
+        let mut streaming =
+            Box::new(Streaming { lease, keep_alive, exchange, idle, timer: None, incoming });
+        if streaming.incoming.is_end_stream() {
+            streaming.give_back();
+        }
+        Self(Kind::Streaming(streaming))
+    }
+
+    /// Attaches the record of the request to truename's own answer.
+    pub(super) fn record(&mut self, record: Box<Exchange>) {
+        if let Kind::Whole(_, exchange) = &mut self.0 {
+            *exchange = Some(record);
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.0 {
+            Kind::Whole(bytes, exchange) => {
+                let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
+                if let (Some(bytes), Some(exchange)) = (&bytes, exchange) {
+                    exchange.bytes_out += bytes.len() as u64;
+                }
+                Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
+            }
+            Kind::Streaming(streaming) => streaming.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Whole(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Kind::Streaming(streaming) => streaming.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Whole(bytes, _) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Kind::Streaming(streaming) => streaming.incoming.size_hint(),
+        }
+    }
+}
+
+impl Streaming {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            let idle = self.idle;
+            ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));
+            self.exchange.broke(ProxyErrorType::HttpResponseTimeout);
+            self.lease = None;
+            let error = format!("nothing came for {idle:?}, `timeouts.idle`");
+            return Poll::Ready(Some(Err(error.into())));
+        };
+        self.timer = None;
+        match &frame {
+            Some(Ok(frame)) => {
+                self.exchange.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
+                if self.incoming.is_end_stream() {
+                    self.give_back();
+                }
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a response broke off");
+                self.exchange.broke(ProxyErrorType::HttpResponseIncomplete);
+                if let Some(lease) = self.lease.take() {
+                    lease.failed("the response broke off");
+                }
+            }
+            None => self.give_back(),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back(self.keep_alive);
+        }
+    }
+}

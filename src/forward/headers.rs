@@ -1,0 +1,431 @@
+//! What changes between the two sides of a request. Pure: parts in, parts out.
+
+use std::net::IpAddr;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri, Version,
+    header::{
+        ACCESS_CONTROL_ALLOW_ORIGIN, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT,
+        FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, REFERER,
+        SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    },
+    request,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+use crate::config::Forwarded;
+
+/// RFC 9110 §7.6.1, and two that the world invented. `Transfer-Encoding` is each side's own.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// A request that cannot be understood in one way only.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// RFC 9112 §3.2.
+    #[error("the request has no Host")]
+    NoHost,
+    /// RFC 9112 §3.2.
+    #[error("the request has more than one Host")]
+    SeveralHosts,
+    /// RFC 9113 §8.3.1.
+    #[error("`:authority` is `{authority}` and Host is `{host}`")]
+    HostMismatch {
+        /// The pseudo-header.
+        authority: String,
+        /// The field.
+        host: String,
+    },
+    /// RFC 9110 §7.2.
+    #[error("`{0}` is not a host")]
+    InvalidHost(String),
+    /// Not a path, an absolute URL, or `*`.
+    #[error("`{0}` cannot be asked of an alias")]
+    InvalidTarget(String),
+}
+
+/// The authority that the client meant, as it wrote it; `None` where HTTP/1.0 left it out.
+pub fn authority(head: &request::Parts) -> Result<Option<Authority>, BadRequest> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(BadRequest::SeveralHosts);
+    }
+    let host = match host {
+        None => None,
+        Some(value) => Some(parse_host(value)?),
+    };
+    let authority = match (head.uri.authority(), host) {
+        (Some(authority), Some(host)) if head.version == Version::HTTP_2 => {
+            if !authority.as_str().eq_ignore_ascii_case(host.as_str()) {
+                return Err(BadRequest::HostMismatch {
+                    authority: authority.to_string(),
+                    host: host.to_string(),
+                });
+            }
+            Some(authority.clone())
+        }
+        // RFC 9112 §3.2.2: the absolute form rules, whatever Host says.
+        (Some(authority), _) => Some(authority.clone()),
+        (None, host) => host,
+    };
+    match authority {
+        Some(authority) if authority.as_str().contains('@') || authority.host().is_empty() => {
+            Err(BadRequest::InvalidHost(authority.to_string()))
+        }
+        Some(authority) => Ok(Some(authority)),
+        None if head.version == Version::HTTP_10 => Ok(None),
+        None => Err(BadRequest::NoHost),
+    }
+}
+
+fn parse_host(value: &HeaderValue) -> Result<Authority, BadRequest> {
+    let invalid = || BadRequest::InvalidHost(String::from_utf8_lossy(value.as_bytes()).into());
+    if value.is_empty() {
+        return Err(BadRequest::NoHost);
+    }
+    Authority::try_from(value.as_bytes()).map_err(|_| invalid())
+}
+
+/// Where the client thinks it is: what `repair` translates from and to.
+#[derive(Clone, Debug)]
+pub struct ClientView {
+    /// `http`, or `https` on a TLS listener.
+    pub scheme: &'static str,
+    /// Host as the client wrote it.
+    pub authority: Authority,
+    /// The request's `Origin`, where it was the alias' and has been rewritten.
+    pub origin: Option<HeaderValue>,
+}
+
+/// Where the request goes.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetView<'a> {
+    /// `https`, or `http` to a plaintext target.
+    pub scheme: &'static str,
+    /// The true name, with its port where that is not the default.
+    pub authority: &'a Authority,
+}
+
+/// Drops what concerns only the connection that the request came on.
+///
+/// An upgrade keeps its own two fields; `TE: trailers` is passed on, for gRPC needs it.
+pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) {
+    let trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let protocol = upgrade.then(|| headers.get(UPGRADE).cloned()).flatten();
+    strip_hop_by_hop(headers);
+    let mut connection = Vec::new();
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        connection.push("TE");
+    }
+    if let Some(protocol) = protocol {
+        headers.insert(UPGRADE, protocol);
+        connection.push("Upgrade");
+    }
+    // RFC 9110 §10.1.4 and §7.8: whoever sends these names them in Connection.
+    match connection.as_slice() {
+        ["TE"] => headers.insert(CONNECTION, HeaderValue::from_static("TE")),
+        ["Upgrade"] => headers.insert(CONNECTION, HeaderValue::from_static("Upgrade")),
+        ["TE", "Upgrade"] => headers.insert(CONNECTION, HeaderValue::from_static("TE, Upgrade")),
+        _ => None,
+    };
+}
+
+/// Drops what concerns only the connection that the response came on. A `101` keeps its two.
+pub fn strip_response(headers: &mut HeaderMap, switching: bool) {
+    // RFC 9112 §6.3: with both, Transfer-Encoding overrides, and the length must not be passed on.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    let protocol = switching.then(|| headers.get(UPGRADE).cloned()).flatten();
+    strip_hop_by_hop(headers);
+    if let Some(protocol) = protocol {
+        headers.insert(UPGRADE, protocol);
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    }
+}
+
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let nominated: Vec<HeaderName> = tokens(headers, &CONNECTION)
+            .filter_map(|token| HeaderName::try_from(token).ok())
+            // Nominating an end-to-end field would let a client remove what routing relies on.
+            .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+            .collect();
+        for name in nominated {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// The comma-separated tokens of a field, over all its lines.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+/// The protocol that a request asks to switch to (RFC 9110 §7.8).
+pub fn upgrade(head: &request::Parts) -> Option<&HeaderValue> {
+    let asked = tokens(&head.headers, &CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"));
+    let protocol = head.headers.get(UPGRADE)?;
+    // h2c is an upgrade of this hop, which ALPN decides upstream.
+    let h2c = protocol.as_bytes().eq_ignore_ascii_case(b"h2c");
+    (asked && head.version == Version::HTTP_11 && !h2c).then_some(protocol)
+}
+
+/// Whether the client waits for `100 Continue` before it sends the body.
+pub fn expects_continue(headers: &HeaderMap) -> bool {
+    headers
+        .get(EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Whether the connection may be used again after this response, and for how long the origin
+/// says that it keeps it.
+pub fn keep_alive(version: Version, headers: &HeaderMap) -> (bool, Option<std::time::Duration>) {
+    let has = |wanted: &str| tokens(headers, &CONNECTION).any(|t| t.eq_ignore_ascii_case(wanted));
+    // A message with both lengths is how requests are smuggled: its connection is not trusted.
+    let ambiguous = headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH);
+    let reusable = match version {
+        Version::HTTP_10 => has("keep-alive"),
+        _ => !has("close"),
+    };
+    let keep_alive = HeaderName::from_static("keep-alive");
+    let timeout = tokens(headers, &keep_alive)
+        .find_map(|token| token.strip_prefix("timeout=")?.trim_matches('"').parse().ok())
+        .map(std::time::Duration::from_secs);
+    (reusable && !ambiguous, timeout)
+}
+
+/// Writes the request's target and Host as its upstream connection needs them.
+///
+/// Path and query keep their bytes. `has_body` says that a body follows whose length the
+/// headers do not give.
+pub fn address(
+    head: &mut request::Parts,
+    target: TargetView<'_>,
+    host: &HeaderValue,
+    http2: bool,
+    has_body: bool,
+) -> Result<(), BadRequest> {
+    let path = std::mem::take(&mut head.uri).into_parts().path_and_query;
+    let path = path.unwrap_or(PathAndQuery::from_static("/"));
+    let mut uri = http::uri::Parts::default();
+    if http2 {
+        uri.scheme = Some(match target.scheme {
+            "http" => Scheme::HTTP,
+            _ => Scheme::HTTPS,
+        });
+        uri.authority = Some(
+            Authority::try_from(host.as_bytes()).map_err(|_| {
+                BadRequest::InvalidHost(String::from_utf8_lossy(host.as_bytes()).into())
+            })?,
+        );
+        head.version = Version::HTTP_2;
+        head.headers.remove(HOST);
+        head.headers.remove(CONNECTION);
+        head.headers.remove(TRANSFER_ENCODING);
+    } else {
+        head.version = Version::HTTP_11;
+        head.headers.insert(HOST, host.clone());
+        // Without this, hyper takes a GET of unknown length for one without a body.
+        if has_body && !head.headers.contains_key(CONTENT_LENGTH) {
+            head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+    let invalid = BadRequest::InvalidTarget(path.to_string());
+    uri.path_and_query = Some(path);
+    head.uri = Uri::from_parts(uri).map_err(|_| invalid)?;
+    Ok(())
+}
+
+/// Whether the request is signed over its Host by AWS Signature Version 4, in a header or in
+/// the query: then a rewritten Host is a broken signature.
+pub fn signs_host(head: &request::Parts) -> bool {
+    let lists_host = |list: &str| list.split(';').any(|name| name.eq_ignore_ascii_case("host"));
+    let in_header = head.headers.get_all(AUTHORIZATION).iter().any(|value| {
+        let Ok(value) = value.to_str() else { return false };
+        let Some((scheme, parameters)) = value.split_once(' ') else { return false };
+        scheme.starts_with("AWS4-")
+            && parameters
+                .split(',')
+                .filter_map(|parameter| parameter.trim().strip_prefix("SignedHeaders="))
+                .any(lists_host)
+    });
+    let in_query = || {
+        head.uri.query().into_iter().flat_map(|query| query.split('&')).any(|pair| {
+            let Some((name, value)) = pair.split_once('=') else { return false };
+            name.eq_ignore_ascii_case("X-Amz-SignedHeaders")
+                && lists_host(&value.replace("%3B", ";").replace("%3b", ";"))
+        })
+    };
+    in_header || in_query()
+}
+
+/// Gives `Origin` and `Referer` in the true name where they are the alias' own. Returns what
+/// `Origin` was.
+pub fn repair_request(
+    headers: &mut HeaderMap,
+    is_alias: impl Fn(&str) -> bool,
+    target: TargetView<'_>,
+) -> Option<HeaderValue> {
+    let translate = |value: &HeaderValue| {
+        let (_, authority, rest) = split_origin(value.to_str().ok()?)?;
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        if !(is_alias(authority) || is_alias(host)) {
+            return None;
+        }
+        HeaderValue::try_from(format!("{}://{}{rest}", target.scheme, target.authority)).ok()
+    };
+    if let Some(referer) = headers.get(REFERER).and_then(translate) {
+        headers.insert(REFERER, referer);
+    }
+    let origin = headers.get(ORIGIN).and_then(translate)?;
+    headers.insert(ORIGIN, origin)
+}
+
+/// Gives `Location`, `Set-Cookie` and `Access-Control-Allow-Origin` back in the alias' name
+/// where they are the target's own, and drops `Alt-Svc`.
+pub fn repair_response(headers: &mut HeaderMap, client: &ClientView, target: TargetView<'_>) {
+    headers.remove(ALT_SVC);
+    if let Some(location) = headers.get(LOCATION).and_then(|value| {
+        let value = value.to_str().ok()?;
+        let rest = strip_target(value, target)?;
+        // A reference without a scheme stays without one.
+        let scheme = if value.starts_with("//") { "" } else { client.scheme };
+        let colon = if scheme.is_empty() { "" } else { ":" };
+        HeaderValue::try_from(format!("{scheme}{colon}//{}{rest}", client.authority)).ok()
+    }) {
+        headers.insert(LOCATION, location);
+    }
+    let allowed = headers.get(ACCESS_CONTROL_ALLOW_ORIGIN);
+    if allowed.is_some_and(|value| {
+        value.to_str().is_ok_and(|value| strip_target(value, target) == Some(""))
+    }) {
+        let origin = client.origin.clone().or_else(|| {
+            HeaderValue::try_from(format!("{}://{}", client.scheme, client.authority)).ok()
+        });
+        if let Some(origin) = origin {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        }
+    }
+    repair_cookies(headers, target);
+}
+
+/// A cookie for the true name, or for a domain above it, becomes one for the host that the
+/// client asked: without `Domain`, for clients refuse a domain of a single label.
+fn repair_cookies(headers: &mut HeaderMap, target: TargetView<'_>) {
+    if !headers.contains_key(SET_COOKIE) {
+        return;
+    }
+    let host = target.authority.host();
+    for (name, value) in headers.iter_mut() {
+        if *name == SET_COOKIE
+            && let Some(repaired) = without_domain(value.as_bytes(), host)
+            && let Ok(repaired) = HeaderValue::from_bytes(&repaired)
+        {
+            *value = repaired;
+        }
+    }
+}
+
+fn without_domain(cookie: &[u8], host: &str) -> Option<Vec<u8>> {
+    let mut kept: Vec<&[u8]> = Vec::new();
+    let mut dropped = false;
+    for attribute in cookie.split(|byte| *byte == b';') {
+        if !kept.is_empty() && is_domain_of(attribute, host) {
+            dropped = true;
+        } else {
+            kept.push(attribute);
+        }
+    }
+    dropped.then(|| kept.join(&b";"[..]))
+}
+
+fn is_domain_of(attribute: &[u8], host: &str) -> bool {
+    let Ok(attribute) = std::str::from_utf8(attribute) else { return false };
+    let Some((name, domain)) = attribute.split_once('=') else { return false };
+    let domain = domain.trim().trim_start_matches('.').to_ascii_lowercase();
+    name.trim().eq_ignore_ascii_case("domain")
+        && (host == domain
+            || host.strip_suffix(&domain).is_some_and(|rest| rest.ends_with('.')))
+}
+
+/// What follows the target's own origin in a URL; `None` for any other origin.
+fn strip_target<'a>(url: &'a str, target: TargetView<'_>) -> Option<&'a str> {
+    let (scheme, authority, rest) = split_origin(url)?;
+    let default = if target.scheme == "https" { ":443" } else { ":80" };
+    let plain = authority.strip_suffix(default).unwrap_or(authority);
+    let same = plain.eq_ignore_ascii_case(target.authority.as_str())
+        && (scheme.is_empty() || scheme.eq_ignore_ascii_case(target.scheme));
+    same.then_some(rest)
+}
+
+/// Scheme (empty for `//authority/…`), authority, and what follows.
+fn split_origin(url: &str) -> Option<(&str, &str, &str)> {
+    let (scheme, rest) = match url.strip_prefix("//") {
+        Some(rest) => ("", rest),
+        None => url.split_once("://")?,
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    (scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)))
+        .then(|| (scheme, &rest[..end], &rest[end..]))
+}
+
+/// Says who asked, where the alias is configured to.
+pub fn add_forwarded(
+    headers: &mut HeaderMap,
+    forwarded: Forwarded,
+    peer: IpAddr,
+    client: &ClientView,
+) {
+    match forwarded {
+        Forwarded::Off => {}
+        Forwarded::XForwarded => {
+            append_list(headers, HeaderName::from_static("x-forwarded-for"), &peer.to_string());
+            let proto = HeaderValue::from_static(client.scheme);
+            headers.insert(HeaderName::from_static("x-forwarded-proto"), proto);
+            if let Ok(host) = HeaderValue::from_str(client.authority.as_str()) {
+                headers.insert(HeaderName::from_static("x-forwarded-host"), host);
+            }
+        }
+        Forwarded::Rfc7239 => {
+            // RFC 7239 §6: IPv6 in brackets, and then in quotes; a port makes quotes needed, too.
+            let node = match peer {
+                IpAddr::V4(v4) => v4.to_string(),
+                IpAddr::V6(v6) => format!("\"[{v6}]\""),
+            };
+            let element =
+                format!("for={node};host=\"{}\";proto={}", client.authority, client.scheme);
+            append_list(headers, FORWARDED, &element);
+        }
+    }
+}
+
+fn append_list(headers: &mut HeaderMap, name: HeaderName, element: &str) {
+    let mut list: Vec<&str> =
+        headers.get_all(&name).iter().filter_map(|value| value.to_str().ok()).collect();
+    list.push(element);
+    if let Ok(value) = HeaderValue::try_from(list.join(", ")) {
+        headers.insert(name, value);
+    }
+}
+
+/// The trace id of a W3C `traceparent`, for the access log.
+pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let id = value.split('-').nth(1)?;
+    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+}

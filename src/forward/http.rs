@@ -1,0 +1,444 @@
+//! One request: routed, rewritten, sent, sent again where that is safe, and answered.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST, request};
+use hyper::{body::Incoming, client::conn::TrySendError};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Body, Exchange, ForwardError, Problem,
+    headers::{self, ClientView, TargetView},
+    upgrade,
+};
+use crate::{
+    body::RequestBody,
+    config::{HostHeader, HttpVersion, RetryOn},
+    route::Routes,
+    tls::TlsError,
+    upstream::{AcquireError, Generation, Lease, Upstream, Want},
+};
+
+/// What a request's connection says of it.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// The listener, as configured.
+    pub listener: SocketAddr,
+    /// The application's end.
+    pub peer: SocketAddr,
+    /// Our end.
+    pub local: SocketAddr,
+    /// `http`, or `https` on TLS.
+    pub scheme: &'static str,
+    /// The worker that serves the connection.
+    pub worker: usize,
+}
+
+/// Answers a request from a listener: with the origin's answer, or with an explanation.
+pub async fn serve(
+    request: Request<Incoming>,
+    arrival: &Arrival,
+    routes: &Routes,
+) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let upstream = match route(&head, arrival, routes) {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            let problem = Problem::new(&error, None);
+            tracing::info!(
+                listener = %arrival.listener,
+                error = problem.error().as_str(),
+                "{}",
+                problem.detail(),
+            );
+            return problem.into_response();
+        }
+    };
+    let request = Request::from_parts(head, RequestBody::incoming(body));
+    forward(request, &upstream, arrival).await
+}
+
+fn route(
+    head: &request::Parts,
+    arrival: &Arrival,
+    routes: &Routes,
+) -> Result<Arc<Upstream>, ForwardError> {
+    if head.method == Method::CONNECT {
+        return Err(ForwardError::Connect);
+    }
+    let authority = headers::authority(head)?;
+    let host = authority.as_ref().map(|authority| authority.host());
+    Ok(routes.find(arrival.listener, arrival.local.ip(), host)?)
+}
+
+/// Sends a request to an alias, and gives its answer. Never fails: what goes wrong is answered.
+pub async fn forward(
+    request: Request<RequestBody>,
+    upstream: &Arc<Upstream>,
+    arrival: &Arrival,
+) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let protocol = match head.version {
+        Version::HTTP_2 => "h2",
+        Version::HTTP_10 => "http/1.0",
+        _ => "http/1.1",
+    };
+    let exchange =
+        Exchange::begin(upstream.clone(), arrival.worker, &head, protocol, body.handle());
+    let mut journey = Journey { upstream, arrival, exchange };
+    match journey.run(head, body).await {
+        Ok(answer) => answer.into_response(journey.exchange, upstream),
+        Err(error) => {
+            let problem = Problem::new(&error, Some(upstream));
+            journey.exchange.failed(problem.status(), problem.error(), error.endpoint());
+            journey.exchange.explain(&problem);
+            let mut response = problem.into_response();
+            response.body_mut().record(journey.exchange);
+            response
+        }
+    }
+}
+
+/// A request between its routing and its answer's head.
+struct Journey<'a> {
+    upstream: &'a Arc<Upstream>,
+    arrival: &'a Arrival,
+    exchange: Box<Exchange>,
+}
+
+/// The origin's answer, and what is needed to pass it on.
+struct Answer {
+    response: Response<Incoming>,
+    lease: Lease,
+    client: ClientView,
+    /// The client's side, of a request to switch protocols.
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
+}
+
+/// How often a request was tried, and where.
+#[derive(Default)]
+struct Tries {
+    failed: Vec<SocketAddr>,
+    retries: u32,
+    /// A pooled connection was dead: the others may be, too.
+    fresh: bool,
+}
+
+impl Journey<'_> {
+    async fn run(
+        &mut self,
+        mut head: request::Parts,
+        body: RequestBody,
+    ) -> Result<Answer, ForwardError> {
+        let upstream = self.upstream;
+        let config = upstream.config();
+        self.exchange.admit(upstream.admit()?);
+        upstream.deposit();
+
+        let client = self.client_view(&head)?;
+        let generation = upstream.target().await?;
+        check_signature(&head, &client, &generation, &config.host)?;
+
+        let switching = headers::upgrade(&head).is_some();
+        let on_upgrade = switching.then(|| head.extensions.remove()).flatten();
+        headers::strip_request(&mut head.headers, switching);
+        headers::add_forwarded(
+            &mut head.headers,
+            config.forwarded,
+            self.arrival.peer.ip(),
+            &client,
+        );
+        let want = want(head.version, switching, config.http.version);
+        let waits = headers::expects_continue(&head.headers);
+
+        let (response, lease, client) =
+            self.try_until_answered(head, body, client, generation, want, waits).await?;
+        Ok(Answer { response, lease, client, upgrade: on_upgrade })
+    }
+
+    fn client_view(&self, head: &request::Parts) -> Result<ClientView, ForwardError> {
+        let authority = match headers::authority(head)? {
+            Some(authority) => authority,
+            // HTTP/1.0 without Host: the address it came to.
+            None => self.arrival.local.to_string().parse().map_err(|_| headers::BadRequest::NoHost)?,
+        };
+        Ok(ClientView { scheme: self.arrival.scheme, authority, origin: None })
+    }
+
+    async fn try_until_answered(
+        &mut self,
+        mut head: request::Parts,
+        mut body: RequestBody,
+        mut client: ClientView,
+        mut generation: Arc<Generation>,
+        want: Want,
+        waits: bool,
+    ) -> Result<(Response<Incoming>, Lease, ClientView), ForwardError> {
+        let upstream = self.upstream;
+        let config = upstream.config();
+        let mut tries = Tries::default();
+        loop {
+            let lease = upstream
+                .acquire(self.arrival.worker, &generation, want, &tries.failed, tries.fresh)
+                .await;
+            let mut lease = match lease {
+                Ok(lease) => lease,
+                Err(error) => {
+                    let endpoint = error.endpoint();
+                    if self.may_reconnect(&error, &mut tries) {
+                        tries.failed.extend(endpoint);
+                        generation = upstream.target().await?;
+                        continue;
+                    }
+                    return Err(ForwardError::Acquire { error, generation });
+                }
+            };
+
+            let keep = lease.is_reused() || self.repeats_answers(&head.method);
+            let spare = keep.then(|| head.clone());
+            if config.repair {
+                let alias = |host: &str| {
+                    host.eq_ignore_ascii_case(client.authority.as_str())
+                        || upstream.hosts().iter().any(|own| own.eq_ignore_ascii_case(host))
+                };
+                let origin = headers::repair_request(&mut head.headers, alias, view(&generation));
+                client.origin = origin.or(client.origin);
+            }
+            let host = host_to_send(&config.host, &client, &generation)?;
+            let streams = !http_body::Body::is_end_stream(&body);
+            headers::address(&mut head, view(&generation), &host, lease.is_http2(), streams)?;
+            let handle = body.handle();
+            let mut request = Request::from_parts(head, body);
+            if waits && streams {
+                hold_until_continue(&mut request);
+            }
+
+            let sent = Instant::now();
+            let result = match config.timeouts.response {
+                None => lease.send(request).await,
+                Some(limit) => match timeout(limit, lease.send(request)).await {
+                    Ok(result) => result,
+                    Err(_) => {
+                        lease.failed("no answer within `timeouts.response`");
+                        let endpoint = lease.endpoint();
+                        return Err(ForwardError::ResponseTimeout { endpoint, limit, generation });
+                    }
+                },
+            };
+            match result {
+                Ok(response) => {
+                    lease.answered();
+                    if let Some(spare) = spare
+                        && self.may_repeat_status(response.status(), &spare.method, &handle)
+                        && self.may_retry("status", &mut tries)
+                    {
+                        tries.failed.push(lease.endpoint());
+                        (head, body) = (spare, handle);
+                        continue;
+                    }
+                    handle.settle();
+                    self.exchange.answered(response.status(), &lease, sent);
+                    return Ok((response, lease, client));
+                }
+                Err(mut failure) => {
+                    let returned = failure.take_message();
+                    let reused = lease.is_reused();
+                    let reason = self
+                        .retry_reason(&lease, &failure, returned.is_some(), spare.as_ref(), &handle)
+                        .await;
+                    let again = match returned {
+                        Some(request) => Some(request.into_parts().0),
+                        None => spare,
+                    };
+                    let endpoint = lease.endpoint();
+                    let error = failure.into_error();
+                    if !reused && !error.is_user() {
+                        lease.failed(&error.to_string());
+                        tries.failed.push(endpoint);
+                    }
+                    if let (Some(reason), Some(again)) = (reason, again)
+                        && handle.rewind()
+                        && (reused && reason == "reuse" || self.may_retry(reason, &mut tries))
+                    {
+                        if reason == "reuse" && reused {
+                            self.exchange.retried(reason);
+                        }
+                        tries.fresh = true;
+                        (head, body) = (again, handle);
+                        continue;
+                    }
+                    return Err(exchange_error(error, endpoint, generation));
+                }
+            }
+        }
+    }
+
+    /// Whether and why a failed request may be sent again, whatever budget and attempts say.
+    async fn retry_reason(
+        &self,
+        lease: &Lease,
+        failure: &TrySendError<Request<RequestBody>>,
+        returned: bool,
+        spare: Option<&request::Parts>,
+        body: &RequestBody,
+    ) -> Option<&'static str> {
+        if failure.error().is_user() {
+            return None;
+        }
+        // Nothing was written, or the origin's TCP took nothing of it, or its HTTP/2 said so.
+        if returned || lease.was_refused().await || was_unprocessed(failure.error()) {
+            return Some("reuse");
+        }
+        let idempotent = spare.is_some_and(|head| head.method.is_idempotent());
+        let resets = self.upstream.config().retry.on.contains(&RetryOn::Reset);
+        (resets && idempotent && body.is_untouched()).then_some("reset")
+    }
+
+    fn may_reconnect(&mut self, error: &AcquireError, tries: &mut Tries) -> bool {
+        let worth = match error {
+            AcquireError::Connect(error) => error.is_worth_another_endpoint(),
+            AcquireError::Http { .. } => true,
+            AcquireError::NoEndpoint | AcquireError::ConnectionLimit { .. } => false,
+        };
+        worth
+            && self.upstream.config().retry.on.contains(&RetryOn::Connect)
+            && self.may_retry("connect", tries)
+    }
+
+    fn may_retry(&mut self, reason: &'static str, tries: &mut Tries) -> bool {
+        if tries.retries >= self.upstream.config().retry.attempts || !self.upstream.withdraw() {
+            return false;
+        }
+        tries.retries += 1;
+        self.exchange.retried(reason);
+        true
+    }
+
+    /// Whether an answer, or a reset, may lead to another try: then the head is kept.
+    fn repeats_answers(&self, method: &Method) -> bool {
+        let retries = &self.upstream.config().retry;
+        method.is_idempotent() && retries.on.iter().any(|on| *on != RetryOn::Connect)
+    }
+
+    fn may_repeat_status(&self, status: StatusCode, method: &Method, body: &RequestBody) -> bool {
+        let on = RetryOn::Status(status.as_u16());
+        method.is_idempotent()
+            && body.is_untouched()
+            && self.upstream.config().retry.on.contains(&on)
+    }
+}
+
+impl Answer {
+    fn into_response(self, exchange: Box<Exchange>, upstream: &Upstream) -> Response<Body> {
+        let Self { mut response, lease, client, upgrade } = self;
+        let config = upstream.config();
+        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_some();
+        let keep_alive = headers::keep_alive(response.version(), response.headers());
+        headers::strip_response(response.headers_mut(), switching);
+        if config.repair {
+            let generation = lease.generation().clone();
+            headers::repair_response(response.headers_mut(), &client, view(&generation));
+        }
+        *response.version_mut() = Version::HTTP_11;
+        if let Some(client) = upgrade
+            && switching
+        {
+            return upgrade::switch(response, client, lease, exchange, config.timeouts.idle);
+        }
+        let idle = config.timeouts.idle;
+        response.map(|incoming| Body::streaming(incoming, lease, keep_alive, exchange, idle))
+    }
+}
+
+fn view(generation: &Generation) -> TargetView<'_> {
+    TargetView { scheme: generation.scheme(), authority: generation.authority() }
+}
+
+fn want(downstream: Version, switching: bool, configured: HttpVersion) -> Want {
+    match configured {
+        // RFC 9113 §8.6: HTTP/2 has no Upgrade.
+        _ if switching => Want::Http1,
+        HttpVersion::Http1 => Want::Http1,
+        HttpVersion::Http2 => Want::Http2,
+        HttpVersion::Auto if downstream == Version::HTTP_2 => Want::Http2Or1,
+        HttpVersion::Auto => Want::Http1,
+    }
+}
+
+fn host_to_send(
+    configured: &HostHeader,
+    client: &ClientView,
+    generation: &Generation,
+) -> Result<HeaderValue, ForwardError> {
+    match configured {
+        HostHeader::Rewrite => Ok(generation.host().clone()),
+        HostHeader::Preserve => to_header(client.authority.as_str()),
+        HostHeader::Literal(host) => to_header(host),
+    }
+}
+
+fn to_header(host: &str) -> Result<HeaderValue, ForwardError> {
+    HeaderValue::from_str(host).map_err(|_| headers::BadRequest::InvalidHost(host.into()).into())
+}
+
+fn check_signature(
+    head: &request::Parts,
+    client: &ClientView,
+    generation: &Generation,
+    configured: &HostHeader,
+) -> Result<(), ForwardError> {
+    if !headers::signs_host(head) {
+        return Ok(());
+    }
+    let host = host_to_send(configured, client, generation)?;
+    let signed = head.headers.get(HOST).map_or(client.authority.as_str().as_bytes(), |host| {
+        host.as_bytes()
+    });
+    if signed == host.as_bytes() {
+        return Ok(());
+    }
+    Err(ForwardError::SignedHost {
+        signed: String::from_utf8_lossy(signed).into(),
+        host: String::from_utf8_lossy(host.as_bytes()).into(),
+    })
+}
+
+/// The body is sent when the origin says `100 Continue`; until then nobody reads it, so that
+/// the client is not told to go on either.
+fn hold_until_continue(request: &mut Request<RequestBody>) {
+    request.body().hold();
+    let body = request.body().handle();
+    hyper::ext::on_informational(request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            body.proceed();
+        }
+    });
+}
+
+/// RFC 9113 §8.7: a stream refused, or beyond the last one of a GOAWAY, was not processed.
+fn was_unprocessed(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let gone = h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
+            return h2.is_remote() && (refused || gone);
+        }
+        source = cause.source();
+    }
+    false
+}
+
+fn exchange_error(
+    error: hyper::Error,
+    endpoint: SocketAddr,
+    generation: Arc<Generation>,
+) -> ForwardError {
+    if error.is_user() {
+        return ForwardError::ClientBody(error);
+    }
+    let tls = generation
+        .tls()
+        .and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
+    ForwardError::Exchange { endpoint, error, tls, generation }
+}

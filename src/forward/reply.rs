@@ -1,0 +1,296 @@
+//! Errors become answers: the one place that says which failure is which status.
+
+use ::http::{
+    HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::{Body, ForwardError};
+use crate::{
+    connect::{ConnectError, Denied},
+    error::{ProxyErrorType as Kind, Stage},
+    tls::TlsError,
+    upstream::{AcquireError, NoTarget, Upstream},
+};
+
+/// An error as the client sees it: RFC 9457, with what truename knows besides.
+#[derive(Clone, Debug, Serialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    #[serde(serialize_with = "status_number")]
+    status: StatusCode,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alias: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    true_name: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    chain: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
+    #[serde(serialize_with = "stage_word")]
+    stage: Stage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<String>,
+    #[serde(skip)]
+    error: Kind,
+}
+
+impl Problem {
+    /// Classifies `error`, met while serving `upstream` (none where no alias was found).
+    pub fn new(error: &ForwardError, upstream: Option<&Upstream>) -> Self {
+        let (status, kind, stage) = classify(error);
+        let state = upstream.map(|upstream| upstream.targets()[0].state());
+        let resolution = error.generation().map(|generation| generation.resolution());
+        let names = |names: &[std::sync::Arc<str>]| names.iter().map(|n| n.to_string()).collect();
+        let chain: Vec<String> = match (error, &resolution, &state) {
+            (ForwardError::NoTarget(NoTarget::Resolve(error)), ..) => names(error.chain()),
+            (ForwardError::NoTarget(NoTarget::Refused(refusal)), ..) => names(&refusal.chain),
+            (_, Some(resolution), _) => names(&resolution.chain),
+            (_, None, Some(state)) => {
+                state.current.as_ref().map(|current| names(&current.chain)).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        let true_name = match (&resolution, &state) {
+            (Some(resolution), _) => Some(resolution.true_name.to_string()),
+            (None, Some(state)) => state.current.as_ref().map(|c| c.true_name.to_string()),
+            _ => None,
+        };
+        Self {
+            kind: format!("urn:truename:error:{kind}"),
+            title: title(kind),
+            status,
+            detail: detail(error),
+            alias: upstream.map(|upstream| upstream.config().name.clone()),
+            true_name,
+            chain,
+            endpoint: error.endpoint().map(|endpoint| endpoint.to_string()),
+            stage,
+            fix: fix(error),
+            error: kind,
+        }
+    }
+
+    /// Its name in RFC 9209.
+    pub fn error(&self) -> Kind {
+        self.error
+    }
+
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What happened, in words.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// How far the request came.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// The answer.
+    pub fn into_response(self) -> Response<Body> {
+        let mut json = serde_json::to_vec_pretty(&self).unwrap_or_default();
+        json.push(b'\n');
+        let mut response = Response::new(Body::whole(Bytes::from(json)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        let status =
+            format!("truename; error={}; details=\"{}\"", self.error, sf_string(&self.detail));
+        if let Ok(status) = HeaderValue::try_from(status) {
+            headers.insert(HeaderName::from_static("proxy-status"), status);
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+fn status_number<S: serde::Serializer>(
+    status: &StatusCode,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+fn stage_word<S: serde::Serializer>(stage: &Stage, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(stage.as_str())
+}
+
+/// The inside of a structured field's string (RFC 8941 §3.3.3): printable ASCII, escaped.
+fn sf_string(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => escaped.extend(['\\', c]),
+            ' '..='~' => escaped.push(c),
+            _ => escaped.push('?'),
+        }
+    }
+    escaped
+}
+
+fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
+    use StatusCode as S;
+    match error {
+        ForwardError::BadRequest(_) | ForwardError::ClientBody(_) => {
+            (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request)
+        }
+        ForwardError::Connect => (S::METHOD_NOT_ALLOWED, Kind::HttpRequestError, Stage::Request),
+        ForwardError::Route(_) => (S::NOT_FOUND, Kind::DestinationNotFound, Stage::Route),
+        ForwardError::SignedHost { .. } => {
+            (S::BAD_GATEWAY, Kind::HttpRequestDenied, Stage::Request)
+        }
+        ForwardError::Limit(_) => {
+            (S::SERVICE_UNAVAILABLE, Kind::ConnectionLimitReached, Stage::Request)
+        }
+        ForwardError::NoTarget(NoTarget::Refused(_)) => {
+            (S::FORBIDDEN, Kind::HttpRequestDenied, Stage::Policy)
+        }
+        ForwardError::NoTarget(NoTarget::Resolve(error)) if error.is_timeout() => {
+            (S::GATEWAY_TIMEOUT, Kind::DnsTimeout, Stage::Resolve)
+        }
+        ForwardError::NoTarget(NoTarget::Resolve(_)) => {
+            (S::SERVICE_UNAVAILABLE, Kind::DnsError, Stage::Resolve)
+        }
+        ForwardError::NoTarget(NoTarget::Pending(_)) => {
+            (S::GATEWAY_TIMEOUT, Kind::DnsTimeout, Stage::Resolve)
+        }
+        ForwardError::Acquire { error, .. } => classify_acquire(error),
+        ForwardError::Exchange { tls: Some(error), .. } => classify_tls(error),
+        ForwardError::Exchange { error, .. } if error.is_parse() => {
+            (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
+        }
+        ForwardError::Exchange { .. } => {
+            (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
+        }
+        ForwardError::ResponseTimeout { .. } => {
+            (S::GATEWAY_TIMEOUT, Kind::HttpResponseTimeout, Stage::Response)
+        }
+    }
+}
+
+fn classify_acquire(error: &AcquireError) -> (StatusCode, Kind, Stage) {
+    use StatusCode as S;
+    match error {
+        AcquireError::NoEndpoint => {
+            (S::SERVICE_UNAVAILABLE, Kind::DestinationUnavailable, Stage::Connect)
+        }
+        AcquireError::ConnectionLimit { .. } => {
+            (S::SERVICE_UNAVAILABLE, Kind::ConnectionLimitReached, Stage::Connect)
+        }
+        AcquireError::Http { .. } => (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Connect),
+        AcquireError::Connect(error) => match &**error {
+            ConnectError::Denied(Denied::OwnListener(_)) => {
+                (S::LOOP_DETECTED, Kind::ProxyLoopDetected, Stage::Policy)
+            }
+            ConnectError::Denied(Denied::Class { .. }) => {
+                (S::FORBIDDEN, Kind::DestinationIpProhibited, Stage::Policy)
+            }
+            ConnectError::Timeout { tcp_done, .. } => {
+                let stage = if *tcp_done { Stage::Tls } else { Stage::Connect };
+                (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, stage)
+            }
+            ConnectError::Tcp { source, .. } => match source.kind() {
+                std::io::ErrorKind::ConnectionRefused => {
+                    (S::BAD_GATEWAY, Kind::ConnectionRefused, Stage::Connect)
+                }
+                std::io::ErrorKind::TimedOut => {
+                    (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, Stage::Connect)
+                }
+                _ => (S::SERVICE_UNAVAILABLE, Kind::DestinationUnavailable, Stage::Connect),
+            },
+            ConnectError::Tls { source, .. } => classify_tls(source),
+        },
+    }
+}
+
+fn classify_tls(error: &TlsError) -> (StatusCode, Kind, Stage) {
+    let kind = match error {
+        TlsError::Certificate(_) | TlsError::Name { .. } => Kind::TlsCertificateError,
+        TlsError::Eof { .. } | TlsError::Io { .. } => Kind::ConnectionTerminated,
+        _ => Kind::TlsProtocolError,
+    };
+    (StatusCode::BAD_GATEWAY, kind, Stage::Tls)
+}
+
+fn title(kind: Kind) -> &'static str {
+    match kind {
+        Kind::DnsTimeout => "DNS did not answer in time",
+        Kind::DnsError => "The alias cannot be resolved",
+        Kind::DestinationNotFound => "No alias answers to this Host",
+        Kind::DestinationUnavailable => "The target cannot be reached",
+        Kind::DestinationIpProhibited => "The target's address is not allowed",
+        Kind::ConnectionRefused => "The target refuses connections",
+        Kind::ConnectionTerminated => "The target closed the connection",
+        Kind::ConnectionTimeout => "The target did not take the connection in time",
+        Kind::ConnectionLimitReached => "Too many requests at once",
+        Kind::TlsProtocolError => "TLS with the target failed",
+        Kind::TlsCertificateError => "The target's certificate is not valid",
+        Kind::HttpRequestError => "The request cannot be understood",
+        Kind::HttpRequestDenied => "The request is not allowed",
+        Kind::HttpResponseIncomplete => "The target's answer broke off",
+        Kind::HttpResponseTimeout => "The target did not answer in time",
+        Kind::HttpUpgradeFailed => "The upgrade failed",
+        Kind::HttpProtocolError => "The target does not speak proper HTTP",
+        Kind::ProxyLoopDetected => "The alias leads back to this proxy",
+        Kind::ProxyInternalError => "Internal error",
+    }
+}
+
+fn detail(error: &ForwardError) -> String {
+    match error {
+        ForwardError::NoTarget(NoTarget::Resolve(error)) => error.what(),
+        error => error.to_string(),
+    }
+}
+
+/// The key or the command that mends it.
+fn fix(error: &ForwardError) -> Option<String> {
+    let fix = match error {
+        ForwardError::Route(error) => error.fix(),
+        ForwardError::SignedHost { .. } => {
+            "sign the request for the true name, or set `host: preserve` for this alias".into()
+        }
+        ForwardError::Limit(_) => "raise `limits.requests`".into(),
+        ForwardError::NoTarget(NoTarget::Resolve(error)) => error.fix(),
+        ForwardError::NoTarget(NoTarget::Refused(refusal)) => refusal.fix(),
+        ForwardError::NoTarget(NoTarget::Pending(_)) => {
+            "check that the DNS servers of resolv.conf, or of `dns.servers`, can be reached".into()
+        }
+        ForwardError::Acquire { error: AcquireError::ConnectionLimit { .. }, .. } => {
+            "raise `pool.max_connections`".into()
+        }
+        ForwardError::Acquire { error: AcquireError::Connect(error), .. } => match &**error {
+            ConnectError::Denied(Denied::OwnListener(_)) => {
+                "let the Service, or `target`, lead to another address than the proxy's own".into()
+            }
+            ConnectError::Denied(Denied::Class { endpoint, .. }) => {
+                format!("if it is meant, add {} to `policy.allow_addresses`", endpoint.ip())
+            }
+            ConnectError::Timeout { .. } => {
+                "check that nothing between here and there drops packets (a NetworkPolicy, a \
+                 firewall), or raise `timeouts.connect`"
+                    .into()
+            }
+            ConnectError::Tcp { .. } => {
+                "check that something listens there; `port` sets the target's port".into()
+            }
+            ConnectError::Tls { source, .. } => return source.hint(),
+        },
+        ForwardError::Exchange { tls: Some(error), .. } => return error.hint(),
+        ForwardError::ResponseTimeout { .. } => "raise `timeouts.response`".into(),
+        _ => return None,
+    };
+    Some(fix)
+}

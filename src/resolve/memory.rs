@@ -1,0 +1,270 @@
+//! What still holds: the last good answer of each family, for how long it may serve, and when a name is new. Pure, given
+//! the time.
+
+use super::{
+    Question, Resolution, State, TrueName,
+    chain::{Chain, Rule},
+    error::{Failure, Refusal, ResolveError},
+    lookup::Round,
+};
+use crate::config;
+use std::{net::IpAddr, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// The answers to one question over time.
+#[derive(Debug)]
+pub struct Memory {
+    question: Arc<Question>,
+    limits: Limits,
+    v4: Remembered,
+    v6: Remembered,
+    /// The true name of the newest generation, also while it has no addresses left.
+    newest: Option<TrueName>,
+    generation: u64,
+    /// Of the newest answer, also of a refused one; none after a failure.
+    ttl: Option<Duration>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    min_ttl: Duration,
+    max_ttl: Duration,
+    stale: Duration,
+    nxdomain_hold: Duration,
+}
+
+/// One family's last good answer, and since when it has had no newer one.
+#[derive(Debug, Default)]
+struct Remembered {
+    good: Option<Good>,
+    failing: Option<Failing>,
+}
+
+#[derive(Clone, Debug)]
+struct Good {
+    true_name: TrueName,
+    chain: Chain,
+    at: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    since: Instant,
+    /// Since when DNS has been saying that there is nothing. A time-out in between does not start it anew.
+    denied_since: Option<Instant>,
+    denied_now: bool,
+}
+
+impl Memory {
+    /// Nothing known yet.
+    pub fn new(question: Arc<Question>, dns: &config::Dns) -> Memory {
+        Memory {
+            question,
+            limits: Limits {
+                min_ttl: dns.min_ttl,
+                max_ttl: dns.max_ttl,
+                stale: dns.stale,
+                nxdomain_hold: dns.nxdomain_hold,
+            },
+            v4: Remembered::default(),
+            v6: Remembered::default(),
+            newest: None,
+            generation: 0,
+            ttl: None,
+            state: State::default(),
+        }
+    }
+
+    /// What to publish.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// After what time to ask again: the newest answer's TTL, none after a failure.
+    pub fn ttl(&self) -> Option<Duration> {
+        self.ttl
+    }
+
+    /// Takes in what both families came to.
+    pub fn absorb(&mut self, round: Round, cluster_domain: &str, now: Instant) {
+        let question = self.question.clone();
+        let rule = Rule {
+            cluster_domain,
+            server_name: question.server_name.as_deref(),
+            chain_match: &question.chain_match,
+            told: question.target.is_some(),
+            plaintext: question.plaintext,
+        };
+        let [v4, v6] = [round.v4, round.v6].map(|walked| good(walked, &rule, now));
+        // Should the families differ in the true name, one of them rules: mixed addresses would be called by a wrong one.
+        let Some(fresh) = v4.as_ref().or(v6.as_ref()).ok().cloned() else {
+            let errors = [v4, v6].into_iter().filter_map(Result::err);
+            return self.failed(errors.max_by_key(telling), now);
+        };
+        let allow = &question.allow;
+        if !allow.is_empty() && !allow.iter().any(|p| p.matches(fresh.true_name.as_str())) {
+            return self.refused(&fresh, now);
+        }
+        let limits = self.limits;
+        for (family, result) in [(&mut self.v4, v4), (&mut self.v6, v6)] {
+            family.update(result, &fresh.true_name, &limits, now);
+        }
+        self.combine(&fresh);
+        self.ttl = self.state.current.as_ref().map(|current| current.ttl);
+        self.state.error = None;
+        self.state.refused = None;
+        self.state.stale_since = None;
+    }
+
+    /// Lets go of what may not serve any longer.
+    pub fn expire(&mut self, now: Instant) {
+        let limits = self.limits;
+        for family in [&mut self.v4, &mut self.v6] {
+            if family.expiry(&limits).is_some_and(|expiry| expiry <= now) {
+                family.good = None;
+            }
+        }
+        let left = self.v4.good.as_ref().or(self.v6.good.as_ref());
+        match left.cloned() {
+            Some(good) => self.combine(&good),
+            None => {
+                self.state.current = None;
+                self.state.stale_since = None;
+            }
+        }
+    }
+
+    /// When [`expire`](Memory::expire) will next have something to do, unless a good answer comes before.
+    pub fn expiry(&self) -> Option<Instant> {
+        let families = [&self.v4, &self.v6].into_iter();
+        families.filter_map(|family| family.expiry(&self.limits)).min()
+    }
+
+    fn failed(&mut self, error: Option<ResolveError>, now: Instant) {
+        let denied = error.as_ref().is_some_and(ResolveError::is_denial);
+        self.v4.fail(denied, now);
+        self.v6.fail(denied, now);
+        self.ttl = None;
+        self.state.refused = None;
+        self.state.error = error.map(Arc::new);
+        if self.state.current.is_some() {
+            self.state.stale_since.get_or_insert(now);
+        }
+        self.expire(now);
+    }
+
+    /// The last good answer stays however long the refusal lasts: whoever listed `allow` trusts it more than DNS.
+    fn refused(&mut self, fresh: &Good, now: Instant) {
+        self.ttl = Some(self.limits.clamp(fresh.chain.ttl()));
+        self.v4.failing = None;
+        self.v6.failing = None;
+        let refusal = Arc::new(Refusal {
+            true_name: fresh.true_name.clone(),
+            chain: fresh.chain.names().to_vec(),
+            allow: self.question.allow.clone(),
+        });
+        if self.state.current.is_some() {
+            self.state.stale_since.get_or_insert(now);
+        }
+        self.state.error = Some(Arc::new(ResolveError::NotAllowed(refusal.clone())));
+        self.state.refused = Some(refusal);
+    }
+
+    /// Makes the resolution out of both families' answers, `leading` giving the chain.
+    fn combine(&mut self, leading: &Good) {
+        if self.newest.as_ref() != Some(&leading.true_name) {
+            self.generation += 1;
+            self.newest = Some(leading.true_name.clone());
+        }
+        let good: Vec<&Good> =
+            [&self.v4, &self.v6].into_iter().filter_map(|f| f.good.as_ref()).collect();
+        let ttl = good.iter().map(|good| good.chain.ttl()).min().unwrap_or(0);
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        for ip in good.iter().flat_map(|good| good.chain.addresses()) {
+            if !addresses.contains(ip) {
+                addresses.push(*ip);
+            }
+        }
+        self.state.current = Some(Arc::new(Resolution {
+            generation: self.generation,
+            true_name: leading.true_name.clone(),
+            chain: leading.chain.names().to_vec(),
+            addresses,
+            ttl: self.limits.clamp(ttl),
+            resolved_at: good.iter().map(|good| good.at).max().unwrap_or(leading.at),
+        }));
+    }
+}
+
+impl Limits {
+    fn clamp(&self, seconds: u32) -> Duration {
+        let ttl = Duration::from_secs(seconds.into());
+        ttl.min(self.max_ttl).max(self.min_ttl)
+    }
+}
+
+impl Remembered {
+    /// `newest` is the true name that holds now. An answer under another name is no answer to this question any more,
+    /// and its addresses must never be called by the new name.
+    fn update(
+        &mut self,
+        result: Result<Good, ResolveError>,
+        newest: &TrueName,
+        limits: &Limits,
+        now: Instant,
+    ) {
+        match result {
+            Ok(good) => {
+                self.good = Some(good).filter(|good| good.true_name == *newest);
+                self.failing = None;
+            }
+            Err(error) => self.fail(error.is_denial(), now),
+        }
+        let old_name = self.good.as_ref().is_some_and(|good| good.true_name != *newest);
+        if old_name || self.expiry(limits).is_some_and(|expiry| expiry <= now) {
+            self.good = None;
+        }
+    }
+
+    fn fail(&mut self, denied: bool, now: Instant) {
+        let failing = self.failing.get_or_insert(Failing {
+            since: now,
+            denied_since: None,
+            denied_now: false,
+        });
+        failing.denied_now = denied;
+        if denied {
+            failing.denied_since.get_or_insert(now);
+        }
+    }
+
+    fn expiry(&self, limits: &Limits) -> Option<Instant> {
+        let failing = self.failing.filter(|_| self.good.is_some())?;
+        let stale = failing.since + limits.stale;
+        let denied = failing.denied_since.filter(|_| failing.denied_now);
+        Some(denied.map_or(stale, |since| stale.min(since + limits.nxdomain_hold)))
+    }
+}
+
+fn good(
+    walked: Result<Chain, ResolveError>,
+    rule: &Rule<'_>,
+    now: Instant,
+) -> Result<Good, ResolveError> {
+    let chain = walked?;
+    let true_name = rule.true_name(chain.names()).map_err(ResolveError::Chain)?;
+    Ok(Good { true_name, chain, at: now })
+}
+
+/// Which of two families' errors says more: "there is no AAAA" explains nothing when A timed out.
+fn telling(error: &ResolveError) -> u8 {
+    match error {
+        ResolveError::Lookup { error, .. } => match error.failure {
+            Failure::NoData => 0,
+            Failure::NxDomain => 1,
+            _ => 2,
+        },
+        _ => 3,
+    }
+}

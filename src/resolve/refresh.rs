@@ -1,0 +1,253 @@
+//! Keeps resolutions fresh: a task for each question asks again before the TTL runs out, and publishes what holds.
+
+use super::{
+    Question, ResolveError, State,
+    error::Place,
+    lookup::{Client, Round},
+    memory::Memory,
+    names::{Environment, NameError, in_domain, normalise},
+    report::Report,
+};
+use crate::config::{self, TargetHost};
+use parking_lot::Mutex;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until},
+};
+
+/// However often somebody asks for a refresh, DNS is not asked more often than this.
+const LEAST_GAP: Duration = Duration::from_secs(1);
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// While there is nothing to serve: whoever mends the Service waits for the proxy to see it.
+const LAST_RETRY_UNSERVED: Duration = Duration::from_secs(5);
+
+/// Resolves the questions of all aliases with one set of DNS settings. Lives on the control thread.
+pub struct Resolver {
+    dns: config::Dns,
+    resolv_conf: PathBuf,
+    client: Mutex<Arc<Client>>,
+}
+
+impl Resolver {
+    /// With `/etc/resolv.conf` for what the settings leave open.
+    pub fn new(dns: config::Dns) -> Arc<Resolver> {
+        Resolver::with_resolv_conf(dns, PathBuf::from("/etc/resolv.conf"))
+    }
+
+    /// With another file in place of `/etc/resolv.conf`.
+    pub fn with_resolv_conf(dns: config::Dns, resolv_conf: PathBuf) -> Arc<Resolver> {
+        Arc::new(Resolver { dns, resolv_conf, client: Mutex::new(Arc::new(Client::new(&[]))) })
+    }
+
+    /// Servers, namespace and cluster domain as they are now. The file is small and read anew each time, so that a
+    /// change is never missed.
+    pub fn environment(&self) -> Environment {
+        Environment::read(&self.dns, &self.resolv_conf)
+    }
+
+    /// Starts resolving in the background, on the current runtime, until the last copy of the subscription is dropped.
+    pub fn watch(self: &Arc<Self>, question: Question) -> Subscription {
+        let (sender, state) = watch::channel(Arc::default());
+        let wish = Arc::new(Notify::new());
+        let question = Arc::new(question);
+        let refresh = Refresh {
+            resolver: self.clone(),
+            memory: Memory::new(question.clone(), &self.dns),
+            report: Report::new(question.clone()),
+            question,
+            sender,
+            wish: wish.clone(),
+            pace: Pace::default(),
+        };
+        tokio::spawn(refresh.run());
+        Subscription { state, wish }
+    }
+
+    /// Resolves once, for `explain`: what a subscription's first state would be.
+    pub async fn resolve(&self, question: &Question) -> State {
+        let mut memory = Memory::new(Arc::new(question.clone()), &self.dns);
+        let (round, cluster_domain) = self.ask(question).await;
+        memory.absorb(round, &cluster_domain, Instant::now());
+        memory.state().clone()
+    }
+
+    /// One round, and the cluster domain that it is to be judged by.
+    async fn ask(&self, question: &Question) -> (Round, String) {
+        let environment = self.environment();
+        let round = match name_to_ask(question, &environment) {
+            Ok(Asked::Ip(ip)) => Round::of_ip(ip),
+            Ok(Asked::Name(name, place)) => {
+                let client = self.client(&environment.servers);
+                client.both(&name, place).await
+            }
+            Err(error) => Round {
+                v4: Err(ResolveError::Name(error.clone())),
+                v6: Err(ResolveError::Name(error)),
+            },
+        };
+        (round, environment.cluster_domain)
+    }
+
+    /// The client, made anew when the servers changed.
+    fn client(&self, servers: &[SocketAddr]) -> Arc<Client> {
+        let mut client = self.client.lock();
+        if client.servers() != servers {
+            *client = Arc::new(Client::new(servers));
+        }
+        client.clone()
+    }
+}
+
+enum Asked {
+    Ip(IpAddr),
+    Name(String, Place),
+}
+
+fn name_to_ask(question: &Question, environment: &Environment) -> Result<Asked, NameError> {
+    match &question.target {
+        Some(TargetHost::Ip(ip)) => Ok(Asked::Ip(*ip)),
+        Some(TargetHost::Name(name)) => Ok(Asked::Name(normalise(name)?, Place::Target)),
+        None => {
+            let name = normalise(&environment.absolute(&question.alias))?;
+            let place = match in_domain(&name, &environment.cluster_domain) {
+                true => Place::Service,
+                false => Place::Alias,
+            };
+            Ok(Asked::Name(name, place))
+        }
+    }
+}
+
+/// The latest [`State`] of a question, and a way to ask for a newer one.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    state: watch::Receiver<Arc<State>>,
+    wish: Arc<Notify>,
+}
+
+impl Subscription {
+    /// A subscription that is fed by hand rather than from DNS.
+    pub fn pushed() -> (watch::Sender<Arc<State>>, Subscription) {
+        let (sender, state) = watch::channel(Arc::default());
+        let wish = Arc::new(Notify::new());
+        (sender, Subscription { state, wish })
+    }
+
+    /// What is known now.
+    pub fn state(&self) -> Arc<State> {
+        self.state.borrow().clone()
+    }
+
+    /// Waits for a state that was not seen yet; none when nobody publishes any more.
+    pub async fn changed(&mut self) -> Option<Arc<State>> {
+        self.state.changed().await.ok()?;
+        Some(self.state.borrow_and_update().clone())
+    }
+
+    /// Waits until the state is as wished, which it may be already; none when nobody publishes any more.
+    pub async fn wait_for(&mut self, wished: impl Fn(&State) -> bool) -> Option<Arc<State>> {
+        let found = self.state.wait_for(|state| wished(state)).await;
+        found.ok().map(|state| state.clone())
+    }
+
+    /// Asks DNS again soon rather than at the TTL's end: for when no endpoint answers.
+    pub fn refresh(&self) {
+        self.wish.notify_one();
+    }
+}
+
+struct Refresh {
+    resolver: Arc<Resolver>,
+    question: Arc<Question>,
+    memory: Memory,
+    report: Report,
+    sender: watch::Sender<Arc<State>>,
+    wish: Arc<Notify>,
+    pace: Pace,
+}
+
+impl Refresh {
+    async fn run(mut self) {
+        while self.ask().await.is_some() && self.wait().await.is_some() {}
+        let last = self.sender.borrow().clone();
+        self.report.end(&last);
+    }
+
+    /// One round; none when nobody listens any more.
+    async fn ask(&mut self) -> Option<()> {
+        let (resolver, question) = (self.resolver.clone(), self.question.clone());
+        let attempt = resolver.ask(&question);
+        tokio::pin!(attempt);
+        let (round, cluster_domain) = loop {
+            tokio::select! {
+                asked = &mut attempt => break asked,
+                () = at(self.memory.expiry()) => self.expire(),
+                () = self.sender.closed() => return None,
+            }
+        };
+        self.memory.absorb(round, &cluster_domain, Instant::now());
+        self.publish();
+        Some(())
+    }
+
+    /// Until it is time for the next round; none when nobody listens any more.
+    async fn wait(&mut self) -> Option<()> {
+        let now = Instant::now();
+        let served = self.memory.state().current.is_some();
+        let mut next = now + self.pace.pause(self.memory.ttl(), served, fastrand::f64());
+        loop {
+            tokio::select! {
+                () = sleep_until(next) => return Some(()),
+                () = self.wish.notified() => next = next.min(now + LEAST_GAP),
+                () = at(self.memory.expiry()) => self.expire(),
+                () = self.sender.closed() => return None,
+            }
+        }
+    }
+
+    fn expire(&mut self) {
+        self.memory.expire(Instant::now());
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let new = Arc::new(self.memory.state().clone());
+        let old = self.sender.send_replace(new.clone());
+        self.report.change(&old, &new);
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// When to ask next.
+#[derive(Debug, Default)]
+struct Pace {
+    failures: u32,
+}
+
+impl Pace {
+    /// Just before the TTL ends; after a failure soon, then ever later. `random` (0 to 1) keeps the proxies of many pods
+    /// out of step.
+    fn pause(&mut self, ttl: Option<Duration>, served: bool, random: f64) -> Duration {
+        if let Some(ttl) = ttl {
+            self.failures = 0;
+            return ttl.mul_f64(0.9 + 0.1 * random);
+        }
+        let last = if served { LAST_RETRY } else { LAST_RETRY_UNSERVED };
+        let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(last);
+        self.failures = self.failures.saturating_add(1);
+        pause.mul_f64(0.75 + 0.25 * random)
+    }
+}

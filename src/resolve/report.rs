@@ -1,0 +1,100 @@
+//! What the log and the metrics hear of a question's changes.
+
+use super::{Question, State, chain::arrows};
+use std::sync::Arc;
+
+/// Reports on one question.
+#[derive(Debug)]
+pub(super) struct Report {
+    question: Arc<Question>,
+    /// The generation last seen: a true name that comes back after a failure is not a new one.
+    generation: u64,
+}
+
+impl Report {
+    pub(super) fn new(question: Arc<Question>) -> Report {
+        Report { question, generation: 0 }
+    }
+
+    /// Compares what was published with what is published now.
+    pub(super) fn change(&mut self, old: &State, new: &State) {
+        self.true_name(old, new);
+        refusal(&self.question, old, new);
+        failure(&self.question, old, new);
+        stale(&self.question, new);
+    }
+
+    /// Takes back the gauges of a question that nobody asks any more.
+    pub(super) fn end(&self, last: &State) {
+        info(&self.question, last, 0.0);
+        stale(&self.question, &State::default());
+    }
+
+    fn true_name(&mut self, old: &State, new: &State) {
+        let alias = &*self.question.alias;
+        let [was, is] = [old, new].map(|state| state.current.as_ref().map(|c| &c.true_name));
+        if was == is {
+            return;
+        }
+        info(&self.question, old, 0.0);
+        info(&self.question, new, 1.0);
+        let Some(current) = &new.current else {
+            tracing::warn!(
+                alias,
+                "the last good answer has served its time: no request can be sent"
+            );
+            return;
+        };
+        let (true_name, chain) = (&current.true_name, arrows(&current.chain));
+        if self.generation != 0 && self.generation != current.generation {
+            let old = was.map(ToString::to_string);
+            tracing::info!(alias, old, new = %true_name, chain, "new true name");
+            metrics::counter!("truename_true_name_changes_total", "alias" => alias.to_owned())
+                .increment(1);
+        } else {
+            tracing::info!(alias, %true_name, chain, addresses = ?current.addresses, "resolved");
+        }
+        self.generation = current.generation;
+    }
+}
+
+fn info(question: &Question, state: &State, value: f64) {
+    if let Some(current) = &state.current {
+        let true_name = current.true_name.to_string();
+        let alias = question.alias.to_string();
+        metrics::gauge!("truename_true_name_info", "alias" => alias, "true_name" => true_name)
+            .set(value);
+    }
+}
+
+fn refusal(question: &Question, old: &State, new: &State) {
+    let Some(refused) = new.refused.as_ref().filter(|_| old.refused != new.refused) else {
+        return;
+    };
+    let alias = &*question.alias;
+    let labels = [("alias", alias.to_owned()), ("reason", "true_name".to_owned())];
+    metrics::counter!("truename_policy_refusals_total", &labels).increment(1);
+    tracing::warn!(alias, "refused: {}; {}", refused.what(), refused.fix());
+}
+
+/// Warns when failing begins and when its reason changes, not at each retry.
+fn failure(question: &Question, old: &State, new: &State) {
+    let alias = &*question.alias;
+    match (&old.error, &new.error) {
+        (_, Some(_)) if new.refused.is_some() => {}
+        (old, Some(error)) if old.as_ref() != Some(error) => match &new.current {
+            Some(current) => {
+                tracing::warn!(alias, true_name = %current.true_name, "serving the last good answer: {error}");
+            }
+            None => tracing::warn!(alias, "cannot be resolved: {error}"),
+        },
+        (Some(_), None) => tracing::info!(alias, "DNS answers again"),
+        _ => {}
+    }
+}
+
+fn stale(question: &Question, state: &State) {
+    let seconds = state.stale_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+    metrics::gauge!("truename_dns_stale_seconds", "alias" => question.alias.to_string())
+        .set(seconds);
+}

@@ -1,0 +1,122 @@
+//! From a listener and a Host to the alias that serves it.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use crate::upstream::Upstream;
+
+/// Every listener's aliases. Immutable: a reload makes a new one.
+#[derive(Default)]
+pub struct Routes {
+    listeners: HashMap<SocketAddr, ListenerRoutes>,
+}
+
+#[derive(Default)]
+struct ListenerRoutes {
+    by_host: HashMap<String, Arc<Upstream>>,
+    upstreams: Vec<Arc<Upstream>>,
+    /// The alias whose `hosts` say `*`.
+    any: Option<Arc<Upstream>>,
+}
+
+/// Nobody answers to a Host. That is what stops a web page whose name was rebound to loopback.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} is not a name that this listener serves; it serves {}",
+    .host.as_ref().map_or("a request without Host".into(), |host| format!("`{host}`")),
+    if .served.is_empty() { "none".into() } else { .served.join(", ") })]
+pub struct RouteError {
+    host: Option<String>,
+    served: Vec<String>,
+}
+
+impl RouteError {
+    /// What mends it.
+    pub fn fix(&self) -> String {
+        match &self.host {
+            Some(host) => {
+                format!("ask for one of the names served, or add \"{host}\" to the alias' `hosts`")
+            }
+            None => "send a Host".into(),
+        }
+    }
+}
+
+impl Routes {
+    /// The routes of these aliases, each on the listeners that its configuration names.
+    pub fn new(upstreams: &[Arc<Upstream>]) -> Self {
+        let mut listeners: HashMap<SocketAddr, ListenerRoutes> = HashMap::new();
+        for upstream in upstreams {
+            for listen in &upstream.config().listen {
+                let routes = listeners.entry(*listen).or_default();
+                routes.upstreams.push(upstream.clone());
+                for host in upstream.hosts() {
+                    // The alias listed first keeps a name that two could claim.
+                    routes.by_host.entry(host.clone()).or_insert_with(|| upstream.clone());
+                }
+                if upstream.config().hosts.iter().any(|host| host == "*") {
+                    routes.any.get_or_insert_with(|| upstream.clone());
+                }
+            }
+        }
+        Self { listeners }
+    }
+
+    /// The alias that serves `host` (without port, in any case) on `listener`, whose address is
+    /// `local`.
+    pub fn find(
+        &self,
+        listener: SocketAddr,
+        local: IpAddr,
+        host: Option<&str>,
+    ) -> Result<Arc<Upstream>, RouteError> {
+        let Some(routes) = self.listeners.get(&listener) else {
+            return Err(RouteError { host: host.map(Into::into), served: Vec::new() });
+        };
+        match host {
+            Some(host) => routes.find(local, host),
+            None => routes.only().or(routes.any.as_ref()).cloned(),
+        }
+        .ok_or_else(|| RouteError { host: host.map(Into::into), served: routes.served() })
+    }
+
+    /// The aliases of a listener.
+    pub fn upstreams(&self, listener: SocketAddr) -> &[Arc<Upstream>] {
+        self.listeners.get(&listener).map_or(&[], |routes| &routes.upstreams)
+    }
+}
+
+impl ListenerRoutes {
+    fn find(&self, local: IpAddr, host: &str) -> Option<Arc<Upstream>> {
+        if let Some(upstream) = self.by_host.get(host) {
+            return Some(upstream.clone());
+        }
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let by_true_name = || self.upstreams.iter().find(|upstream| upstream.is_true_name(&host));
+        self.by_host
+            .get(&host)
+            .or_else(by_true_name)
+            .or_else(|| self.only().filter(|_| is_own(local, &host)))
+            .or(self.any.as_ref())
+            .cloned()
+    }
+
+    /// The alias of a listener that has but one.
+    fn only(&self) -> Option<&Arc<Upstream>> {
+        match self.upstreams.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
+    fn served(&self) -> Vec<String> {
+        self.upstreams.iter().map(|upstream| upstream.config().name.clone()).collect()
+    }
+}
+
+fn is_own(local: IpAddr, host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical() == local.to_canonical())
+}

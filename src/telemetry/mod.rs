@@ -1,0 +1,10 @@
+//! What a running proxy tells: metrics, logs and the access log.
+
+mod access;
+mod log;
+mod metrics;
+mod process;
+
+pub use access::Access;
+pub use log::init as init_log;
+pub use metrics::{AliasMetrics, Metrics};

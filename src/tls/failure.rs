@@ -1,0 +1,330 @@
+//! A refused certificate, described so that a person sees what is wrong with it.
+
+use super::pins;
+use rustls::{
+    CertificateError, Error,
+    pki_types::{CertificateDer, ServerName},
+};
+use std::{
+    error,
+    fmt::{self, Display, Formatter},
+    net::IpAddr,
+};
+use x509_parser::{
+    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time,
+};
+
+/// More names than these are counted, not shown: a certificate may bear hundreds.
+const NAMES_SHOWN: usize = 8;
+
+/// What a stranger's certificate says is cut to this many names, and each text to [`TEXT_KEPT`].
+const NAMES_KEPT: usize = 100;
+
+const TEXT_KEPT: usize = 256;
+
+/// Why a certificate was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Its names do not include the true name.
+    NotValidForName,
+    /// Its last day has passed.
+    Expired,
+    /// Its first day has not come.
+    NotYetValid,
+    /// No trusted root vouches for it.
+    UnknownIssuer,
+    /// It vouches for itself, and nobody said to trust it.
+    SelfSigned,
+    /// A revocation list names it.
+    Revoked,
+    /// It was issued for something other than a server.
+    WrongUsage,
+    /// None of the keys in its chain is pinned.
+    PinMismatch,
+    /// A signature does not match: the server does not hold the certificate's key, or it is forged.
+    BadSignature,
+    /// Anything else.
+    Other(String),
+}
+
+/// A refused certificate: what was expected, and what it says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyFailure {
+    /// Why it was refused.
+    pub reason: Reason,
+    /// The true name that it should have borne.
+    pub expected: String,
+    /// The DNS names and IP addresses that it bears (subject alternative names).
+    pub presented: Vec<String>,
+    /// The subject's common name; it counts for nothing, but tells people which certificate it is.
+    pub common_name: Option<String>,
+    /// Its issuer's distinguished name; empty where the certificate could not be read.
+    pub issuer: String,
+    /// Unix seconds; `None` where the certificate could not be read.
+    pub not_before: Option<i64>,
+    /// Unix seconds; `None` where the certificate could not be read.
+    pub not_after: Option<i64>,
+    /// Pin of the certificate's own key, as `tls.pins` takes it.
+    pub pin: Option<String>,
+}
+
+impl VerifyFailure {
+    pub(super) fn new(
+        reason: Reason,
+        expected: &ServerName<'_>,
+        certificate: &CertificateDer<'_>,
+    ) -> VerifyFailure {
+        let leaf = Leaf::parse(certificate);
+        let leaf = leaf.as_ref();
+        VerifyFailure {
+            reason,
+            expected: expected.to_str().into_owned(),
+            presented: leaf.map(Leaf::names).unwrap_or_default(),
+            common_name: leaf.and_then(Leaf::common_name),
+            issuer: leaf.map(Leaf::issuer).unwrap_or_default(),
+            not_before: leaf.map(Leaf::not_before),
+            not_after: leaf.map(Leaf::not_after),
+            pin: leaf.map(|leaf| pins::pin(leaf.public_key())),
+        }
+    }
+
+    /// From rustls' verdict on a server's certificate.
+    pub(super) fn from_verdict(
+        error: &Error,
+        expected: &ServerName<'_>,
+        certificate: &CertificateDer<'_>,
+    ) -> VerifyFailure {
+        let self_issued = Leaf::parse(certificate).is_some_and(|leaf| leaf.is_self_issued());
+        VerifyFailure::new(reason(error, self_issued), expected, certificate)
+    }
+
+    /// The key or command that mends it.
+    pub fn hint(&self) -> String {
+        let expected = &self.expected;
+        match &self.reason {
+            Reason::NotValidForName => match self.name_to_try() {
+                Some(name) => format!(
+                    "if this is the right server, set `tls.server_name: {name}`; if not, `{expected}` leads to the wrong place: see `truename explain`"
+                ),
+                None => format!(
+                    "have a certificate issued with `{expected}` as a subject alternative name, or set `tls.server_name` to a name that it bears"
+                ),
+            },
+            Reason::Expired => {
+                "the server's operator must renew it; if it is newer than that, this machine's clock is wrong (`date -u`)".to_owned()
+            }
+            Reason::NotYetValid => {
+                "this machine's clock may be slow (`date -u`); else the server has been given its certificate too early".to_owned()
+            }
+            Reason::UnknownIssuer => {
+                "add the CA's certificate (PEM) to `tls.ca.files`; if the CA is public, the server fails to send its intermediate certificates".to_owned()
+            }
+            Reason::SelfSigned => {
+                "add the certificate itself (PEM) to `tls.ca.files`, if you know it to be the server's".to_owned()
+            }
+            Reason::Revoked => {
+                "the server's operator must replace it; the list is one of `tls.crls`".to_owned()
+            }
+            Reason::WrongUsage => {
+                "have it issued with the extended key usage serverAuth".to_owned()
+            }
+            Reason::PinMismatch => match &self.pin {
+                Some(pin) => format!("if the server's key was changed on purpose, add `{pin}` to `tls.pins`"),
+                None => "compare `tls.pins` with the keys in the server's chain".to_owned(),
+            },
+            Reason::BadSignature => {
+                "the server's certificate and key do not belong together, or somebody is in between".to_owned()
+            }
+            Reason::Other(_) => {
+                format!("look at it with `openssl s_client -connect HOST:PORT -servername {expected} -showcerts`")
+            }
+        }
+    }
+
+    /// A presented name that could stand for the expected one; a wildcard is none.
+    fn name_to_try(&self) -> Option<&str> {
+        self.presented.iter().map(String::as_str).find(|name| !name.contains('*'))
+    }
+
+    fn headline(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let expected = &self.expected;
+        match &self.reason {
+            Reason::NotValidForName => write!(f, "certificate is not valid for `{expected}`"),
+            Reason::Expired => write!(f, "certificate for `{expected}` has expired"),
+            Reason::NotYetValid => write!(f, "certificate for `{expected}` is not valid yet"),
+            Reason::UnknownIssuer => {
+                write!(f, "certificate for `{expected}` has an unknown issuer")
+            }
+            Reason::SelfSigned => {
+                write!(f, "certificate for `{expected}` is self-signed and not trusted")
+            }
+            Reason::Revoked => write!(f, "certificate for `{expected}` is revoked"),
+            Reason::WrongUsage => {
+                write!(f, "certificate for `{expected}` was not issued for servers")
+            }
+            Reason::PinMismatch => {
+                write!(f, "certificate for `{expected}` has none of the pinned keys in its chain")
+            }
+            Reason::BadSignature => {
+                write!(f, "certificate for `{expected}` comes with a signature that does not match")
+            }
+            Reason::Other(detail) => {
+                write!(f, "certificate for `{expected}` was refused, since {detail}")
+            }
+        }
+    }
+
+    fn names(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match (&self.presented[..], &self.common_name) {
+            ([], Some(name)) => {
+                write!(f, "it bears only the common name `{name}`, which does not count")
+            }
+            ([], None) => write!(f, "it bears no name"),
+            (names, _) => {
+                write!(f, "it bears ")?;
+                for (n, name) in names.iter().take(NAMES_SHOWN).enumerate() {
+                    write!(f, "{}`{name}`", if n == 0 { "" } else { ", " })?;
+                }
+                match names.len().saturating_sub(NAMES_SHOWN) {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
+            }
+        }
+    }
+}
+
+impl Display for VerifyFailure {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.headline(f)?;
+        let (Some(not_before), Some(not_after)) = (self.not_before, self.not_after) else {
+            return Ok(());
+        };
+        write!(f, ": ")?;
+        self.names(f)?;
+        write!(f, "; issued by {}; valid ", self.issuer)?;
+        if self.reason == Reason::NotYetValid {
+            write!(f, "from {} ", Date(not_before))?;
+        }
+        write!(f, "until {}", Date(not_after))
+    }
+}
+
+impl error::Error for VerifyFailure {}
+
+/// What we read off a server's certificate, for people: verification is webpki's.
+pub(super) struct Leaf<'a>(X509Certificate<'a>);
+
+impl<'a> Leaf<'a> {
+    pub(super) fn parse(certificate: &'a CertificateDer<'_>) -> Option<Leaf<'a>> {
+        X509Certificate::from_der(certificate).ok().map(|(_, parsed)| Leaf(parsed))
+    }
+
+    pub(super) fn public_key(&self) -> &[u8] {
+        self.0.public_key().raw
+    }
+
+    pub(super) fn not_before(&self) -> i64 {
+        self.0.validity().not_before.timestamp()
+    }
+
+    pub(super) fn not_after(&self) -> i64 {
+        self.0.validity().not_after.timestamp()
+    }
+
+    pub(super) fn is_self_issued(&self) -> bool {
+        self.0.issuer().as_raw() == self.0.subject().as_raw()
+    }
+
+    /// Whether it may serve as a server's: without an extended key usage anything goes.
+    pub(super) fn serves(&self) -> bool {
+        match self.0.extended_key_usage() {
+            Ok(usage) => usage.is_none_or(|usage| usage.value.server_auth || usage.value.any),
+            Err(_) => false,
+        }
+    }
+
+    fn issuer(&self) -> String {
+        printable(&self.0.issuer().to_string())
+    }
+
+    fn common_name(&self) -> Option<String> {
+        self.0.subject().iter_common_name().next()?.as_str().ok().map(printable)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let Ok(Some(names)) = self.0.subject_alternative_name() else { return Vec::new() };
+        names.value.general_names.iter().filter_map(name).take(NAMES_KEPT).collect()
+    }
+}
+
+fn name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(printable(name)),
+        GeneralName::IPAddress(bytes) => {
+            let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+            let address = v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
+            address.ok().map(|address| address.to_string())
+        }
+        _ => None,
+    }
+}
+
+fn reason(error: &Error, self_issued: bool) -> Reason {
+    use CertificateError::*;
+    let Error::InvalidCertificate(error) = error else { return Reason::Other(error.to_string()) };
+    match error {
+        NotValidForName | NotValidForNameContext { .. } => Reason::NotValidForName,
+        Expired | ExpiredContext { .. } => Reason::Expired,
+        NotValidYet | NotValidYetContext { .. } => Reason::NotYetValid,
+        UnknownIssuer if self_issued => Reason::SelfSigned,
+        UnknownIssuer => Reason::UnknownIssuer,
+        Revoked => Reason::Revoked,
+        InvalidPurpose | InvalidPurposeContext { .. } => Reason::WrongUsage,
+        BadSignature => Reason::BadSignature,
+        BadEncoding => Reason::Other("it is not correctly encoded".to_owned()),
+        UnhandledCriticalExtension => {
+            Reason::Other("it has a critical extension that is not known here".to_owned())
+        }
+        UnsupportedSignatureAlgorithmContext { .. }
+        | UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => Reason::Other(
+            "it, or its issuer, is signed with an algorithm that is too old (SHA-1) or unknown"
+                .to_owned(),
+        ),
+        // webpki's own words, which rustls passes on as they are.
+        Other(other) => match other.to_string().as_str() {
+            "CaUsedAsEndEntity" if self_issued => Reason::SelfSigned,
+            "CaUsedAsEndEntity" => {
+                Reason::Other("it is a CA's certificate, not a server's".to_owned())
+            }
+            "UnsupportedCertVersion" => Reason::Other(
+                "it is of X.509 version 1 or 2, which has no names to verify".to_owned(),
+            ),
+            "NameConstraintViolation" => {
+                Reason::Other("its issuer is not allowed to vouch for this name".to_owned())
+            }
+            detail => Reason::Other(format!("of {detail}")),
+        },
+        other => Reason::Other(format!("of {other}")),
+    }
+}
+
+/// Texts of a stranger's certificate go to logs and headers: no control characters, no great length.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TEXT_KEPT).collect()
+}
+
+/// Unix seconds as RFC 3339.
+struct Date(i64);
+
+impl Display for Date {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Ok(time) = ASN1Time::from_timestamp(self.0) else {
+            return write!(f, "{} seconds after 1970", self.0);
+        };
+        let at = time.to_datetime();
+        let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
+        let (hour, minute, second) = (at.hour(), at.minute(), at.second());
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+}

@@ -1,0 +1,167 @@
+//! A target under one true name, from the DNS answer that brought the name to the one that takes
+//! it away.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use http::{HeaderValue, uri::Authority};
+use rustls::pki_types::ServerName;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    balance::Balancer,
+    config,
+    resolve::{Resolution, TrueName},
+    tls::{self, ClientTls, TlsError},
+};
+
+/// Everything that follows from one [`TrueName`]: SNI, verified name, `Host`, endpoints.
+///
+/// **Invariant:** all of it is derived here, from the same resolution.
+pub struct Generation {
+    number: u64,
+    true_name: TrueName,
+    port: u16,
+    tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
+    authority: Authority,
+    host: HeaderValue,
+    resolution: ArcSwap<Resolution>,
+    balancer: Balancer,
+    retired: AtomicBool,
+    kill: CancellationToken,
+}
+
+impl Generation {
+    /// Fails where the true name cannot be a TLS server name or a `Host`.
+    pub fn new(
+        alias: &config::Alias,
+        resolution: Arc<Resolution>,
+        port: u16,
+        tls: Option<Arc<ClientTls>>,
+    ) -> Result<Self, TlsError> {
+        let true_name = resolution.true_name.clone();
+        let default_port = if tls.is_some() { 443 } else { 80 };
+        let mut authority = match true_name.ip() {
+            Some(std::net::IpAddr::V6(v6)) => format!("[{v6}]"),
+            _ => true_name.as_str().to_owned(),
+        };
+        if port != default_port {
+            authority.push_str(&format!(":{port}"));
+        }
+        let unusable = || TlsError::Name { name: true_name.to_string() };
+        let host = HeaderValue::from_str(&authority).map_err(|_| unusable())?;
+        let tls = match tls {
+            Some(tls) => Some((tls, tls::server_name(&true_name)?)),
+            None => None,
+        };
+        let balancer = Balancer::new(alias.balance, alias.health.passive.clone());
+        let generation = Self {
+            number: resolution.generation,
+            port,
+            tls,
+            authority: Authority::try_from(authority).map_err(|_| unusable())?,
+            host,
+            balancer,
+            resolution: ArcSwap::new(resolution.clone()),
+            retired: AtomicBool::new(false),
+            kill: CancellationToken::new(),
+            true_name,
+        };
+        generation.rotate(resolution);
+        Ok(generation)
+    }
+
+    /// Takes over the addresses of a newer answer with the same true name.
+    pub fn rotate(&self, resolution: Arc<Resolution>) {
+        let endpoints: Vec<SocketAddr> = resolution
+            .addresses
+            .iter()
+            .map(|address| SocketAddr::new(*address, self.port))
+            .collect();
+        self.balancer.update(&endpoints, Instant::now());
+        self.resolution.store(resolution);
+    }
+
+    /// Which of the target's true names this is.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The name that is SNI, verified name and `Host`.
+    pub fn true_name(&self) -> &TrueName {
+        &self.true_name
+    }
+
+    /// The latest answer.
+    pub fn resolution(&self) -> Arc<Resolution> {
+        self.resolution.load_full()
+    }
+
+    /// Settings and name for the handshake; `None` on plaintext.
+    pub fn tls(&self) -> Option<(&ClientTls, &ServerName<'static>)> {
+        self.tls.as_ref().map(|(tls, name)| (&**tls, name))
+    }
+
+    /// `https`, or `http` where `tls.mode` is `plaintext`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// The true name, with the port where it is not the scheme's default.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The authority as the `Host` field has it.
+    pub fn host(&self) -> &HeaderValue {
+        &self.host
+    }
+
+    /// Its endpoints.
+    pub fn balancer(&self) -> &Balancer {
+        &self.balancer
+    }
+
+    /// Whether `endpoint` is among the addresses of the latest answer.
+    pub fn has_endpoint(&self, endpoint: SocketAddr) -> bool {
+        endpoint.port() == self.port && self.resolution.load().addresses.contains(&endpoint.ip())
+    }
+
+    /// The alias leads elsewhere now: connections made for this name are not used again.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether another generation has taken over.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connections that are still open.
+    pub fn kill(&self) {
+        self.kill.cancel();
+    }
+
+    /// Cancelled when the connections of this generation must end.
+    pub fn killed(&self) -> CancellationToken {
+        self.kill.clone()
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation")
+            .field("number", &self.number)
+            .field("true_name", &self.true_name)
+            .field("port", &self.port)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,410 @@
+//! From a generation to a connection: balance, pool, connect.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, client::conn::TrySendError};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Generation, Upstream};
+use crate::{
+    balance::{Endpoint, InFlight},
+    body::RequestBody,
+    connect::{self, ConnectError, Connected, Identity, Mark},
+    pool::{Connection, Flight, Line, PoolKey},
+    tls::{Alpn, Negotiated, TlsError},
+};
+
+/// RFC 8305 §5: after this long without a connection, the next address is tried beside it.
+const HAPPY_EYEBALLS_DELAY: Duration = Duration::from_millis(250);
+
+/// What kind of connection a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// HTTP/1.1: so the application speaks, or the request is an upgrade.
+    Http1,
+    /// HTTP/2 only (`http.version: "2"`).
+    Http2,
+    /// HTTP/2 if the origin has it: so the application speaks.
+    Http2Or1,
+}
+
+/// No connection. No byte of the request has left.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AcquireError {
+    /// The true name has no endpoint.
+    #[error("the true name has no addresses")]
+    NoEndpoint,
+    /// An endpoint could not be reached.
+    #[error("{0}")]
+    Connect(Arc<ConnectError>),
+    /// HTTP could not be started on a fresh connection.
+    #[error("starting HTTP with {endpoint}: {error}")]
+    Http {
+        /// With whom.
+        endpoint: SocketAddr,
+        /// What hyper said.
+        error: Arc<hyper::Error>,
+    },
+    /// `pool.max_connections` were busy for as long as `timeouts.connect`.
+    #[error("{limit} connections to {endpoint} are busy, as many as `pool.max_connections` allows")]
+    ConnectionLimit {
+        /// To whom.
+        endpoint: SocketAddr,
+        /// `pool.max_connections`.
+        limit: usize,
+    },
+}
+
+impl AcquireError {
+    /// The endpoint in question.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        match self {
+            Self::NoEndpoint => None,
+            Self::Connect(error) => error.endpoint(),
+            Self::Http { endpoint, .. } | Self::ConnectionLimit { endpoint, .. } => Some(*endpoint),
+        }
+    }
+}
+
+/// A connection for one request, with everything that must be told when the request ends.
+pub struct Lease {
+    connection: Connection,
+    key: PoolKey,
+    in_flight: InFlight,
+    generation: Arc<Generation>,
+    upstream: Arc<Upstream>,
+    worker: usize,
+    reused: Option<Mark>,
+    reusable: bool,
+}
+
+impl Upstream {
+    /// A connection to one of the generation's endpoints: a pooled one, unless `fresh`, else a
+    /// new one, within `timeouts.connect`.
+    ///
+    /// Endpoints in `tried` are passed over while there are others.
+    pub async fn acquire(
+        self: &Arc<Self>,
+        worker: usize,
+        generation: &Arc<Generation>,
+        want: Want,
+        tried: &[SocketAddr],
+        fresh: bool,
+    ) -> Result<Lease, AcquireError> {
+        let now = Instant::now();
+        let pick = |tried: &[SocketAddr]| {
+            generation.balancer().pick(now, &mut fastrand::Rng::new(), tried)
+        };
+        let endpoint = pick(tried).ok_or(AcquireError::NoEndpoint)?;
+        let dialling = Dialling { upstream: self, worker, generation, want };
+        if !fresh && let Some(lease) = dialling.pooled(&endpoint, now) {
+            return Ok(lease);
+        }
+        let limit = self.config.timeouts.connect;
+        match timeout(limit, dialling.dial(endpoint.clone(), tried, fresh)).await {
+            Ok(result) => result,
+            Err(_) => Err(AcquireError::ConnectionLimit {
+                endpoint: endpoint.address(),
+                limit: self.config.pool.max_connections,
+            }),
+        }
+    }
+}
+
+/// The way to a connection, for one request.
+#[derive(Clone, Copy)]
+struct Dialling<'a> {
+    upstream: &'a Arc<Upstream>,
+    worker: usize,
+    generation: &'a Arc<Generation>,
+    want: Want,
+}
+
+impl Dialling<'_> {
+    fn key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
+        PoolKey {
+            endpoint,
+            true_name: self.generation.true_name().clone(),
+            protocol,
+            trust: self.generation.tls().map_or(0, |(tls, _)| tls.generation()),
+        }
+    }
+
+    /// The protocols to look for in the pool, the preferred one first.
+    fn protocols(&self) -> &'static [Negotiated] {
+        match self.want {
+            Want::Http1 => &[Negotiated::Http1],
+            Want::Http2 => &[Negotiated::Http2],
+            Want::Http2Or1 => &[Negotiated::Http2, Negotiated::Http1],
+        }
+    }
+
+    fn pooled(&self, endpoint: &Arc<Endpoint>, now: Instant) -> Option<Lease> {
+        let pool = &self.upstream.worker(self.worker).pool;
+        self.protocols().iter().find_map(|protocol| {
+            let key = self.key(endpoint.address(), *protocol);
+            let connection = pool.take(&key, now)?;
+            let mark = connection.line().wire.reuse();
+            Some(self.lease(connection, key, endpoint, Some(mark)))
+        })
+    }
+
+    fn lease(
+        &self,
+        connection: Connection,
+        key: PoolKey,
+        endpoint: &Arc<Endpoint>,
+        reused: Option<Mark>,
+    ) -> Lease {
+        Lease {
+            connection,
+            key,
+            in_flight: endpoint.begin(Instant::now()),
+            generation: self.generation.clone(),
+            upstream: self.upstream.clone(),
+            worker: self.worker,
+            reused,
+            reusable: true,
+        }
+    }
+
+    /// A new connection, or one that came back or was made by another request meanwhile.
+    async fn dial(
+        &self,
+        endpoint: Arc<Endpoint>,
+        tried: &[SocketAddr],
+        fresh: bool,
+    ) -> Result<Lease, AcquireError> {
+        let pool = &self.upstream.worker(self.worker).pool;
+        if self.want == Want::Http1 || fresh {
+            return self.dial_beside(endpoint, tried).await;
+        }
+        let shared = self.key(endpoint.address(), Negotiated::Http2);
+        loop {
+            match pool.flight(&shared) {
+                None => return self.dial_beside(endpoint, tried).await,
+                Some(Flight::Lead(lead)) => {
+                    let result = self.dial_endpoint(&endpoint).await;
+                    if let Err(AcquireError::Connect(error)) = &result {
+                        lead.failed(error);
+                    }
+                    return result;
+                }
+                Some(Flight::Follow(mut flight)) => {
+                    let _ = flight.changed().await;
+                    if let Some(error) = flight.borrow().clone() {
+                        return Err(AcquireError::Connect(error));
+                    }
+                }
+            }
+            if let Some(lease) = self.pooled(&endpoint, Instant::now()) {
+                return Ok(lease);
+            }
+        }
+    }
+
+    /// Dials an endpoint; if that takes long, another one beside it. The first to be up wins.
+    async fn dial_beside(
+        &self,
+        endpoint: Arc<Endpoint>,
+        tried: &[SocketAddr],
+    ) -> Result<Lease, AcquireError> {
+        let mut first = std::pin::pin!(self.dial_endpoint(&endpoint));
+        tokio::select! {
+            result = &mut first => return result,
+            () = sleep(HAPPY_EYEBALLS_DELAY) => {}
+        }
+        let mut tried = tried.to_vec();
+        tried.push(endpoint.address());
+        let mut rng = fastrand::Rng::new();
+        let second = self.generation.balancer().pick(Instant::now(), &mut rng, &tried);
+        let Some(second) = second.filter(|second| !tried.contains(&second.address())) else {
+            return first.await;
+        };
+        let mut second = std::pin::pin!(self.dial_endpoint(&second));
+        tokio::select! {
+            result = &mut first => match result {
+                Ok(lease) => Ok(lease),
+                Err(_) => second.await,
+            },
+            result = &mut second => match result {
+                Ok(lease) => Ok(lease),
+                Err(_) => first.await,
+            },
+        }
+    }
+
+    async fn dial_endpoint(&self, endpoint: &Arc<Endpoint>) -> Result<Lease, AcquireError> {
+        let address = endpoint.address();
+        let connections = self.upstream.connections(address);
+        let pool = &self.upstream.worker(self.worker).pool;
+        let permit = loop {
+            if !connections.has_room() {
+                // An idle connection of a sibling counts too: it makes way.
+                let siblings = self.upstream.workers.iter();
+                siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
+            }
+            match pool.permit(&connections).await {
+                Some(permit) => break permit,
+                None => {
+                    if let Some(lease) = self.pooled(endpoint, Instant::now()) {
+                        return Ok(lease);
+                    }
+                }
+            }
+        };
+        let config = self.upstream.config();
+        let metrics = &self.upstream.worker(self.worker).metrics;
+        let identity = self.generation.tls().map(|(tls, server_name)| Identity {
+            tls,
+            server_name,
+            alpn: match self.want {
+                Want::Http1 => Alpn::Http1,
+                Want::Http2 => Alpn::Http2,
+                Want::Http2Or1 => Alpn::Http2Or1,
+            },
+        });
+        let policy = self.upstream.policy.load_full();
+        let connected = connect::connect(address, identity, &policy, config.timeouts.connect).await;
+        let connected: Connected = match connected {
+            Ok(connected) => connected,
+            Err(error) => {
+                self.failed(endpoint, &error);
+                return Err(AcquireError::Connect(Arc::new(error)));
+            }
+        };
+        metrics.connected(&connected.facts);
+        // Without TLS there is no ALPN: HTTP/2 is then spoken with prior knowledge.
+        let prior_knowledge = identity.is_none() && self.want != Want::Http1;
+        let lifetime = config.pool.max_lifetime.mul_f64(0.9 + 0.1 * fastrand::f64());
+        let started = Connection::start(
+            connected,
+            prior_knowledge,
+            Instant::now() + lifetime,
+            connections,
+            permit,
+            self.generation.killed(),
+        );
+        let connection = started.await.map_err(|error| AcquireError::Http {
+            endpoint: address,
+            error: Arc::new(error),
+        })?;
+        let http2_key = self.key(address, Negotiated::Http2);
+        let key = match &connection {
+            Connection::Http2(http2) => {
+                if !self.generation.is_retired() {
+                    pool.share(http2_key.clone(), http2);
+                }
+                http2_key
+            }
+            Connection::Http1(_) => {
+                if self.want == Want::Http2Or1 {
+                    pool.refuses_http2(http2_key);
+                }
+                self.key(address, Negotiated::Http1)
+            }
+        };
+        Ok(self.lease(connection, key, endpoint, None))
+    }
+
+    fn failed(&self, endpoint: &Arc<Endpoint>, error: &ConnectError) {
+        let metrics = &self.upstream.worker(self.worker).metrics;
+        match error {
+            ConnectError::Denied(_) => metrics.address_refused(),
+            ConnectError::Tls { source: TlsError::Certificate(failure), .. } => {
+                metrics.certificate(failure.not_after);
+            }
+            _ => {}
+        }
+        self.upstream.endpoint_failed(self.generation, endpoint, &error.to_string());
+    }
+}
+
+impl Upstream {
+    /// Counts a transport failure, and says so where it ejects the endpoint.
+    fn endpoint_failed(&self, generation: &Generation, endpoint: &Endpoint, error: &str) {
+        if let Some(ejected) = endpoint.failed(Instant::now()) {
+            tracing::warn!(
+                alias = self.config.name,
+                true_name = generation.true_name().as_str(),
+                endpoint = %endpoint.address(),
+                for_seconds = ejected.as_secs_f64(),
+                error,
+                "endpoint ejected",
+            );
+        }
+    }
+}
+
+impl Lease {
+    /// Sends the request. Where nothing of it was written, the error gives it back.
+    pub async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        self.connection.send(request).await
+    }
+
+    /// The response's head arrived.
+    pub fn answered(&mut self) {
+        self.in_flight.answered(Instant::now());
+        self.in_flight.endpoint().succeeded();
+    }
+
+    /// The exchange failed on the transport.
+    pub fn failed(&self, error: &str) {
+        self.upstream.endpoint_failed(&self.generation, self.in_flight.endpoint(), error);
+    }
+
+    /// Whether the connection had served before.
+    pub fn is_reused(&self) -> bool {
+        self.reused.is_some()
+    }
+
+    /// Whether it is certain that the origin accepted no byte of a request that failed on a
+    /// reused connection. May take a second.
+    pub async fn was_refused(&self) -> bool {
+        match (&self.connection, self.reused) {
+            (Connection::Http1(http1), Some(mark)) => http1.line.wire.refused_since(mark).await,
+            _ => false,
+        }
+    }
+
+    /// The connection must not serve again.
+    pub fn refuse_reuse(&mut self) {
+        self.reusable = false;
+    }
+
+    /// The response has been read to its end: an HTTP/1.1 connection goes back to the pool.
+    ///
+    /// A killed or refused one is closed.
+    pub fn give_back(self, keep_alive: Option<Duration>) {
+        if let Connection::Http1(http1) = self.connection
+            && self.reusable
+            && !self.generation.is_retired()
+        {
+            self.upstream.worker(self.worker).pool.give(self.key, http1, keep_alive);
+        }
+    }
+
+    /// Whether requests on it are written as HTTP/2 has them.
+    pub fn is_http2(&self) -> bool {
+        self.connection.is_http2()
+    }
+
+    /// The endpoint.
+    pub fn endpoint(&self) -> SocketAddr {
+        self.key.endpoint
+    }
+
+    /// The connection beneath.
+    pub fn line(&self) -> &Arc<Line> {
+        self.connection.line()
+    }
+
+    /// The generation that it belongs to.
+    pub fn generation(&self) -> &Arc<Generation> {
+        &self.generation
+    }
+}

@@ -1,0 +1,421 @@
+//! One alias at work: its targets in order, what each resolves to now, and the way to a
+//! connection.
+
+mod generation;
+mod lease;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, interval, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tower::retry::budget::{Budget, TpsBudget};
+
+pub use generation::Generation;
+pub use lease::{AcquireError, Lease, Want};
+
+use crate::{
+    balance::State as EndpointState,
+    config::{self, OnChange},
+    connect::AddressPolicy,
+    pool::{EndpointConnections, Pool},
+    resolve::{Question, Refusal, ResolveError, Resolver, State, Subscription, TrueName, names},
+    telemetry::AliasMetrics,
+    tls::{ClientTls, RootStores, TlsConfigError},
+};
+
+/// How often connections that were idle too long are closed.
+const REAP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The retry budget looks this far back, and always grants a few retries to a quiet alias.
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+const BUDGET_FLOOR: u32 = 10;
+
+/// One alias, shared by all workers.
+pub struct Upstream {
+    config: Arc<config::Alias>,
+    hosts: Vec<String>,
+    targets: Vec<Target>,
+    workers: Vec<Worker>,
+    connections: Mutex<HashMap<SocketAddr, Arc<EndpointConnections>>>,
+    policy: Arc<ArcSwap<AddressPolicy>>,
+    requests: Option<Arc<Semaphore>>,
+    budget: Option<TpsBudget>,
+}
+
+/// What a worker has for itself.
+pub struct Worker {
+    /// Its connections.
+    pub pool: Pool,
+    /// Its handles.
+    pub metrics: AliasMetrics,
+}
+
+/// A true name with a port: the alias' own, or one of `failover`.
+pub struct Target {
+    port: u16,
+    tls: Option<Arc<ClientTls>>,
+    subscription: Subscription,
+    generation: ArcSwapOption<Generation>,
+    /// What `generation` was made from: published after it.
+    applied: watch::Sender<Arc<State>>,
+}
+
+/// Why there is nobody to send a request to.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NoTarget {
+    /// The alias leads nowhere that is known.
+    #[error("{0}")]
+    Resolve(Arc<ResolveError>),
+    /// The alias leads to a name that `allow` does not list, and no earlier name is known.
+    #[error("{}", .0.what())]
+    Refused(Arc<Refusal>),
+    /// DNS has said nothing yet.
+    #[error("no DNS server has answered for this alias within {0:?}")]
+    Pending(Duration),
+}
+
+impl Upstream {
+    /// Loads what the alias needs and begins to resolve it. Nothing is dialled.
+    ///
+    /// Blocking where certificates are read; must run inside the control thread's runtime.
+    pub fn new(
+        config: Arc<config::Alias>,
+        resolver: &Arc<Resolver>,
+        roots: &mut RootStores,
+        policy: Arc<ArcSwap<AddressPolicy>>,
+        workers: usize,
+    ) -> Result<Self, TlsConfigError> {
+        let told = config.target.as_ref();
+        let mut targets = Vec::with_capacity(1 + config.failover.len());
+        for target in [told].into_iter().chain(config.failover.iter().map(Some)) {
+            targets.push(Target {
+                port: target.and_then(|target| target.port).unwrap_or(config.port),
+                tls: ClientTls::load(&config.tls, roots)?.map(Arc::new),
+                subscription: resolver.watch(Question::new(&config, target)),
+                generation: ArcSwapOption::empty(),
+                applied: watch::Sender::default(),
+            });
+        }
+        let environment = resolver.environment();
+        let mut hosts =
+            names::forms(&config.name, &environment.namespace, &environment.cluster_domain);
+        let extra = config.hosts.iter().filter(|host| *host != "*");
+        hosts.extend(extra.map(|host| names::fold(host)));
+        let worker = |_| Worker {
+            pool: Pool::new(&config.pool, workers),
+            metrics: AliasMetrics::new(&config.name),
+        };
+        let requests = config.limits.requests;
+        Ok(Self {
+            hosts,
+            targets,
+            workers: (0..workers).map(worker).collect(),
+            connections: Mutex::default(),
+            policy,
+            requests: (requests > 0).then(|| Arc::new(Semaphore::new(requests))),
+            budget: (config.retry.budget > 0.0).then(|| {
+                TpsBudget::new(BUDGET_WINDOW, BUDGET_FLOOR, config.retry.budget as f32)
+            }),
+            config,
+        })
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &Arc<config::Alias> {
+        &self.config
+    }
+
+    /// The Host names that it answers to, whatever DNS says: lower-case, without port.
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    /// Whether `host` is the true name of one of its targets now.
+    pub fn is_true_name(&self, host: &str) -> bool {
+        self.targets.iter().any(|target| {
+            let generation = target.generation.load();
+            generation.as_ref().is_some_and(|generation| generation.true_name().as_str() == host)
+        })
+    }
+
+    /// A worker's own part.
+    pub fn worker(&self, worker: usize) -> &Worker {
+        &self.workers[worker % self.workers.len()]
+    }
+
+    /// Its targets, in order of preference.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// Leave to serve one more request, as `limits.requests` has it; `Err` when there is none.
+    pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, LimitReached> {
+        let Some(requests) = &self.requests else { return Ok(None) };
+        match requests.clone().try_acquire_owned() {
+            Ok(permit) => Ok(Some(permit)),
+            Err(_) => Err(LimitReached(self.config.limits.requests)),
+        }
+    }
+
+    /// Counts a request towards the retry budget.
+    pub fn deposit(&self) {
+        if let Some(budget) = &self.budget {
+            budget.deposit();
+        }
+    }
+
+    /// Whether the budget grants a retry.
+    pub fn withdraw(&self) -> bool {
+        self.budget.as_ref().is_some_and(Budget::withdraw)
+    }
+
+    /// The target that new requests go to: the first with a usable endpoint.
+    ///
+    /// Waits only while DNS has never answered yet, and no longer than `timeouts.connect`.
+    pub async fn target(&self) -> Result<Arc<Generation>, NoTarget> {
+        if let Some(generation) = self.choose() {
+            return Ok(generation);
+        }
+        let limit = self.config.timeouts.connect;
+        let deadline = Instant::now() + limit;
+        let mut first = self.targets[0].applied.subscribe();
+        let answered = first.wait_for(|state| !state.is_pending());
+        let Ok(Ok(state)) = timeout_at(deadline, answered).await else {
+            return Err(NoTarget::Pending(limit));
+        };
+        let state = state.clone();
+        self.choose().ok_or_else(|| {
+            match (&state.refused, &state.error) {
+                (Some(refusal), _) => NoTarget::Refused(refusal.clone()),
+                (None, Some(error)) => NoTarget::Resolve(error.clone()),
+                (None, None) => NoTarget::Pending(limit),
+            }
+        })
+    }
+
+    fn choose(&self) -> Option<Arc<Generation>> {
+        if let [only] = self.targets.as_slice() {
+            return only.generation.load_full();
+        }
+        let now = Instant::now();
+        let mut generations = self.targets.iter().filter_map(|target| target.generation.load_full());
+        let first = generations.next()?;
+        if first.balancer().has_healthy(now) {
+            return Some(first);
+        }
+        generations.find(|generation| generation.balancer().has_healthy(now)).or(Some(first))
+    }
+
+    /// Follows DNS and closes what is idle, until `stop`. Runs on the control thread.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let follow = self.targets.iter().map(|target| self.follow(target));
+        tokio::select! {
+            _ = futures_util::future::join_all(follow) => {}
+            () = self.reap() => {}
+            () = stop.cancelled() => {}
+        }
+        for target in &self.targets {
+            if let Some(generation) = target.generation.load_full() {
+                generation.retire();
+            }
+        }
+        for worker in &self.workers {
+            worker.pool.reap(Instant::now(), |_| false);
+        }
+    }
+
+    async fn follow(&self, target: &Target) {
+        let mut subscription = target.subscription.clone();
+        loop {
+            let state = subscription.state();
+            self.apply(target, &state);
+            target.applied.send_replace(state);
+            if subscription.changed().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// A new true name is a failover: a new generation, and the old one ends as `on_change`
+    /// says. New addresses are a rotation: the balancer's set changes.
+    fn apply(&self, target: &Target, state: &State) {
+        let Some(resolution) = &state.current else {
+            target.generation.store(None);
+            return;
+        };
+        let current = target.generation.load_full();
+        if let Some(current) = &current
+            && current.number() == resolution.generation
+        {
+            current.rotate(resolution.clone());
+            return;
+        }
+        let generation =
+            Generation::new(&self.config, resolution.clone(), target.port, target.tls.clone());
+        let generation = match generation {
+            Ok(generation) => Arc::new(generation),
+            Err(error) => {
+                tracing::error!(
+                    alias = self.config.name,
+                    true_name = resolution.true_name.as_str(),
+                    %error,
+                    "the true name cannot be used",
+                );
+                return;
+            }
+        };
+        target.generation.store(Some(generation));
+        if let Some(old) = current {
+            self.retire(old);
+        }
+    }
+
+    fn retire(&self, old: Arc<Generation>) {
+        old.retire();
+        let now = Instant::now();
+        for worker in &self.workers {
+            worker.pool.reap(now, |key| self.is_current(&key.true_name, key.endpoint));
+        }
+        match self.config.on_change {
+            OnChange::Close => old.kill(),
+            OnChange::Keep => {}
+            OnChange::Drain => {
+                let drain = self.config.drain;
+                tokio::spawn(async move {
+                    tokio::time::sleep(drain).await;
+                    old.kill();
+                });
+            }
+        }
+    }
+
+    async fn reap(&self) {
+        let mut ticks = interval(REAP_INTERVAL);
+        loop {
+            ticks.tick().await;
+            let now = Instant::now();
+            for worker in &self.workers {
+                worker.pool.reap(now, |key| self.is_current(&key.true_name, key.endpoint));
+            }
+            let mut connections = self.connections.lock();
+            connections.retain(|endpoint, connections| {
+                connections.active() > 0 || self.has_endpoint(*endpoint)
+            });
+        }
+    }
+
+    fn is_current(&self, true_name: &TrueName, endpoint: SocketAddr) -> bool {
+        self.targets.iter().any(|target| {
+            target.generation.load().as_ref().is_some_and(|generation| {
+                generation.true_name() == true_name && generation.has_endpoint(endpoint)
+            })
+        })
+    }
+
+    fn has_endpoint(&self, endpoint: SocketAddr) -> bool {
+        self.targets.iter().any(|target| {
+            let generation = target.generation.load();
+            generation.as_ref().is_some_and(|generation| generation.has_endpoint(endpoint))
+        })
+    }
+
+    fn connections(&self, endpoint: SocketAddr) -> Arc<EndpointConnections> {
+        let mut connections = self.connections.lock();
+        let new = || Arc::new(EndpointConnections::new(self.config.pool.max_connections));
+        connections.entry(endpoint).or_insert_with(new).clone()
+    }
+
+    /// Every endpoint that takes requests or still has connections, with its counts.
+    pub fn endpoints(&self) -> Vec<EndpointStatus> {
+        let now = Instant::now();
+        let connections = self.connections.lock();
+        let count = |address: SocketAddr| {
+            connections.get(&address).map_or((0, 0), |c| (c.total(), c.active()))
+        };
+        let generations = self.targets.iter().filter_map(|target| target.generation.load_full());
+        let mut endpoints: Vec<_> = generations
+            .flat_map(|generation| generation.balancer().endpoints())
+            .map(|endpoint| {
+                let (total, active) = count(endpoint.address());
+                EndpointStatus {
+                    address: endpoint.address(),
+                    state: endpoint.state(now),
+                    in_flight: endpoint.in_flight(),
+                    latency: endpoint.latency(now),
+                    failures: endpoint.consecutive_failures(),
+                    ejected_for: endpoint.ejected_for(now),
+                    connections_total: total,
+                    connections_active: active,
+                }
+            })
+            .collect();
+        for (address, counts) in connections.iter() {
+            if counts.active() > 0 && !endpoints.iter().any(|known| known.address == *address) {
+                endpoints.push(EndpointStatus {
+                    address: *address,
+                    state: EndpointState::Retiring,
+                    in_flight: 0,
+                    latency: None,
+                    failures: 0,
+                    ejected_for: None,
+                    connections_total: counts.total(),
+                    connections_active: counts.active(),
+                });
+            }
+        }
+        endpoints
+    }
+
+    /// Idle connections over all workers.
+    pub fn idle(&self) -> usize {
+        self.workers.iter().map(|worker| worker.pool.idle()).sum()
+    }
+}
+
+impl Target {
+    /// The port that its endpoints are dialled at.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What DNS says of it.
+    pub fn state(&self) -> Arc<State> {
+        self.subscription.state()
+    }
+}
+
+/// `limits.requests` requests are being served already.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{0} requests are being served already, as many as `limits.requests` allows")]
+pub struct LimitReached(pub usize);
+
+/// An endpoint as `status` and the metrics show it.
+#[derive(Clone, Debug)]
+pub struct EndpointStatus {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Whether it takes requests.
+    pub state: EndpointState,
+    /// Requests that it is serving.
+    pub in_flight: u32,
+    /// The latency it is reckoned to have.
+    pub latency: Option<Duration>,
+    /// Transport failures in a row.
+    pub failures: u32,
+    /// How long it stays ejected.
+    pub ejected_for: Option<Duration>,
+    /// Connections made so far.
+    pub connections_total: u64,
+    /// Connections open now.
+    pub connections_active: usize,
+}
