@@ -7,16 +7,22 @@ mod support;
 
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName, Request, Response, Version};
+use hyper::body::Incoming;
 use support::{
-    client::{self, H2c},
+    client::{self, H2},
     loopback::{self, Blackhole},
     proxy::Bound,
-    raw_origin::RawOrigin,
+    raw_origin::{Arrival, RawOrigin},
     scene::{ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts,
-    trust::{authority, server_with_alpn},
+    service_origin::{self, ServiceOrigin},
+    trust::{authority, server, server_with_alpn},
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use truename::demo::{
     curl,
     nslookup::{Line, nslookup},
@@ -89,9 +95,54 @@ async fn an_upgraded_connection_echoes() {
 #[tokio::test]
 async fn http2_in_the_clear_needs_a_server_that_speaks_it() {
     let origin = RawOrigin::start(loopback::listen_anywhere(), None, scripts::garbage);
-    let mut client = H2c::connect(origin.address).await;
+    let mut client = H2::connect(origin.address).await;
     assert!(client.get("http://httpbin.org/").await.is_err());
 }
+
+#[tokio::test]
+async fn a_stream_reaches_its_client_bit_by_bit_and_ends_with_trailers() {
+    let origin = ServiceOrigin::start(
+        loopback::listen_anywhere(),
+        server(&["httpbin.org"]),
+        async |request: Request<Incoming>| {
+            assert_eq!(request.version(), Version::HTTP_2);
+            let (sender, body) = service_origin::streamed();
+            tokio::spawn(async move {
+                sender.data("one ").await;
+                sender.data("two").await;
+                let trailer = (HeaderName::from_static("grpc-status"), "0".parse().unwrap());
+                sender.trailers(HeaderMap::from_iter([trailer])).await;
+            });
+            Response::new(body)
+        },
+    );
+    let roots = authority().roots();
+    let peer = client::connect_tls(origin.address, "httpbin.org", roots, &["h2"]).await.unwrap();
+    let answer = H2::over(peer).await.get("https://httpbin.org/").await.unwrap();
+    assert_eq!(answer.body, "one two");
+    assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn an_origin_may_speak_before_tls_begins() {
+    let script = async |mut arrival: Arrival| {
+        let mut request = [0; 8];
+        arrival.tcp().read_exact(&mut request).await.unwrap();
+        assert_eq!(request, SSL_REQUEST);
+        arrival.tcp().write_all(b"S").await.unwrap();
+        scripts::echo(arrival).await;
+    };
+    let origin = origin(script);
+    let mut tcp = TcpStream::connect(origin.address).await.unwrap();
+    tcp.write_all(&SSL_REQUEST).await.unwrap();
+    assert_eq!(tcp.read_u8().await.unwrap(), b'S');
+    let mut peer = client::handshake(tcp, "httpbin.org", authority().roots(), &[]).await.unwrap();
+    peer.send("hello").await;
+    assert_eq!(peer.exactly(5).await, b"hello");
+}
+
+/// PostgreSQL's, of 8 bytes: their number, then 1234 and 5679.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 #[tokio::test]
 async fn a_scene_leads_from_the_alias_to_origins_that_prove_the_true_name() {
@@ -169,7 +220,7 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: httpbin.org\r\n\r\n";
 
 fn origin<Script, Run>(script: Script) -> RawOrigin
 where
-    Script: Fn(support::raw_origin::Arrival) -> Run + Send + Sync + 'static,
+    Script: Fn(Arrival) -> Run + Send + Sync + 'static,
     Run: Future<Output = ()> + Send + 'static,
 {
     let tls = server_with_alpn(&["httpbin.org"], &["http/1.1"]);

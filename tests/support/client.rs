@@ -1,9 +1,9 @@
 //! The application's side.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -26,7 +26,21 @@ pub fn connect_tls(
     name: &str,
     roots: Arc<RootCertStore>,
     alpn: &[&str],
-) -> impl Future<Output = std::io::Result<Peer>> {
+) -> impl Future<Output = io::Result<Peer>> {
+    within(
+        "a TLS connection",
+        async move { handshake(dial(address).await, name, roots, alpn).await },
+    )
+}
+
+/// Shakes hands on a connection that is there.
+#[track_caller]
+pub fn handshake(
+    tcp: TcpStream,
+    name: &str,
+    roots: Arc<RootCertStore>,
+    alpn: &[&str],
+) -> impl Future<Output = io::Result<Peer>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -36,7 +50,7 @@ pub fn connect_tls(
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     within("a handshake", async move {
-        let tls = TlsConnector::from(Arc::new(config)).connect(name, dial(address).await).await;
+        let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
         tls.map(Peer::tls_client)
     })
 }
@@ -52,22 +66,36 @@ pub fn get(address: SocketAddr, host: &str, target: &str) -> impl Future<Output 
     })
 }
 
-/// HTTP/2 in the clear, by prior knowledge.
+/// An HTTP/2 connection.
 #[derive(Clone)]
-pub struct H2c {
+pub struct H2 {
     sender: http2::SendRequest<Full<Bytes>>,
 }
 
-impl H2c {
-    /// Connects and exchanges prefaces.
+/// A whole HTTP/2 response.
+#[derive(Clone, Debug)]
+pub struct H2Answer {
+    /// Status and header fields.
+    pub head: response::Parts,
+    /// All data.
+    pub body: Bytes,
+    /// The fields after the data.
+    pub trailers: Option<HeaderMap>,
+}
+
+impl H2 {
+    /// In the clear, by prior knowledge.
     #[track_caller]
     pub fn connect(address: SocketAddr) -> impl Future<Output = Self> {
-        within("an HTTP/2 connection", async move {
-            let io = TokioIo::new(dial(address).await);
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
-            tokio::spawn(connection);
-            Self { sender }
-        })
+        within("an HTTP/2 connection", async move { Self::over(connect(address).await).await })
+    }
+
+    /// Over a connection that is there, such as a TLS one whose ALPN chose `h2`.
+    pub async fn over(peer: Peer) -> Self {
+        let io = TokioIo::new(peer.into_wire());
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(connection);
+        Self { sender }
     }
 
     /// Sends a request (the URI's authority is `:authority`) and reads the answer whole.
@@ -75,17 +103,19 @@ impl H2c {
     pub fn send(
         &mut self,
         request: Request<Full<Bytes>>,
-    ) -> impl Future<Output = hyper::Result<Response<Bytes>>> {
+    ) -> impl Future<Output = hyper::Result<H2Answer>> {
         within("an HTTP/2 answer", async move {
             self.sender.ready().await?;
             let (head, body) = self.sender.send_request(request).await?.into_parts();
-            Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
+            let body = body.collect().await?;
+            let trailers = body.trailers().cloned();
+            Ok(H2Answer { head, body: body.to_bytes(), trailers })
         })
     }
 
     /// A GET of a whole `http://authority/path`.
     #[track_caller]
-    pub fn get(&mut self, uri: &str) -> impl Future<Output = hyper::Result<Response<Bytes>>> {
+    pub fn get(&mut self, uri: &str) -> impl Future<Output = hyper::Result<H2Answer>> {
         self.send(Request::get(uri).body(Full::default()).unwrap())
     }
 }

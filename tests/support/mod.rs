@@ -3,6 +3,7 @@
 //! * [`loopback`]: addresses and ports that no other test uses
 //! * [`peer`]: one end of a connection, with what was on its wire; [`message`]: what it read there
 //! * [`raw_origin`] and [`scripts`]: upstreams that misbehave, or that note every byte
+//! * [`service_origin`]: upstreams with a response of the test's own making, trailers included
 //! * [`client`]: the application's side
 //! * [`trust`]: certificates, and the root that vouches for them
 //! * [`proxy`]: the binary under test
@@ -31,6 +32,7 @@ pub mod proxy;
 pub mod raw_origin;
 pub mod scene;
 pub mod scripts;
+pub mod service_origin;
 pub mod trust;
 
 use std::{panic::Location, time::Duration};

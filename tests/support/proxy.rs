@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use super::{PATIENCE, client, trust, within};
+use super::{client, trust, within};
 
 /// Log lines kept for a test's questions and for its failure.
 const MAX_LINES: usize = 20_000;
@@ -204,20 +204,15 @@ impl Proxy {
         within("the proxy to end", ended).await.unwrap().exit.unwrap()
     }
 
-    /// Waits until the log shows `enough`; a proxy that ends before is a failure, with its log.
+    /// Waits until the log shows `enough`; a proxy that ends before is a failure. Either failure
+    /// shows the log, as [`Proxy::drop`] prints it.
     async fn until(&self, what: &str, mut enough: impl FnMut(&State) -> bool) -> State {
         let mut state = self.state.clone();
         let settled = state.wait_for(|state| enough(state) || state.exit.is_some());
-        let Ok(settled) = tokio::time::timeout(PATIENCE, settled).await else {
-            panic!("waited {PATIENCE:?} for {what}; the proxy's log:\n{}", self.log());
-        };
-        let settled = settled.unwrap().clone();
-        assert!(
-            enough(&settled),
-            "the proxy ended ({}) before {what}; its log:\n{}",
-            settled.exit.unwrap(),
-            settled.text()
-        );
+        let settled = within(what, settled).await.unwrap().clone();
+        if !enough(&settled) {
+            panic!("the proxy ended ({}) before {what}", settled.exit.unwrap());
+        }
         settled
     }
 }

@@ -112,9 +112,10 @@ impl Arrival {
         Some(Conversation { peer, nth: self.nth, notes: self.notes })
     }
 
-    /// The connection in the clear, even where the origin has TLS: for PostgreSQL's start.
-    pub fn in_the_clear(self) -> TcpStream {
-        self.tcp
+    /// The connection before TLS: for what comes ahead of a ClientHello, such as PostgreSQL's
+    /// SSLRequest.
+    pub fn tcp(&mut self) -> &mut TcpStream {
+        &mut self.tcp
     }
 
     /// Ends with a RST.

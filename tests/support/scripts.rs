@@ -29,8 +29,8 @@ pub async fn reset_on_accept(arrival: Arrival) {
 }
 
 /// Never says a byte, not even of the handshake.
-pub async fn never_shake_hands(arrival: Arrival) {
-    super::peer::Peer::plain(arrival.in_the_clear()).hold().await;
+pub async fn never_shake_hands(mut arrival: Arrival) {
+    tokio::io::copy(arrival.tcp(), &mut tokio::io::sink()).await.ok();
 }
 
 /// Shakes hands and closes.
