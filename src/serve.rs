@@ -102,12 +102,20 @@ impl Server {
     }
 
     async fn http2(
-        &self,
+        self: Arc<Self>,
         stream: Prefixed<TcpStream>,
         arrival: Arrival,
         settings: &config::Listener,
     ) {
-        let service = service_fn(|request| self.respond(request, &arrival));
+        let arrival = Arc::new(arrival);
+        // A stream is a task of hyper's own, and owns what it needs.
+        let service = {
+            let (server, arrival) = (self.clone(), arrival.clone());
+            service_fn(move |request| {
+                let (server, arrival) = (server.clone(), arrival.clone());
+                async move { server.respond(request, &arrival).await }
+            })
+        };
         let connection = http2::Builder::new(TokioExecutor::new())
             .auto_date_header(false)
             .max_header_list_size(settings.max_header_size.try_into().unwrap_or(u32::MAX))

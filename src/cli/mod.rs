@@ -2,4 +2,78 @@
 
 pub mod check;
 pub mod demo;
+pub mod run;
 pub mod schema;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Bad usage, or a configuration that cannot be used.
+const EXIT_USAGE: u8 = 2;
+/// Something that should not happen (sysexits' `EX_SOFTWARE`).
+const EXIT_INTERNAL: u8 = 70;
+
+/// A TLS-aware sidecar proxy: an alias in, its verified true name out.
+#[derive(Debug, Parser)]
+#[command(name = "truename", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The proxy
+    Run(run::Run),
+    /// Lint a configuration file: every problem in one run; exit 0 or 1
+    Check {
+        /// The configuration file
+        #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
+        config: PathBuf,
+    },
+    /// The whole story on one machine, offline: cluster DNS, TLS upstreams and the proxy
+    Demo(demo::Demo),
+    /// JSON Schema of the configuration
+    Schema,
+    /// Completions for a shell
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Cli {
+    /// Does what the command line says.
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Command::Run(run) => run.run(),
+            Command::Check { config } => print(|out| check::run(&config, out)),
+            Command::Demo(demo) => demo.run(),
+            Command::Schema => print(|out| schema::run(out).map(|()| 0)),
+            Command::Completions { shell } => print(|out| {
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "truename", &mut text);
+                out.write_all(&text).map(|()| 0)
+            }),
+        }
+    }
+}
+
+/// Runs a command that writes to stdout, whose reader may leave early.
+fn print(command: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<u8>) -> ExitCode {
+    let mut out = io::stdout().lock();
+    let result = command(&mut out).and_then(|code| out.flush().map(|()| code));
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("truename: cannot write: {error}");
+            ExitCode::from(EXIT_INTERNAL)
+        }
+    }
+}

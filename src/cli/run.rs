@@ -1,0 +1,220 @@
+//! `truename run`: the proxy, until a signal ends it.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use metrics::counter;
+use tokio::{
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{EXIT_INTERNAL, EXIT_USAGE};
+use crate::{
+    app::{App, StartError},
+    config::{Alias, ArgumentError, BadValue, Config, LoadError, Problems, listen_address},
+    telemetry,
+};
+
+/// How often the configuration file is compared: a ConfigMap arrives by a swap of links that file
+/// watches miss from the second time on.
+const FILE_CHECK: Duration = Duration::from_secs(1);
+
+/// The proxy
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Run {
+    /// What to serve: a name that DNS is asked for, or with its target told
+    #[arg(value_name = "ALIAS[=TARGET[:PORT]]", env = "TRUENAME_ALIASES", value_delimiter = ',')]
+    pub aliases: Vec<String>,
+
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Where to listen, instead of what the file says: an address, or a port on 127.0.0.1
+    #[arg(long, value_name = "ADDR", env = "TRUENAME_LISTEN", value_delimiter = ',')]
+    pub listen: Vec<String>,
+
+    /// Where to listen as an HTTP forward proxy
+    #[arg(long, value_name = "ADDR", env = "TRUENAME_PROXY")]
+    pub proxy: Option<String>,
+
+    /// Where to answer probes and show metrics and status; `none` to do neither
+    #[arg(long, value_name = "ADDR", env = "TRUENAME_ADMIN")]
+    pub admin: Option<String>,
+}
+
+/// Why there is no configuration to run.
+#[derive(Debug, thiserror::Error)]
+enum ConfigError {
+    #[error("{0}")]
+    Load(#[from] LoadError),
+    #[error("{0}")]
+    Argument(#[from] ArgumentError),
+    #[error("{flag}: {source}")]
+    Flag { flag: &'static str, source: BadValue },
+    #[error("{0}")]
+    Problems(#[from] Problems),
+}
+
+impl Run {
+    /// Runs the proxy to its end.
+    pub fn run(&self) -> ExitCode {
+        let config = match self.configuration() {
+            Ok(config) => config,
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::from(EXIT_USAGE);
+            }
+        };
+        telemetry::init_log(&config.log);
+        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("truename: cannot start: {error}");
+                return ExitCode::from(EXIT_INTERNAL);
+            }
+        };
+        runtime.block_on(async {
+            // Before anything listens: a signal that comes early must find its handler.
+            let signals = match Signals::new() {
+                Ok(signals) => signals,
+                Err(error) => {
+                    eprintln!("truename: cannot start: {error}");
+                    return ExitCode::from(EXIT_INTERNAL);
+                }
+            };
+            match App::start(config) {
+                Ok(app) => self.attend(app, signals).await,
+                Err(error) => {
+                    eprintln!("truename: {error}");
+                    ExitCode::from(match error {
+                        StartError::Io(_) | StartError::Ended => EXIT_INTERNAL,
+                        _ => EXIT_USAGE,
+                    })
+                }
+            }
+        })
+    }
+
+    /// The file, and what the command line adds to it or says instead.
+    fn configuration(&self) -> Result<Config, ConfigError> {
+        let mut config = match &self.config {
+            Some(path) => Config::load(path)?,
+            None => Config::default(),
+        };
+        for argument in &self.aliases {
+            let told = Alias::from_arg(argument)?;
+            match config.aliases.iter_mut().find(|alias| alias.name == told.name) {
+                Some(alias) if told.target.is_some() => alias.target = told.target,
+                Some(_) => {}
+                None => config.aliases.push(told),
+            }
+        }
+        if !self.listen.is_empty() {
+            let listen = self
+                .listen
+                .iter()
+                .map(|text| address("--listen", text))
+                .collect::<Result<Vec<SocketAddr>, _>>()?;
+            for alias in &mut config.aliases {
+                alias.listen.clone_from(&listen);
+            }
+        }
+        if let Some(proxy) = &self.proxy {
+            config.proxy.listen = Some(address("--proxy", proxy)?);
+        }
+        match self.admin.as_deref() {
+            Some("none") => config.admin.listen = None,
+            Some(admin) => config.admin.listen = Some(address("--admin", admin)?),
+            None => {}
+        }
+        config.validate("the command line")?;
+        Ok(config)
+    }
+
+    /// Obeys signals, and follows the file, until the proxy has ended.
+    async fn attend(&self, app: App, mut signals: Signals) -> ExitCode {
+        let mut seen = self.config.as_deref().and_then(|path| fs::read(path).ok());
+        let mut checks = interval(FILE_CHECK);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut interrupts = 0;
+        loop {
+            tokio::select! {
+                () = app.ended() => return ExitCode::SUCCESS,
+                _ = signals.terminate.recv() => app.commands().shutdown().await,
+                _ = signals.interrupt.recv() => {
+                    interrupts += 1;
+                    if interrupts > 1 {
+                        tracing::warn!("interrupted twice: not waiting for open connections");
+                        return ExitCode::from(130);
+                    }
+                    app.commands().shutdown().await;
+                }
+                _ = signals.hangup.recv() => self.reload(&app).await,
+                _ = checks.tick(), if self.config.is_some() => {
+                    // A file that is gone for a moment is being replaced.
+                    if let Some(now) = self.config.as_deref().and_then(|path| fs::read(path).ok())
+                        && seen.as_ref() != Some(&now)
+                    {
+                        seen = Some(now);
+                        self.reload(&app).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn reload(&self, app: &App) {
+        let result = match self.configuration() {
+            Ok(config) => app.commands().reload(config).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        let label = match result {
+            Ok(()) => {
+                tracing::info!(file = self.config.as_deref().map(show), "configuration reloaded");
+                "ok"
+            }
+            Err(error) => {
+                tracing::error!(
+                    file = self.config.as_deref().map(show),
+                    error,
+                    "the new configuration is refused; the running one stays",
+                );
+                "error"
+            }
+        };
+        counter!("truename_config_reloads_total", "result" => label).increment(1);
+    }
+}
+
+fn show(path: &Path) -> tracing::field::DisplayValue<std::path::Display<'_>> {
+    tracing::field::display(path.display())
+}
+
+fn address(flag: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+    listen_address(text).map_err(|source| ConfigError::Flag { flag, source })
+}
+
+/// The signals that a proxy obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
