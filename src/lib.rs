@@ -1,16 +1,22 @@
 //! A TLS-aware sidecar proxy: an alias in, its verified true name out.
 
+pub mod admin;
+pub mod app;
 pub mod balance;
 pub mod body;
 pub mod cli;
 pub mod config;
 pub mod connect;
 pub mod demo;
+pub mod detect;
+pub mod drain;
 pub mod error;
 pub mod forward;
+pub mod listener;
 pub mod pool;
 pub mod resolve;
 pub mod route;
+pub mod serve;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

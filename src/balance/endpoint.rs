@@ -24,6 +24,7 @@ pub enum State {
 }
 
 /// One `IP:port` of a target, shared by all workers.
+#[derive(Debug)]
 pub struct Endpoint {
     address: SocketAddr,
     /// Where its clock starts: the atomics hold milliseconds, not instants.
@@ -164,6 +165,7 @@ impl Endpoint {
 }
 
 /// A request on its way. Dropping it, whatever the reason, ends the count.
+#[derive(Debug)]
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
     begun: Instant,

@@ -21,6 +21,7 @@ pub(super) const STALE: Duration = Duration::from_secs(30);
 /// the time of its last change in milliseconds. Both change together, so that a reader never pairs
 /// one sample's average with another sample's time. The time wraps after 49 days, which at worst
 /// misjudges the age of one sample.
+#[derive(Debug)]
 pub(super) struct PeakEwma(AtomicU64);
 
 impl PeakEwma {

@@ -26,6 +26,7 @@ use std::{
 use tokio::time::Instant;
 
 /// The endpoints of one target, and the policy that chooses among them.
+#[derive(Debug)]
 pub struct Balancer {
     policy: config::Balance,
     /// Picks so far, for `round_robin`.
@@ -34,6 +35,7 @@ pub struct Balancer {
 }
 
 /// What the endpoints need to know of each other.
+#[derive(Debug)]
 struct Set {
     health: config::PassiveHealth,
     members: ArcSwap<Vec<Arc<Endpoint>>>,

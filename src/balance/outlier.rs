@@ -10,6 +10,7 @@ use std::{
 ///
 /// Reads are lock-free and may meet a change half done; what they misjudge is one pick. Changes to
 /// `until`, `spared` and `ejections` by [`eject`](Self::eject) are serialised by the set.
+#[derive(Debug)]
 pub(super) struct Outlier {
     /// Consecutive: a success sets them to zero.
     failures: AtomicU32,
@@ -66,13 +67,11 @@ impl Outlier {
         if running && (!spared || spare) {
             return None;
         }
-        let doublings = self.ejections.load(Relaxed);
+        // To turn a spared time into a real one is no further ejection.
+        let doublings = self.ejections.load(Relaxed).saturating_sub(u32::from(running));
         let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
         let length = health.eject.saturating_mul(factor).min(health.max_eject);
-        // One that was spared has had this doubling already.
-        if !running {
-            self.ejections.store(doublings.saturating_add(1), Relaxed);
-        }
+        self.ejections.store(doublings.saturating_add(1), Relaxed);
         self.spared.store(spare, Relaxed);
         let length_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
         self.until.store(now.saturating_add(length_ms), Relaxed);
@@ -166,8 +165,9 @@ mod tests {
     fn one_that_is_spared_is_ejected_once_another_can_take_over() {
         let outlier = Outlier::new();
         outlier.eject(0, true, &health());
-        assert!(outlier.eject(1_000, false, &health()).is_some());
+        assert_eq!(outlier.eject(1_000, false, &health()), Some(Duration::from_secs(10)));
         assert!(!outlier.is_usable(1_000));
+        assert_eq!(outlier.eject(11_000, false, &health()), Some(Duration::from_secs(20)));
     }
 
     #[test]

@@ -107,6 +107,18 @@ fn least_request_takes_the_idle_one() {
 }
 
 #[test]
+fn least_request_prefers_none_of_the_idle_ones() {
+    let now = Instant::now();
+    let balancer = balancer(config::Balance::LeastRequest, 3, now);
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut counts = BTreeMap::<SocketAddr, usize>::new();
+    for _ in 0..3_000 {
+        *counts.entry(balancer.pick(now, &mut rng, &[]).unwrap().address()).or_default() += 1;
+    }
+    assert!(counts.len() == 3 && counts.values().all(|count| *count > 900), "{counts:?}");
+}
+
+#[test]
 fn p2c_keeps_away_from_an_endpoint_ten_times_slower() {
     let start = Instant::now();
     let balancer = balancer(config::Balance::P2c, 3, start);
@@ -136,6 +148,18 @@ fn a_new_endpoint_is_not_flooded() {
     let counts = simulation.run(&balancer, 200, |_| 20 * MS);
     let newcomer = counts[&address(4)];
     assert!((25..=75).contains(&newcomer), "the new one got {counts:?}");
+}
+
+#[test]
+fn a_new_endpoint_that_hangs_is_not_flooded() {
+    let start = Instant::now();
+    let balancer = balancer(config::Balance::P2c, 3, start);
+    let mut simulation = Simulation::new(start);
+    simulation.run(&balancer, 5_000, |_| 20 * MS);
+    balancer.update(&addresses(4), simulation.now);
+    let hanging = |at| if at == address(4) { 3_600 * SECOND } else { 20 * MS };
+    let counts = simulation.run(&balancer, 200, hanging);
+    assert!(counts[&address(4)] < 25, "the new one got {counts:?}");
 }
 
 #[test]
@@ -195,6 +219,16 @@ fn consecutive_failures_eject_and_the_endpoint_comes_back() {
         (0..50).any(|_| balancer.pick(later, &mut rng, &[]).unwrap().address() == address(1));
     assert!(picked, "it takes requests again");
     assert_eq!(bad.failed(later), Some(20 * SECOND), "one more failure, twice the time");
+}
+
+#[test]
+fn an_endpoint_that_served_its_ejection_is_not_held_to_its_past() {
+    let start = Instant::now();
+    let balancer = balancer(config::Balance::P2c, 2, start);
+    eject(&endpoint(&balancer, 1), start);
+    let mut simulation = Simulation::new(start + 10 * SECOND);
+    let counts = simulation.run(&balancer, 1_000, |_| 5 * MS);
+    assert!(counts[&address(1)] > 400, "the returned one got {counts:?}");
 }
 
 #[test]
@@ -342,14 +376,17 @@ fn an_address_that_returns_while_it_retires_is_the_same_endpoint() {
 #[test]
 fn concurrent_failures_leave_one_endpoint_usable() {
     let now = Instant::now();
-    for _ in 0..50 {
-        let balancer = balancer(config::Balance::P2c, 4, now);
+    for _ in 0..500 {
+        let balancer = balancer(config::Balance::P2c, 2, now);
+        let both_have_one_left = std::sync::Barrier::new(2);
         std::thread::scope(|scope| {
             for endpoint in balancer.endpoints() {
+                let ready = &both_have_one_left;
                 scope.spawn(move || {
-                    (0..10).for_each(|_| {
-                        let _ = endpoint.failed(now);
-                    })
+                    assert_eq!(endpoint.failed(now), None);
+                    assert_eq!(endpoint.failed(now), None);
+                    ready.wait();
+                    endpoint.failed(now)
                 });
             }
         });

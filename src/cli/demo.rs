@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    config::Config,
+    app::{App, StartError},
     demo::{
         page::Page,
         story::{self, Story},
@@ -65,7 +65,7 @@ impl Demo {
             }
         });
 
-        let proxy = start_proxy(world.config())?;
+        let proxy = App::start(world.config())?;
         let story = tokio::select! {
             story = self.tell(world, &proxy) => story,
             () = &mut stopped => Err(DemoError::Interrupted),
@@ -132,32 +132,4 @@ enum DemoError {
     Page(#[from] io::Error),
     #[error("interrupted before the story's end")]
     Interrupted,
-}
-
-/// Starts the proxy in this process, as a program that embeds it would.
-fn start_proxy(config: Config) -> Result<App, StartError> {
-    App::start(config)
-}
-
-// PLACEHOLDER for `crate::app`: these types go, and `use crate::app::{App, StartError}` comes.
-// `App` has no values, so that nothing here can pass for a proxy.
-
-enum App {}
-
-#[derive(Debug, thiserror::Error)]
-#[error("this build has no proxy to start")]
-struct StartError;
-
-impl App {
-    fn start(_: Config) -> Result<Self, StartError> {
-        Err(StartError)
-    }
-
-    fn listeners(&self) -> Vec<SocketAddr> {
-        match *self {}
-    }
-
-    async fn shutdown(self) {
-        match self {}
-    }
 }

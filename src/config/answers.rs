@@ -23,6 +23,8 @@ fn kubernetes_forms(name: &str, dns: &Dns) -> Vec<String> {
     let labels: Vec<&str> = short.split('.').collect();
     let (service, namespace) = match (labels.as_slice(), &dns.namespace) {
         (&[service], Some(namespace)) => (service, namespace.as_str()),
+        // `a.svc` lacks the namespace, so it is a full name.
+        (&[_, "svc"], _) => return forms,
         (&[service, namespace] | &[service, namespace, "svc"], _) => (service, namespace),
         _ => return forms,
     };

@@ -272,6 +272,11 @@ impl Reader {
         known: impl Iterator<Item = &'a str> + Clone,
     ) {
         let hint = match suggest::nearest(name, known.clone()) {
+            // As Helm prints what it has read.
+            _ if name == "true" && known.clone().any(|key| key == "on") => {
+                "did you mean `on`? Tools that speak YAML 1.1 take it for a boolean unless it stands in quotes"
+                    .to_owned()
+            }
             Some(key) => format!("did you mean `{key}`?"),
             None => format!("the keys here are {}", suggest::listed(known)),
         };

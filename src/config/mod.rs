@@ -25,7 +25,7 @@ pub use document::LoadError;
 pub use names::{BadName, BadTarget, NamePattern, Target, TargetHost, normal_name};
 pub use problems::{Position, Problem, Problems};
 pub use process::*;
-pub use quantity::{duration, listen_address};
+pub use quantity::{BadValue, duration, listen_address};
 pub use tls::*;
 
 use form::*;

@@ -5,6 +5,13 @@ use std::{
     time::Duration,
 };
 
+use thiserror::Error;
+
+/// A duration or an address that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct BadValue(String);
+
 /// The longest duration: far more would overflow what is added to an instant.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -29,8 +36,10 @@ const BYTES: &[(&str, usize)] = &[
 ];
 
 /// Reads `250ms`, `5s`, `1h30m`: whole numbers, each with its unit.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let bad = |why: &str| format!("`{text}` {why}; write a duration such as `250ms`, `5s` or `1h`");
+pub fn duration(text: &str) -> Result<Duration, BadValue> {
+    let bad = |why: &str| {
+        BadValue(format!("`{text}` {why}; write a duration such as `250ms`, `5s` or `1h`"))
+    };
     if text.is_empty() {
         return Err(bad("is no duration"));
     }
@@ -130,7 +139,7 @@ pub(super) fn print_percent(share: f64) -> String {
 }
 
 /// Reads `127.0.0.1:8080`, `[::1]:8080`, or a port on 127.0.0.1.
-pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+pub fn listen_address(text: &str) -> Result<SocketAddr, BadValue> {
     let example = "`127.0.0.1:8080`, `[::1]:8080`, or `8080` for port 8080 of 127.0.0.1";
     if let Ok(address) = text.parse() {
         return Ok(address);
@@ -138,18 +147,18 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         return match text.parse::<u16>() {
             Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
-            Err(_) => Err(format!("`{text}` is no port from 0 to 65535")),
+            Err(_) => Err(BadValue(format!("`{text}` is no port from 0 to 65535"))),
         };
     }
     if text.parse::<std::net::IpAddr>().is_ok() {
-        return Err(format!("`{text}` has no port; write an address such as {example}"));
+        return Err(BadValue(format!("`{text}` has no port; write an address such as {example}")));
     }
     if let Some(port) = text.strip_prefix(':') {
-        return Err(format!(
+        return Err(BadValue(format!(
             "`{text}` has no IP; write `{port}` for loopback, or `0.0.0.0:{port}` for every interface"
-        ));
+        )));
     }
-    Err(format!(
+    Err(BadValue(format!(
         "`{text}` is not an address to listen on; write an IP with a port, such as {example}"
-    ))
+    )))
 }

@@ -232,7 +232,7 @@ text_form! {
         "anyOf": [{ "type": "string" }, { "type": "integer", "minimum": 0, "maximum": 65535 }],
         "examples": ["127.0.0.1:8080", "[::1]:8080", 8080],
     }),
-    quantity::listen_address,
+    |text| quantity::listen_address(text).map_err(|e| e.to_string()),
     |address| json!(address.to_string())
 }
 
@@ -266,7 +266,7 @@ text_form! {
     /// A length of time, of which none is one.
     Time: Duration, "a duration such as `250ms`, `5s` or `1h`",
     duration_schema(),
-    quantity::duration,
+    |text| quantity::duration(text).map_err(|e| e.to_string()),
     |time| json!(quantity::print_duration(*time))
 }
 
@@ -274,7 +274,7 @@ text_form! {
     /// A length of time above zero.
     PositiveTime: Duration, "a duration such as `250ms`, `5s` or `1h`",
     duration_schema(),
-    |text| match quantity::duration(text)? {
+    |text| match Time::parse(text)? {
         Duration::ZERO => Err(format!("`{text}` is no time at all; write one such as `5s`")),
         time => Ok(time),
     },

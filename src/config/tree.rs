@@ -205,7 +205,8 @@ impl<'a> Builder<'a> {
     }
 
     fn map(&mut self, opened: Position) -> Result<Kind, Stop> {
-        let mut pairs: Vec<(Key, Node)> = Vec::new();
+        let mut pairs = Vec::new();
+        let mut lines = HashMap::new();
         let mut merged = Vec::new();
         loop {
             let key = match self.within(opened)? {
@@ -224,35 +225,46 @@ impl<'a> Builder<'a> {
             };
             if name == "<<" && plain {
                 merged.push(value);
-            } else if let Some((first, _)) = pairs.iter().find(|(first, _)| first.name == name) {
-                let message = format!(
-                    "duplicate key `{name}`: it stands in line {} already; keep one",
-                    first.at.line
-                );
-                self.problems.push(Problem { position: Some(key.at), message });
-            } else {
-                pairs.push((Key { at: key.at, name }, value));
+                continue;
+            }
+            match lines.get(&name) {
+                Some(line) => {
+                    let message = format!(
+                        "duplicate key `{name}`: it stands in line {line} already; keep one"
+                    );
+                    self.problems.push(Problem { position: Some(key.at), message });
+                }
+                None => {
+                    lines.insert(name.clone(), key.at.line);
+                    pairs.push((Key { at: key.at, name }, value));
+                }
             }
         }
         for source in merged {
-            self.merge(source, &mut pairs);
+            self.merge(source, &mut pairs, &mut lines);
         }
         Ok(Kind::Map(pairs))
     }
 
     /// `<<: *base` and `<<: [*one, *other]`: what the mapping itself says comes first, then the earlier source.
-    fn merge(&mut self, source: Node, pairs: &mut Vec<(Key, Node)>) {
+    fn merge(
+        &mut self,
+        source: Node,
+        pairs: &mut Vec<(Key, Node)>,
+        lines: &mut HashMap<String, usize>,
+    ) {
         match source.kind {
             Kind::Map(more) => {
                 for (key, value) in more {
-                    if pairs.iter().all(|(own, _)| own.name != key.name) {
+                    if !lines.contains_key(&key.name) {
+                        lines.insert(key.name.clone(), key.at.line);
                         pairs.push((key, value));
                     }
                 }
             }
             Kind::List(sources) => {
                 for source in sources {
-                    self.merge(source, pairs);
+                    self.merge(source, pairs, lines);
                 }
             }
             Kind::Scalar { .. } => {

@@ -1,6 +1,7 @@
 //! What no value shows on its own: names, listeners, targets and files that do not go together.
 
 use std::{
+    collections::{HashMap, HashSet},
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
@@ -17,13 +18,14 @@ pub(super) fn problems(config: &Config, places: &Places) -> Vec<Problem> {
     for (path, key) in available::refused(config) {
         check.report(&path, &format!("`{key}` is not available in this version; leave it out"));
     }
+    let bound = check.bound();
     check.names();
-    check.listeners();
+    check.listeners(&bound);
     check.hosts();
     check.order_of_durations();
     for (index, alias) in config.aliases.iter().enumerate() {
         let path = format!("aliases[{index}]");
-        check.targets(&path, alias);
+        check.targets(&path, alias, &bound);
         check.allowed(&path, alias);
         check.trust(&path, alias);
     }
@@ -43,6 +45,14 @@ struct Bound {
     path: String,
     address: SocketAddr,
     owner: Owner,
+}
+
+impl Bound {
+    /// HTTP aliases are told apart by their Host, so several may have one address; but one may have it only once.
+    fn shares_with(&self, other: &Self) -> bool {
+        let http = |owner| matches!(owner, Owner::Alias { protocol: Protocol::Http, .. });
+        http(self.owner) && http(other.owner) && self.owner != other.owner
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -76,13 +86,14 @@ impl Check<'_> {
     }
 
     fn names(&mut self) {
+        let mut first = HashMap::new();
         for (index, alias) in self.config.aliases.iter().enumerate() {
             let path = format!("aliases[{index}].name");
-            let same = |other: &Alias| other.name == alias.name;
-            let first = self.config.aliases.iter().take(index).position(same);
-            if let Some(first) = first
-                && !self.places.is_unreadable(&format!("aliases[{first}].name"))
-            {
+            if self.places.is_unreadable(&path) {
+                continue;
+            }
+            let first = *first.entry(alias.name.as_str()).or_insert(index);
+            if first != index {
                 let first = self.called(first);
                 let what = format!("duplicate alias `{}`: {first} has this name", alias.name);
                 self.report(&path, &what);
@@ -112,8 +123,7 @@ impl Check<'_> {
         bound
     }
 
-    fn listeners(&mut self) {
-        let bound = self.bound();
+    fn listeners(&mut self, bound: &[Bound]) {
         for (index, listener) in bound.iter().enumerate() {
             let address = listener.address;
             if !self.config.allow_non_loopback && !address.ip().to_canonical().is_loopback() {
@@ -137,6 +147,9 @@ impl Check<'_> {
 
     fn conflict(&self, at: &Bound, other: &Bound) -> Option<String> {
         let (address, taken) = (at.address, other.address);
+        if address == taken && at.shares_with(other) {
+            return None;
+        }
         let holder = match other.owner {
             Owner::Alias { index, .. } => self.called(index),
             Owner::Proxy => "proxy.listen".to_owned(),
@@ -146,10 +159,6 @@ impl Check<'_> {
             (Owner::Alias { index, .. }, Owner::Alias { index: same, .. }) if index == same => {
                 Some(format!("{address} is covered by {taken} of this alias already; keep one"))
             }
-            (
-                Owner::Alias { protocol: Protocol::Http, .. },
-                Owner::Alias { protocol: Protocol::Http, .. },
-            ) if taken == address => None,
             (Owner::Alias { protocol: Protocol::Http, .. } | Owner::Proxy | Owner::Admin, _) => {
                 Some(format!(
                     "{address} conflicts with {taken} of {holder}: give one of them another port"
@@ -166,26 +175,25 @@ impl Check<'_> {
 
     fn hosts(&mut self) {
         let aliases = &self.config.aliases;
-        let known: Vec<_> =
-            aliases.iter().map(|alias| answers::names(alias, &self.config.dns)).collect();
-        for (later, names) in known.iter().enumerate() {
-            for earlier in 0..later {
-                let shares = |address| aliases[earlier].listen.contains(address);
-                let same_alias = aliases[earlier].name == aliases[later].name;
-                if same_alias || !aliases[later].listen.iter().any(shares) {
-                    continue;
-                }
-                // Of the forms that both answer to, one is enough to name.
-                let shared = names.iter().find_map(|(name, key)| {
-                    known[earlier].iter().find(|(other, _)| other == name).map(|_| (name, key))
-                });
-                if let Some((name, key)) = shared {
-                    let earlier = self.called(earlier);
+        let mut answered = HashMap::new();
+        for (index, alias) in aliases.iter().enumerate() {
+            let names = answers::names(alias, &self.config.dns);
+            // Of all the forms that two aliases answer to on all their listeners, one is enough to name.
+            let mut told = HashSet::from([index]);
+            for (address, (name, key)) in alias
+                .listen
+                .iter()
+                .flat_map(|address| names.iter().map(move |name| (address, name)))
+            {
+                let first = *answered.entry((*address, name.clone())).or_insert(index);
+                let duplicate = aliases[first].name == alias.name;
+                if !duplicate && told.insert(first) {
+                    let first = self.called(first);
                     let what = format!(
-                        "the Host `{name}` is answered by {earlier} on the same listener; \
+                        "the Host `{name}` is answered by {first} on the same listener; \
                          give one of them a `listen` of its own"
                     );
-                    self.report(&format!("aliases[{later}].{key}"), &what);
+                    self.report(&format!("aliases[{index}].{key}"), &what);
                 }
             }
         }
@@ -213,14 +221,13 @@ impl Check<'_> {
         }
     }
 
-    fn targets(&mut self, path: &str, alias: &Alias) {
+    fn targets(&mut self, path: &str, alias: &Alias, bound: &[Bound]) {
         let first = alias.target.iter().map(|target| (format!("{path}.target"), target));
         let others = alias
             .failover
             .iter()
             .enumerate()
             .map(|(nth, target)| (format!("{path}.failover[{nth}]"), target));
-        let bound = self.bound();
         for (path, target) in first.chain(others) {
             let own = addresses(target, alias.port)
                 .find_map(|address| bound.iter().find(|bound| reaches(address, bound.address)));

@@ -385,3 +385,52 @@ fn cluster_soa() -> Option<WireRecord> {
 fn absolute(name: &str) -> Option<Name> {
     Name::from_str(&format!("{}.", name.trim_end_matches('.'))).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::op::Query;
+    use std::net::Ipv4Addr;
+
+    async fn ask(server: &DnsServer, name: &str, kind: RecordType) -> Message {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut request = Message::query();
+        request.add_query(Query::query(absolute(name).unwrap(), kind));
+        socket.send_to(&request.to_vec().unwrap(), server.address()).await.unwrap();
+        let mut buffer = [0; 4096];
+        let length = timeout(TCP_IDLE, socket.recv(&mut buffer)).await.unwrap().unwrap();
+        Message::from_vec(&buffer[..length]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn it_answers_as_coredns_does() {
+        let server = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let [alias, to_service] = ["a.default.svc.cluster.local", "b.default.svc.cluster.local"];
+        let service = "c.default.svc.cluster.local";
+        server.zone([cname(alias, 5, "httpbin.org."), cname(to_service, 5, service)]);
+        server.zone([address("httpbin.org", 60, Ipv4Addr::LOCALHOST)]);
+        server.zone([address(service, 5, Ipv4Addr::new(10, 96, 0, 7))]);
+        let shape =
+            |reply: &Message| (reply.response_code, reply.answers.len(), reply.authorities.len());
+
+        let a = ask(&server, alias, RecordType::A).await;
+        assert_eq!(shape(&a), (ResponseCode::NoError, 2, 0));
+        assert!(a.authoritative && !a.recursion_available);
+        let aaaa = ask(&server, alias, RecordType::AAAA).await;
+        assert_eq!(shape(&aaaa), (ResponseCode::NoError, 1, 0), "the CNAME alone");
+        let aaaa = ask(&server, to_service, RecordType::AAAA).await;
+        assert_eq!(shape(&aaaa), (ResponseCode::NoError, 0, 1), "no CNAME into the cluster");
+        let none = ask(&server, "d.default.svc.cluster.local", RecordType::A).await;
+        assert_eq!(shape(&none), (ResponseCode::NXDomain, 0, 1));
+        server.wait_for_queries(alias, 2).await;
+        assert_eq!(server.queries(alias, RecordType::A), 1);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_into_512_octets_is_truncated() {
+        let server = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+        server.zone((0..60).map(|last| address("big.example", 5, Ipv4Addr::new(192, 0, 2, last))));
+        let reply = ask(&server, "big.example", RecordType::A).await;
+        assert!(reply.truncation && reply.answers.is_empty());
+    }
+}

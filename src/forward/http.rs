@@ -14,6 +14,7 @@ use super::{
 use crate::{
     body::RequestBody,
     config::{HostHeader, HttpVersion, RetryOn},
+    drain::Drain,
     route::Routes,
     tls::TlsError,
     upstream::{AcquireError, Generation, Lease, Upstream, Want},
@@ -32,6 +33,8 @@ pub struct Arrival {
     pub scheme: &'static str,
     /// The worker that serves the connection.
     pub worker: usize,
+    /// What a tunnel must not outlive unnoticed.
+    pub drain: Drain,
 }
 
 /// Answers a request from a listener: with the origin's answer, or with an explanation.
@@ -87,7 +90,7 @@ pub async fn forward(
         Exchange::begin(upstream.clone(), arrival.worker, &head, protocol, body.handle());
     let mut journey = Journey { upstream, arrival, exchange };
     match journey.run(head, body).await {
-        Ok(answer) => answer.into_response(journey.exchange, upstream),
+        Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),
         Err(error) => {
             let problem = Problem::new(&error, Some(upstream));
             journey.exchange.failed(problem.status(), problem.error(), error.endpoint());
@@ -329,7 +332,12 @@ impl Journey<'_> {
 }
 
 impl Answer {
-    fn into_response(self, exchange: Box<Exchange>, upstream: &Upstream) -> Response<Body> {
+    fn into_response(
+        self,
+        exchange: Box<Exchange>,
+        upstream: &Upstream,
+        drain: &Drain,
+    ) -> Response<Body> {
         let Self { mut response, lease, client, upgrade } = self;
         let config = upstream.config();
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_some();
@@ -343,7 +351,8 @@ impl Answer {
         if let Some(client) = upgrade
             && switching
         {
-            return upgrade::switch(response, client, lease, exchange, config.timeouts.idle);
+            let idle = config.timeouts.idle;
+            return upgrade::switch(response, client, lease, exchange, idle, drain);
         }
         let idle = config.timeouts.idle;
         response.map(|incoming| Body::streaming(incoming, lease, keep_alive, exchange, idle))

@@ -11,7 +11,7 @@ use super::{
     Body, Exchange,
     tunnel::{End, tunnel},
 };
-use crate::{error::ProxyErrorType, upstream::Lease};
+use crate::{drain::Drain, error::ProxyErrorType, upstream::Lease};
 
 /// Passes the `101` on and joins the two connections in a task of their own.
 pub fn switch(
@@ -20,8 +20,10 @@ pub fn switch(
     lease: Lease,
     mut exchange: Box<Exchange>,
     idle: Duration,
+    drain: &Drain,
 ) -> Response<Body> {
     let origin = hyper::upgrade::on(&mut response);
+    let guard = drain.guard();
     tokio::spawn(async move {
         // The client's side is ready once the 101 is written, or never.
         let (client, origin) = match tokio::try_join!(client, origin) {
@@ -40,7 +42,7 @@ pub fn switch(
             End::Broken(error) => tracing::debug!(%error, "a tunnel broke"),
             End::Idle => exchange.broke(ProxyErrorType::ConnectionTimeout),
         }
-        drop(lease);
+        drop((lease, guard));
     });
     response.map(|_| Body::whole(Bytes::new()))
 }

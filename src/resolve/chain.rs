@@ -300,3 +300,6 @@ impl ChainError {
 pub fn arrows(chain: &[Arc<str>]) -> String {
     chain.join(" → ")
 }
+
+#[cfg(test)]
+mod tests;

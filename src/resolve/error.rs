@@ -118,7 +118,7 @@ fn lookup_fix(name: &str, place: Place, failure: &Failure) -> &'static str {
             "the name looks like a mistyped IP address: write the address, without leading zeros, in `target:`"
         }
         (Failure::NxDomain, Place::Service) => {
-            "there is no such Service (create it, or correct `name:`, `dns.namespace` or `dns.cluster_domain`), or its `externalName` is an IP address, which DNS cannot show: write the address in `target:`"
+            "there is no such Service (create it, or correct `name:`, where two labels mean SERVICE.NAMESPACE, `dns.namespace` or `dns.cluster_domain`), or its `externalName` is an IP address, which DNS cannot show: write the address in `target:`"
         }
         (Failure::NoData, Place::Service) => {
             "the Service is there but leads nowhere: its `externalName` is itself, a ring, or a Service that is missing or has no endpoints; correct `externalName`, or name the target in `target:`"

@@ -30,7 +30,7 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// For one server; then the next has its turn.
+/// For one server at most; then the next has its turn.
 const TRY: Duration = Duration::from_secs(2);
 /// For one family's walk, follow-up questions included.
 const WALK: Duration = Duration::from_millis(4500);
@@ -195,12 +195,14 @@ impl Client {
         }
         let query = query(name, family)?;
         let first = self.preferred.load(Ordering::Relaxed);
+        // So that the last of many silent servers is reached too.
+        let patience = TRY.min(WALK / u32::try_from(count).unwrap_or(u32::MAX));
         let mut failed = None;
         // Twice: a lone server whose answers were lost gets a second chance.
         for turn in 0..2 * count {
             let index = (first + turn) % count;
             let server = &self.servers[index];
-            let attempt = timeout(TRY, server.ask(&query));
+            let attempt = timeout(patience, server.ask(&query));
             let Ok(attempt) = timeout_at(deadline, attempt).await else {
                 break;
             };

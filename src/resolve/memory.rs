@@ -34,6 +34,20 @@ struct Limits {
     nxdomain_hold: Duration,
 }
 
+/// What the newest round means for when to ask again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// Good for this TTL.
+    Whole(Duration),
+    /// Good for this TTL, but a family failed that has nothing to fall back on: its addresses may be those that work.
+    Partial(Duration),
+    /// No new answer, with or without an old one to serve.
+    Failed {
+        /// Whether there is an old one.
+        served: bool,
+    },
+}
+
 /// One family's last good answer, and since when it has had no newer one.
 #[derive(Debug, Default)]
 struct Remembered {
@@ -81,9 +95,13 @@ impl Memory {
         &self.state
     }
 
-    /// After what time to ask again: the newest answer's TTL, none after a failure.
-    pub fn ttl(&self) -> Option<Duration> {
-        self.ttl
+    /// What to expect until the next round.
+    pub fn outlook(&self) -> Outlook {
+        match self.ttl {
+            Some(ttl) if self.v4.is_missing() || self.v6.is_missing() => Outlook::Partial(ttl),
+            Some(ttl) => Outlook::Whole(ttl),
+            None => Outlook::Failed { served: self.state.current.is_some() },
+        }
     }
 
     /// Takes in what both families came to.
@@ -99,6 +117,10 @@ impl Memory {
         let [v4, v6] = [round.v4, round.v6].map(|walked| good(walked, &rule, now));
         // Should the families differ in the true name, one of them rules: mixed addresses would be called by a wrong one.
         let Some(fresh) = v4.as_ref().or(v6.as_ref()).ok().cloned() else {
+            for (family, result) in [(&mut self.v4, &v4), (&mut self.v6, &v6)] {
+                let denied = result.as_ref().is_err_and(ResolveError::is_denial);
+                family.fail(denied, now);
+            }
             let errors = [v4, v6].into_iter().filter_map(Result::err);
             return self.failed(errors.max_by_key(telling), now);
         };
@@ -142,9 +164,6 @@ impl Memory {
     }
 
     fn failed(&mut self, error: Option<ResolveError>, now: Instant) {
-        let denied = error.as_ref().is_some_and(ResolveError::is_denial);
-        self.v4.fail(denied, now);
-        self.v6.fail(denied, now);
         self.ttl = None;
         self.state.refused = None;
         self.state.error = error.map(Arc::new);
@@ -239,6 +258,10 @@ impl Remembered {
         }
     }
 
+    fn is_missing(&self) -> bool {
+        self.good.is_none() && self.failing.is_some_and(|failing| !failing.denied_now)
+    }
+
     fn expiry(&self, limits: &Limits) -> Option<Instant> {
         let failing = self.failing.filter(|_| self.good.is_some())?;
         let stale = failing.since + limits.stale;
@@ -268,3 +291,6 @@ fn telling(error: &ResolveError) -> u8 {
         _ => 3,
     }
 }
+
+#[cfg(test)]
+mod tests;

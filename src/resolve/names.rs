@@ -41,7 +41,7 @@ impl Environment {
         }
         Environment {
             servers,
-            namespace: dns.namespace.clone().unwrap_or(namespace),
+            namespace: dns.namespace.as_deref().map_or(namespace, fold),
             cluster_domain: dns.cluster_domain.as_deref().map_or(domain, fold),
         }
     }
@@ -139,3 +139,6 @@ pub struct NameError {
     /// What is wrong with it.
     pub reason: &'static str,
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -4,7 +4,7 @@ use super::{
     Question, ResolveError, State,
     error::Place,
     lookup::{Client, Round},
-    memory::Memory,
+    memory::{Memory, Outlook},
     names::{Environment, NameError, in_domain, normalise},
     report::Report,
 };
@@ -200,8 +200,7 @@ impl Refresh {
     /// Until it is time for the next round; none when nobody listens any more.
     async fn wait(&mut self) -> Option<()> {
         let now = Instant::now();
-        let served = self.memory.state().current.is_some();
-        let mut next = now + self.pace.pause(self.memory.ttl(), served, fastrand::f64());
+        let mut next = now + self.pace.pause(self.memory.outlook(), fastrand::f64());
         loop {
             tokio::select! {
                 () = sleep_until(next) => return Some(()),
@@ -240,14 +239,50 @@ struct Pace {
 impl Pace {
     /// Just before the TTL ends; after a failure soon, then ever later. `random` (0 to 1) keeps the proxies of many pods
     /// out of step.
-    fn pause(&mut self, ttl: Option<Duration>, served: bool, random: f64) -> Duration {
-        if let Some(ttl) = ttl {
-            self.failures = 0;
-            return ttl.mul_f64(0.9 + 0.1 * random);
-        }
-        let last = if served { LAST_RETRY } else { LAST_RETRY_UNSERVED };
+    fn pause(&mut self, outlook: Outlook, random: f64) -> Duration {
+        let last = match outlook {
+            Outlook::Whole(ttl) => {
+                self.failures = 0;
+                return ttl.mul_f64(0.9 + 0.1 * random);
+            }
+            Outlook::Partial(ttl) => ttl,
+            Outlook::Failed { served: true } => LAST_RETRY,
+            Outlook::Failed { served: false } => LAST_RETRY_UNSERVED,
+        };
         let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(last);
         self.failures = self.failures.saturating_add(1);
         pause.mul_f64(0.75 + 0.25 * random)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn the_refresh_comes_before_the_ttl_ends_and_not_in_step() {
+        let mut pace = Pace::default();
+        let pauses = [0.0, 1.0].map(|random| pace.pause(Outlook::Whole(TTL), random));
+        assert_eq!(pauses, [Duration::from_millis(4500), TTL]);
+    }
+
+    #[test]
+    fn retries_begin_at_once_and_slow_down() {
+        let mut pace = Pace::default();
+        let mut pauses = |outlook, count: usize| -> Vec<u128> {
+            (0..count).map(|_| pace.pause(outlook, 1.0).as_millis()).collect()
+        };
+        let expected = [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000];
+        assert_eq!(pauses(Outlook::Failed { served: true }, 9), expected);
+        assert_eq!(pauses(Outlook::Failed { served: false }, 1), [5000], "somebody waits");
+        assert_eq!(pauses(Outlook::Partial(TTL), 1), [5000], "the TTL ends it at the latest");
+        pace.pause(Outlook::Whole(TTL), 0.5);
+        assert_eq!(
+            pace.pause(Outlook::Partial(TTL), 1.0),
+            FIRST_RETRY,
+            "a good answer starts anew"
+        );
     }
 }

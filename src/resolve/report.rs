@@ -21,7 +21,10 @@ impl Report {
         self.true_name(old, new);
         refusal(&self.question, old, new);
         failure(&self.question, old, new);
-        stale(&self.question, new);
+        // A healthy failover target must not wipe out what the alias' failing one reports.
+        if old.is_pending() || old.stale_since.is_some() || new.stale_since.is_some() {
+            stale(&self.question, new);
+        }
     }
 
     /// Takes back the gauges of a question that nobody asks any more.

@@ -1,1 +1,544 @@
+//! The resolver against real sockets, with the answers that Kubernetes' DNS really gives.
 
+use super::{error::Failure, *};
+use crate::demo::dns::{Answer, DnsServer, RecordType, address, cname};
+use std::{
+    io::Write,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+use tokio::time::timeout;
+
+const ALIAS: &str = "webscaler-manual.default.svc.cluster.local";
+const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Short times, so that a test sees in moments what takes hours.
+fn settings(servers: Vec<SocketAddr>) -> config::Dns {
+    config::Dns {
+        servers,
+        min_ttl: Duration::from_millis(50),
+        max_ttl: Duration::from_millis(50),
+        ..names::tests::settings()
+    }
+}
+
+async fn server() -> DnsServer {
+    DnsServer::start(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap()
+}
+
+fn resolver(server: &DnsServer) -> Arc<Resolver> {
+    with(settings(vec![server.address()]))
+}
+
+fn with(dns: config::Dns) -> Arc<Resolver> {
+    Resolver::with_resolv_conf(dns, PathBuf::from("/nonexistent/resolv.conf"))
+}
+
+fn question() -> Question {
+    Question {
+        alias: Arc::from("webscaler-manual"),
+        target: None,
+        server_name: None,
+        chain_match: Vec::new(),
+        allow: Vec::new(),
+        plaintext: false,
+    }
+}
+
+fn told(name: &str) -> Question {
+    Question { target: Some(TargetHost::Name(name.into())), ..question() }
+}
+
+async fn resolve(server: &DnsServer) -> State {
+    timeout(PATIENCE, resolver(server).resolve(&question())).await.unwrap()
+}
+
+fn failure(state: &State) -> (Failure, String) {
+    match state.error.as_deref() {
+        Some(error @ ResolveError::Lookup { error: lookup, .. }) => {
+            (lookup.failure.clone(), error.to_string())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn until(subscription: &mut Subscription, wished: impl Fn(&State) -> bool) -> Arc<State> {
+    let state = timeout(PATIENCE, subscription.wait_for(wished)).await;
+    state.expect("the state never came").expect("the task has ended")
+}
+
+fn true_name(state: &State) -> Option<&str> {
+    state.current.as_ref().map(|current| current.true_name.as_str())
+}
+
+// What CoreDNS answers for each kind of externalName.
+
+#[tokio::test]
+async fn a_name_with_a_only() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 60, V4)]);
+    let current = resolve(&server).await.current.unwrap();
+    assert_eq!(current.true_name.as_str(), "httpbin.org");
+    assert_eq!(current.chain, [Arc::from(ALIAS), Arc::<str>::from("httpbin.org")]);
+    assert_eq!(current.addresses, [IpAddr::from(V4)]);
+    assert_eq!(server.queries(ALIAS, RecordType::A), 1);
+    assert_eq!(server.queries(ALIAS, RecordType::AAAA), 1);
+}
+
+#[tokio::test]
+async fn a_cdn_chain_in_any_order() {
+    let server = server().await;
+    let records = vec![
+        address("e123.edge.example", 20, V4),
+        cname("vendor.cdn.example", 60, "e123.edge.example"),
+        cname(ALIAS, 5, "www.vendor.example"),
+        cname("www.vendor.example", 300, "vendor.cdn.example"),
+    ];
+    server.answer_type(ALIAS, RecordType::A, Answer::Records(records));
+    let current = resolve(&server).await.current.unwrap();
+    assert_eq!(current.true_name.as_str(), "www.vendor.example");
+    assert_eq!(current.chain.len(), 4);
+}
+
+#[tokio::test]
+async fn dual_stack_and_ipv6_only() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "v6.example"), address("v6.example", 60, V6)]);
+    assert_eq!(resolve(&server).await.current.unwrap().addresses, [IpAddr::from(V6)]);
+    server.zone([address("v6.example", 60, V6), address("v6.example", 60, V4)]);
+    let both = [IpAddr::from(V4), IpAddr::from(V6)];
+    assert_eq!(resolve(&server).await.current.unwrap().addresses, both);
+}
+
+/// CoreDNS says the same for NODATA, NXDOMAIN, SERVFAIL and silence upstream: the target's own answer tells them apart.
+#[tokio::test]
+async fn a_lone_cname_is_explained_by_its_target() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "gone.example")]);
+    for (answer, expected) in [
+        (Answer::NoData { soa: true }, Failure::NoData),
+        (Answer::NoData { soa: false }, Failure::NoData),
+        (Answer::NxDomain, Failure::NxDomain),
+        (Answer::ServFail, Failure::ServFail),
+        (Answer::Refused, Failure::Refused),
+    ] {
+        server.answer("gone.example", answer);
+        let (failure, text) = failure(&resolve(&server).await);
+        assert_eq!(failure, expected, "{text}");
+        assert!(text.contains(&format!("the chain is {ALIAS} → gone.example")), "{text}");
+        assert!(text.contains(&server.address().to_string()), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_lone_cname_whose_target_answers_for_itself() {
+    let server = server().await;
+    let alone = Answer::Records(vec![cname(ALIAS, 5, "httpbin.org")]);
+    server.answer(ALIAS, alone);
+    server.zone([address("httpbin.org", 60, V4)]);
+    let state = resolve(&server).await;
+    assert_eq!(true_name(&state), Some("httpbin.org"));
+    assert_eq!(state.current.unwrap().addresses, [IpAddr::from(V4)]);
+}
+
+#[tokio::test]
+async fn an_upstream_cname_to_nothing_shows_both_links() {
+    let server = server().await;
+    server.zone([
+        cname(ALIAS, 5, "www.vendor.example"),
+        cname("www.vendor.example", 60, "gone.example"),
+    ]);
+    let (failure, text) = failure(&resolve(&server).await);
+    assert_eq!(failure, Failure::NxDomain);
+    assert!(text.contains("www.vendor.example → gone.example"), "{text}");
+}
+
+/// As plain resolvers do, other than CoreDNS.
+#[tokio::test]
+async fn nxdomain_without_a_service_names_digits_as_a_cause() {
+    let server = server().await;
+    let (failure, text) = failure(&resolve(&server).await);
+    assert_eq!(failure, Failure::NxDomain);
+    assert!(text.contains(&format!("{ALIAS} does not exist")), "{text}");
+    assert!(
+        text.contains("`externalName` is an IP address") && text.contains("`target:`"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn digits_that_are_no_address_are_noticed() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "010.1.2.3")]);
+    let (_, text) = failure(&resolve(&server).await);
+    assert!(text.contains("mistyped IP address"), "{text}");
+}
+
+#[tokio::test]
+async fn a_label_of_64_characters_is_never_answered() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, &format!("{}.example", "a".repeat(64)))]);
+    let state = resolve(&server).await;
+    assert!(state.error.as_ref().unwrap().is_timeout());
+    let (_, text) = failure(&state);
+    assert!(text.contains("63 characters"), "{text}");
+}
+
+#[tokio::test]
+async fn one_label_is_absolute() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "db"), address("db", 60, V4)]);
+    assert_eq!(true_name(&resolve(&server).await), Some("db"));
+}
+
+#[tokio::test]
+async fn aliases_of_aliases_lead_out_in_the_end() {
+    let server = server().await;
+    server.zone([
+        cname(ALIAS, 5, "second.default.svc.cluster.local"),
+        cname("second.default.svc.cluster.local", 5, "third.prod.svc.cluster.local"),
+        cname("third.prod.svc.cluster.local", 5, "httpbin.org."),
+        address("httpbin.org", 60, V4),
+    ]);
+    assert_eq!(true_name(&resolve(&server).await), Some("httpbin.org"));
+}
+
+#[tokio::test]
+async fn a_cluster_ip_service_has_no_true_name_but_in_plaintext() {
+    let server = server().await;
+    let service = "pg.default.svc.cluster.local";
+    server.zone([cname(ALIAS, 5, service), address(service, 5, Ipv4Addr::new(10, 96, 0, 7))]);
+    let error = resolve(&server).await.error.unwrap();
+    assert!(error.fix().contains("`tls.mode: plaintext`"), "{error}");
+    let plaintext = Question { plaintext: true, ..question() };
+    let state = resolver(&server).resolve(&plaintext).await;
+    assert_eq!(true_name(&state), Some(service));
+}
+
+#[tokio::test]
+async fn a_service_that_leads_nowhere_or_to_itself() {
+    let server = server().await;
+    let other = "other.default.svc.cluster.local";
+    for zone in [
+        vec![cname(ALIAS, 5, "missing.default.svc.cluster.local")],
+        vec![cname(ALIAS, 5, ALIAS)],
+        vec![cname(ALIAS, 5, other), cname(other, 5, ALIAS)],
+    ] {
+        server.zone(zone);
+        let (failure, text) = failure(&resolve(&server).await);
+        assert_eq!(failure, Failure::NoData);
+        assert!(text.contains("leads nowhere"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_loop_that_a_server_sends_is_shown() {
+    let server = server().await;
+    let ring = vec![cname(ALIAS, 5, "a.example"), cname("a.example", 5, ALIAS)];
+    server.answer(ALIAS, Answer::Records(ring));
+    let error = resolve(&server).await.error.unwrap().to_string();
+    assert!(error.contains(&format!("loops: {ALIAS} → a.example → {ALIAS}")), "{error}");
+}
+
+#[tokio::test]
+async fn sixty_addresses_come_over_tcp() {
+    let server = server().await;
+    let addresses = (0..60).map(|last| address("big.example", 60, Ipv4Addr::new(192, 0, 2, last)));
+    let records: Vec<_> =
+        std::iter::once(cname(ALIAS, 5, "big.example")).chain(addresses).collect();
+    server.answer_type(ALIAS, RecordType::A, Answer::Truncated(records));
+    assert_eq!(resolve(&server).await.current.unwrap().addresses.len(), 60);
+    assert_eq!(server.queries(ALIAS, RecordType::A), 2);
+}
+
+// Servers that fail.
+
+#[tokio::test]
+async fn the_next_server_answers_when_one_fails() {
+    let (bad, good) = (server().await, server().await);
+    good.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 60, V4)]);
+    for answer in [Answer::ServFail, Answer::Refused, Answer::Garbage, Answer::Silence] {
+        bad.answer(ALIAS, answer);
+        let resolver = with(settings(vec![bad.address(), good.address()]));
+        let state = timeout(PATIENCE, resolver.resolve(&question())).await.unwrap();
+        assert_eq!(true_name(&state), Some("httpbin.org"));
+        // The one that answered is asked first from now on.
+        let asked = bad.queries(ALIAS, RecordType::A);
+        resolver.resolve(&question()).await;
+        assert_eq!(bad.queries(ALIAS, RecordType::A), asked);
+    }
+}
+
+#[tokio::test]
+async fn the_last_of_four_servers_is_reached() {
+    let servers = [server().await, server().await, server().await, server().await];
+    for silent in &servers[..3] {
+        silent.answer(ALIAS, Answer::Silence);
+    }
+    servers[3].zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 60, V4)]);
+    let resolver = with(settings(servers.iter().map(DnsServer::address).collect()));
+    assert_eq!(true_name(&resolver.resolve(&question()).await), Some("httpbin.org"));
+}
+
+#[tokio::test]
+async fn nxdomain_is_an_answer_and_ends_the_search() {
+    let (first, second) = (server().await, server().await);
+    second.zone([address(ALIAS, 5, V4)]);
+    let resolver = with(settings(vec![first.address(), second.address()]));
+    assert_eq!(failure(&resolver.resolve(&question()).await).0, Failure::NxDomain);
+    assert_eq!(second.queries(ALIAS, RecordType::A), 0);
+}
+
+#[tokio::test]
+async fn garbage_and_silence_are_told_apart_in_time() {
+    let server = server().await;
+    server.answer(ALIAS, Answer::Garbage);
+    assert!(matches!(failure(&resolve(&server).await).0, Failure::Malformed(_)));
+    server.answer(ALIAS, Answer::Silence);
+    let started = Instant::now();
+    assert_eq!(failure(&resolve(&server).await).0, Failure::Timeout);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn no_server_at_all_names_the_key() {
+    let state = with(settings(Vec::new())).resolve(&question()).await;
+    let (failure, text) = failure(&state);
+    assert_eq!(failure, Failure::NoServers);
+    assert!(text.contains("`dns.servers`"), "{text}");
+}
+
+#[tokio::test]
+async fn silence_about_one_family_does_not_delay_the_other() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 60, V4)]);
+    server.answer_type(ALIAS, RecordType::AAAA, Answer::Silence);
+    let started = Instant::now();
+    assert_eq!(true_name(&resolve(&server).await), Some("httpbin.org"));
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_family_that_comes_late_is_taken_in_soon() {
+    let server = server().await;
+    let hour = Duration::from_secs(3600);
+    let dns = config::Dns { min_ttl: hour, max_ttl: hour, ..settings(vec![server.address()]) };
+    server.zone([
+        cname(ALIAS, 5, "both.example"),
+        address("both.example", 60, V6),
+        address("both.example", 60, V4),
+    ]);
+    server.answer_type(ALIAS, RecordType::A, Answer::Silence);
+    let mut subscription = with(dns).watch(question());
+    let state = until(&mut subscription, |state| state.current.is_some()).await;
+    assert_eq!(state.current.as_ref().unwrap().addresses, [IpAddr::from(V6)]);
+    server.restore(ALIAS);
+    let both =
+        |state: &State| state.current.as_ref().is_some_and(|current| current.addresses.len() == 2);
+    until(&mut subscription, both).await;
+}
+
+// Told targets.
+
+#[tokio::test]
+async fn a_told_name_is_its_own_true_name() {
+    let server = server().await;
+    server
+        .zone([cname("api.vendor.com", 5, "edge.cdn.example"), address("edge.cdn.example", 5, V4)]);
+    let state = resolver(&server).resolve(&told("api.vendor.com")).await;
+    assert_eq!(true_name(&state), Some("api.vendor.com"));
+    assert_eq!(server.queries(ALIAS, RecordType::A), 0);
+}
+
+#[tokio::test]
+async fn a_told_address_needs_no_dns() {
+    let target = Some(TargetHost::Ip(V6.into()));
+    let question = Question { target, ..question() };
+    let current = with(settings(Vec::new())).resolve(&question).await.current.unwrap();
+    assert!(current.true_name.is_ip());
+    assert_eq!(current.addresses, [IpAddr::from(V6)]);
+}
+
+// Over time.
+
+#[tokio::test]
+async fn a_change_is_followed_and_followed_back() {
+    let server = server().await;
+    server.zone([
+        cname(ALIAS, 5, "old.example"),
+        address("old.example", 5, V4),
+        address("new.example", 5, V6),
+    ]);
+    let mut subscription = resolver(&server).watch(question());
+    assert!(subscription.state().is_pending());
+    for (target, generation) in
+        [("old.example", 1), ("new.example", 2), ("old.example", 3), ("new.example", 4)]
+    {
+        server.zone([cname(ALIAS, 5, target)]);
+        let state = until(&mut subscription, |state| true_name(state) == Some(target)).await;
+        assert_eq!(state.current.as_ref().unwrap().generation, generation);
+    }
+    assert!(subscription.state().current.as_ref().unwrap().addresses == [IpAddr::from(V6)]);
+}
+
+#[tokio::test]
+async fn start_up_without_dns_recovers_soon() {
+    let server = server().await;
+    server.answer(ALIAS, Answer::ServFail);
+    let mut subscription = resolver(&server).watch(question());
+    until(&mut subscription, |state| state.error.is_some()).await;
+    server.restore(ALIAS);
+    server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
+    let started = Instant::now();
+    let state = until(&mut subscription, |state| state.current.is_some()).await;
+    assert_eq!(state.error, None);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn the_last_good_answer_serves_while_dns_fails_and_then_goes() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
+    let stale = Duration::from_millis(600);
+    let dns = config::Dns { stale, ..settings(vec![server.address()]) };
+    let mut subscription = with(dns).watch(question());
+    until(&mut subscription, |state| state.current.is_some()).await;
+    server.answer(ALIAS, Answer::ServFail);
+    let state = until(&mut subscription, |state| state.error.is_some()).await;
+    assert_eq!(true_name(&state), Some("httpbin.org"));
+    let since = state.stale_since.unwrap();
+    let state = until(&mut subscription, |state| state.current.is_none()).await;
+    assert!(since.elapsed() >= stale);
+    assert_eq!(failure(&state).0, Failure::ServFail);
+    server.restore(ALIAS);
+    until(&mut subscription, |state| state.current.is_some() && state.error.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_deleted_service_serves_for_nxdomain_hold() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
+    let nxdomain_hold = Duration::from_millis(400);
+    let dns = config::Dns { nxdomain_hold, ..settings(vec![server.address()]) };
+    let mut subscription = with(dns).watch(question());
+    until(&mut subscription, |state| state.current.is_some()).await;
+    server.remove(ALIAS);
+    let state = until(&mut subscription, |state| state.error.is_some()).await;
+    assert!(state.current.is_some());
+    let since = state.stale_since.unwrap();
+    until(&mut subscription, |state| state.current.is_none()).await;
+    assert!(since.elapsed() >= nxdomain_hold);
+}
+
+#[tokio::test]
+async fn a_refused_change_is_shown_and_not_followed() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "api.good.example"), address("api.good.example", 5, V4)]);
+    let allow = vec![NamePattern("*.good.example".into())];
+    let mut subscription = resolver(&server).watch(Question { allow, ..question() });
+    until(&mut subscription, |state| state.current.is_some()).await;
+    server.zone([cname(ALIAS, 5, "evil.example"), address("evil.example", 5, V4)]);
+    let state = until(&mut subscription, |state| state.refused.is_some()).await;
+    assert_eq!(true_name(&state), Some("api.good.example"));
+    server.zone([cname(ALIAS, 5, "api.good.example")]);
+    until(&mut subscription, |state| state.refused.is_none() && state.error.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_refresh_may_be_asked_for() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "old.example"), address("old.example", 5, V4)]);
+    let hour = Duration::from_secs(3600);
+    let dns = config::Dns { min_ttl: hour, max_ttl: hour, ..settings(vec![server.address()]) };
+    let mut subscription = with(dns).watch(question());
+    until(&mut subscription, |state| state.current.is_some()).await;
+    server.zone([cname(ALIAS, 5, "new.example"), address("new.example", 5, V4)]);
+    subscription.refresh();
+    until(&mut subscription, |state| true_name(state) == Some("new.example")).await;
+}
+
+#[tokio::test]
+async fn the_metrics_tell_the_story() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    // The runtime of a test is this very thread.
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let server = server().await;
+    server.zone([
+        cname(ALIAS, 5, "a.example"),
+        address("a.example", 5, V4),
+        address("b.example", 5, V4),
+    ]);
+    let allow = ["a.example", "b.example"].map(|name| NamePattern(name.into())).to_vec();
+    let mut subscription = resolver(&server).watch(Question { allow, ..question() });
+    until(&mut subscription, |state| true_name(state) == Some("a.example")).await;
+    server.zone([cname(ALIAS, 5, "b.example")]);
+    until(&mut subscription, |state| true_name(state) == Some("b.example")).await;
+    server.zone([cname(ALIAS, 5, "evil.example"), address("evil.example", 5, V4)]);
+    until(&mut subscription, |state| state.refused.is_some()).await;
+    server.answer(ALIAS, Answer::ServFail);
+    until(&mut subscription, |state| state.error.is_some() && state.refused.is_none()).await;
+    let text = handle.render();
+    for line in [
+        r#"truename_true_name_info{alias="webscaler-manual",true_name="a.example"} 0"#,
+        r#"truename_true_name_info{alias="webscaler-manual",true_name="b.example"} 1"#,
+        r#"truename_true_name_changes_total{alias="webscaler-manual"} 1"#,
+        r#"truename_policy_refusals_total{alias="webscaler-manual",reason="true_name"} 1"#,
+        r#"truename_dns_lookups_total{result="servfail"}"#,
+        r#"truename_dns_lookup_duration_seconds"#,
+    ] {
+        assert!(text.contains(line), "{line} is not in:\n{text}");
+    }
+    let stale = text.lines().find_map(|line| {
+        line.strip_prefix(r#"truename_dns_stale_seconds{alias="webscaler-manual"} "#)
+    });
+    assert!(stale.unwrap().parse::<f64>().unwrap() > 0.0, "{text}");
+}
+
+#[tokio::test]
+async fn the_task_ends_with_its_last_subscription() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
+    let resolver = resolver(&server);
+    let mut subscription = resolver.watch(question());
+    until(&mut subscription, |state| state.current.is_some()).await;
+    drop(subscription);
+    // The task holds the only other copy.
+    timeout(PATIENCE, async {
+        while Arc::strong_count(&resolver) > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the task lives on");
+}
+
+#[tokio::test]
+async fn aliases_of_one_name_share_the_query_in_flight() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
+    let resolver = resolver(&server);
+    let question = question();
+    tokio::join!(resolver.resolve(&question), resolver.resolve(&question));
+    assert_eq!(server.queries(ALIAS, RecordType::A), 1);
+}
+
+#[tokio::test]
+async fn a_changed_resolv_conf_is_noticed() {
+    let server = server().await;
+    for namespace in ["default", "prod"] {
+        let name = format!("webscaler-manual.{namespace}.svc.k8s.corp");
+        server.zone([cname(&name, 5, &format!("{namespace}.example"))]);
+        server.zone([address(&format!("{namespace}.example"), 5, V4)]);
+    }
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "search default.svc.k8s.corp").unwrap();
+    let resolver =
+        Resolver::with_resolv_conf(settings(vec![server.address()]), file.path().to_owned());
+    let mut subscription = resolver.watch(question());
+    until(&mut subscription, |state| true_name(state) == Some("default.example")).await;
+    std::fs::write(file.path(), "search prod.svc.k8s.corp\n").unwrap();
+    until(&mut subscription, |state| true_name(state) == Some("prod.example")).await;
+}

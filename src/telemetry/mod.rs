@@ -6,5 +6,5 @@ mod metrics;
 mod process;
 
 pub use access::Access;
-pub use log::init as init_log;
+pub use log::{init as init_log, set_level as set_log_level};
 pub use metrics::{AliasMetrics, Metrics};

@@ -24,6 +24,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use std::{
+    fmt::{self, Debug, Formatter},
     path::Path,
     sync::{
         Arc,
@@ -180,7 +181,15 @@ impl ClientTls {
     }
 }
 
+/// The configurations would fill pages.
+impl Debug for ClientTls {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientTls").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
 /// A connection that is up and verified.
+#[derive(Debug)]
 pub struct Handshake<S> {
     /// The plaintext side of it.
     pub stream: TlsStream<S>,

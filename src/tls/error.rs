@@ -204,17 +204,12 @@ impl TlsError {
     ) -> Option<TlsError> {
         let mut cause = Some(error);
         while let Some(error) = cause {
-            // An `io::Error` gives its content's cause for its own, and so hides the content.
-            let content = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            let tls_error = match content {
-                Some(content) => content.downcast_ref::<Error>(),
-                None => error.downcast_ref::<Error>(),
-            };
-            if let Some(found) = tls_error {
+            if let Some(found) = error.downcast_ref::<Error>() {
                 let name = name.to_str().into_owned();
                 return Some(TlsError::from_rustls(found, name, Alpn::None, tls));
             }
-            cause = match content {
+            // An `io::Error` gives its content's cause for its own, and so hides the content.
+            cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
                 Some(content) => Some(content),
                 None => error.source(),
             };
@@ -335,8 +330,13 @@ impl TlsError {
         TlsError::Protocol {
             name,
             detail: format!(
-                "it refused with the alert {}: nothing in our offer ({versions}, no RSA key exchange, no CBC) is known to it, or it wants a client certificate",
-                alert_name(alert)
+                "it refused with the alert {}: nothing in our offer ({versions}, no RSA key exchange, no CBC) is known to it, or it {}",
+                alert_name(alert),
+                if tls.has_client_certificate() {
+                    "does not accept our client certificate"
+                } else {
+                    "wants a client certificate"
+                }
             ),
             hint: Some(hint),
         }

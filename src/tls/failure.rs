@@ -169,7 +169,7 @@ impl VerifyFailure {
                 write!(f, "certificate for `{expected}` comes with a signature that does not match")
             }
             Reason::Other(detail) => {
-                write!(f, "certificate for `{expected}` was refused, since {detail}")
+                write!(f, "certificate for `{expected}` was refused: {detail}")
             }
         }
     }
@@ -187,6 +187,7 @@ impl VerifyFailure {
                 }
                 match names.len().saturating_sub(NAMES_SHOWN) {
                     0 => Ok(()),
+                    more if names.len() == NAMES_KEPT => write!(f, " and at least {more} more"),
                     more => write!(f, " and {more} more"),
                 }
             }
@@ -303,9 +304,9 @@ fn reason(error: &Error, self_issued: bool) -> Reason {
             "NameConstraintViolation" => {
                 Reason::Other("its issuer is not allowed to vouch for this name".to_owned())
             }
-            detail => Reason::Other(format!("of {detail}")),
+            detail => Reason::Other(detail.to_owned()),
         },
-        other => Reason::Other(format!("of {other}")),
+        other => Reason::Other(other.to_string()),
     }
 }
 

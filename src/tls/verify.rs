@@ -33,6 +33,9 @@ impl Verifier {
     /// A self-signed certificate with the CA flag (what `openssl req -x509` makes) that is itself in
     /// `tls.ca.files`. webpki takes no CA for a server, but who names this very certificate as
     /// trusted means it, and curl takes it too.
+    ///
+    /// Everything that webpki would check is checked here: it does not promise an order, so its
+    /// verdict on the form says nothing about the dates.
     fn verify_named(
         &self,
         leaf: &CertificateDer<'_>,

@@ -62,6 +62,12 @@ fn an_unknown_key_with_no_neighbour_gets_the_list() {
 }
 
 #[test]
+fn an_on_that_became_a_boolean_is_recognised() {
+    let problems = wrong("version: 1\naliases:\n  - name: a\n    retry:\n      true: [connect]\n");
+    assert!(problems.starts_with("t.yaml:5:7: unknown key `true`; did you mean `on`? Tools"));
+}
+
+#[test]
 fn columns_count_characters() {
     assert_wrong(
         "version: 1\nlog: {level: info, \"é\": 1, lvel: warn}",
@@ -126,6 +132,13 @@ fn a_host_is_answered_by_one_alias_of_a_listener() {
     let forms = two("hosts: [b.prod.svc]", "drain: 1s", "dns: {namespace: prod}\n");
     assert!(wrong(&forms).contains("aliases[1].name: the Host `b.prod.svc`"), "{}", wrong(&forms));
     parsed(&forms.replace("prod}", "default}"));
+    let domain = "dns: {cluster_domain: k8s.example}\n";
+    for (one, other) in [("b.ns.svc.k8s.example", "b.ns"), ("b.ns", "b.ns.svc")] {
+        let forms = two("drain: 1s", "drain: 1s", domain)
+            .replace("name: a", &format!("name: {one}"))
+            .replace("name: b,", &format!("name: {other},"));
+        assert!(wrong(&forms).contains("aliases[1].name: the Host `b.ns"), "{}", wrong(&forms));
+    }
     parsed(&two("hosts: [x.example]", "hosts: [x.example], listen: [8081]", ""));
     parsed(&two("hosts: [\"*\"]", "hosts: [x.example]", ""));
 }

@@ -56,34 +56,28 @@ fn every_key_of_the_schema_is_accepted_with_its_default() {
     keys(&schema, "", &mut found);
     assert!(found.len() > 70, "only {} keys", found.len());
     let mut config = full();
-    // Parents come before their children here, and a default of a parent must not undo what a child needs.
+    // A section gets the defaults of its keys; its own default would take away what `full` put there.
     for (path, schema) in &found {
         let is_section = found.keys().any(|other| other.starts_with(&format!("{path}/")));
         if let (Some(default), false) = (schema.get("default"), is_section) {
-            let (parent, name) = path.rsplit_once('/').unwrap();
-            let parent = config.pointer_mut(parent);
-            match parent {
-                Some(parent) => parent[name] = default.clone(),
-                None => {
-                    let mut place = &mut config;
-                    for step in path.split('/').skip(1) {
-                        place = match step.parse::<usize>() {
-                            Ok(index) => &mut place[index],
-                            Err(_) => &mut place[step],
-                        };
-                    }
-                    *place = default.clone();
-                }
+            let mut place = &mut config;
+            for step in path.split('/').skip(1) {
+                place = match step.parse::<usize>() {
+                    Ok(index) => &mut place[index],
+                    Err(_) => &mut place[step],
+                };
             }
+            *place = default.clone();
         }
     }
     let text = config.to_string();
-    let problems = Config::parse(&text, "truename.yaml").unwrap_err();
-    // Checks of our own cannot be asked for yet; all else must have been taken.
-    let complaints: Vec<_> = problems.list.iter().map(|problem| problem.message.as_str()).collect();
-    let expected = "aliases[0].health.active: `health.active` is not available in this version; \
-                    leave it out";
-    assert_eq!(complaints, [expected]);
+    // Checks of our own may not be asked for yet; all else must be taken.
+    let complaints: Vec<_> = match Config::parse(&text, "truename.yaml") {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.list.into_iter().map(|problem| problem.message).collect(),
+    };
+    let refused = |message: &String| !message.contains("is not available in this version");
+    assert_eq!(complaints.into_iter().find(refused), None);
 }
 
 #[test]

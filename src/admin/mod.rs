@@ -1,0 +1,164 @@
+//! The admin listener: health, metrics, status. Served on the control thread, from snapshots.
+
+mod status;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use ::http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    app::Commands,
+    config::{Config, LogLevel},
+    listener::Bound,
+    telemetry::{Metrics, set_log_level},
+    upstream::Upstream,
+};
+
+/// Admin connections at once: scrapers and people, no more.
+const MAX_CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
+
+/// What the admin listener shows. The control thread replaces it whole.
+pub struct Snapshot {
+    upstreams: ArcSwap<Vec<Arc<Upstream>>>,
+    config: ArcSwapOption<Config>,
+    commands: Commands,
+    metrics: Metrics,
+}
+
+impl Snapshot {
+    /// Nothing yet.
+    pub fn new(commands: Commands, metrics: Metrics) -> Self {
+        Self { upstreams: ArcSwap::default(), config: ArcSwapOption::empty(), commands, metrics }
+    }
+
+    /// Shows another configuration at work.
+    pub fn update(&self, upstreams: Vec<Arc<Upstream>>, config: Config) {
+        self.upstreams.store(Arc::new(upstreams));
+        self.config.store(Some(Arc::new(config)));
+    }
+}
+
+/// Serves until the runtime ends.
+pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
+    let listener = match bound.into_tokio() {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "the admin listener has ended");
+            return;
+        }
+    };
+    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = limit.clone().acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "the admin listener could not accept");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let snapshot = snapshot.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| async {
+                Ok::<_, Infallible>(answer(request, peer, &snapshot).await)
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            let _ = timeout(CONNECTION_LIMIT, connection).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    snapshot: &Snapshot,
+) -> Response<Full<Bytes>> {
+    let inside = peer.ip().to_canonical().is_loopback();
+    match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/livez" | "/readyz") => text(StatusCode::OK, "ok\n"),
+        (&Method::GET | &Method::HEAD, "/metrics") => metrics(snapshot),
+        (_, path) if !inside => {
+            let body = format!("{path} is answered on loopback only\n");
+            text(StatusCode::FORBIDDEN, body)
+        }
+        // A page in a browser can send such a request across origins, but not without this.
+        (&Method::POST, _) if request.headers().contains_key("origin") => {
+            text(StatusCode::FORBIDDEN, "not from a browser\n")
+        }
+        (&Method::GET, "/status") => json(&status::status(&snapshot.upstreams.load())),
+        (&Method::GET, "/config") => match snapshot.config.load_full() {
+            Some(config) => json(&config.to_json()),
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "no configuration yet\n"),
+        },
+        (&Method::POST, "/quit") => {
+            snapshot.commands.shutdown().await;
+            text(StatusCode::OK, "draining\n")
+        }
+        (&Method::POST, "/log") => log(request.uri().query().unwrap_or_default()),
+        (_, "/livez" | "/readyz" | "/metrics" | "/status" | "/config" | "/quit" | "/log") => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n")
+        }
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "GET /livez /readyz /metrics /status /config; POST /quit /log?level=LEVEL\n",
+        ),
+    }
+}
+
+fn metrics(snapshot: &Snapshot) -> Response<Full<Bytes>> {
+    let upstreams = snapshot.upstreams.load();
+    let mut body = snapshot.metrics.render();
+    status::endpoint_metrics(&upstreams, &mut body);
+    let mut response = text(StatusCode::OK, body);
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn log(query: &str) -> Response<Full<Bytes>> {
+    let level = match query.strip_prefix("level=") {
+        Some("error") => LogLevel::Error,
+        Some("warn") => LogLevel::Warn,
+        Some("info") => LogLevel::Info,
+        Some("debug") => LogLevel::Debug,
+        Some("trace") => LogLevel::Trace,
+        _ => {
+            let body = "level is one of error, warn, info, debug, trace: POST /log?level=debug\n";
+            return text(StatusCode::BAD_REQUEST, body);
+        }
+    };
+    set_log_level(level);
+    text(StatusCode::OK, "ok\n")
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
+    body.push(b'\n');
+    let mut response = text(StatusCode::OK, body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}

@@ -1,0 +1,349 @@
+//! A running proxy: built from a configuration, changed by another, and brought to its end.
+//! The only module that knows all others.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    runtime::{self, Runtime},
+    sync::{mpsc, oneshot, watch},
+    time::interval,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::{self, Snapshot},
+    config::{self, Config},
+    connect::AddressPolicy,
+    drain::Drain,
+    listener::{BindError, Bound, Listeners},
+    resolve::Resolver,
+    route::Routes,
+    serve::Server,
+    telemetry::Metrics,
+    tls::{RootStores, TlsConfigError},
+    upstream::Upstream,
+};
+
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why a configuration cannot be put to work.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("{0}")]
+    Bind(#[from] BindError),
+    /// An alias' TLS settings cannot be used.
+    #[error("alias `{alias}`: {source}")]
+    Tls {
+        /// Whose.
+        alias: String,
+        /// Why.
+        source: TlsConfigError,
+    },
+    /// The configuration has no alias.
+    #[error("there is no alias to serve: name one, as in `truename run webscaler-manual`")]
+    NoAlias,
+    /// Threads or runtimes.
+    #[error("cannot start: {0}")]
+    Io(#[from] io::Error),
+    /// The proxy that was to be changed has ended.
+    #[error("the proxy has ended")]
+    Ended,
+}
+
+/// A running proxy. It goes on when this is dropped; [`shutdown`](Self::shutdown) ends it.
+#[derive(Debug)]
+pub struct App {
+    commands: Commands,
+    listeners: Vec<SocketAddr>,
+    admin: Option<SocketAddr>,
+    ended: watch::Receiver<bool>,
+}
+
+/// What may be asked of a running proxy.
+#[derive(Clone, Debug)]
+pub struct Commands(mpsc::Sender<Command>);
+
+#[derive(Debug)]
+enum Command {
+    Reload(Box<Config>, oneshot::Sender<Result<(), StartError>>),
+    Shutdown,
+}
+
+impl Commands {
+    /// Puts another configuration to work. The old one stays where the new one fails.
+    pub async fn reload(&self, config: Config) -> Result<(), StartError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Reload(Box::new(config), reply);
+        self.0.send(command).await.map_err(|_| StartError::Ended)?;
+        answer.await.map_err(|_| StartError::Ended)?
+    }
+
+    /// Begins the end: whatever is being served may finish, for `shutdown_grace`.
+    pub async fn shutdown(&self) {
+        let _ = self.0.send(Command::Shutdown).await;
+    }
+}
+
+impl App {
+    /// Binds every listener and starts the threads. Neither DNS nor any target need be up.
+    ///
+    /// Blocking for some milliseconds, where trust stores are read.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        if config.aliases.is_empty() {
+            return Err(StartError::NoAlias);
+        }
+        let workers = match config.workers {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (commands, queue) = mpsc::channel(8);
+        let commands = Commands(commands);
+        let control = {
+            let _guard = runtime.enter();
+            Control::new(config, workers, commands.clone())
+        };
+        let (control, admin) = match control {
+            Ok(control) => control,
+            Err(error) => {
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
+        let listeners = control.bound.values().map(|listening| listening.address).collect();
+        let admin_address = admin.as_ref().map(|bound| bound.address);
+        let (end, ended) = watch::channel(false);
+        thread::Builder::new().name("control".into()).spawn(move || {
+            control.run(runtime, admin, queue);
+            end.send_replace(true);
+        })?;
+        Ok(Self { commands, listeners, admin: admin_address, ended })
+    }
+
+    /// The addresses listened on.
+    pub fn listeners(&self) -> &[SocketAddr] {
+        &self.listeners
+    }
+
+    /// The admin listener's address.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// What may be asked of it, by others too.
+    pub fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    /// Waits until the proxy has ended, whoever ended it.
+    pub async fn ended(&self) {
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Ends the proxy and waits until it has.
+    pub async fn shutdown(self) {
+        self.commands.shutdown().await;
+        self.ended().await;
+    }
+}
+
+/// An alias at work.
+struct Running {
+    upstream: Arc<Upstream>,
+    stop: CancellationToken,
+}
+
+/// A socket at work.
+struct Listening {
+    address: SocketAddr,
+    stop: CancellationToken,
+}
+
+/// The control thread's own.
+struct Control {
+    config: Config,
+    workers: usize,
+    resolver: Arc<Resolver>,
+    policy: Arc<ArcSwap<AddressPolicy>>,
+    server: Arc<Server>,
+    listeners: Listeners,
+    bound: HashMap<SocketAddr, Listening>,
+    running: Vec<Running>,
+    admin: Option<SocketAddr>,
+    snapshot: Arc<Snapshot>,
+    metrics: Metrics,
+}
+
+impl Control {
+    fn new(
+        config: Config,
+        workers: usize,
+        commands: Commands,
+    ) -> Result<(Self, Option<Bound>), StartError> {
+        let metrics = Metrics::install();
+        let server = Arc::new(Server {
+            routes: ArcSwap::default(),
+            settings: ArcSwap::from_pointee(config.listener.clone()),
+            drain: Drain::default(),
+        });
+        let admin = config.admin.listen.map(Bound::bind).transpose()?;
+        let mut control = Self {
+            workers,
+            resolver: Resolver::new(config.dns.clone()),
+            policy: Arc::default(),
+            listeners: Listeners::start(&server, workers, config.listener.max_connections)?,
+            bound: HashMap::new(),
+            running: Vec::new(),
+            admin: admin.as_ref().map(|bound| bound.address),
+            snapshot: Arc::new(Snapshot::new(commands, metrics.clone())),
+            server,
+            metrics,
+            config: Config::default(),
+        };
+        if let Err(error) = control.apply(config) {
+            // The threads have started already, with nothing to do.
+            control.server.drain.stopped().cancel();
+            return Err(error);
+        }
+        Ok((control, admin))
+    }
+
+    /// Makes `config` the one at work. Everything that can fail comes first.
+    fn apply(&mut self, config: Config) -> Result<(), StartError> {
+        let wanted: HashSet<SocketAddr> =
+            config.aliases.iter().flat_map(|alias| alias.listen.iter().copied()).collect();
+        let mut new_bounds = Vec::new();
+        for address in wanted.iter().filter(|address| !self.bound.contains_key(address)) {
+            new_bounds.push(Bound::bind(*address)?);
+        }
+        let same_dns = self.config.dns == config.dns;
+        let resolver =
+            if same_dns { self.resolver.clone() } else { Resolver::new(config.dns.clone()) };
+        let mut roots = RootStores::default();
+        let mut aliases = Vec::with_capacity(config.aliases.len());
+        for alias in &config.aliases {
+            let unchanged =
+                self.running.iter().find(|running| **running.upstream.config() == *alias);
+            aliases.push(match unchanged.filter(|_| same_dns) {
+                Some(running) => (running.upstream.clone(), Some(running.stop.clone())),
+                None => (self.upstream(alias, &resolver, &mut roots)?, None),
+            });
+        }
+
+        // From here on nothing fails.
+        let addresses = self.bound.values().map(|listening| listening.address);
+        let new_addresses = new_bounds.iter().map(|bound| bound.address);
+        let own = addresses.chain(new_addresses).chain(self.admin);
+        self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
+        let upstreams: Vec<_> = aliases.iter().map(|(upstream, _)| upstream.clone()).collect();
+        self.server.routes.store(Arc::new(Routes::new(&upstreams)));
+        self.server.settings.store(Arc::new(config.listener.clone()));
+        for bound in new_bounds {
+            self.listen(bound, &config);
+        }
+        self.bound.retain(|configured, listening| {
+            let keep = wanted.contains(configured);
+            if !keep {
+                listening.stop.cancel();
+            }
+            keep
+        });
+        let running = aliases.into_iter().map(|(upstream, running)| {
+            let stop = running.unwrap_or_else(|| {
+                let stop = CancellationToken::new();
+                tokio::spawn(upstream.clone().run(stop.clone()));
+                stop
+            });
+            Running { upstream, stop }
+        });
+        for old in std::mem::replace(&mut self.running, running.collect()) {
+            if !upstreams.iter().any(|upstream| Arc::ptr_eq(upstream, &old.upstream)) {
+                old.stop.cancel();
+            }
+        }
+        self.resolver = resolver;
+        self.snapshot.update(upstreams, config.clone());
+        self.config = config;
+        Ok(())
+    }
+
+    fn upstream(
+        &self,
+        alias: &config::Alias,
+        resolver: &Arc<Resolver>,
+        roots: &mut RootStores,
+    ) -> Result<Arc<Upstream>, StartError> {
+        let config = Arc::new(alias.clone());
+        let upstream =
+            Upstream::new(config, resolver, roots, self.policy.clone(), self.workers);
+        upstream
+            .map(Arc::new)
+            .map_err(|source| StartError::Tls { alias: alias.name.clone(), source })
+    }
+
+    fn listen(&mut self, bound: Bound, config: &Config) {
+        let (configured, address) = (bound.configured, bound.address);
+        for alias in config.aliases.iter().filter(|alias| alias.listen.contains(&configured)) {
+            tracing::info!(%address, alias = alias.name, "listening");
+        }
+        let stop = self.listeners.add(bound);
+        self.bound.insert(configured, Listening { address, stop });
+    }
+
+    /// The control thread, until the proxy has ended.
+    fn run(mut self, runtime: Runtime, admin: Option<Bound>, queue: mpsc::Receiver<Command>) {
+        runtime.block_on(async {
+            if let Some(bound) = admin {
+                tracing::info!(address = %bound.address, "admin listening");
+                tokio::spawn(admin::serve(bound, self.snapshot.clone()));
+            }
+            self.obey(queue).await;
+            let grace = self.config.shutdown_grace;
+            tracing::info!(connections = self.server.drain.alive(), ?grace, "draining");
+            if !self.server.drain.finish(grace).await {
+                tracing::warn!(
+                    connections = self.server.drain.alive(),
+                    "`shutdown_grace` is over, and connections were cut off",
+                );
+            }
+            for running in &self.running {
+                running.stop.cancel();
+            }
+            tracing::info!("stopped");
+        });
+    }
+
+    async fn obey(&mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut upkeep = interval(METRICS_UPKEEP);
+        loop {
+            tokio::select! {
+                command = queue.recv() => match command {
+                    Some(Command::Reload(config, reply)) => {
+                        let _ = reply.send(self.reload(*config));
+                    }
+                    Some(Command::Shutdown) | None => return,
+                },
+                _ = upkeep.tick() => self.metrics.upkeep(),
+            }
+        }
+    }
+
+    fn reload(&mut self, config: Config) -> Result<(), StartError> {
+        if config.aliases.is_empty() {
+            return Err(StartError::NoAlias);
+        }
+        if config.admin != self.config.admin || config.workers != self.config.workers {
+            tracing::warn!("`admin` and `workers` take effect at the next start");
+        }
+        self.apply(config)
+    }
+}

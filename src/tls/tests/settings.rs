@@ -1,0 +1,203 @@
+//! What is loaded, what is shared, and what is refused with which words.
+
+use super::*;
+use std::sync::Arc;
+
+#[test]
+fn files_add_to_the_built_in_roots() {
+    let ca = Ca::new("Extra");
+    let mut settings = Settings::trusting(&ca);
+    settings.tls.ca.webpki = true;
+    let roots = RootStores::default().load(&settings.tls.ca).unwrap();
+    assert_eq!(roots.store.len(), webpki_roots::TLS_SERVER_ROOTS.len() + 1);
+}
+
+#[tokio::test]
+async fn files_add_to_the_system_roots() {
+    let ca = Ca::new("Extra");
+    let mut settings = Settings::trusting(&ca);
+    settings.tls.ca.system = true;
+    settings.tls.ca.webpki = true;
+    let roots = RootStores::default().load(&settings.tls.ca).unwrap();
+    let mut expected = rustls::RootCertStore::empty();
+    expected.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    expected.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let known: Vec<_> =
+        roots.store.roots.iter().map(|root| &root.subject_public_key_info).collect();
+    assert!(expected.roots.iter().all(|root| known.contains(&&root.subject_public_key_info)));
+    accepted(ca.issue(&[NAME]).server(), &settings.load(), NAME).await;
+}
+
+/// rustls-native-certs takes the variable for the whole of the system's roots, so it must not
+/// become the whole of ours. A process of its own, since the variable is the process'.
+#[test]
+fn ssl_cert_file_replaces_neither_files_nor_built_in_roots() {
+    let settings = Settings::trusting(&Ca::new("Corporate CA"));
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tls::tests::settings::files_add_to_the_system_roots"])
+        .env("SSL_CERT_FILE", &settings.tls.ca.files[0])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn a_root_that_the_system_has_too_is_kept_once() {
+    let mut settings = Settings::trusting_nobody();
+    settings.tls.ca.system = true;
+    settings.tls.ca.webpki = true;
+    let roots = RootStores::default().load(&settings.tls.ca).unwrap();
+    let mut keys: Vec<_> = roots
+        .store
+        .roots
+        .iter()
+        .map(|root| (root.subject.to_vec(), root.subject_public_key_info.to_vec()))
+        .filter(|key| {
+            webpki_roots::TLS_SERVER_ROOTS.iter().any(|root| {
+                root.subject.as_ref() == key.0 && root.subject_public_key_info.as_ref() == key.1
+            })
+        })
+        .collect();
+    let all = keys.len();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), webpki_roots::TLS_SERVER_ROOTS.len());
+    // Two certificates of one key can both be in the system's store, but seldom.
+    assert!(all - keys.len() < 5, "{all} roots for {} keys", keys.len());
+}
+
+#[test]
+fn equal_trust_is_parsed_once_and_other_trust_is_not_mixed_up() {
+    let first = Settings::trusting(&Ca::new("One"));
+    let second = Settings::trusting(&Ca::new("Two"));
+    let mut stores = RootStores::default();
+    let roots = stores.load(&first.tls.ca).unwrap();
+    assert!(Arc::ptr_eq(&roots, &stores.load(&first.tls.ca).unwrap()));
+    assert!(!Arc::ptr_eq(&roots, &stores.load(&second.tls.ca).unwrap()));
+}
+
+#[test]
+fn each_load_is_a_generation() {
+    let settings = Settings::trusting(&Ca::new("Root"));
+    assert_ne!(settings.load().generation(), settings.load().generation());
+}
+
+#[test]
+fn plaintext_is_no_tls_and_reads_nothing() {
+    let mut settings = Settings::trusting_nobody();
+    settings.tls.mode = TlsMode::Plaintext;
+    settings.tls.ca.files = vec!["/nonexistent/ca.pem".into()];
+    assert!(ClientTls::load(&settings.tls, &mut RootStores::default()).unwrap().is_none());
+}
+
+#[test]
+fn nobody_to_trust_is_an_error() {
+    assert!(Settings::trusting_nobody().error().contains("`tls.ca`"));
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named_with_their_keys() {
+    let ca = Ca::new("Root");
+    let pem = |settings: &Settings| settings.file("good.pem", ca.pem());
+    let key = |settings: &Settings| {
+        settings.file("good.key", KeyPair::generate().unwrap().serialize_pem())
+    };
+    type Break<'a> = &'a dyn Fn(&mut Settings);
+    let cases: [(Break<'_>, &str, &str); 9] = [
+        (&|s| s.tls.ca.files = vec![s.directory.path().join("bad")], "`tls.ca.files`", "bad"),
+        (&|s| s.tls.ca.files = vec![s.file("bad", "text")], "`tls.ca.files`", "BEGIN CERTIFICATE"),
+        (
+            &|s| {
+                s.tls.ca.files =
+                    vec![s.file("bad", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----")]
+            },
+            "`tls.ca.files`",
+            "valid PEM",
+        ),
+        (
+            &|s| {
+                s.tls.ca.files =
+                    vec![s.file(
+                        "bad",
+                        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----",
+                    )]
+            },
+            "`tls.ca.files`",
+            "as a root",
+        ),
+        (
+            &|s| s.tls.ca.files = vec![s.file("bad", ca.der())],
+            "`tls.ca.files`",
+            "openssl x509 -inform der",
+        ),
+        (&|s| s.tls.crls = vec![s.file("bad", "text")], "`tls.crls`", "revocation list"),
+        (
+            &|s| {
+                s.tls.client_certificate =
+                    Some(config::ClientCertificate { cert: pem(s), key: s.file("bad", "text") })
+            },
+            "`tls.client_certificate.key`",
+            "openssl pkey",
+        ),
+        (
+            &|s| {
+                s.tls.client_certificate =
+                    Some(config::ClientCertificate { cert: s.file("bad", "text"), key: key(s) })
+            },
+            "`tls.client_certificate.cert`",
+            "BEGIN CERTIFICATE",
+        ),
+        (
+            &|s| {
+                s.tls.client_certificate = Some(config::ClientCertificate {
+                    cert: pem(s),
+                    key: s.directory.path().join("bad"),
+                })
+            },
+            "`tls.client_certificate.key`",
+            "cannot read",
+        ),
+    ];
+    for (break_it, key, detail) in cases {
+        let mut settings = Settings::trusting(&ca);
+        break_it(&mut settings);
+        let error = settings.error();
+        let file = settings.directory.path().join("bad").display().to_string();
+        for part in [key, detail, &file] {
+            assert!(error.contains(part), "`{part}` is not in: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_key_of_another_certificate_is_detected() {
+    let ca = Ca::new("Root");
+    let mut settings = Settings::trusting(&ca);
+    settings.tls.client_certificate = Some(config::ClientCertificate {
+        cert: settings.file("client.pem", ca.pem()),
+        key: settings.file("client.key", KeyPair::generate().unwrap().serialize_pem()),
+    });
+    let error = settings.error();
+    for part in ["`tls.client_certificate`", "client.pem", "client.key", "is not the key of"] {
+        assert!(error.contains(part), "`{part}` is not in: {error}");
+    }
+}
+
+#[test]
+fn a_bad_pin_is_refused_in_either_mode() {
+    for mode in [TlsMode::Verify, TlsMode::InsecureSkipVerify] {
+        let mut settings = Settings::trusting(&Ca::new("Root"));
+        settings.tls.mode = mode;
+        settings.tls.pins = vec!["sha256/oops".to_owned()];
+        assert!(settings.error().contains("`sha256/oops` is no pin"));
+    }
+}
+
+#[test]
+fn a_name_that_no_certificate_can_bear_is_refused() {
+    let error = server_name(&TrueName::Name("not a name".into())).unwrap_err();
+    assert!(error.to_string().contains("`not a name`"));
+    assert!(error.hint().unwrap().contains("tls.server_name"));
+    assert!(server_name(&TrueName::Name("_dmarc.example.com".into())).is_ok());
+}
