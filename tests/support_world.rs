@@ -23,9 +23,12 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use truename::demo::{
-    curl,
-    nslookup::{Line, nslookup},
+use truename::{
+    config::{Config, TlsMode},
+    demo::{
+        curl,
+        nslookup::{Line, nslookup},
+    },
 };
 
 #[tokio::test]
@@ -161,12 +164,19 @@ async fn a_scene_leads_from_the_alias_to_origins_that_prove_the_true_name() {
     }
 
     let yaml = scene.yaml("retry: {attempts: 1}\nhealth:\n  active: null");
-    let alias: Vec<_> = yaml.lines().skip_while(|line| *line != "aliases:").collect();
-    assert_eq!(alias[1], "  - name: webscaler-manual");
-    assert!(alias[2..].iter().all(|line| line.starts_with("    ")), "{yaml}");
-    assert!(yaml.contains("\n    health:\n      active: null\n"), "{yaml}");
-    assert_eq!(yaml.matches("tls:").count(), 1);
-    assert_eq!(scene.yaml("tls: {mode: plaintext}").matches("tls:").count(), 1);
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root.pem");
+    std::fs::write(&root, authority().root_pem()).unwrap();
+    let parse = |yaml: &str| {
+        let yaml = yaml.replace("$FOLDER", folder.path().to_str().unwrap());
+        Config::parse(&yaml, "truename.yaml").unwrap()
+    };
+    let config = parse(&yaml);
+    let trusting = &config.aliases[0];
+    assert_eq!((trusting.retry.attempts, trusting.port), (1, scene.port));
+    assert_eq!(trusting.tls.ca.files, [root]);
+    let plain = parse(&scene.yaml("tls: {mode: plaintext}"));
+    assert_eq!(plain.aliases[0].tls.mode, TlsMode::Plaintext);
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ const TTL: u32 = 5;
 #[derive(Debug)]
 pub struct World {
     inhabitants: Inhabitants,
-    folder: PrivateFolder,
+    _folder: PrivateFolder,
     root_file: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -69,7 +69,7 @@ impl World {
         let root_file = folder
             .write("root.pem", inhabitants.authority.root_pem())
             .map_err(WorldError::Folder)?;
-        Ok(Self { inhabitants, folder, root_file, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { inhabitants, _folder: folder, root_file, stop: Some(stop), thread: Some(thread) })
     }
 
     /// The cluster's DNS.
@@ -112,7 +112,6 @@ impl World {
         // Loopback is denied unless allowed: nobody's DNS should lead a proxy to its own machine.
         let loopback = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
         config.policy.allow_addresses = vec![loopback.into()];
-        config.ca.directory = Some(self.folder.path().join("ca"));
         config.admin.listen = None;
         // There is nothing here that Ctrl-C should wait for.
         config.shutdown_grace = Duration::from_secs(1);
@@ -186,4 +185,34 @@ pub enum WorldError {
     /// The thread ended without saying why.
     #[error("the thread of the demo's world ended before it had started")]
     Ended,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_of_this_world_trusts_and_asks_nobody_else() {
+        let world = World::start().unwrap();
+        let config = world.config();
+        config.validate("the demo").unwrap();
+
+        let trust = &config.aliases[0].tls.ca;
+        assert!(!trust.system && !trust.webpki);
+        assert_eq!(trust.files, [world.root_file()]);
+        assert_eq!(config.dns.servers, [world.dns().address()]);
+    }
+
+    #[test]
+    fn a_world_that_ends_frees_its_ports_and_its_folder() {
+        let world = World::start().unwrap();
+        let (port, root) = (world.port(), world.root_file().to_owned());
+        drop(world);
+
+        assert!(!root.exists());
+        for ip in ADDRESSES {
+            let gone = std::net::TcpStream::connect((ip, port)).unwrap_err();
+            assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
+        }
+    }
 }
