@@ -15,7 +15,6 @@ use nix::{
 use tempfile::TempDir;
 
 #[test]
-#[ignore = "the proxy is not wired into the demo yet"]
 fn told_once_the_story_holds_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let output = demo(&folder, &["--once"]).output().unwrap();
@@ -37,7 +36,6 @@ fn told_once_the_story_holds_and_leaves_nothing_behind() {
 }
 
 #[test]
-#[ignore = "the proxy is not wired into the demo yet"]
 fn two_demos_do_not_disturb_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let start = || demo(&folder, &["--once"]).stderr(Stdio::piped()).spawn().unwrap();
@@ -47,7 +45,6 @@ fn two_demos_do_not_disturb_each_other() {
 }
 
 #[test]
-#[ignore = "the proxy is not wired into the demo yet"]
 fn it_stays_up_for_its_curl_lines_until_it_is_told_to_go() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let folder = tempfile::tempdir().unwrap();

@@ -27,6 +27,12 @@ impl TrueName {
         TrueName { text: Arc::from(text), ip }
     }
 
+    /// For tests of the modules that only use a true name.
+    #[cfg(test)]
+    pub(crate) fn told(text: &str) -> TrueName {
+        TrueName::new(text)
+    }
+
     /// The name, or the IP in digits (IPv6 without brackets).
     pub fn as_str(&self) -> &str {
         &self.text

@@ -173,11 +173,7 @@ impl Settings {
 }
 
 fn name(text: &str) -> ServerName<'static> {
-    let name = match text.parse() {
-        Ok(address) => TrueName::Ip(address),
-        Err(_) => TrueName::Name(text.into()),
-    };
-    server_name(&name).unwrap()
+    server_name(&TrueName::told(text)).unwrap()
 }
 
 type Client = Result<Handshake<DuplexStream>, TlsError>;
