@@ -283,8 +283,7 @@ impl Control {
         roots: &mut RootStores,
     ) -> Result<Arc<Upstream>, StartError> {
         let config = Arc::new(alias.clone());
-        let upstream =
-            Upstream::new(config, resolver, roots, self.policy.clone(), self.workers);
+        let upstream = Upstream::new(config, resolver, roots, self.policy.clone(), self.workers);
         upstream
             .map(Arc::new)
             .map_err(|source| StartError::Tls { alias: alias.name.clone(), source })

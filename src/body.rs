@@ -169,7 +169,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         self.0.as_ref().map_or(SizeHint::with_exact(0), |stream| {
             let stream = stream.lock();
-            if stream.position == 0 { stream.size.clone() } else { SizeHint::default() }
+            if stream.position == 0 { stream.size } else { SizeHint::default() }
         })
     }
 }

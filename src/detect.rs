@@ -57,7 +57,8 @@ pub async fn detect(
     timeout_at(deadline, stream.readable()).await.map_err(timed_out)??;
     let mut prefix = BytesMut::with_capacity(FIRST_READ);
     loop {
-        let read = timeout_at(deadline, stream.read_buf(&mut prefix)).await.map_err(timed_out)??;
+        let read =
+            timeout_at(deadline, stream.read_buf(&mut prefix)).await.map_err(timed_out)??;
         if read == 0 && prefix.is_empty() {
             return Err(DetectError::Silent);
         }

@@ -113,11 +113,7 @@ pub struct Listeners {
 impl Listeners {
     /// Starts the threads. They end when this is dropped and their connections have ended, or
     /// with the drain of `server`.
-    pub fn start(
-        server: &Arc<Server>,
-        workers: usize,
-        max_connections: usize,
-    ) -> io::Result<Self> {
+    pub fn start(server: &Arc<Server>, workers: usize, max_connections: usize) -> io::Result<Self> {
         let mut seats = Vec::with_capacity(workers);
         for index in 0..workers {
             // Bounded by `max_connections`: a permit comes with each entry.

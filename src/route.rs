@@ -118,5 +118,6 @@ impl ListenerRoutes {
 
 fn is_own(local: IpAddr, host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical() == local.to_canonical())
+    host == "localhost"
+        || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical() == local.to_canonical())
 }

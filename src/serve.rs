@@ -51,7 +51,8 @@ impl Server {
         let _guard = self.drain.guard();
         let settings = self.settings.load_full();
         let Ok(local) = stream.local_addr() else { return };
-        let arrival = Arrival { listener, peer, local, scheme: "http", worker, drain: self.drain.clone() };
+        let arrival =
+            Arrival { listener, peer, local, scheme: "http", worker, drain: self.drain.clone() };
 
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {

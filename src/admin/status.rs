@@ -5,7 +5,10 @@ use std::{fmt::Write, sync::Arc};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{balance::State, upstream::{EndpointStatus, Upstream}};
+use crate::{
+    balance::State,
+    upstream::{EndpointStatus, Upstream},
+};
 
 /// `GET /status`.
 #[derive(Debug, Serialize)]

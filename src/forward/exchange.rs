@@ -106,7 +106,12 @@ impl Exchange {
     }
 
     /// truename answers itself.
-    pub fn failed(&mut self, status: StatusCode, error: ProxyErrorType, endpoint: Option<SocketAddr>) {
+    pub fn failed(
+        &mut self,
+        status: StatusCode,
+        error: ProxyErrorType,
+        endpoint: Option<SocketAddr>,
+    ) {
         self.status = status;
         self.endpoint = endpoint;
         self.broke(error);
@@ -260,10 +265,7 @@ impl HttpBody for Body {
 }
 
 impl Streaming {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
             let idle = self.idle;
             ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));

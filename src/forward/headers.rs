@@ -187,9 +187,7 @@ pub fn upgrade(head: &request::Parts) -> Option<&HeaderValue> {
 
 /// Whether the client waits for `100 Continue` before it sends the body.
 pub fn expects_continue(headers: &HeaderMap) -> bool {
-    headers
-        .get(EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Whether the connection may be used again after this response, and for how long the origin
@@ -228,11 +226,9 @@ pub fn address(
             "http" => Scheme::HTTP,
             _ => Scheme::HTTPS,
         });
-        uri.authority = Some(
-            Authority::try_from(host.as_bytes()).map_err(|_| {
-                BadRequest::InvalidHost(String::from_utf8_lossy(host.as_bytes()).into())
-            })?,
-        );
+        uri.authority = Some(Authority::try_from(host.as_bytes()).map_err(|_| {
+            BadRequest::InvalidHost(String::from_utf8_lossy(host.as_bytes()).into())
+        })?);
         head.version = Version::HTTP_2;
         head.headers.remove(HOST);
         head.headers.remove(CONNECTION);
@@ -359,8 +355,7 @@ fn is_domain_of(attribute: &[u8], host: &str) -> bool {
     let Some((name, domain)) = attribute.split_once('=') else { return false };
     let domain = domain.trim().trim_start_matches('.').to_ascii_lowercase();
     name.trim().eq_ignore_ascii_case("domain")
-        && (host == domain
-            || host.strip_suffix(&domain).is_some_and(|rest| rest.ends_with('.')))
+        && (host == domain || host.strip_suffix(&domain).is_some_and(|rest| rest.ends_with('.')))
 }
 
 /// What follows the target's own origin in a URL; `None` for any other origin.

@@ -163,7 +163,9 @@ impl Journey<'_> {
         let authority = match headers::authority(head)? {
             Some(authority) => authority,
             // HTTP/1.0 without Host: the address it came to.
-            None => self.arrival.local.to_string().parse().map_err(|_| headers::BadRequest::NoHost)?,
+            None => {
+                self.arrival.local.to_string().parse().map_err(|_| headers::BadRequest::NoHost)?
+            }
         };
         Ok(ClientView { scheme: self.arrival.scheme, authority, origin: None })
     }
@@ -400,9 +402,8 @@ fn check_signature(
         return Ok(());
     }
     let host = host_to_send(configured, client, generation)?;
-    let signed = head.headers.get(HOST).map_or(client.authority.as_str().as_bytes(), |host| {
-        host.as_bytes()
-    });
+    let signed =
+        head.headers.get(HOST).map_or(client.authority.as_str().as_bytes(), |host| host.as_bytes());
     if signed == host.as_bytes() {
         return Ok(());
     }
@@ -446,8 +447,6 @@ fn exchange_error(
     if error.is_user() {
         return ForwardError::ClientBody(error);
     }
-    let tls = generation
-        .tls()
-        .and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
+    let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
     ForwardError::Exchange { endpoint, error, tls, generation }
 }

@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-
 /// The target of access log events, for filters.
 pub const TARGET: &str = "access";
 

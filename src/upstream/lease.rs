@@ -101,6 +101,9 @@ impl Upstream {
         if !fresh && let Some(lease) = dialling.pooled(&endpoint, now) {
             return Ok(lease);
         }
+        // A request that waits for its connection is on its way too: without this a burst would
+        // see no load anywhere, but on the endpoint whose connection it found idle.
+        let _waiting = endpoint.begin(now);
         let limit = self.config.timeouts.connect;
         match timeout(limit, dialling.dial(endpoint.clone(), tried, fresh)).await {
             Ok(result) => result,
@@ -222,6 +225,7 @@ impl Dialling<'_> {
         let Some(second) = second.filter(|second| !tried.contains(&second.address())) else {
             return first.await;
         };
+        let _waiting = second.begin(Instant::now());
         let mut second = std::pin::pin!(self.dial_endpoint(&second));
         tokio::select! {
             result = &mut first => match result {
@@ -286,10 +290,9 @@ impl Dialling<'_> {
             permit,
             self.generation.killed(),
         );
-        let connection = started.await.map_err(|error| AcquireError::Http {
-            endpoint: address,
-            error: Arc::new(error),
-        })?;
+        let connection = started
+            .await
+            .map_err(|error| AcquireError::Http { endpoint: address, error: Arc::new(error) })?;
         let http2_key = self.key(address, Negotiated::Http2);
         let key = match &connection {
             Connection::Http2(http2) => {

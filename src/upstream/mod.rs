@@ -4,12 +4,7 @@
 mod generation;
 mod lease;
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
@@ -123,9 +118,8 @@ impl Upstream {
             connections: Mutex::default(),
             policy,
             requests: (requests > 0).then(|| Arc::new(Semaphore::new(requests))),
-            budget: (config.retry.budget > 0.0).then(|| {
-                TpsBudget::new(BUDGET_WINDOW, BUDGET_FLOOR, config.retry.budget as f32)
-            }),
+            budget: (config.retry.budget > 0.0)
+                .then(|| TpsBudget::new(BUDGET_WINDOW, BUDGET_FLOOR, config.retry.budget as f32)),
             config,
         })
     }
@@ -194,12 +188,10 @@ impl Upstream {
             return Err(NoTarget::Pending(limit));
         };
         let state = state.clone();
-        self.choose().ok_or_else(|| {
-            match (&state.refused, &state.error) {
-                (Some(refusal), _) => NoTarget::Refused(refusal.clone()),
-                (None, Some(error)) => NoTarget::Resolve(error.clone()),
-                (None, None) => NoTarget::Pending(limit),
-            }
+        self.choose().ok_or_else(|| match (&state.refused, &state.error) {
+            (Some(refusal), _) => NoTarget::Refused(refusal.clone()),
+            (None, Some(error)) => NoTarget::Resolve(error.clone()),
+            (None, None) => NoTarget::Pending(limit),
         })
     }
 
@@ -208,7 +200,8 @@ impl Upstream {
             return only.generation.load_full();
         }
         let now = Instant::now();
-        let mut generations = self.targets.iter().filter_map(|target| target.generation.load_full());
+        let mut generations =
+            self.targets.iter().filter_map(|target| target.generation.load_full());
         let first = generations.next()?;
         if first.balancer().has_healthy(now) {
             return Some(first);
