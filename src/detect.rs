@@ -94,6 +94,11 @@ pub struct Prefixed<S> {
 }
 
 impl<S> Prefixed<S> {
+    /// What was read already, and the stream beneath.
+    pub fn into_parts(self) -> (Bytes, S) {
+        (self.prefix, self.stream)
+    }
+
     /// The stream beneath.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.stream

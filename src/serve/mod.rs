@@ -1,8 +1,10 @@
 //! One connection from an application: detected, then served request by request.
 
+mod downstream;
+
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use ::http::Request;
+use ::http::{Request, Response};
 use arc_swap::ArcSwap;
 use hyper::{
     body::Incoming,
@@ -12,6 +14,8 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use metrics::{counter, gauge};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
+
+use downstream::{Downstream, Served, Turn, linger};
 
 use crate::{
     config,
@@ -81,25 +85,37 @@ impl Server {
         arrival: Arrival,
         settings: &config::Listener,
     ) {
-        let service = service_fn(|request| self.respond(request, &arrival));
+        let (prefix, stream) = stream.into_parts();
+        let (stream, turn) = (Arc::new(stream), Turn::new());
+        let io = Downstream::new(stream.clone(), prefix, turn.clone(), settings.header_timeout);
+        let service = service_fn(|request| async {
+            turn.serve();
+            let (head, body) = self.respond(request, &arrival).await.into_parts();
+            let body = Served::new(head.status, body, &turn);
+            Ok::<_, Infallible>(Response::from_parts(head, body))
+        });
         let connection = http1::Builder::new()
             .preserve_header_case(true)
             .auto_date_header(false)
             .max_header_size(settings.max_header_size)
-            .timer(TokioTimer::new())
-            .header_read_timeout(settings.header_timeout)
+            .header_read_timeout(None)
             .keep_alive(!self.drain.has_begun())
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
-        let mut connection = pin!(connection);
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = self.drain.begun(), if !self.drain.has_begun() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let result = {
+            let mut connection = pin!(connection);
+            tokio::select! {
+                result = connection.as_mut() => result,
+                () = self.drain.begun(), if !self.drain.has_begun() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
             }
         };
         explain(result, &arrival);
+        if turn.was_refused() {
+            linger(&stream).await;
+        }
     }
 
     async fn http2(
@@ -114,7 +130,7 @@ impl Server {
             let (server, arrival) = (self.clone(), arrival.clone());
             service_fn(move |request| {
                 let (server, arrival) = (server.clone(), arrival.clone());
-                async move { server.respond(request, &arrival).await }
+                async move { Ok::<_, Infallible>(server.respond(request, &arrival).await) }
             })
         };
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -139,9 +155,9 @@ impl Server {
         &self,
         request: Request<Incoming>,
         arrival: &Arrival,
-    ) -> Result<hyper::Response<forward::Body>, Infallible> {
+    ) -> Response<forward::Body> {
         let routes = self.routes.load_full();
-        Ok(forward::serve(request, arrival, &routes).await)
+        forward::serve(request, arrival, &routes).await
     }
 }
 
