@@ -195,6 +195,7 @@ impl Journey<'_> {
                         generation = upstream.target().await?;
                         continue;
                     }
+                    upstream.refresh();
                     return Err(ForwardError::Acquire { error, generation });
                 }
             };

@@ -1,6 +1,13 @@
 //! From a generation to a connection: balance, pool, connect.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::TrySendError};
@@ -98,20 +105,15 @@ impl Upstream {
         };
         let endpoint = pick(tried).ok_or(AcquireError::NoEndpoint)?;
         let dialling = Dialling { upstream: self, worker, generation, want };
+        // Of a shared connection the pool knows whether it is alive.
+        let fresh = fresh && want == Want::Http1;
         if !fresh && let Some(lease) = dialling.pooled(&endpoint, now) {
             return Ok(lease);
         }
         // A request that waits for its connection is on its way too: without this a burst would
         // see no load anywhere, but on the endpoint whose connection it found idle.
         let _waiting = endpoint.begin(now);
-        let limit = self.config.timeouts.connect;
-        match timeout(limit, dialling.dial(endpoint.clone(), tried, fresh)).await {
-            Ok(result) => result,
-            Err(_) => Err(AcquireError::ConnectionLimit {
-                endpoint: endpoint.address(),
-                limit: self.config.pool.max_connections,
-            }),
-        }
+        dialling.dial(endpoint, tried).await
     }
 }
 
@@ -177,10 +179,9 @@ impl Dialling<'_> {
         &self,
         endpoint: Arc<Endpoint>,
         tried: &[SocketAddr],
-        fresh: bool,
     ) -> Result<Lease, AcquireError> {
         let pool = &self.upstream.worker(self.worker).pool;
-        if self.want == Want::Http1 || fresh {
+        if self.want == Want::Http1 {
             return self.dial_beside(endpoint, tried).await;
         }
         let shared = self.key(endpoint.address(), Negotiated::Http2);
@@ -188,7 +189,7 @@ impl Dialling<'_> {
             match pool.flight(&shared) {
                 None => return self.dial_beside(endpoint, tried).await,
                 Some(Flight::Lead(lead)) => {
-                    let result = self.dial_endpoint(&endpoint).await;
+                    let result = self.dial_endpoint(&endpoint, &AtomicBool::new(false)).await;
                     if let Err(AcquireError::Connect(error)) = &result {
                         lead.failed(error);
                     }
@@ -213,10 +214,15 @@ impl Dialling<'_> {
         endpoint: Arc<Endpoint>,
         tried: &[SocketAddr],
     ) -> Result<Lease, AcquireError> {
-        let mut first = std::pin::pin!(self.dial_endpoint(&endpoint));
+        let up = AtomicBool::new(false);
+        let mut first = std::pin::pin!(self.dial_endpoint(&endpoint, &up));
         tokio::select! {
             result = &mut first => return result,
             () = sleep(HAPPY_EYEBALLS_DELAY) => {}
+        }
+        // A slow handshake is a sign of distance, not of a dead address.
+        if up.load(Ordering::Relaxed) {
+            return first.await;
         }
         let mut tried = tried.to_vec();
         tried.push(endpoint.address());
@@ -226,7 +232,8 @@ impl Dialling<'_> {
             return first.await;
         };
         let _waiting = second.begin(Instant::now());
-        let mut second = std::pin::pin!(self.dial_endpoint(&second));
+        let up = AtomicBool::new(false);
+        let mut second = std::pin::pin!(self.dial_endpoint(&second, &up));
         tokio::select! {
             result = &mut first => match result {
                 Ok(lease) => Ok(lease),
@@ -239,8 +246,14 @@ impl Dialling<'_> {
         }
     }
 
-    async fn dial_endpoint(&self, endpoint: &Arc<Endpoint>) -> Result<Lease, AcquireError> {
+    /// Dials one endpoint; sets `up` when TCP is.
+    async fn dial_endpoint(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        up: &AtomicBool,
+    ) -> Result<Lease, AcquireError> {
         let address = endpoint.address();
+        let config = self.upstream.config();
         let connections = self.upstream.connections(address);
         let pool = &self.upstream.worker(self.worker).pool;
         let permit = loop {
@@ -249,7 +262,9 @@ impl Dialling<'_> {
                 let siblings = self.upstream.workers.iter();
                 siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
             }
-            match pool.permit(&connections).await {
+            let limit = config.timeouts.connect;
+            let permit = timeout(limit, pool.permit(&connections)).await;
+            match permit.map_err(|_| self.limit_reached(address))? {
                 Some(permit) => break permit,
                 None => {
                     if let Some(lease) = self.pooled(endpoint, Instant::now()) {
@@ -258,7 +273,6 @@ impl Dialling<'_> {
                 }
             }
         };
-        let config = self.upstream.config();
         let metrics = &self.upstream.worker(self.worker).metrics;
         let identity = self.generation.tls().map(|(tls, server_name)| Identity {
             tls,
@@ -270,7 +284,8 @@ impl Dialling<'_> {
             },
         });
         let policy = self.upstream.policy.load_full();
-        let connected = connect::connect(address, identity, &policy, config.timeouts.connect).await;
+        let connected =
+            connect::connect(address, identity, &policy, config.timeouts.connect, up).await;
         let connected: Connected = match connected {
             Ok(connected) => connected,
             Err(error) => {
@@ -309,6 +324,11 @@ impl Dialling<'_> {
             }
         };
         Ok(self.lease(connection, key, endpoint, None))
+    }
+
+    fn limit_reached(&self, endpoint: SocketAddr) -> AcquireError {
+        let limit = self.upstream.config().pool.max_connections;
+        AcquireError::ConnectionLimit { endpoint, limit }
     }
 
     fn failed(&self, endpoint: &Arc<Endpoint>, error: &ConnectError) {

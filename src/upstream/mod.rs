@@ -195,6 +195,13 @@ impl Upstream {
         })
     }
 
+    /// Asks DNS again soon: the endpoints known do not work.
+    pub fn refresh(&self) {
+        for target in &self.targets {
+            target.subscription.refresh();
+        }
+    }
+
     fn choose(&self) -> Option<Arc<Generation>> {
         if let [only] = self.targets.as_slice() {
             return only.generation.load_full();
