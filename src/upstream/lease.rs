@@ -128,12 +128,7 @@ struct Dialling<'a> {
 
 impl Dialling<'_> {
     fn key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
-        PoolKey {
-            endpoint,
-            true_name: self.generation.true_name().clone(),
-            protocol,
-            trust: self.generation.tls().map_or(0, |(tls, _)| tls.generation()),
-        }
+        self.generation.pool_key(endpoint, protocol)
     }
 
     /// The protocols to look for in the pool, the preferred one first.
