@@ -19,22 +19,15 @@ use std::{
 use ::http::StatusCode;
 use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    time::{Instant, Sleep, sleep_until, timeout},
+    time::{Instant, Sleep, sleep_until},
 };
 
 use crate::{
     body::BoxError,
     forward::{Body, Problem, RefusedHead},
 };
-
-/// How long a client that was refused may go on sending before the connection is reset under it:
-/// a reset can take the answer away from it unread.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 1024 * 1024;
 
 /// A client may keep an idle connection this long. Longer than any client's own patience: who
 /// closes first must not be the proxy, for the client may just then send.
@@ -107,10 +100,8 @@ impl Turn {
 
 /// The byte stream that hyper serves HTTP/1 on.
 #[derive(Debug)]
-pub struct Downstream {
-    stream: Arc<TcpStream>,
-    /// Read already, by detection.
-    prefix: Bytes,
+pub struct Downstream<S> {
+    stream: S,
     turn: Arc<Turn>,
     header_timeout: Duration,
     /// At or before the deadline in force. Never moved for a request that is quick.
@@ -119,15 +110,10 @@ pub struct Downstream {
     answer: Bytes,
 }
 
-impl Downstream {
-    /// `prefix` is what detection has read.
-    pub fn new(
-        stream: Arc<TcpStream>,
-        prefix: Bytes,
-        turn: Arc<Turn>,
-        header_timeout: Duration,
-    ) -> Self {
-        Self { stream, prefix, turn, header_timeout, timer: None, answer: Bytes::new() }
+impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
+    /// `stream` is plaintext, or the inside of TLS.
+    pub fn new(stream: S, turn: Arc<Turn>, header_timeout: Duration) -> Self {
+        Self { stream, turn, header_timeout, timer: None, answer: Bytes::new() }
     }
 
     /// Waits for bytes, but not for ever.
@@ -158,34 +144,25 @@ impl Downstream {
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.answer.is_empty() {
-            let written = ready!(poll_write(&self.stream, cx, |s| s.try_write(&self.answer)))?;
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.answer))?;
             self.answer.advance(written);
         }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 }
 
-impl AsyncRead for Downstream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.prefix.is_empty() {
-            let length = self.prefix.len().min(buf.remaining());
-            buf.put_slice(&self.prefix[..length]);
-            self.prefix.advance(length);
-            if self.prefix.is_empty() {
-                self.prefix = Bytes::new();
-            }
-            return Poll::Ready(Ok(()));
-        }
         if self.turn.was_refused() {
             ready!(self.poll_answer(cx))?;
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        match poll_read(&self.stream, cx, buf) {
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
                 if self.turn.phase() == IDLE && buf.filled().len() > before {
                     self.turn.begin(HEAD);
@@ -204,7 +181,7 @@ impl AsyncRead for Downstream {
     }
 }
 
-impl AsyncWrite for Downstream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -218,11 +195,11 @@ impl AsyncWrite for Downstream {
                 return Poll::Ready(Ok(buf.len()));
             }
         }
-        poll_write(&self.stream, cx, |stream| stream.try_write(buf))
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
@@ -230,11 +207,11 @@ impl AsyncWrite for Downstream {
             let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| &**buf);
             return self.poll_write(cx, first);
         }
-        poll_write(&self.stream, cx, |stream| stream.try_write_vectored(bufs))
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -243,59 +220,8 @@ impl AsyncWrite for Downstream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_answer(cx))?;
-        match SockRef::from(&*self.stream).shutdown(std::net::Shutdown::Write) {
-            Err(error) if error.kind() != io::ErrorKind::NotConnected => Poll::Ready(Err(error)),
-            _ => Poll::Ready(Ok(())),
-        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
-}
-
-fn poll_read(
-    stream: &TcpStream,
-    cx: &mut Context<'_>,
-    buf: &mut ReadBuf<'_>,
-) -> Poll<io::Result<()>> {
-    loop {
-        ready!(stream.poll_read_ready(cx))?;
-        match stream.try_read_buf(buf) {
-            Ok(_) => return Poll::Ready(Ok(())),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Poll::Ready(Err(error)),
-        }
-    }
-}
-
-fn poll_write(
-    stream: &TcpStream,
-    cx: &mut Context<'_>,
-    write: impl Fn(&TcpStream) -> io::Result<usize>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(stream.poll_write_ready(cx))?;
-        match write(stream) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return Poll::Ready(result),
-        }
-    }
-}
-
-/// Lets a refused client read its answer: closes our side, and reads on for a while what it is
-/// still sending.
-pub async fn linger(stream: &TcpStream) {
-    let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
-    let drain = async {
-        let mut scrap = [0; 4096];
-        let mut read = 0;
-        while read < LINGER_BYTES && stream.readable().await.is_ok() {
-            match stream.try_read(&mut scrap) {
-                Ok(0) => return,
-                Ok(n) => read += n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
-        }
-    };
-    let _ = timeout(LINGER, drain).await;
 }
 
 /// A response's body; when hyper is done with it, it is the client's turn again.

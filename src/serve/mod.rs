@@ -1,6 +1,7 @@
 //! One connection from an application: detected, then served request by request.
 
 mod downstream;
+mod socket;
 
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -13,13 +14,14 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use metrics::{counter, gauge};
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
+use tokio::{net::TcpStream, time::Instant};
 
-use downstream::{Downstream, Served, Turn, linger};
+use downstream::{Downstream, Served, Turn};
+use socket::{Socket, linger};
 
 use crate::{
     config,
-    detect::{DetectError, Prefixed, Protocol, detect},
+    detect::{DetectError, Protocol, detect},
     drain::Drain,
     forward::{self, Arrival},
     route::Routes,
@@ -60,10 +62,10 @@ impl Server {
 
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
-            detected = detect(stream, deadline) => detected,
+            detected = detect(&stream, deadline) => detected,
             () = self.drain.stopped().cancelled_owned() => return,
         };
-        let (protocol, stream) = match detected {
+        let (protocol, prefix) = match detected {
             Ok(detected) => detected,
             Err(DetectError::Silent) => return,
             Err(error) => {
@@ -72,22 +74,27 @@ impl Server {
             }
         };
         let _counted = Counted::new(&self.routes.load(), listener, protocol);
+        let stream = Arc::new(stream);
+        let socket = Socket::new(prefix, stream.clone());
         match protocol {
-            Protocol::Http1 => self.http1(stream, arrival, &settings).await,
-            Protocol::Http2 => self.http2(stream, arrival, &settings).await,
-            Protocol::Tls => refuse_tls(stream, &arrival).await,
+            Protocol::Http1 => {
+                if self.http1(socket, arrival, &settings).await == Http1End::Refused {
+                    linger(&stream).await;
+                }
+            }
+            Protocol::Http2 => self.http2(socket, arrival, &settings).await,
+            Protocol::Tls => refuse_tls(&stream, &arrival).await,
         }
     }
 
     async fn http1(
         &self,
-        stream: Prefixed<TcpStream>,
+        stream: Socket,
         arrival: Arrival,
         settings: &config::Listener,
-    ) {
-        let (prefix, stream) = stream.into_parts();
-        let (stream, turn) = (Arc::new(stream), Turn::new());
-        let io = Downstream::new(stream.clone(), prefix, turn.clone(), settings.header_timeout);
+    ) -> Http1End {
+        let turn = Turn::new();
+        let io = Downstream::new(stream, turn.clone(), settings.header_timeout);
         let service = service_fn(|request| async {
             turn.serve();
             let (head, body) = self.respond(request, &arrival).await.into_parts();
@@ -113,17 +120,10 @@ impl Server {
             }
         };
         explain(result, &arrival);
-        if turn.was_refused() {
-            linger(&stream).await;
-        }
+        if turn.was_refused() { Http1End::Refused } else { Http1End::Done }
     }
 
-    async fn http2(
-        self: Arc<Self>,
-        stream: Prefixed<TcpStream>,
-        arrival: Arrival,
-        settings: &config::Listener,
-    ) {
+    async fn http2(self: Arc<Self>, stream: Socket, arrival: Arrival, settings: &config::Listener) {
         let arrival = Arc::new(arrival);
         // A stream is a task of hyper's own, and owns what it needs.
         let service = {
@@ -161,14 +161,24 @@ impl Server {
     }
 }
 
-async fn refuse_tls(mut stream: Prefixed<TcpStream>, arrival: &Arrival) {
+async fn refuse_tls(stream: &TcpStream, arrival: &Arrival) {
     tracing::warn!(
         listener = %arrival.listener,
         peer = %arrival.peer,
         "a client speaks TLS, which listeners do not take in this version: use http:// to the \
          proxy; it makes the TLS to the target",
     );
-    let _ = stream.get_mut().write_all(&TLS_ALERT).await;
+    // Seven bytes into an empty buffer.
+    let _ = stream.try_write(&TLS_ALERT);
+    linger(stream).await;
+}
+
+/// How an HTTP/1 connection ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Http1End {
+    Done,
+    /// With an answer that the client may not have read yet.
+    Refused,
 }
 
 fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {
