@@ -3,6 +3,7 @@
 //! [`ClientTls`] is built once when a configuration is loaded; [`handshake`] uses it for every
 //! connection. What can go wrong is a [`TlsError`] whose text a person can act upon.
 
+pub mod authority;
 mod client;
 mod error;
 mod failure;
