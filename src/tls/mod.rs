@@ -9,6 +9,8 @@ mod error;
 mod failure;
 mod pins;
 mod roots;
+pub mod server;
+pub mod store;
 #[cfg(test)]
 mod tests;
 mod verify;
