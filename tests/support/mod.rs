@@ -8,7 +8,8 @@
 //! * [`trust`]: certificates, and the root that vouches for them
 //! * [`proxy`]: the binary under test
 //!
-//! * [`scene`]: all of them together, as most tests want them
+//! * [`scene`]: all of them together, as most tests want them; [`through`]: the same around one
+//!   scripted origin
 //!
 //! An upstream that behaves is `truename::demo::origin::Origin`. A test then reads:
 //!
@@ -33,6 +34,7 @@ pub mod raw_origin;
 pub mod scene;
 pub mod scripts;
 pub mod service_origin;
+pub mod through;
 pub mod trust;
 
 use std::{panic::Location, time::Duration};
