@@ -4,7 +4,7 @@
 //! * [`peer`]: one end of a connection, with what was on its wire; [`message`]: what it read there
 //! * [`raw_origin`] and [`scripts`]: upstreams that misbehave, or that note every byte
 //! * [`service_origin`]: upstreams with a response of the test's own making, trailers included
-//! * [`client`]: the application's side
+//! * [`client`]: the application's side; [`curl`]: the one that users have
 //! * [`trust`]: certificates, and the root that vouches for them
 //! * [`proxy`]: the binary under test
 //!
@@ -26,6 +26,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod client;
+pub mod curl;
 pub mod loopback;
 pub mod message;
 pub mod peer;
