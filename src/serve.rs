@@ -10,7 +10,6 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use metrics::{counter, gauge};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
 
 use crate::{
@@ -19,6 +18,7 @@ use crate::{
     drain::Drain,
     forward::{self, Arrival},
     route::Routes,
+    telemetry::DownstreamConnection,
 };
 
 /// What an alert says to a client that speaks TLS to a listener without it: fatal,
@@ -51,8 +51,6 @@ impl Server {
         let _guard = self.drain.guard();
         let settings = self.settings.load_full();
         let Ok(local) = stream.local_addr() else { return };
-        let arrival =
-            Arrival { listener, peer, local, scheme: "http", worker, drain: self.drain.clone() };
 
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
@@ -67,7 +65,17 @@ impl Server {
                 return;
             }
         };
-        let _counted = Counted::new(&self.routes.load(), listener, protocol);
+        let (name, is_tls) = match protocol {
+            Protocol::Http1 => ("http/1.1", false),
+            Protocol::Http2 => ("h2", false),
+            Protocol::Tls => ("none", true),
+        };
+        let connection = Arc::new(DownstreamConnection::new(name, is_tls));
+        if let [only] = self.routes.load().upstreams(listener) {
+            connection.belongs_to(&only.config().name);
+        }
+        let drain = self.drain.clone();
+        let arrival = Arrival { listener, peer, local, scheme: "http", worker, drain, connection };
         match protocol {
             Protocol::Http1 => self.http1(stream, arrival, &settings).await,
             Protocol::Http2 => self.http2(stream, arrival, &settings).await,
@@ -165,36 +173,5 @@ fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {
             source,
             "connection ended",
         );
-    }
-}
-
-/// Counts a connection while it lives, for the alias where its listener has only one.
-struct Counted(metrics::Gauge);
-
-impl Counted {
-    fn new(routes: &Routes, listener: SocketAddr, protocol: Protocol) -> Self {
-        let alias = match routes.upstreams(listener) {
-            [only] => only.config().name.clone(),
-            _ => String::new(),
-        };
-        let (protocol, tls) = match protocol {
-            Protocol::Http1 => ("http/1.1", "false"),
-            Protocol::Http2 => ("h2", "false"),
-            Protocol::Tls => ("none", "true"),
-        };
-        counter!(
-            "truename_downstream_connections_total",
-            "alias" => alias.clone(), "protocol" => protocol, "tls" => tls
-        )
-        .increment(1);
-        let active = gauge!("truename_downstream_connections_active", "alias" => alias);
-        active.increment(1.0);
-        Self(active)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
     }
 }
