@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread,
     time::Duration,
 };
@@ -27,7 +27,7 @@ use crate::{
     resolve::Resolver,
     route::Routes,
     serve::Server,
-    telemetry::Metrics,
+    telemetry::{Metrics, set_log_level},
     tls::{RootStores, TlsConfigError},
     upstream::Upstream,
 };
@@ -70,7 +70,11 @@ pub struct App {
 
 /// What may be asked of a running proxy.
 #[derive(Clone, Debug)]
-pub struct Commands(mpsc::Sender<Command>);
+pub struct Commands {
+    control: mpsc::Sender<Command>,
+    /// To whoever owns the configuration's file, where somebody does.
+    owner: Arc<OnceLock<mpsc::Sender<ReloadRequest>>>,
+}
 
 #[derive(Debug)]
 enum Command {
@@ -78,18 +82,55 @@ enum Command {
     Shutdown,
 }
 
+/// Somebody wants the configuration's file to be read again, and waits for what comes of it.
+#[derive(Debug)]
+pub struct ReloadRequest(oneshot::Sender<Result<(), String>>);
+
+impl ReloadRequest {
+    /// Says what came of it; an error is the text of the file's problems.
+    pub fn answer(self, result: Result<(), String>) {
+        // Who asked may have left meanwhile.
+        let _ = self.0.send(result);
+    }
+}
+
+/// Why a file's configuration is not at work after it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// It has problems, or cannot be put to work; the old one stays.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no file: another program told the configuration.
+    #[error(
+        "this proxy was not started from a file: start it with `truename run --config FILE`, or \
+         restart it with other arguments"
+    )]
+    NoFile,
+    /// The proxy is draining, or has ended.
+    #[error("the proxy is draining: start another one with the new configuration")]
+    Ended,
+}
+
 impl Commands {
     /// Puts another configuration to work. The old one stays where the new one fails.
     pub async fn reload(&self, config: Config) -> Result<(), StartError> {
         let (reply, answer) = oneshot::channel();
         let command = Command::Reload(Box::new(config), reply);
-        self.0.send(command).await.map_err(|_| StartError::Ended)?;
+        self.control.send(command).await.map_err(|_| StartError::Ended)?;
         answer.await.map_err(|_| StartError::Ended)?
+    }
+
+    /// Has the configuration's file read again, by whoever owns it.
+    pub async fn reload_file(&self) -> Result<(), ReloadError> {
+        let owner = self.owner.get().ok_or(ReloadError::NoFile)?;
+        let (reply, answer) = oneshot::channel();
+        owner.send(ReloadRequest(reply)).await.map_err(|_| ReloadError::Ended)?;
+        answer.await.map_err(|_| ReloadError::Ended)?.map_err(ReloadError::Refused)
     }
 
     /// Begins the end: whatever is being served may finish, for `shutdown_grace`.
     pub async fn shutdown(&self) {
-        let _ = self.0.send(Command::Shutdown).await;
+        let _ = self.control.send(Command::Shutdown).await;
     }
 }
 
@@ -106,8 +147,8 @@ impl App {
             workers => workers,
         };
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (commands, queue) = mpsc::channel(8);
-        let commands = Commands(commands);
+        let (control, queue) = mpsc::channel(8);
+        let commands = Commands { control, owner: Arc::default() };
         let control = {
             let _guard = runtime.enter();
             Control::new(config, workers, commands.clone())
@@ -142,6 +183,13 @@ impl App {
     /// What may be asked of it, by others too.
     pub fn commands(&self) -> &Commands {
         &self.commands
+    }
+
+    /// The wishes that the configuration's file be read again, for the one who owns it: whoever
+    /// asks first.
+    pub fn reload_requests(&self) -> Option<mpsc::Receiver<ReloadRequest>> {
+        let (owner, requests) = mpsc::channel(1);
+        self.commands.owner.set(owner).is_ok().then_some(requests)
     }
 
     /// Waits until the proxy has ended, whoever ended it.
@@ -240,7 +288,8 @@ impl Control {
         }
 
         // From here on nothing fails.
-        let addresses = self.bound.values().map(|listening| listening.address);
+        let kept = self.bound.iter().filter(|(configured, _)| wanted.contains(configured));
+        let addresses = kept.map(|(_, listening)| listening.address);
         let new_addresses = new_bounds.iter().map(|bound| bound.address);
         let own = addresses.chain(new_addresses).chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
@@ -340,9 +389,30 @@ impl Control {
         if config.aliases.is_empty() {
             return Err(StartError::NoAlias);
         }
-        if config.admin != self.config.admin || config.workers != self.config.workers {
-            tracing::warn!("`admin` and `workers` take effect at the next start");
+        let level = (config.log.level != self.config.log.level).then_some(config.log.level);
+        let waiting = waiting_for_a_restart(&self.config, &config);
+        self.apply(config)?;
+        // Only where the file says something new: it may have been changed by `POST /log`.
+        if let Some(level) = level {
+            set_log_level(level);
         }
-        self.apply(config)
+        if !waiting.is_empty() {
+            tracing::warn!(keys = waiting.join(", "), "these take effect at the next start");
+        }
+        Ok(())
     }
+}
+
+/// The keys that were changed and are read at the start only.
+fn waiting_for_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let changed = [
+        ("admin", old.admin != new.admin),
+        ("workers", old.workers != new.workers),
+        ("listener.max_connections", {
+            old.listener.max_connections != new.listener.max_connections
+        }),
+        ("log.format", old.log.format != new.log.format),
+        ("log.access", old.log.access != new.log.access),
+    ];
+    changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }

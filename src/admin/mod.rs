@@ -4,7 +4,9 @@ mod status;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use ::http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use ::http::{HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    app::Commands,
+    app::{Commands, ReloadError},
     config::{Config, LogLevel},
     listener::Bound,
     telemetry::{Metrics, set_log_level},
@@ -101,8 +103,8 @@ async fn answer(
         (&Method::POST, _) if request.headers().contains_key("origin") => {
             text(StatusCode::FORBIDDEN, "not from a browser\n")
         }
-        (&Method::GET, "/status") => json(&status::status(&snapshot.upstreams.load())),
-        (&Method::GET, "/config") => match snapshot.config.load_full() {
+        (&Method::GET | &Method::HEAD, "/status") => json(&status::status(&snapshot.upstreams.load())),
+        (&Method::GET | &Method::HEAD, "/config") => match snapshot.config.load_full() {
             Some(config) => json(&config.to_json()),
             None => text(StatusCode::SERVICE_UNAVAILABLE, "no configuration yet\n"),
         },
@@ -110,13 +112,13 @@ async fn answer(
             snapshot.commands.shutdown().await;
             text(StatusCode::OK, "draining\n")
         }
+        (&Method::POST, "/reload") => reload(&snapshot.commands).await,
         (&Method::POST, "/log") => log(request.uri().query().unwrap_or_default()),
-        (_, "/livez" | "/readyz" | "/metrics" | "/status" | "/config" | "/quit" | "/log") => {
-            text(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n")
-        }
+        (_, "/livez" | "/readyz" | "/metrics" | "/status" | "/config") => only("GET, HEAD"),
+        (_, "/quit" | "/reload" | "/log") => only("POST"),
         _ => text(
             StatusCode::NOT_FOUND,
-            "GET /livez /readyz /metrics /status /config; POST /quit /log?level=LEVEL\n",
+            "GET /livez /readyz /metrics /status /config; POST /quit /reload /log?level=LEVEL\n",
         ),
     }
 }
@@ -128,6 +130,25 @@ fn metrics(snapshot: &Snapshot) -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::OK, body);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+async fn reload(commands: &Commands) -> Response<Full<Bytes>> {
+    match commands.reload_file().await {
+        Ok(()) => text(StatusCode::OK, "reloaded\n"),
+        Err(error) => {
+            let status = match error {
+                ReloadError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                ReloadError::NoFile | ReloadError::Ended => StatusCode::CONFLICT,
+            };
+            text(status, format!("{error}\n"))
+        }
+    }
+}
+
+fn only(methods: &'static str) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {methods}\n"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     response
 }
 

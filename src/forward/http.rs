@@ -19,6 +19,7 @@ use crate::{
     config::{HostHeader, HttpVersion, RetryOn},
     drain::Drain,
     route::Routes,
+    telemetry::DownstreamConnection,
     tls::TlsError,
     upstream::{AcquireError, Generation, Lease, Upstream, Want},
 };
@@ -38,6 +39,8 @@ pub struct Arrival {
     pub worker: usize,
     /// What a tunnel must not outlive unnoticed.
     pub drain: Drain,
+    /// The connection in the metrics.
+    pub connection: Arc<DownstreamConnection>,
 }
 
 /// Answers a request from a listener: with the origin's answer, or with an explanation.
@@ -60,6 +63,7 @@ pub async fn serve(
             return problem.into_response();
         }
     };
+    arrival.connection.belongs_to(&upstream.config().name);
     let request = Request::from_parts(head, RequestBody::incoming(body));
     forward(request, &upstream, arrival).await
 }
@@ -104,7 +108,7 @@ pub async fn forward(
         Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),
         Err(error) => {
             let problem = Problem::new(&error, Some(upstream));
-            journey.exchange.failed(problem.status(), problem.error(), error.endpoint());
+            journey.exchange.failed(&problem, &error);
             journey.exchange.explain(&problem);
             let mut response = problem.into_response();
             response.body_mut().record(journey.exchange);

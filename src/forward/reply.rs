@@ -126,6 +126,11 @@ impl Problem {
         &self.detail
     }
 
+    /// The key or the command that mends it.
+    pub fn fix(&self) -> Option<&str> {
+        self.fix.as_deref()
+    }
+
     /// How far the request came.
     pub fn stage(&self) -> Stage {
         self.stage

@@ -13,7 +13,6 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use metrics::{counter, gauge};
 use tokio::{net::TcpStream, time::Instant};
 
 use downstream::{Downstream, Served, Turn};
@@ -25,6 +24,7 @@ use crate::{
     drain::Drain,
     forward::{self, Arrival},
     route::Routes,
+    telemetry::DownstreamConnection,
 };
 
 /// What an alert says to a client that speaks TLS to a listener without it: fatal,
@@ -57,8 +57,6 @@ impl Server {
         let _guard = self.drain.guard();
         let settings = self.settings.load_full();
         let Ok(local) = stream.local_addr() else { return };
-        let arrival =
-            Arrival { listener, peer, local, scheme: "http", worker, drain: self.drain.clone() };
 
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
@@ -73,7 +71,17 @@ impl Server {
                 return;
             }
         };
-        let _counted = Counted::new(&self.routes.load(), listener, protocol);
+        let (name, is_tls) = match protocol {
+            Protocol::Http1 => ("http/1.1", false),
+            Protocol::Http2 => ("h2", false),
+            Protocol::Tls => ("none", true),
+        };
+        let connection = Arc::new(DownstreamConnection::new(name, is_tls));
+        if let [only] = self.routes.load().upstreams(listener) {
+            connection.belongs_to(&only.config().name);
+        }
+        let drain = self.drain.clone();
+        let arrival = Arrival { listener, peer, local, scheme: "http", worker, drain, connection };
         let stream = Arc::new(stream);
         let socket = Socket::new(prefix, stream.clone());
         match protocol {
@@ -191,36 +199,5 @@ fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {
             source,
             "connection ended",
         );
-    }
-}
-
-/// Counts a connection while it lives, for the alias where its listener has only one.
-struct Counted(metrics::Gauge);
-
-impl Counted {
-    fn new(routes: &Routes, listener: SocketAddr, protocol: Protocol) -> Self {
-        let alias = match routes.upstreams(listener) {
-            [only] => only.config().name.clone(),
-            _ => String::new(),
-        };
-        let (protocol, tls) = match protocol {
-            Protocol::Http1 => ("http/1.1", "false"),
-            Protocol::Http2 => ("h2", "false"),
-            Protocol::Tls => ("none", "true"),
-        };
-        counter!(
-            "truename_downstream_connections_total",
-            "alias" => alias.clone(), "protocol" => protocol, "tls" => tls
-        )
-        .increment(1);
-        let active = gauge!("truename_downstream_connections_active", "alias" => alias);
-        active.increment(1.0);
-        Self(active)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
     }
 }
