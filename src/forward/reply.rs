@@ -174,6 +174,9 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         ForwardError::Exchange { .. } => {
             (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
         }
+        ForwardError::Unsolicited { .. } => {
+            (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
+        }
         ForwardError::ResponseTimeout { .. } => {
             (S::GATEWAY_TIMEOUT, Kind::HttpResponseTimeout, Stage::Response)
         }
