@@ -197,16 +197,28 @@ pub enum UpstreamIo {
     Tls(Box<TlsStream<WireStream>>),
 }
 
+impl UpstreamIo {
+    fn wire(&self) -> &Wire {
+        match self {
+            Self::Plain(io) => &io.0,
+            Self::Tls(io) => &io.get_ref().0.0,
+        }
+    }
+}
+
 impl AsyncRead for UpstreamIo {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        let before = buf.filled().len();
+        let result = match &mut *self {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
-        }
+        };
+        self.wire().count_received(buf.filled().len() - before);
+        result
     }
 }
 

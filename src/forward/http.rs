@@ -219,7 +219,8 @@ impl Journey<'_> {
                 }
             };
 
-            let keep = lease.is_reused() || self.repeats_answers(&head.method);
+            // Where it may turn out that the origin took nothing of it, or did and may again.
+            let keep = lease.is_reused() || lease.is_http2() || self.repeats_answers(&head.method);
             let spare = keep.then(|| head.clone());
             if config.repair {
                 let alias = |host: &str| {
@@ -252,9 +253,19 @@ impl Journey<'_> {
                     }
                 },
             };
-            match result {
-                Ok(response) => {
+            let mut failure = match result {
+                Ok(response) if !lease.is_answer_unsolicited() => {
                     lease.answered();
+                    let timed_out = is_idle_timeout(response.status(), &lease, &handle);
+                    if timed_out
+                        && let Some(again) = spare.clone()
+                        && handle.rewind()
+                        && self.may_repeat("reuse", true, &mut tries)
+                    {
+                        tries.fresh = true;
+                        (head, body) = (again, handle);
+                        continue;
+                    }
                     if let Some(spare) = spare
                         && self.may_repeat_status(response.status(), &spare.method, &handle)
                         && self.may_retry("status", &mut tries)
@@ -267,58 +278,74 @@ impl Journey<'_> {
                     self.exchange.answered(response.status(), &lease, sent);
                     return Ok((response, lease, client));
                 }
-                Err(mut failure) => {
-                    let returned = failure.take_message();
-                    let reused = lease.is_reused();
-                    let reason = self
-                        .retry_reason(&lease, &failure, returned.is_some(), spare.as_ref(), &handle)
-                        .await;
-                    let again = match returned {
-                        Some(request) => Some(request.into_parts().0),
-                        None => spare,
-                    };
-                    let endpoint = lease.endpoint();
-                    let error = failure.into_error();
-                    if !reused && !error.is_user() {
-                        lease.failed(&error.to_string());
-                        tries.failed.push(endpoint);
-                    }
-                    if let (Some(reason), Some(again)) = (reason, again)
-                        && handle.rewind()
-                        && (reused && reason == "reuse" || self.may_retry(reason, &mut tries))
-                    {
-                        if reason == "reuse" && reused {
-                            self.exchange.retried(reason);
-                        }
-                        tries.fresh = true;
-                        (head, body) = (again, handle);
-                        continue;
-                    }
-                    return Err(exchange_error(error, endpoint, generation));
-                }
+                Ok(_) => None,
+                Err(failure) => Some(failure),
+            };
+            let returned = failure.as_mut().and_then(TrySendError::take_message);
+            let error = failure.map(TrySendError::into_error);
+            let unsent = returned.is_some();
+            let again = returned.map(|request| request.into_parts().0).or(spare);
+            let endpoint = lease.endpoint();
+            let reused = lease.is_reused();
+            let reason =
+                self.retry_reason(&lease, error.as_ref(), unsent, again.as_ref(), &handle).await;
+            if let Some(error) = &error
+                && !reused
+                && !error.is_user()
+            {
+                lease.failed(&error.to_string());
+                tries.failed.push(endpoint);
             }
+            if let (Some(reason), Some(again)) = (reason, again)
+                && handle.rewind()
+                && self.may_repeat(reason, reused, &mut tries)
+            {
+                tries.fresh = true;
+                (head, body) = (again, handle);
+                continue;
+            }
+            return Err(match error {
+                Some(error) => exchange_error(error, endpoint, generation),
+                None => ForwardError::Unsolicited { endpoint, generation },
+            });
         }
     }
 
     /// Whether and why a failed request may be sent again, whatever budget and attempts say.
+    /// `error` is none where an answer came that was not for it.
     async fn retry_reason(
         &self,
         lease: &Lease,
-        failure: &TrySendError<Request<RequestBody>>,
-        returned: bool,
-        spare: Option<&request::Parts>,
+        error: Option<&hyper::Error>,
+        unsent: bool,
+        again: Option<&request::Parts>,
         body: &RequestBody,
     ) -> Option<&'static str> {
-        if failure.error().is_user() {
+        if error.is_some_and(hyper::Error::is_user) {
             return None;
         }
-        // Nothing was written, or the origin's TCP took nothing of it, or its HTTP/2 said so.
-        if returned || lease.was_refused().await || was_unprocessed(failure.error()) {
+        // Nothing was written, or the origin's HTTP/2 says that it took nothing.
+        if unsent || error.is_some_and(was_unprocessed) {
             return Some("reuse");
         }
-        let idempotent = spare.is_some_and(|head| head.method.is_idempotent());
-        let resets = self.upstream.config().retry.on.contains(&RetryOn::Reset);
-        (resets && idempotent && body.is_untouched()).then_some("reset")
+        let begun = error.is_some() && lease.has_begun_to_answer();
+        let idempotent = again.is_some_and(|head| head.method.is_idempotent());
+        if idempotent && body.is_untouched() && !begun {
+            // What a pooled connection fails at is expected to be its own end (RFC 9112 §9.3.1).
+            let resets = self.upstream.config().retry.on.contains(&RetryOn::Reset);
+            return if lease.is_reused() { Some("reuse") } else { resets.then_some("reset") };
+        }
+        (!begun && lease.was_refused().await).then_some("reuse")
+    }
+
+    /// Whether it is sent again. The first time that a pooled connection turned out dead is none of
+    /// the origin's failures, and free; the connection after it is a new one.
+    fn may_repeat(&mut self, reason: &'static str, reused: bool, tries: &mut Tries) -> bool {
+        if reason == "reuse" && reused && !tries.fresh {
+            self.exchange.retried(reason);
+            return true;
+        }
+        self.may_retry(reason, tries)
     }
 
     fn may_reconnect(&mut self, error: &AcquireError, tries: &mut Tries) -> bool {
@@ -443,6 +470,14 @@ fn check_signature(
         signed: String::from_utf8_lossy(signed).into(),
         host: String::from_utf8_lossy(host.as_bytes()).into(),
     })
+}
+
+/// Whether a kept connection was used again just when its origin gave notice that it had waited for
+/// that long enough. A 408 says that the request did not arrive whole, so that it may be sent again
+/// whatever its method (RFC 9110 §15.5.9).
+fn is_idle_timeout(status: StatusCode, lease: &Lease, body: &RequestBody) -> bool {
+    let sent_whole = http_body::Body::is_end_stream(body);
+    status == StatusCode::REQUEST_TIMEOUT && lease.is_reused() && sent_whole
 }
 
 /// The body is sent when the origin says `100 Continue`; until then nobody reads it, so that

@@ -267,6 +267,9 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         ForwardError::UnaskedSwitch { .. } => {
             (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response)
         }
+        ForwardError::Unsolicited { .. } => {
+            (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
+        }
         ForwardError::ResponseTimeout { .. } => {
             (S::GATEWAY_TIMEOUT, Kind::HttpResponseTimeout, Stage::Response)
         }
