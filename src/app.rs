@@ -3,7 +3,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
     net::SocketAddr,
     sync::Arc,
     thread,
@@ -13,51 +12,27 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::{
     runtime::{self, Runtime},
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::interval,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Snapshot},
+    command::{Command, Commands, StartError},
     config::{self, Config},
     connect::AddressPolicy,
     drain::Drain,
-    listener::{BindError, Bound, Listeners},
+    listener::{Bound, Listeners},
     resolve::Resolver,
     route::Routes,
     serve::Server,
     telemetry::Metrics,
-    tls::{RootStores, TlsConfigError},
+    tls::RootStores,
     upstream::Upstream,
 };
 
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
-
-/// Why a configuration cannot be put to work.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address cannot be listened on.
-    #[error("{0}")]
-    Bind(#[from] BindError),
-    /// An alias' TLS settings cannot be used.
-    #[error("alias `{alias}`: {source}")]
-    Tls {
-        /// Whose.
-        alias: String,
-        /// Why.
-        source: TlsConfigError,
-    },
-    /// The configuration has no alias.
-    #[error("there is no alias to serve: name one, as in `truename run webscaler-manual`")]
-    NoAlias,
-    /// Threads or runtimes.
-    #[error("cannot start: {0}")]
-    Io(#[from] io::Error),
-    /// The proxy that was to be changed has ended.
-    #[error("the proxy has ended")]
-    Ended,
-}
 
 /// A running proxy. It goes on when this is dropped; [`shutdown`](Self::shutdown) ends it.
 #[derive(Debug)]
@@ -66,31 +41,6 @@ pub struct App {
     listeners: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
     ended: watch::Receiver<bool>,
-}
-
-/// What may be asked of a running proxy.
-#[derive(Clone, Debug)]
-pub struct Commands(mpsc::Sender<Command>);
-
-#[derive(Debug)]
-enum Command {
-    Reload(Box<Config>, oneshot::Sender<Result<(), StartError>>),
-    Shutdown,
-}
-
-impl Commands {
-    /// Puts another configuration to work. The old one stays where the new one fails.
-    pub async fn reload(&self, config: Config) -> Result<(), StartError> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Reload(Box::new(config), reply);
-        self.0.send(command).await.map_err(|_| StartError::Ended)?;
-        answer.await.map_err(|_| StartError::Ended)?
-    }
-
-    /// Begins the end: whatever is being served may finish, for `shutdown_grace`.
-    pub async fn shutdown(&self) {
-        let _ = self.0.send(Command::Shutdown).await;
-    }
 }
 
 impl App {
@@ -106,8 +56,7 @@ impl App {
             workers => workers,
         };
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (commands, queue) = mpsc::channel(8);
-        let commands = Commands(commands);
+        let (commands, queue) = Commands::channel();
         let control = {
             let _guard = runtime.enter();
             Control::new(config, workers, commands.clone())

@@ -5,6 +5,7 @@ pub mod app;
 pub mod balance;
 pub mod body;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod connect;
 pub mod demo;

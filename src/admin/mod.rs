@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    app::Commands,
+    command::Commands,
     config::{Config, LogLevel},
     listener::Bound,
     telemetry::{Metrics, set_log_level},

@@ -17,7 +17,8 @@ use tokio::{
 
 use super::{EXIT_INTERNAL, EXIT_USAGE};
 use crate::{
-    app::{App, StartError},
+    app::App,
+    command::StartError,
     config::{Alias, ArgumentError, BadValue, Config, LoadError, Problems, listen_address},
     telemetry,
 };
