@@ -5,6 +5,7 @@ pub mod app;
 pub mod balance;
 pub mod body;
 pub mod cli;
+pub mod client;
 pub mod command;
 pub mod config;
 pub mod connect;
@@ -21,3 +22,5 @@ pub mod serve;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;
+
+pub use client::{Client, ClientError};

@@ -14,6 +14,7 @@ use metrics::{counter, gauge};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
 
 use crate::{
+    body::RequestBody,
     config,
     detect::{DetectError, Prefixed, Protocol, detect},
     drain::Drain,
@@ -141,7 +142,7 @@ impl Server {
         arrival: &Arrival,
     ) -> Result<hyper::Response<forward::Body>, Infallible> {
         let routes = self.routes.load_full();
-        Ok(forward::serve(request, arrival, &routes).await)
+        Ok(forward::serve(request.map(RequestBody::incoming), arrival, &routes).await)
     }
 }
 

@@ -37,9 +37,9 @@ pub struct Arrival {
     pub drain: Drain,
 }
 
-/// Answers a request from a listener: with the origin's answer, or with an explanation.
+/// Answers a request from wherever: with the origin's answer, or with an explanation.
 pub async fn serve(
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     arrival: &Arrival,
     routes: &Routes,
 ) -> Response<Body> {
@@ -57,8 +57,7 @@ pub async fn serve(
             return problem.into_response();
         }
     };
-    let request = Request::from_parts(head, RequestBody::incoming(body));
-    forward(request, &upstream, arrival).await
+    forward(Request::from_parts(head, body), &upstream, arrival).await
 }
 
 fn route(
@@ -142,8 +141,10 @@ impl Journey<'_> {
         let generation = upstream.target().await?;
         check_signature(&head, &client, &generation, &config.host)?;
 
-        let switching = headers::upgrade(&head).is_some();
-        let on_upgrade = switching.then(|| head.extensions.remove()).flatten();
+        // Without the client's side of it (a library caller has none) an upgrade cannot be made.
+        let asked = headers::upgrade(&head).is_some();
+        let on_upgrade = asked.then(|| head.extensions.remove()).flatten();
+        let switching = on_upgrade.is_some();
         headers::strip_request(&mut head.headers, switching);
         headers::add_forwarded(
             &mut head.headers,
