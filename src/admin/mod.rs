@@ -4,7 +4,8 @@ mod status;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use ::http::{HeaderValue, Method, Request, Response, StatusCode,
+use ::http::{
+    HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE},
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -18,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    app::{Commands, ReloadError},
+    command::{Commands, ReloadError},
     config::{Config, LogLevel},
     listener::Bound,
     telemetry::{Metrics, set_log_level},
@@ -103,7 +104,9 @@ async fn answer(
         (&Method::POST, _) if request.headers().contains_key("origin") => {
             text(StatusCode::FORBIDDEN, "not from a browser\n")
         }
-        (&Method::GET | &Method::HEAD, "/status") => json(&status::status(&snapshot.upstreams.load())),
+        (&Method::GET | &Method::HEAD, "/status") => {
+            json(&status::status(&snapshot.upstreams.load()))
+        }
         (&Method::GET | &Method::HEAD, "/config") => match snapshot.config.load_full() {
             Some(config) => json(&config.to_json()),
             None => text(StatusCode::SERVICE_UNAVAILABLE, "no configuration yet\n"),

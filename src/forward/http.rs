@@ -39,13 +39,13 @@ pub struct Arrival {
     pub worker: usize,
     /// What a tunnel must not outlive unnoticed.
     pub drain: Drain,
-    /// The connection in the metrics.
-    pub connection: Arc<DownstreamConnection>,
+    /// The connection in the metrics; none where a program called without one.
+    pub connection: Option<Arc<DownstreamConnection>>,
 }
 
-/// Answers a request from a listener: with the origin's answer, or with an explanation.
+/// Answers a request from wherever: with the origin's answer, or with an explanation.
 pub async fn serve(
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     arrival: &Arrival,
     routes: &Routes,
 ) -> Response<Body> {
@@ -63,9 +63,10 @@ pub async fn serve(
             return problem.into_response();
         }
     };
-    arrival.connection.belongs_to(&upstream.config().name);
-    let request = Request::from_parts(head, RequestBody::incoming(body));
-    forward(request, &upstream, arrival).await
+    if let Some(connection) = &arrival.connection {
+        connection.belongs_to(&upstream.config().name);
+    }
+    forward(Request::from_parts(head, body), &upstream, arrival).await
 }
 
 async fn route(
@@ -157,8 +158,10 @@ impl Journey<'_> {
         let generation = upstream.target().await?;
         check_signature(&head, &client, &generation, &config.host)?;
 
-        let switching = headers::upgrade(&head).is_some();
-        let on_upgrade = switching.then(|| head.extensions.remove()).flatten();
+        // Without the client's side of it (a library caller has none) an upgrade cannot be made.
+        let asked = headers::upgrade(&head).is_some();
+        let on_upgrade = asked.then(|| head.extensions.remove()).flatten();
+        let switching = on_upgrade.is_some();
         headers::strip_request(&mut head.headers, switching);
         headers::add_forwarded(
             &mut head.headers,

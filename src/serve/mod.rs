@@ -19,6 +19,7 @@ use downstream::{Downstream, Served, Turn};
 use socket::{Socket, linger};
 
 use crate::{
+    body::RequestBody,
     config,
     detect::{DetectError, Protocol, detect},
     drain::Drain,
@@ -81,6 +82,7 @@ impl Server {
             connection.belongs_to(&only.config().name);
         }
         let drain = self.drain.clone();
+        let connection = Some(connection);
         let arrival = Arrival { listener, peer, local, scheme: "http", worker, drain, connection };
         let stream = Arc::new(stream);
         let socket = Socket::new(prefix, stream.clone());
@@ -165,7 +167,7 @@ impl Server {
         arrival: &Arrival,
     ) -> Response<forward::Body> {
         let routes = self.routes.load_full();
-        forward::serve(request, arrival, &routes).await
+        forward::serve(request.map(RequestBody::incoming), arrival, &routes).await
     }
 }
 
