@@ -1,12 +1,6 @@
 //! `truename run`: the proxy, until a signal ends it.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use metrics::counter;
 use tokio::{
