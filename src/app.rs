@@ -3,9 +3,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -13,54 +12,27 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::{
     runtime::{self, Runtime},
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::interval,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Snapshot},
+    command::{Command, Commands, StartError},
     config::{self, Config},
     connect::AddressPolicy,
     drain::Drain,
-    listener::{BindError, Bound, Listeners},
+    listener::{Bound, Listeners},
     resolve::Resolver,
     route::Routes,
     serve::Server,
     telemetry::{Metrics, set_log_level},
-    tls::{RootStores, TlsConfigError},
+    tls::RootStores,
     upstream::Upstream,
 };
 
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
-
-/// Why a configuration cannot be put to work.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An alias' address cannot be listened on.
-    #[error("{0}; the key is the alias' `listen`, the flag --listen")]
-    Bind(#[from] BindError),
-    /// The admin listener's address cannot be listened on.
-    #[error("{0}; the key is `admin.listen`, the flag --admin")]
-    Admin(BindError),
-    /// An alias' TLS settings cannot be used.
-    #[error("alias `{alias}`: {source}")]
-    Tls {
-        /// Whose.
-        alias: String,
-        /// Why.
-        source: TlsConfigError,
-    },
-    /// The configuration has no alias.
-    #[error("there is no alias to serve: name one, as in `truename run webscaler-manual`")]
-    NoAlias,
-    /// Threads or runtimes.
-    #[error("cannot start: {0}")]
-    Io(#[from] io::Error),
-    /// The proxy that was to be changed has ended.
-    #[error("the proxy has ended")]
-    Ended,
-}
 
 /// A running proxy. It goes on when this is dropped; [`shutdown`](Self::shutdown) ends it.
 #[derive(Debug)]
@@ -69,72 +41,6 @@ pub struct App {
     listeners: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
     ended: watch::Receiver<bool>,
-}
-
-/// What may be asked of a running proxy.
-#[derive(Clone, Debug)]
-pub struct Commands {
-    control: mpsc::Sender<Command>,
-    /// To whoever owns the configuration's file, where somebody does.
-    owner: Arc<OnceLock<mpsc::Sender<ReloadRequest>>>,
-}
-
-#[derive(Debug)]
-enum Command {
-    Reload(Box<Config>, oneshot::Sender<Result<(), StartError>>),
-    Shutdown,
-}
-
-/// Somebody wants the configuration's file to be read again, and waits for what comes of it.
-#[derive(Debug)]
-pub struct ReloadRequest(oneshot::Sender<Result<(), String>>);
-
-impl ReloadRequest {
-    /// Says what came of it; an error is the text of the file's problems.
-    pub fn answer(self, result: Result<(), String>) {
-        // Who asked may have left meanwhile.
-        let _ = self.0.send(result);
-    }
-}
-
-/// Why a file's configuration is not at work after it was asked for.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// It has problems, or cannot be put to work; the old one stays.
-    #[error("{0}")]
-    Refused(String),
-    /// There is no file: another program told the configuration.
-    #[error(
-        "this proxy was not started from a file: start it with `truename run --config FILE`, or \
-         restart it with other arguments"
-    )]
-    NoFile,
-    /// The proxy is draining, or has ended.
-    #[error("the proxy is draining: start another one with the new configuration")]
-    Ended,
-}
-
-impl Commands {
-    /// Puts another configuration to work. The old one stays where the new one fails.
-    pub async fn reload(&self, config: Config) -> Result<(), StartError> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Reload(Box::new(config), reply);
-        self.control.send(command).await.map_err(|_| StartError::Ended)?;
-        answer.await.map_err(|_| StartError::Ended)?
-    }
-
-    /// Has the configuration's file read again, by whoever owns it.
-    pub async fn reload_file(&self) -> Result<(), ReloadError> {
-        let owner = self.owner.get().ok_or(ReloadError::NoFile)?;
-        let (reply, answer) = oneshot::channel();
-        owner.send(ReloadRequest(reply)).await.map_err(|_| ReloadError::Ended)?;
-        answer.await.map_err(|_| ReloadError::Ended)?.map_err(ReloadError::Refused)
-    }
-
-    /// Begins the end: whatever is being served may finish, for `shutdown_grace`.
-    pub async fn shutdown(&self) {
-        let _ = self.control.send(Command::Shutdown).await;
-    }
 }
 
 impl App {
@@ -150,8 +56,7 @@ impl App {
             workers => workers,
         };
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (control, queue) = mpsc::channel(8);
-        let commands = Commands { control, owner: Arc::default() };
+        let (commands, queue) = Commands::channel();
         let control = {
             let _guard = runtime.enter();
             Control::new(config, workers, commands.clone())
@@ -186,13 +91,6 @@ impl App {
     /// What may be asked of it, by others too.
     pub fn commands(&self) -> &Commands {
         &self.commands
-    }
-
-    /// The wishes that the configuration's file be read again, for the one who owns it: whoever
-    /// asks first.
-    pub fn reload_requests(&self) -> Option<mpsc::Receiver<ReloadRequest>> {
-        let (owner, requests) = mpsc::channel(1);
-        self.commands.owner.set(owner).is_ok().then_some(requests)
     }
 
     /// Waits until the proxy has ended, whoever ended it.

@@ -170,7 +170,7 @@ async fn a_request_is_one_line_of_the_log_without_its_query() {
         ("method", "POST"),
         ("path", "/a%20path"),
         ("error", ""),
-        ("tls_version", "1.3"),
+        ("tls_version", "TLSv1.3"),
         ("trace_id", trace),
     ] {
         assert_eq!(line[key], value, "{key} in {line}");
@@ -282,7 +282,7 @@ async fn a_connection_that_does_not_finish_its_head_is_closed() {
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn curl_sees_the_answer_and_the_explanation() {
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::answer);

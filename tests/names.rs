@@ -344,7 +344,7 @@ async fn a_rotated_address_keeps_its_open_connections_and_gets_no_new_ones() {
     }
     assert_eq!(left.seen().connections, 1);
     assert_eq!(stays.seen().requests.len(), 10);
-    gate.add_permits(1);
+    gate.add_permits(2);
     assert_eq!(stream.exactly(4).await, b"lfof");
     left.until(|seen| seen.ended == 1).await;
     let changes = "truename_true_name_changes_total{alias=\"webscaler-manual\"}";

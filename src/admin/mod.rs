@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    app::{Commands, ReloadError},
+    command::{Commands, ReloadError},
     config::{Config, LogLevel},
     listener::Bound,
     telemetry::{Metrics, set_log_level},

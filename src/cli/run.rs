@@ -11,7 +11,8 @@ use tokio::{
 
 use super::{EXIT_INTERNAL, EXIT_USAGE};
 use crate::{
-    app::{App, StartError},
+    app::App,
+    command::StartError,
     config::{Alias, ArgumentError, BadValue, Config, LoadError, Problems, listen_address},
     telemetry,
 };
@@ -139,7 +140,7 @@ impl Run {
         let mut checks = interval(FILE_CHECK);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Nobody else asks for them: this is the proxy's own process.
-        let Some(mut requests) = app.reload_requests() else {
+        let Some(mut requests) = app.commands().reload_requests() else {
             return ExitCode::from(EXIT_INTERNAL);
         };
         let mut interrupts = 0;

@@ -58,6 +58,14 @@ pub enum ForwardError {
         /// For which true name.
         generation: Arc<Generation>,
     },
+    /// A pooled connection gave an answer before the request was there.
+    #[error("{endpoint} sent an answer that nobody had asked for, and so none to this request")]
+    Unsolicited {
+        /// Who.
+        endpoint: SocketAddr,
+        /// For which true name.
+        generation: Arc<Generation>,
+    },
     /// `timeouts.response` ran out.
     #[error("{endpoint} has not begun to answer within {limit:?}")]
     ResponseTimeout {
@@ -65,6 +73,14 @@ pub enum ForwardError {
         endpoint: SocketAddr,
         /// `timeouts.response`.
         limit: Duration,
+        /// For which true name.
+        generation: Arc<Generation>,
+    },
+    /// The origin said `101` to a request without `Upgrade`.
+    #[error("{endpoint} switched protocols, which the request did not ask for")]
+    UnaskedSwitch {
+        /// Who.
+        endpoint: SocketAddr,
         /// For which true name.
         generation: Arc<Generation>,
     },
@@ -79,7 +95,9 @@ impl ForwardError {
         match self {
             Self::Acquire { generation, .. }
             | Self::Exchange { generation, .. }
-            | Self::ResponseTimeout { generation, .. } => Some(generation),
+            | Self::Unsolicited { generation, .. }
+            | Self::ResponseTimeout { generation, .. }
+            | Self::UnaskedSwitch { generation, .. } => Some(generation),
             _ => None,
         }
     }
@@ -88,9 +106,10 @@ impl ForwardError {
     pub fn endpoint(&self) -> Option<SocketAddr> {
         match self {
             Self::Acquire { error, .. } => error.endpoint(),
-            Self::Exchange { endpoint, .. } | Self::ResponseTimeout { endpoint, .. } => {
-                Some(*endpoint)
-            }
+            Self::Exchange { endpoint, .. }
+            | Self::Unsolicited { endpoint, .. }
+            | Self::ResponseTimeout { endpoint, .. }
+            | Self::UnaskedSwitch { endpoint, .. } => Some(*endpoint),
             _ => None,
         }
     }

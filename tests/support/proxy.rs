@@ -192,6 +192,14 @@ impl Proxy {
         write_config(self.folder.path(), yaml);
     }
 
+    /// The most memory that the process has had so far (Linux' `VmHWM`), in bytes.
+    pub fn peak_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kib * 1024
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid, signal).unwrap();

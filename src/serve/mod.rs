@@ -1,8 +1,11 @@
 //! One connection from an application: detected, then served request by request.
 
+mod downstream;
+mod socket;
+
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use ::http::Request;
+use ::http::{Request, Response};
 use arc_swap::ArcSwap;
 use hyper::{
     body::Incoming,
@@ -10,11 +13,15 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
+use tokio::{net::TcpStream, time::Instant};
+
+use downstream::{Downstream, Served, Turn};
+use socket::{Socket, linger};
 
 use crate::{
+    body::RequestBody,
     config,
-    detect::{DetectError, Prefixed, Protocol, detect},
+    detect::{DetectError, Protocol, detect},
     drain::Drain,
     forward::{self, Arrival},
     route::Routes,
@@ -54,10 +61,10 @@ impl Server {
 
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
-            detected = detect(stream, deadline) => detected,
+            detected = detect(&stream, deadline) => detected,
             () = self.drain.stopped().cancelled_owned() => return,
         };
-        let (protocol, stream) = match detected {
+        let (protocol, prefix) = match detected {
             Ok(detected) => detected,
             Err(DetectError::Silent) => return,
             Err(error) => {
@@ -75,54 +82,65 @@ impl Server {
             connection.belongs_to(&only.config().name);
         }
         let drain = self.drain.clone();
+        let connection = Some(connection);
         let arrival = Arrival { listener, peer, local, scheme: "http", worker, drain, connection };
+        let stream = Arc::new(stream);
+        let socket = Socket::new(prefix, stream.clone());
         match protocol {
-            Protocol::Http1 => self.http1(stream, arrival, &settings).await,
-            Protocol::Http2 => self.http2(stream, arrival, &settings).await,
-            Protocol::Tls => refuse_tls(stream, &arrival).await,
+            Protocol::Http1 => {
+                if self.http1(socket, arrival, &settings).await == Http1End::Refused {
+                    linger(&stream).await;
+                }
+            }
+            Protocol::Http2 => self.http2(socket, arrival, &settings).await,
+            Protocol::Tls => refuse_tls(&stream, &arrival).await,
         }
     }
 
     async fn http1(
         &self,
-        stream: Prefixed<TcpStream>,
+        stream: Socket,
         arrival: Arrival,
         settings: &config::Listener,
-    ) {
-        let service = service_fn(|request| self.respond(request, &arrival));
+    ) -> Http1End {
+        let turn = Turn::new();
+        let io = Downstream::new(stream, turn.clone(), settings.header_timeout);
+        let service = service_fn(|request| async {
+            turn.serve();
+            let (head, body) = self.respond(request, &arrival).await.into_parts();
+            let body = Served::new(head.status, body, &turn);
+            Ok::<_, Infallible>(Response::from_parts(head, body))
+        });
         let connection = http1::Builder::new()
             .preserve_header_case(true)
             .auto_date_header(false)
             .max_header_size(settings.max_header_size)
-            .timer(TokioTimer::new())
-            .header_read_timeout(settings.header_timeout)
+            .header_read_timeout(None)
             .keep_alive(!self.drain.has_begun())
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
-        let mut connection = pin!(connection);
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = self.drain.begun(), if !self.drain.has_begun() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let result = {
+            let mut connection = pin!(connection);
+            tokio::select! {
+                result = connection.as_mut() => result,
+                () = self.drain.begun(), if !self.drain.has_begun() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
             }
         };
         explain(result, &arrival);
+        if turn.was_refused() { Http1End::Refused } else { Http1End::Done }
     }
 
-    async fn http2(
-        self: Arc<Self>,
-        stream: Prefixed<TcpStream>,
-        arrival: Arrival,
-        settings: &config::Listener,
-    ) {
+    async fn http2(self: Arc<Self>, stream: Socket, arrival: Arrival, settings: &config::Listener) {
         let arrival = Arc::new(arrival);
         // A stream is a task of hyper's own, and owns what it needs.
         let service = {
             let (server, arrival) = (self.clone(), arrival.clone());
             service_fn(move |request| {
                 let (server, arrival) = (server.clone(), arrival.clone());
-                async move { server.respond(request, &arrival).await }
+                async move { Ok::<_, Infallible>(server.respond(request, &arrival).await) }
             })
         };
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -147,20 +165,30 @@ impl Server {
         &self,
         request: Request<Incoming>,
         arrival: &Arrival,
-    ) -> Result<hyper::Response<forward::Body>, Infallible> {
+    ) -> Response<forward::Body> {
         let routes = self.routes.load_full();
-        Ok(forward::serve(request, arrival, &routes).await)
+        forward::serve(request.map(RequestBody::incoming), arrival, &routes).await
     }
 }
 
-async fn refuse_tls(mut stream: Prefixed<TcpStream>, arrival: &Arrival) {
+async fn refuse_tls(stream: &TcpStream, arrival: &Arrival) {
     tracing::warn!(
         listener = %arrival.listener,
         peer = %arrival.peer,
         "a client speaks TLS, which listeners do not take in this version: use http:// to the \
          proxy; it makes the TLS to the target",
     );
-    let _ = stream.get_mut().write_all(&TLS_ALERT).await;
+    // Seven bytes into an empty buffer.
+    let _ = stream.try_write(&TLS_ALERT);
+    linger(stream).await;
+}
+
+/// How an HTTP/1 connection ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Http1End {
+    Done,
+    /// With an answer that the client may not have read yet.
+    Refused,
 }
 
 fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {
