@@ -102,9 +102,12 @@ pub enum ReloadError {
 /// Why a configuration cannot be put to work.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address cannot be listened on.
-    #[error("{0}")]
+    /// An alias' address cannot be listened on.
+    #[error("{0}; the key is the alias' `listen`, the flag --listen")]
     Bind(#[from] BindError),
+    /// The admin listener's address cannot be listened on.
+    #[error("{0}; the key is `admin.listen`, the flag --admin")]
+    Admin(BindError),
     /// An alias' TLS settings cannot be used.
     #[error("alias `{alias}`: {source}")]
     Tls {

@@ -2,11 +2,16 @@
 
 mod status;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use ::http::{
-    HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE},
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE, ORIGIN},
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
@@ -92,18 +97,13 @@ async fn answer(
     peer: SocketAddr,
     snapshot: &Snapshot,
 ) -> Response<Full<Bytes>> {
-    let inside = peer.ip().to_canonical().is_loopback();
-    match (request.method(), request.uri().path()) {
+    let (method, path) = (request.method(), request.uri().path());
+    if let Some(reason) = forbidden(method, path, request.headers(), peer.ip()) {
+        return text(StatusCode::FORBIDDEN, reason);
+    }
+    match (method, path) {
         (&Method::GET | &Method::HEAD, "/livez" | "/readyz") => text(StatusCode::OK, "ok\n"),
         (&Method::GET | &Method::HEAD, "/metrics") => metrics(snapshot),
-        (_, path) if !inside => {
-            let body = format!("{path} is answered on loopback only\n");
-            text(StatusCode::FORBIDDEN, body)
-        }
-        // A page in a browser can send such a request across origins, but not without this.
-        (&Method::POST, _) if request.headers().contains_key("origin") => {
-            text(StatusCode::FORBIDDEN, "not from a browser\n")
-        }
         (&Method::GET | &Method::HEAD, "/status") => {
             json(&status::status(&snapshot.upstreams.load()))
         }
@@ -124,6 +124,22 @@ async fn answer(
             "GET /livez /readyz /metrics /status /config; POST /quit /reload /log?level=LEVEL\n",
         ),
     }
+}
+
+/// Why a request is not for whoever sends it.
+fn forbidden(
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+    peer: IpAddr,
+) -> Option<&'static str> {
+    let is_for_all = matches!(path, "/livez" | "/readyz" | "/metrics");
+    if !is_for_all && !peer.to_canonical().is_loopback() {
+        return Some("answered on loopback only: reach it with `kubectl port-forward`\n");
+    }
+    // A page in a browser can send such a request across origins, but not without this.
+    let changes_something = method == Method::POST;
+    (changes_something && headers.contains_key(ORIGIN)).then_some("not from a browser\n")
 }
 
 fn metrics(snapshot: &Snapshot) -> Response<Full<Bytes>> {
@@ -185,4 +201,29 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn from_outside_only_probes_and_metrics_are_answered() {
+        let answers = |peer: &str, method: Method, path: &str| {
+            forbidden(&method, path, &HeaderMap::new(), peer.parse().unwrap()).is_none()
+        };
+        for path in ["/livez", "/readyz", "/metrics"] {
+            assert!(answers("10.0.0.7", Method::GET, path), "{path}");
+        }
+        let inner = ["/status", "/config", "/quit", "/reload", "/log", "/", "/livez/../status"];
+        for path in inner {
+            for peer in ["10.0.0.7", "fd00::7", "::ffff:10.0.0.7"] {
+                assert!(!answers(peer, Method::GET, path), "{peer} {path}");
+                assert!(!answers(peer, Method::POST, path), "{peer} {path}");
+            }
+            for peer in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+                assert!(answers(peer, Method::POST, path), "{peer} {path}");
+            }
+        }
+    }
 }

@@ -151,7 +151,7 @@ impl Control {
             tls: ServerTls::new()?,
             drain: Drain::default(),
         });
-        let admin = config.admin.listen.map(Bound::bind).transpose()?;
+        let admin = config.admin.listen.map(Bound::bind).transpose().map_err(StartError::Admin)?;
         let mut control = Self {
             workers,
             resolver: Resolver::new(config.dns.clone()),
@@ -215,8 +215,9 @@ impl Control {
         self.server.routes.store(Arc::new(Routes::new(&upstreams)));
         self.server.settings.store(Arc::new(config.listener.clone()));
         for bound in new_bounds {
-            self.listen(bound, &config);
+            self.listen(bound);
         }
+        self.announce(&config);
         self.bound.retain(|configured, listening| {
             let keep = wanted.contains(configured);
             if !keep {
@@ -256,13 +257,23 @@ impl Control {
             .map_err(|source| StartError::Tls { alias: alias.name.clone(), source })
     }
 
-    fn listen(&mut self, bound: Bound, config: &Config) {
+    fn listen(&mut self, bound: Bound) {
         let (configured, address) = (bound.configured, bound.address);
-        for alias in config.aliases.iter().filter(|alias| alias.listen.contains(&configured)) {
-            tracing::info!(%address, alias = alias.name, "listening");
-        }
         let stop = self.listeners.add(bound);
         self.bound.insert(configured, Listening { address, stop });
+    }
+
+    /// Says where each alias listens, as far as that is new.
+    fn announce(&self, new: &Config) {
+        for alias in &new.aliases {
+            let before = self.config.aliases.iter().find(|before| before.name == alias.name);
+            for configured in &alias.listen {
+                let is_new = before.is_none_or(|before| !before.listen.contains(configured));
+                if let Some(listening) = self.bound.get(configured).filter(|_| is_new) {
+                    tracing::info!(address = %listening.address, alias = alias.name, "listening");
+                }
+            }
+        }
     }
 
     /// The control thread, until the proxy has ended.

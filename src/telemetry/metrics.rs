@@ -49,8 +49,9 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format. Takes milliseconds: not for a worker.
     pub fn render(&self) -> String {
-        process::record();
-        self.handle.as_ref().map(PrometheusHandle::render).unwrap_or_default()
+        let mut text = self.handle.as_ref().map(PrometheusHandle::render).unwrap_or_default();
+        process::write(&mut text);
+        text
     }
 }
 
