@@ -485,7 +485,7 @@ fn is_idle_timeout(status: StatusCode, lease: &Lease, body: &RequestBody) -> boo
 
 /// The body is sent when the origin says `100 Continue`; until then nobody reads it, so that
 /// the client is not told to go on either.
-fn hold_until_continue(request: &mut Request<RequestBody>) {
+pub(super) fn hold_until_continue(request: &mut Request<RequestBody>) {
     request.body().hold();
     let body = request.body().handle();
     hyper::ext::on_informational(request, move |response| {

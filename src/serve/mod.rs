@@ -1,12 +1,13 @@
 //! One connection from an application: detected, then served request by request.
 
 mod downstream;
+mod proxy;
 mod socket;
 
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use ::http::{Request, Response};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -18,6 +19,8 @@ use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
+
+pub use proxy::ForwardProxy;
 
 use downstream::{Downstream, Served, Turn};
 use socket::{Socket, linger};
@@ -46,10 +49,22 @@ pub struct Server {
     pub routes: ArcSwap<Routes>,
     /// The listeners' settings.
     pub settings: ArcSwap<config::Listener>,
+    /// The forward proxy, where there is one.
+    pub proxy: ArcSwapOption<ForwardProxy>,
     /// For those who speak TLS.
     pub tls: ServerTls,
     /// The end.
     pub drain: Drain,
+}
+
+/// Who is served, and where it came in.
+#[derive(Clone, Copy)]
+struct Client {
+    /// As configured. Inside of a tunnel, the alias'.
+    listener: SocketAddr,
+    peer: SocketAddr,
+    local: SocketAddr,
+    worker: usize,
 }
 
 impl Server {
@@ -80,43 +95,53 @@ impl Server {
         };
         let stream = Arc::new(stream);
         let socket = Socket::new(prefix, stream.clone());
-        let plaintext = |protocol| self.arrival(listener, peer, local, worker, protocol, false);
-        let end = match protocol {
-            Protocol::Http1 => self.http1(socket, plaintext("http/1.1"), &settings).await,
-            Protocol::Http2 => self.http2(socket, plaintext("h2"), &settings).await,
-            Protocol::Tls => {
-                let accepted = self.accept(socket, peer, listener, deadline).await;
-                let arrival =
-                    |protocol| self.arrival(listener, peer, local, worker, protocol, true);
-                match accepted {
-                    Some(Accepted { stream, alpn: Negotiated::Http2, .. }) => {
-                        self.http2(stream, arrival("h2"), &settings).await
-                    }
-                    Some(Accepted { stream, .. }) => {
-                        self.http1(stream, arrival("http/1.1"), &settings).await
-                    }
-                    None => {
-                        drop(arrival("none"));
-                        End::Refused
-                    }
-                }
-            }
+        let client = Client { listener, peer, local, worker };
+        let proxy = self.proxy.load_full().filter(|proxy| proxy.listen == listener);
+        let end = match proxy {
+            // Whatever it speaks: HTTP/1 is where it is told that nothing else is spoken here.
+            Some(proxy) => self.proxied(&proxy, socket, client, &settings).await,
+            None => self.speak(protocol, socket, client, deadline, &settings).await,
         };
         if end == End::Refused {
             linger(&stream).await;
         }
     }
 
+    /// Serves what was detected.
+    async fn speak<S>(
+        self: &Arc<Self>,
+        protocol: Protocol,
+        stream: S,
+        client: Client,
+        deadline: Instant,
+        settings: &config::Listener,
+    ) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let plaintext = |protocol| self.arrival(client, protocol, false);
+        let encrypted = |protocol| self.arrival(client, protocol, true);
+        match protocol {
+            Protocol::Http1 => self.requests(stream, plaintext("http/1.1"), settings).await,
+            Protocol::Http2 => self.http2(stream, plaintext("h2"), settings).await,
+            Protocol::Tls => match self.accept(stream, client, deadline).await {
+                Some(Accepted { stream, alpn: Negotiated::Http2, .. }) => {
+                    self.http2(stream, encrypted("h2"), settings).await
+                }
+                Some(Accepted { stream, .. }) => {
+                    self.requests(stream, encrypted("http/1.1"), settings).await
+                }
+                None => {
+                    drop(encrypted("none"));
+                    End::Refused
+                }
+            },
+        }
+    }
+
     /// What the connection says of its requests. Counts it for as long as the value lives.
-    fn arrival(
-        &self,
-        listener: SocketAddr,
-        peer: SocketAddr,
-        local: SocketAddr,
-        worker: usize,
-        protocol: &'static str,
-        tls: bool,
-    ) -> Arrival {
+    fn arrival(&self, client: Client, protocol: &'static str, tls: bool) -> Arrival {
+        let Client { listener, peer, local, worker } = client;
         let connection = Arc::new(DownstreamConnection::new(protocol, tls));
         if let [only] = self.routes.load().upstreams(listener) {
             connection.belongs_to(&only.config().name);
@@ -127,13 +152,11 @@ impl Server {
     }
 
     /// Shakes hands with an application that speaks TLS; `None` where that fails.
-    async fn accept(
-        &self,
-        stream: Socket,
-        peer: SocketAddr,
-        listener: SocketAddr,
-        deadline: Instant,
-    ) -> Option<Accepted<Socket>> {
+    async fn accept<S>(&self, stream: S, client: Client, deadline: Instant) -> Option<Accepted<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Client { listener, peer, .. } = client;
         let routes = self.routes.load_full();
         let served = |name: &str| routes.has_name(listener, name);
         let handshake = self.tls.accept(stream, served, || routes.names(listener));
@@ -150,16 +173,34 @@ impl Server {
         }
     }
 
-    async fn http1<S>(&self, stream: S, arrival: Arrival, settings: &config::Listener) -> End
+    /// HTTP/1 requests for the listener's aliases.
+    async fn requests<S>(&self, stream: S, arrival: Arrival, settings: &config::Listener) -> End
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let answer = |request| self.respond(request, &arrival);
+        self.http1(stream, &arrival, settings, answer).await
+    }
+
+    async fn http1<S, A, F>(
+        &self,
+        stream: S,
+        arrival: &Arrival,
+        settings: &config::Listener,
+        answer: A,
+    ) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Response<forward::Body>>,
+    {
         let turn = Turn::new();
         let io = Downstream::new(stream, turn.clone(), settings.header_timeout);
-        let service = service_fn(|request| async {
+        let service = service_fn(|request: Request<Incoming>| async {
             turn.serve();
-            let (head, body) = self.respond(request, &arrival).await.into_parts();
-            let body = Served::new(head.status, body, &turn);
+            let method = request.method().clone();
+            let (head, body) = answer(request).await.into_parts();
+            let body = Served::new(&method, head.status, body, &turn);
             Ok::<_, Infallible>(Response::from_parts(head, body))
         });
         let connection = http1::Builder::new()
@@ -180,7 +221,7 @@ impl Server {
                 }
             }
         };
-        explain(result, &arrival);
+        explain(result, arrival);
         if turn.was_refused() { End::Refused } else { End::Done }
     }
 
