@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod exec;
 pub mod run;
 pub mod schema;
 
@@ -30,6 +31,7 @@ pub struct Cli {
 enum Command {
     /// The proxy
     Run(run::Run),
+    Exec(exec::Exec),
     /// Lint a configuration file: every problem in one run; exit 0 or 1
     Check {
         /// The configuration file
@@ -52,6 +54,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Run(run) => run.run(),
+            Command::Exec(exec) => exec.run(),
             Command::Check { config } => print(|out| check::run(&config, out)),
             Command::Demo(demo) => demo.run(),
             Command::Schema => print(|out| schema::run(out).map(|()| 0)),

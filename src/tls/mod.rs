@@ -13,6 +13,7 @@ pub mod server;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod truststore;
 mod verify;
 
 pub use client::{Alpn, ClientTls, Handshake, Negotiated, handshake, server_name};
