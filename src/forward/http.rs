@@ -69,7 +69,7 @@ async fn route(
     arrival: &Arrival,
     routes: &Routes,
 ) -> Result<Arc<Upstream>, ForwardError> {
-    if head.method == Method::CONNECT {
+    if head.method == Method::CONNECT && !upgrade::is_extended_connect(head) {
         return Err(ForwardError::Connect);
     }
     let authority = headers::authority(head)?;
@@ -127,6 +127,8 @@ struct Answer {
     client: ClientView,
     /// The client's side, of a request to switch protocols.
     upgrade: Option<hyper::upgrade::OnUpgrade>,
+    /// The request was an extended CONNECT.
+    extended: bool,
 }
 
 /// How often a request was tried, and where.
@@ -153,7 +155,8 @@ impl Journey<'_> {
         let generation = upstream.target().await?;
         check_signature(&head, &client, &generation, &config.host)?;
 
-        let switching = headers::upgrade(&head).is_some();
+        let extended = upgrade::translate_extended_connect(&mut head);
+        let switching = extended || headers::upgrade(&head).is_some();
         let on_upgrade = switching.then(|| head.extensions.remove()).flatten();
         headers::strip_request(&mut head.headers, switching);
         headers::add_forwarded(
@@ -167,11 +170,14 @@ impl Journey<'_> {
 
         let (response, lease, client) =
             self.try_until_answered(head, body, client, generation, want, waits).await?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none() {
+        let status = response.status();
+        let unasked = status == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none();
+        // To an extended CONNECT, any 2xx would say that the tunnel is there.
+        if unasked || extended && status.is_success() {
             let (endpoint, generation) = (lease.endpoint(), lease.generation().clone());
-            return Err(ForwardError::UnaskedSwitch { endpoint, generation });
+            return Err(ForwardError::Switch { endpoint, status, generation });
         }
-        Ok(Answer { response, lease, client, upgrade: on_upgrade })
+        Ok(Answer { response, lease, client, upgrade: on_upgrade, extended })
     }
 
     fn client_view(&self, head: &request::Parts) -> Result<ClientView, ForwardError> {
@@ -357,7 +363,7 @@ impl Answer {
         upstream: &Upstream,
         drain: &Drain,
     ) -> Response<Body> {
-        let Self { mut response, lease, client, upgrade } = self;
+        let Self { mut response, lease, client, upgrade, extended } = self;
         let config = upstream.config();
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let keep_alive = headers::keep_alive(response.version(), response.headers());
@@ -372,6 +378,9 @@ impl Answer {
             && switching
         {
             let idle = config.timeouts.idle;
+            if extended {
+                upgrade::translate_switch(&mut response);
+            }
             return upgrade::switch(response, client, lease, exchange, idle, drain);
         }
         let idle = config.timeouts.idle;

@@ -174,9 +174,7 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         ForwardError::Exchange { .. } => {
             (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
         }
-        ForwardError::UnaskedSwitch { .. } => {
-            (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response)
-        }
+        ForwardError::Switch { .. } => (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response),
         ForwardError::ResponseTimeout { .. } => {
             (S::GATEWAY_TIMEOUT, Kind::HttpResponseTimeout, Stage::Response)
         }
