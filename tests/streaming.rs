@@ -6,7 +6,7 @@
 mod support;
 
 use support::{
-    PATIENCE, client, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts, through::Through,
+    client, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts, through::Through, within,
 };
 use tokio::sync::watch;
 
@@ -79,7 +79,7 @@ async fn the_origin_reads_the_first_chunk_before_the_second_is_sent() {
     .await;
     let mut peer = through.connect().await;
     peer.send(post("Transfer-Encoding: chunked", "3\r\none\r\n")).await;
-    support::within("the first chunk", first.wait_for(|first| *first)).await.unwrap();
+    within("the first chunk", first.wait_for(|first| *first)).await.unwrap();
     peer.send("3\r\ntwo\r\n0\r\n\r\n").await;
     assert_eq!(peer.response().await.text(), "both");
 }
@@ -268,7 +268,7 @@ async fn settled_memory(proxy: &Proxy) {
             client::get(proxy.admin().await, "localhost", "/livez").await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("memory that stays");
+    within("memory that stays", wait).await;
 }
 
 fn get(target: &str) -> String {
