@@ -7,7 +7,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -122,12 +125,14 @@ pub struct Facts {
     pub tls_time: Duration,
 }
 
-/// Dials `endpoint` and, with an identity, makes TLS to it; within `limit` altogether.
+/// Dials `endpoint` and, with an identity, makes TLS to it; within `limit` altogether. Sets `up`
+/// as soon as TCP is.
 pub async fn connect(
     endpoint: SocketAddr,
     identity: Option<Identity<'_>>,
     policy: &AddressPolicy,
     limit: Duration,
+    up: &AtomicBool,
 ) -> Result<Connected, ConnectError> {
     policy.check(endpoint)?;
     let started = Instant::now();
@@ -138,6 +143,7 @@ pub async fn connect(
         Ok(Err(source)) => return Err(ConnectError::Tcp { endpoint, source }),
         Err(_) => return Err(ConnectError::Timeout { endpoint, limit, tcp_done: false }),
     };
+    up.store(true, Ordering::Relaxed);
     // A port that dialled itself (simultaneous open on loopback) echoes instead of answering.
     if stream.local_addr().is_ok_and(|local| local == endpoint) {
         let source = io::Error::from(io::ErrorKind::ConnectionRefused);
@@ -191,16 +197,28 @@ pub enum UpstreamIo {
     Tls(Box<TlsStream<WireStream>>),
 }
 
+impl UpstreamIo {
+    fn wire(&self) -> &Wire {
+        match self {
+            Self::Plain(io) => &io.0,
+            Self::Tls(io) => &io.get_ref().0.0,
+        }
+    }
+}
+
 impl AsyncRead for UpstreamIo {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        let before = buf.filled().len();
+        let result = match &mut *self {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
-        }
+        };
+        self.wire().count_received(buf.filled().len() - before);
+        result
     }
 }
 

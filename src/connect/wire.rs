@@ -8,9 +8,12 @@
 //!   write the request: what the kernel knows by then is known to the HTTP client before it
 //!   takes the request up.
 //! - **Did the origin take a byte?** Where the close comes between that read and the write, the
-//!   request is lost on the way. The kernel knows: bytes that the peer's TCP never acknowledged,
-//!   of one TLS record that left in one piece, cannot have been read by any application.
-//!   [`Wire::refused_since`] asks for `TCP_INFO`'s count of acknowledged bytes.
+//!   request is lost on the way. Every segment of the origin's bears the count of what its kernel
+//!   had received when it left. So where the origin said that it is done (FIN) and no byte of the
+//!   request is acknowledged, it was done before it had any: [`Wire::refused_since`].
+//!
+//! A bare RST proves nothing: a kernel may delay its acknowledgement for 40 ms, in which the
+//! application can read the request, act upon it and reset the connection.
 
 use std::{
     io::{self, Read},
@@ -32,25 +35,38 @@ use tokio::{
 };
 
 sockopt_impl!(
-    /// Linux' `struct tcp_info`.
+    /// Linux' `struct tcp_info`, as far as it is needed.
     TcpInfo,
     GetOnly,
     libc::IPPROTO_TCP,
     libc::TCP_INFO,
-    libc::tcp_info
+    Progress
 );
 
-/// `TCP_CLOSE` of the kernel's state machine: reset, or closed by both sides.
+/// The beginning of Linux' `struct tcp_info`, as it has been since 4.1. The whole of libc's would
+/// ask an older kernel for more than it has, which `getsockopt` takes for an error.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Progress {
+    state: u8,
+    _options: [u8; 7],
+    _path: [u32; 24],
+    _pacing: [u64; 2],
+    bytes_acked: u64,
+}
+
+/// States of the kernel's machine (`net/tcp_states.h`). In these the peer's FIN has arrived:
+/// `TIME_WAIT`, `CLOSE_WAIT`, `LAST_ACK`, `CLOSING`.
+const STATES_PEER_DONE: [u8; 4] = [6, 8, 9, 11];
+
+/// `CLOSE`: reset, or closed by both sides.
 const STATE_CLOSED: u8 = 7;
 
-/// How long a verdict on a lost request may take: a round trip, and a retransmission of it.
+/// How long a verdict on a lost request may take: a FIN may be behind TLS' own farewell.
 const VERDICT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What the probe reads at most: an idle connection has a few session tickets to read, if anything.
 const PROBE_SIZE: usize = 4096;
-
-/// The largest TLS record with its overhead (RFC 8446 §5.2).
-const RECORD_SIZE: u64 = 16 * 1024 + 256 + 5;
 
 /// A connected socket that the HTTP client writes to and the pool keeps an eye on.
 #[derive(Debug)]
@@ -59,15 +75,17 @@ pub struct Wire {
     probe: AtomicBool,
     /// Bytes handed to the kernel since the connection was made.
     written: AtomicU64,
-    /// Writes since then: a request that left in one write left in one record.
-    writes: AtomicU64,
+    /// Bytes of the application protocol that came: without TLS' own.
+    received: AtomicU64,
+    /// Whether it ended with a RST and no FIN before it. The kernel says so once.
+    reset: AtomicBool,
 }
 
 /// Where a connection stood when a request was given to it.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     written: u64,
-    writes: u64,
+    received: u64,
 }
 
 impl Wire {
@@ -77,48 +95,90 @@ impl Wire {
             stream,
             probe: AtomicBool::new(false),
             written: AtomicU64::new(0),
-            writes: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            reset: AtomicBool::new(false),
         })
+    }
+
+    /// Where the connection stands.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            written: self.written.load(Ordering::Relaxed),
+            received: self.received.load(Ordering::Relaxed),
+        }
     }
 
     /// Says that the next request goes out on this idle connection.
     pub fn reuse(&self) -> Mark {
         self.probe.store(true, Ordering::Relaxed);
-        Mark {
-            written: self.written.load(Ordering::Relaxed),
-            writes: self.writes.load(Ordering::Relaxed),
-        }
+        self.mark()
     }
 
-    /// Whether it is certain that the peer accepted no byte of what was written since `mark`.
+    /// Whether the peer has sent anything of an answer since `mark`.
+    pub fn has_received_since(&self, mark: Mark) -> bool {
+        self.received.load(Ordering::Relaxed) > mark.received
+    }
+
+    /// Whether what was written since `mark` is known not to have reached the peer yet.
     ///
-    /// Waits up to a second while the bytes are on their way. `false` where it cannot be known.
+    /// What the peer has sent until now is then no answer to it. It may still arrive.
+    pub fn is_unacknowledged_since(&self, mark: Mark) -> bool {
+        self.written.load(Ordering::Relaxed) > mark.written
+            && getsockopt(&self.stream, TcpInfo).is_ok_and(|info| mark.is_all_of(&info))
+    }
+
+    /// Whether it is certain that the peer took no byte of what was written since `mark`, and
+    /// will take none. `mark` is that of a connection that had answered all before it.
+    ///
+    /// Only of a connection that has failed. May take a second; `false` where it cannot be known.
     pub async fn refused_since(&self, mark: Mark) -> bool {
+        if self.written.load(Ordering::Relaxed) == mark.written {
+            return true;
+        }
         let deadline = Instant::now() + VERDICT_DEADLINE;
         let mut pause = Duration::from_millis(1);
-        loop {
-            let written = self.written.load(Ordering::Relaxed) - mark.written;
-            if written == 0 {
-                return true;
-            }
-            let writes = self.writes.load(Ordering::Relaxed) - mark.writes;
-            if writes > 1 || written > RECORD_SIZE {
-                return false;
-            }
+        while Instant::now() < deadline {
             let Ok(info) = getsockopt(&self.stream, TcpInfo) else { return false };
-            // The count starts with the SYN.
-            if info.tcpi_bytes_acked > mark.written + 1 {
+            if !mark.is_all_of(&info) {
                 return false;
             }
-            if info.tcpi_state == STATE_CLOSED {
+            if STATES_PEER_DONE.contains(&info.state) {
                 return true;
             }
-            if Instant::now() >= deadline {
-                return false;
+            if info.state == STATE_CLOSED {
+                return self.is_at_end();
             }
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
+        false
+    }
+
+    /// Whether a FIN came before whatever closed the connection: then, and only then, the kernel
+    /// has no reset to report, once all before it is read.
+    fn is_at_end(&self) -> bool {
+        let mut rest = [0; PROBE_SIZE];
+        while !self.reset.load(Ordering::Relaxed) {
+            match (&*SockRef::from(&self.stream)).read(&mut rest) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    fn note(&self, error: io::Error) -> io::Error {
+        if error.kind() == io::ErrorKind::ConnectionReset {
+            self.reset.store(true, Ordering::Relaxed);
+        }
+        error
+    }
+
+    /// Counts bytes that came for the application protocol.
+    pub(super) fn count_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -130,7 +190,7 @@ impl Wire {
                     return Poll::Ready(Ok(()));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
+                Err(e) => return Poll::Ready(Err(self.note(e))),
             }
         }
         loop {
@@ -138,7 +198,7 @@ impl Wire {
             match self.stream.try_read_buf(buf) {
                 Ok(_) => return Poll::Ready(Ok(())),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
+                Err(e) => return Poll::Ready(Err(self.note(e))),
             }
         }
     }
@@ -153,13 +213,20 @@ impl Wire {
             match write(&self.stream) {
                 Ok(n) => {
                     self.written.fetch_add(n as u64, Ordering::Relaxed);
-                    self.writes.fetch_add(1, Ordering::Relaxed);
                     return Poll::Ready(Ok(n));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
+                Err(e) => return Poll::Ready(Err(self.note(e))),
             }
         }
+    }
+}
+
+impl Mark {
+    /// Whether exactly what was written until the mark is acknowledged. The count starts with the
+    /// SYN. A kernel that does not keep it stays below, which proves nothing.
+    fn is_all_of(self, info: &Progress) -> bool {
+        info.bytes_acked == self.written + 1
     }
 }
 

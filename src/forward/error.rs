@@ -60,6 +60,14 @@ pub enum ForwardError {
         /// For which true name.
         generation: Arc<Generation>,
     },
+    /// A pooled connection gave an answer before the request was there.
+    #[error("{endpoint} sent an answer that nobody had asked for, and so none to this request")]
+    Unsolicited {
+        /// Who.
+        endpoint: SocketAddr,
+        /// For which true name.
+        generation: Arc<Generation>,
+    },
     /// `timeouts.response` ran out.
     #[error("{endpoint} has not begun to answer within {limit:?}")]
     ResponseTimeout {
@@ -91,6 +99,7 @@ impl ForwardError {
         match self {
             Self::Acquire { generation, .. }
             | Self::Exchange { generation, .. }
+            | Self::Unsolicited { generation, .. }
             | Self::ResponseTimeout { generation, .. }
             | Self::Switch { generation, .. } => Some(generation),
             _ => None,
@@ -102,6 +111,7 @@ impl ForwardError {
         match self {
             Self::Acquire { error, .. } => error.endpoint(),
             Self::Exchange { endpoint, .. }
+            | Self::Unsolicited { endpoint, .. }
             | Self::ResponseTimeout { endpoint, .. }
             | Self::Switch { endpoint, .. } => Some(*endpoint),
             _ => None,

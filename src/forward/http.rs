@@ -19,6 +19,7 @@ use crate::{
     config::{HostHeader, HttpVersion, RetryOn},
     drain::Drain,
     route::Routes,
+    telemetry::DownstreamConnection,
     tls::TlsError,
     upstream::{AcquireError, Generation, Lease, Upstream, Want},
 };
@@ -38,11 +39,13 @@ pub struct Arrival {
     pub worker: usize,
     /// What a tunnel must not outlive unnoticed.
     pub drain: Drain,
+    /// The connection in the metrics; none where a program called without one.
+    pub connection: Option<Arc<DownstreamConnection>>,
 }
 
-/// Answers a request from a listener: with the origin's answer, or with an explanation.
+/// Answers a request from wherever: with the origin's answer, or with an explanation.
 pub async fn serve(
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     arrival: &Arrival,
     routes: &Routes,
 ) -> Response<Body> {
@@ -60,8 +63,10 @@ pub async fn serve(
             return problem.into_response();
         }
     };
-    let request = Request::from_parts(head, RequestBody::incoming(body));
-    forward(request, &upstream, arrival).await
+    if let Some(connection) = &arrival.connection {
+        connection.belongs_to(&upstream.config().name);
+    }
+    forward(Request::from_parts(head, body), &upstream, arrival).await
 }
 
 async fn route(
@@ -104,7 +109,7 @@ pub async fn forward(
         Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),
         Err(error) => {
             let problem = Problem::new(&error, Some(upstream));
-            journey.exchange.failed(problem.status(), problem.error(), error.endpoint());
+            journey.exchange.failed(&problem, &error);
             journey.exchange.explain(&problem);
             let mut response = problem.into_response();
             response.body_mut().record(journey.exchange);
@@ -156,8 +161,10 @@ impl Journey<'_> {
         check_signature(&head, &client, &generation, &config.host)?;
 
         let extended = upgrade::translate_extended_connect(&mut head);
-        let switching = extended || headers::upgrade(&head).is_some();
-        let on_upgrade = switching.then(|| head.extensions.remove()).flatten();
+        // Without the client's side of it (a library caller has none) an upgrade cannot be made.
+        let asked = extended || headers::upgrade(&head).is_some();
+        let on_upgrade = asked.then(|| head.extensions.remove()).flatten();
+        let switching = on_upgrade.is_some();
         headers::strip_request(&mut head.headers, switching);
         headers::add_forwarded(
             &mut head.headers,
@@ -216,11 +223,13 @@ impl Journey<'_> {
                         generation = upstream.target().await?;
                         continue;
                     }
+                    upstream.refresh();
                     return Err(ForwardError::Acquire { error, generation });
                 }
             };
 
-            let keep = lease.is_reused() || self.repeats_answers(&head.method);
+            // Where it may turn out that the origin took nothing of it, or did and may again.
+            let keep = lease.is_reused() || lease.is_http2() || self.repeats_answers(&head.method);
             let spare = keep.then(|| head.clone());
             if config.repair {
                 let alias = |host: &str| {
@@ -253,9 +262,19 @@ impl Journey<'_> {
                     }
                 },
             };
-            match result {
-                Ok(response) => {
+            let mut failure = match result {
+                Ok(response) if !lease.is_answer_unsolicited() => {
                     lease.answered();
+                    let timed_out = is_idle_timeout(response.status(), &lease, &handle);
+                    if timed_out
+                        && let Some(again) = spare.clone()
+                        && handle.rewind()
+                        && self.may_repeat("reuse", true, &mut tries)
+                    {
+                        tries.fresh = true;
+                        (head, body) = (again, handle);
+                        continue;
+                    }
                     if let Some(spare) = spare
                         && self.may_repeat_status(response.status(), &spare.method, &handle)
                         && self.may_retry("status", &mut tries)
@@ -268,58 +287,74 @@ impl Journey<'_> {
                     self.exchange.answered(response.status(), &lease, sent);
                     return Ok((response, lease, client));
                 }
-                Err(mut failure) => {
-                    let returned = failure.take_message();
-                    let reused = lease.is_reused();
-                    let reason = self
-                        .retry_reason(&lease, &failure, returned.is_some(), spare.as_ref(), &handle)
-                        .await;
-                    let again = match returned {
-                        Some(request) => Some(request.into_parts().0),
-                        None => spare,
-                    };
-                    let endpoint = lease.endpoint();
-                    let error = failure.into_error();
-                    if !reused && !error.is_user() {
-                        lease.failed(&error.to_string());
-                        tries.failed.push(endpoint);
-                    }
-                    if let (Some(reason), Some(again)) = (reason, again)
-                        && handle.rewind()
-                        && (reused && reason == "reuse" || self.may_retry(reason, &mut tries))
-                    {
-                        if reason == "reuse" && reused {
-                            self.exchange.retried(reason);
-                        }
-                        tries.fresh = true;
-                        (head, body) = (again, handle);
-                        continue;
-                    }
-                    return Err(exchange_error(error, endpoint, generation));
-                }
+                Ok(_) => None,
+                Err(failure) => Some(failure),
+            };
+            let returned = failure.as_mut().and_then(TrySendError::take_message);
+            let error = failure.map(TrySendError::into_error);
+            let unsent = returned.is_some();
+            let again = returned.map(|request| request.into_parts().0).or(spare);
+            let endpoint = lease.endpoint();
+            let reused = lease.is_reused();
+            let reason =
+                self.retry_reason(&lease, error.as_ref(), unsent, again.as_ref(), &handle).await;
+            if let Some(error) = &error
+                && !reused
+                && !error.is_user()
+            {
+                lease.failed(&error.to_string());
+                tries.failed.push(endpoint);
             }
+            if let (Some(reason), Some(again)) = (reason, again)
+                && handle.rewind()
+                && self.may_repeat(reason, reused, &mut tries)
+            {
+                tries.fresh = true;
+                (head, body) = (again, handle);
+                continue;
+            }
+            return Err(match error {
+                Some(error) => exchange_error(error, endpoint, generation),
+                None => ForwardError::Unsolicited { endpoint, generation },
+            });
         }
     }
 
     /// Whether and why a failed request may be sent again, whatever budget and attempts say.
+    /// `error` is none where an answer came that was not for it.
     async fn retry_reason(
         &self,
         lease: &Lease,
-        failure: &TrySendError<Request<RequestBody>>,
-        returned: bool,
-        spare: Option<&request::Parts>,
+        error: Option<&hyper::Error>,
+        unsent: bool,
+        again: Option<&request::Parts>,
         body: &RequestBody,
     ) -> Option<&'static str> {
-        if failure.error().is_user() {
+        if error.is_some_and(hyper::Error::is_user) {
             return None;
         }
-        // Nothing was written, or the origin's TCP took nothing of it, or its HTTP/2 said so.
-        if returned || lease.was_refused().await || was_unprocessed(failure.error()) {
+        // Nothing was written, or the origin's HTTP/2 says that it took nothing.
+        if unsent || error.is_some_and(was_unprocessed) {
             return Some("reuse");
         }
-        let idempotent = spare.is_some_and(|head| head.method.is_idempotent());
-        let resets = self.upstream.config().retry.on.contains(&RetryOn::Reset);
-        (resets && idempotent && body.is_untouched()).then_some("reset")
+        let begun = error.is_some() && lease.has_begun_to_answer();
+        let idempotent = again.is_some_and(|head| head.method.is_idempotent());
+        if idempotent && body.is_untouched() && !begun {
+            // What a pooled connection fails at is expected to be its own end (RFC 9112 §9.3.1).
+            let resets = self.upstream.config().retry.on.contains(&RetryOn::Reset);
+            return if lease.is_reused() { Some("reuse") } else { resets.then_some("reset") };
+        }
+        (!begun && lease.was_refused().await).then_some("reuse")
+    }
+
+    /// Whether it is sent again. The first time that a pooled connection turned out dead is none of
+    /// the origin's failures, and free; the connection after it is a new one.
+    fn may_repeat(&mut self, reason: &'static str, reused: bool, tries: &mut Tries) -> bool {
+        if reason == "reuse" && reused && !tries.fresh {
+            self.exchange.retried(reason);
+            return true;
+        }
+        self.may_retry(reason, tries)
     }
 
     fn may_reconnect(&mut self, error: &AcquireError, tries: &mut Tries) -> bool {
@@ -447,6 +482,14 @@ fn check_signature(
         signed: String::from_utf8_lossy(signed).into(),
         host: String::from_utf8_lossy(host.as_bytes()).into(),
     })
+}
+
+/// Whether a kept connection was used again just when its origin gave notice that it had waited for
+/// that long enough. A 408 says that the request did not arrive whole, so that it may be sent again
+/// whatever its method (RFC 9110 §15.5.9).
+fn is_idle_timeout(status: StatusCode, lease: &Lease, body: &RequestBody) -> bool {
+    let sent_whole = http_body::Body::is_end_stream(body);
+    status == StatusCode::REQUEST_TIMEOUT && lease.is_reused() && sent_whole
 }
 
 /// The body is sent when the origin says `100 Continue`; until then nobody reads it, so that

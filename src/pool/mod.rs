@@ -9,6 +9,7 @@ mod connection;
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -19,12 +20,16 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
-    time::Instant,
+    time::{Instant, sleep},
 };
 
 pub use connection::{Connection, Http1, Http2, Line, Readiness};
 
 use crate::{config, connect::ConnectError, resolve::TrueName, tls::Negotiated};
+
+/// How often a request that waits for `pool.max_connections` looks for an idle connection that
+/// could make way: an HTTP/2 one becomes idle without a word to anyone.
+const MAKE_WAY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Everything that must be equal for a connection to serve a request. Never a hash of it: two
 /// identities must not meet by accident.
@@ -65,11 +70,6 @@ impl EndpointConnections {
     /// Connections open now, idle ones included.
     pub fn active(&self) -> usize {
         self.active.load(Ordering::Relaxed)
-    }
-
-    /// Whether `max_connections` lets one more in.
-    pub fn has_room(&self) -> bool {
-        self.limit.as_ref().is_none_or(|limit| limit.available_permits() > 0)
     }
 
     fn opened(&self) {
@@ -150,8 +150,13 @@ impl Pool {
     pub fn take(&self, key: &PoolKey, now: Instant) -> Option<Connection> {
         let mut slots = self.slots.lock();
         let slot = slots.get_mut(key)?;
-        if let Some(shared) =
-            slot.shared.iter().filter(|shared| shared.line.expires > now).find_map(Http2::share)
+        // The latest first: an older one may be on its way out.
+        if let Some(shared) = slot
+            .shared
+            .iter()
+            .rev()
+            .filter(|shared| shared.line.expires > now)
+            .find_map(Http2::share)
         {
             return Some(Connection::Http2(shared));
         }
@@ -184,11 +189,8 @@ impl Pool {
             origin.saturating_sub(Duration::from_secs(1)).min(self.limits.idle_timeout)
         });
         let until = (now + idle).min(connection.line.expires);
-        let waiting = connection.line.endpoint.waiting.load(Ordering::Relaxed);
-        if waiting > self.waiting.load(Ordering::Relaxed) {
-            // Closing it lets in whoever waited longest, on whichever worker.
-            return;
-        }
+        let endpoint = connection.line.endpoint.clone();
+        let address = key.endpoint;
         let mut slots = self.slots.lock();
         let slot = slots.entry(key).or_default();
         if until <= now || slot.idle.len() >= self.max_idle {
@@ -196,7 +198,13 @@ impl Pool {
         }
         slot.idle.push(Idle { connection, until });
         drop(slots);
-        if waiting > 0 {
+        // Only now: whoever began to wait before this has not seen the connection, and whoever
+        // does after it will.
+        let waiting = endpoint.waiting.load(Ordering::SeqCst);
+        if waiting > self.waiting.load(Ordering::SeqCst) {
+            // Closing one lets in whoever waited longest, on whichever worker.
+            self.evict(address);
+        } else if waiting > 0 {
             self.returned.notify_waiters();
         }
     }
@@ -204,7 +212,10 @@ impl Pool {
     /// Keeps a handle on a new HTTP/2 connection for others to share.
     pub fn share(&self, key: PoolKey, connection: &Http2) {
         if let Some(handle) = connection.share() {
-            self.slots.lock().entry(key).or_default().shared.push(handle);
+            let mut slots = self.slots.lock();
+            let slot = slots.entry(key).or_default();
+            slot.shared.push(handle);
+            slot.refuses_http2 = false;
         }
     }
 
@@ -231,29 +242,45 @@ impl Pool {
     }
 
     /// Leave to make one more connection to an endpoint, as `pool.max_connections` has it.
+    /// `make_way` is to close an idle one.
     ///
     /// `None` when a connection came back meanwhile: [`take`](Self::take) again.
     pub async fn permit(
         &self,
         endpoint: &EndpointConnections,
+        make_way: impl Fn(),
     ) -> Option<Option<OwnedSemaphorePermit>> {
         let Some(limit) = &endpoint.limit else { return Some(None) };
         if let Ok(permit) = limit.clone().try_acquire_owned() {
             return Some(Some(permit));
         }
-        let returned = self.returned.notified();
+        let mut returned = pin!(self.returned.notified());
         let _waiting = (Waiting::new(&endpoint.waiting), Waiting::new(&self.waiting));
-        tokio::select! {
-            permit = limit.clone().acquire_owned() => permit.ok().map(Some),
-            () = returned => None,
+        // One and the same throughout, which keeps its place in the queue.
+        let mut permit = pin!(limit.clone().acquire_owned());
+        loop {
+            make_way();
+            tokio::select! {
+                permit = &mut permit => return permit.ok().map(Some),
+                () = &mut returned => return None,
+                () = sleep(MAKE_WAY_INTERVAL) => {}
+            }
         }
     }
 
-    /// Closes one idle connection to `endpoint`, for a worker that may make none.
+    /// Closes one idle connection to `endpoint`, for a request that may make none.
     pub fn evict(&self, endpoint: SocketAddr) -> bool {
+        let now = Instant::now();
         let mut slots = self.slots.lock();
         let mut of_endpoint = slots.iter_mut().filter(|(key, _)| key.endpoint == endpoint);
-        let evicted = of_endpoint.find_map(|(_, slot)| slot.idle.pop());
+        let evicted = of_endpoint.find_map(|(_, slot)| {
+            if let Some(idle) = slot.idle.pop() {
+                return Some(Connection::Http1(idle.connection));
+            }
+            let idle = slot.shared.iter().position(|shared| shared.idle_for(now).is_some())?;
+            Some(Connection::Http2(slot.shared.remove(idle)))
+        });
+        // Closing wakes other tasks: not under the lock.
         drop(slots);
         evicted.is_some()
     }
@@ -280,7 +307,8 @@ impl Pool {
             }
             let dialling =
                 slot.dialling.as_ref().is_some_and(|flight| flight.has_changed().is_ok());
-            keep && (dialling || !slot.idle.is_empty() || !slot.shared.is_empty())
+            let in_use = dialling || !slot.idle.is_empty() || !slot.shared.is_empty();
+            keep && (in_use || slot.refuses_http2)
         });
         drop(slots);
         // Closing wakes other tasks: not under the lock.
@@ -311,7 +339,7 @@ struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
+        count.fetch_add(1, Ordering::SeqCst);
         Self(count)
     }
 }

@@ -1,6 +1,13 @@
 //! From a generation to a connection: balance, pool, connect.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::TrySendError};
@@ -75,7 +82,9 @@ pub struct Lease {
     generation: Arc<Generation>,
     upstream: Arc<Upstream>,
     worker: usize,
-    reused: Option<Mark>,
+    /// Where the connection stood when it was leased.
+    mark: Mark,
+    reused: bool,
     reusable: bool,
 }
 
@@ -98,20 +107,15 @@ impl Upstream {
         };
         let endpoint = pick(tried).ok_or(AcquireError::NoEndpoint)?;
         let dialling = Dialling { upstream: self, worker, generation, want };
+        // Of a shared connection the pool knows whether it is alive.
+        let fresh = fresh && want == Want::Http1;
         if !fresh && let Some(lease) = dialling.pooled(&endpoint, now) {
             return Ok(lease);
         }
         // A request that waits for its connection is on its way too: without this a burst would
         // see no load anywhere, but on the endpoint whose connection it found idle.
         let _waiting = endpoint.begin(now);
-        let limit = self.config.timeouts.connect;
-        match timeout(limit, dialling.dial(endpoint.clone(), tried, fresh)).await {
-            Ok(result) => result,
-            Err(_) => Err(AcquireError::ConnectionLimit {
-                endpoint: endpoint.address(),
-                limit: self.config.pool.max_connections,
-            }),
-        }
+        dialling.dial(endpoint, tried).await
     }
 }
 
@@ -126,12 +130,7 @@ struct Dialling<'a> {
 
 impl Dialling<'_> {
     fn key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
-        PoolKey {
-            endpoint,
-            true_name: self.generation.true_name().clone(),
-            protocol,
-            trust: self.generation.tls().map_or(0, |(tls, _)| tls.generation()),
-        }
+        self.generation.pool_key(endpoint, protocol)
     }
 
     /// The protocols to look for in the pool, the preferred one first.
@@ -149,25 +148,20 @@ impl Dialling<'_> {
             let key = self.key(endpoint.address(), *protocol);
             let connection = pool.take(&key, now)?;
             let mark = connection.line().wire.reuse();
-            Some(self.lease(connection, key, endpoint, Some(mark)))
+            Some(Lease { mark, reused: true, ..self.lease(connection, key, endpoint) })
         })
     }
 
-    fn lease(
-        &self,
-        connection: Connection,
-        key: PoolKey,
-        endpoint: &Arc<Endpoint>,
-        reused: Option<Mark>,
-    ) -> Lease {
+    fn lease(&self, connection: Connection, key: PoolKey, endpoint: &Arc<Endpoint>) -> Lease {
         Lease {
+            mark: connection.line().wire.mark(),
             connection,
             key,
             in_flight: endpoint.begin(Instant::now()),
             generation: self.generation.clone(),
             upstream: self.upstream.clone(),
             worker: self.worker,
-            reused,
+            reused: false,
             reusable: true,
         }
     }
@@ -175,20 +169,19 @@ impl Dialling<'_> {
     /// A new connection, or one that came back or was made by another request meanwhile.
     async fn dial(
         &self,
-        endpoint: Arc<Endpoint>,
+        mut endpoint: Arc<Endpoint>,
         tried: &[SocketAddr],
-        fresh: bool,
     ) -> Result<Lease, AcquireError> {
-        let pool = &self.upstream.worker(self.worker).pool;
-        if self.want == Want::Http1 || fresh {
+        if self.want == Want::Http1 {
             return self.dial_beside(endpoint, tried).await;
         }
-        let shared = self.key(endpoint.address(), Negotiated::Http2);
+        let pool = &self.upstream.worker(self.worker).pool;
+        let mut tried = tried.to_vec();
         loop {
-            match pool.flight(&shared) {
-                None => return self.dial_beside(endpoint, tried).await,
+            match pool.flight(&self.key(endpoint.address(), Negotiated::Http2)) {
+                None => return self.dial_beside(endpoint, &tried).await,
                 Some(Flight::Lead(lead)) => {
-                    let result = self.dial_endpoint(&endpoint).await;
+                    let result = self.dial_beside(endpoint, &tried).await;
                     if let Err(AcquireError::Connect(error)) = &result {
                         lead.failed(error);
                     }
@@ -204,7 +197,26 @@ impl Dialling<'_> {
             if let Some(lease) = self.pooled(&endpoint, Instant::now()) {
                 return Ok(lease);
             }
+            // Full already, or another endpoint was quicker: that one may have room.
+            if let Some(other) = self.another(&mut tried, &endpoint) {
+                if let Some(lease) = self.pooled(&other, Instant::now()) {
+                    return Ok(lease);
+                }
+                endpoint = other;
+            }
         }
+    }
+
+    /// An endpoint that is neither `endpoint`, which is now tried, nor one tried before.
+    fn another(
+        &self,
+        tried: &mut Vec<SocketAddr>,
+        endpoint: &Arc<Endpoint>,
+    ) -> Option<Arc<Endpoint>> {
+        tried.push(endpoint.address());
+        let mut rng = fastrand::Rng::new();
+        let picked = self.generation.balancer().pick(Instant::now(), &mut rng, tried);
+        picked.filter(|picked| !tried.contains(&picked.address()))
     }
 
     /// Dials an endpoint; if that takes long, another one beside it. The first to be up wins.
@@ -213,43 +225,59 @@ impl Dialling<'_> {
         endpoint: Arc<Endpoint>,
         tried: &[SocketAddr],
     ) -> Result<Lease, AcquireError> {
-        let mut first = std::pin::pin!(self.dial_endpoint(&endpoint));
+        let up = AtomicBool::new(false);
+        let mut first = std::pin::pin!(self.dial_endpoint(&endpoint, &up));
         tokio::select! {
             result = &mut first => return result,
             () = sleep(HAPPY_EYEBALLS_DELAY) => {}
         }
-        let mut tried = tried.to_vec();
-        tried.push(endpoint.address());
-        let mut rng = fastrand::Rng::new();
-        let second = self.generation.balancer().pick(Instant::now(), &mut rng, &tried);
-        let Some(second) = second.filter(|second| !tried.contains(&second.address())) else {
+        // A slow handshake is a sign of distance, not of a dead address.
+        if up.load(Ordering::Relaxed) {
+            return first.await;
+        }
+        let Some(second) = self.another(&mut tried.to_vec(), &endpoint) else {
             return first.await;
         };
         let _waiting = second.begin(Instant::now());
-        let mut second = std::pin::pin!(self.dial_endpoint(&second));
+        let up = AtomicBool::new(false);
+        let mut second = std::pin::pin!(self.dial_endpoint(&second, &up));
         tokio::select! {
             result = &mut first => match result {
                 Ok(lease) => Ok(lease),
                 Err(_) => second.await,
             },
             result = &mut second => match result {
-                Ok(lease) => Ok(lease),
+                Ok(lease) => {
+                    // Nobody waits for its own end, so this is what can be held against it: else
+                    // a share of all requests would pay for a black hole for ever.
+                    let late = "another endpoint was connected while this one was dialled";
+                    self.upstream.endpoint_failed(self.generation, &endpoint, late);
+                    Ok(lease)
+                }
                 Err(_) => first.await,
             },
         }
     }
 
-    async fn dial_endpoint(&self, endpoint: &Arc<Endpoint>) -> Result<Lease, AcquireError> {
+    /// Dials one endpoint; sets `up` when TCP is.
+    async fn dial_endpoint(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        up: &AtomicBool,
+    ) -> Result<Lease, AcquireError> {
         let address = endpoint.address();
+        let config = self.upstream.config();
         let connections = self.upstream.connections(address);
         let pool = &self.upstream.worker(self.worker).pool;
         let permit = loop {
-            if !connections.has_room() {
-                // An idle connection of a sibling counts too: it makes way.
+            // An idle connection of a sibling counts too: it makes way.
+            let make_way = || {
                 let siblings = self.upstream.workers.iter();
                 siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
-            }
-            match pool.permit(&connections).await {
+            };
+            let limit = config.timeouts.connect;
+            let permit = timeout(limit, pool.permit(&connections, make_way)).await;
+            match permit.map_err(|_| self.limit_reached(address))? {
                 Some(permit) => break permit,
                 None => {
                     if let Some(lease) = self.pooled(endpoint, Instant::now()) {
@@ -258,7 +286,6 @@ impl Dialling<'_> {
                 }
             }
         };
-        let config = self.upstream.config();
         let metrics = &self.upstream.worker(self.worker).metrics;
         let identity = self.generation.tls().map(|(tls, server_name)| Identity {
             tls,
@@ -270,7 +297,8 @@ impl Dialling<'_> {
             },
         });
         let policy = self.upstream.policy.load_full();
-        let connected = connect::connect(address, identity, &policy, config.timeouts.connect).await;
+        let connected =
+            connect::connect(address, identity, &policy, config.timeouts.connect, up).await;
         let connected: Connected = match connected {
             Ok(connected) => connected,
             Err(error) => {
@@ -308,7 +336,12 @@ impl Dialling<'_> {
                 self.key(address, Negotiated::Http1)
             }
         };
-        Ok(self.lease(connection, key, endpoint, None))
+        Ok(self.lease(connection, key, endpoint))
+    }
+
+    fn limit_reached(&self, endpoint: SocketAddr) -> AcquireError {
+        let limit = self.upstream.config().pool.max_connections;
+        AcquireError::ConnectionLimit { endpoint, limit }
     }
 
     fn failed(&self, endpoint: &Arc<Endpoint>, error: &ConnectError) {
@@ -362,14 +395,35 @@ impl Lease {
 
     /// Whether the connection had served before.
     pub fn is_reused(&self) -> bool {
-        self.reused.is_some()
+        self.reused
     }
 
-    /// Whether it is certain that the origin accepted no byte of a request that failed on a
-    /// reused connection. May take a second.
+    /// Whether it is certain that the origin took no byte of a request that failed on a reused
+    /// connection. May take a second.
     pub async fn was_refused(&self) -> bool {
-        match (&self.connection, self.reused) {
-            (Connection::Http1(http1), Some(mark)) => http1.line.wire.refused_since(mark).await,
+        match &self.connection {
+            Connection::Http1(http1) if self.reused => {
+                http1.line.wire.refused_since(self.mark).await
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether any byte of an answer has come. HTTP/2 gives an answer's head whole or not at all.
+    pub fn has_begun_to_answer(&self) -> bool {
+        match &self.connection {
+            Connection::Http1(http1) => http1.line.wire.has_received_since(self.mark),
+            Connection::Http2(_) => false,
+        }
+    }
+
+    /// Whether what came on a reused connection was sent before the request was there: then it
+    /// answers something else.
+    pub fn is_answer_unsolicited(&self) -> bool {
+        match &self.connection {
+            Connection::Http1(http1) if self.reused => {
+                http1.line.wire.is_unacknowledged_since(self.mark)
+            }
             _ => false,
         }
     }

@@ -154,6 +154,12 @@ impl Peer {
         }
     }
 
+    /// Whether the kernel holds bytes that were not read yet.
+    pub fn has_arrived(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        self.socket.peek(&mut byte).is_ok_and(|count| count > 0)
+    }
+
     /// Says that no more will be sent (TLS close_notify, then FIN); reading goes on.
     pub async fn finish(&mut self) {
         self.wire.shutdown().await.ok();
