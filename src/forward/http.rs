@@ -74,7 +74,7 @@ async fn route(
     arrival: &Arrival,
     routes: &Routes,
 ) -> Result<Arc<Upstream>, ForwardError> {
-    if head.method == Method::CONNECT {
+    if head.method == Method::CONNECT && !upgrade::is_extended_connect(head) {
         return Err(ForwardError::Connect);
     }
     let authority = headers::authority(head)?;
@@ -132,6 +132,8 @@ struct Answer {
     client: ClientView,
     /// The client's side, of a request to switch protocols.
     upgrade: Option<hyper::upgrade::OnUpgrade>,
+    /// The request was an extended CONNECT.
+    extended: bool,
 }
 
 /// How often a request was tried, and where.
@@ -158,8 +160,9 @@ impl Journey<'_> {
         let generation = upstream.target().await?;
         check_signature(&head, &client, &generation, &config.host)?;
 
+        let extended = upgrade::translate_extended_connect(&mut head);
         // Without the client's side of it (a library caller has none) an upgrade cannot be made.
-        let asked = headers::upgrade(&head).is_some();
+        let asked = extended || headers::upgrade(&head).is_some();
         let on_upgrade = asked.then(|| head.extensions.remove()).flatten();
         let switching = on_upgrade.is_some();
         headers::strip_request(&mut head.headers, switching);
@@ -174,11 +177,14 @@ impl Journey<'_> {
 
         let (response, lease, client) =
             self.try_until_answered(head, body, client, generation, want, waits).await?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none() {
+        let status = response.status();
+        let unasked = status == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none();
+        // To an extended CONNECT, any 2xx would say that the tunnel is there.
+        if unasked || extended && status.is_success() {
             let (endpoint, generation) = (lease.endpoint(), lease.generation().clone());
-            return Err(ForwardError::UnaskedSwitch { endpoint, generation });
+            return Err(ForwardError::Switch { endpoint, status, generation });
         }
-        Ok(Answer { response, lease, client, upgrade: on_upgrade })
+        Ok(Answer { response, lease, client, upgrade: on_upgrade, extended })
     }
 
     fn client_view(&self, head: &request::Parts) -> Result<ClientView, ForwardError> {
@@ -392,7 +398,7 @@ impl Answer {
         upstream: &Upstream,
         drain: &Drain,
     ) -> Response<Body> {
-        let Self { mut response, lease, client, upgrade } = self;
+        let Self { mut response, lease, client, upgrade, extended } = self;
         let config = upstream.config();
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let keep_alive = headers::keep_alive(response.version(), response.headers());
@@ -407,6 +413,9 @@ impl Answer {
             && switching
         {
             let idle = config.timeouts.idle;
+            if extended {
+                upgrade::translate_switch(&mut response);
+            }
             return upgrade::switch(response, client, lease, exchange, idle, drain);
         }
         let idle = config.timeouts.idle;
