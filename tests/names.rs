@@ -13,7 +13,7 @@ use support::{
     client, loopback,
     message::Message,
     peer::Peer,
-    proxy::Proxy,
+    proxy::{Proxy, Setup},
     raw_origin::{Arrival, RawOrigin},
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
@@ -227,7 +227,7 @@ async fn a_silent_dns_server_delays_no_request() {
 
 #[tokio::test]
 async fn while_dns_fails_the_last_good_answer_serves_for_stale() {
-    for failure in [Answer::ServFail, Answer::Refused, Answer::Silence, Answer::Garbage] {
+    async fn serves(failure: Answer) {
         let mut scene = Scene::new(1).await;
         let _origins = scene.script(scripts::answer);
         let proxy = Proxy::start(&with_dns(&scene, "stale: 3s, nxdomain_hold: 0s")).await;
@@ -235,12 +235,18 @@ async fn while_dns_fails_the_last_good_answer_serves_for_stale() {
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 
         scene.dns.answer(ALIAS_IN_DNS, failure.clone());
-        let line = proxy.logged("serving the last good answer").await;
-        assert_eq!(client::get(address, ALIAS, "/").await.status(), 200, "{failure:?}: {line}");
-        until_status(address, 503, 504).await;
+        proxy.logged("serving the last good answer").await;
+        assert_eq!(client::get(address, ALIAS, "/").await.status(), 200, "{failure:?}");
+        until_status(address, [503, 504]).await;
         scene.dns.restore(ALIAS_IN_DNS);
-        until_status(address, 200, 200).await;
+        until_status(address, [200, 200]).await;
     }
+    tokio::join!(
+        serves(Answer::ServFail),
+        serves(Answer::Refused),
+        serves(Answer::Silence),
+        serves(Answer::Garbage),
+    );
 }
 
 #[tokio::test]
@@ -254,7 +260,7 @@ async fn a_name_that_was_deleted_serves_for_nxdomain_hold() {
     scene.dns.remove(ALIAS_IN_DNS);
     proxy.logged("serving the last good answer").await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
-    let answer = until_status(address, 503, 503).await;
+    let answer = until_status(address, [503, 503]).await;
     let problem = answer.json();
     assert!(problem["detail"].as_str().unwrap().contains("NXDOMAIN"), "{problem}");
     // `externalName: 10.0.0.1` looks like this, too.
@@ -379,18 +385,21 @@ async fn an_alias_that_leads_to_the_proxy_itself_is_a_loop_not_a_storm() {
         let yaml = scene.yaml(keys).replace("127.0.0.1:0", &own.to_string());
         yaml.replace(&format!("port: {}", scene.port), &format!("port: {}", own.port()))
     };
-    for target in [format!("\"{own}\""), "loop.example".to_owned()] {
-        // `scene.yaml` allows all of 127.0.0.0/8: that is not meant for the proxy itself.
-        let proxy = Proxy::start(&yaml(&format!("target: {target}"))).await;
-        let answer = client::get(own, ALIAS, "/").await;
-        assert_eq!(answer.status(), 508, "{target}: {}", answer.text());
-        let problem = answer.json();
-        assert_eq!(problem["type"], "urn:truename:error:proxy_loop_detected");
-        assert_eq!(problem["endpoint"], own.to_string());
-        let total = "truename_downstream_connections_total{alias=\"webscaler-manual\",\
-                     protocol=\"http/1.1\",tls=\"false\"}";
-        assert_eq!(proxy.metric(total).await, Some(1.0), "it called itself");
-    }
+    // Written out, it is refused before anything is bound.
+    let proxy = Setup::new(&yaml(&format!("target: \"{own}\""))).spawn();
+    assert_eq!(proxy.exit().await.code(), Some(2));
+    assert!(proxy.log().contains("requests would go round in a loop"), "{}", proxy.log());
+
+    // `scene.yaml` allows all of 127.0.0.0/8: that is not meant for the proxy itself.
+    let proxy = Proxy::start(&yaml("target: loop.example")).await;
+    let answer = client::get(own, ALIAS, "/").await;
+    assert_eq!(answer.status(), 508, "{}", answer.text());
+    let problem = answer.json();
+    assert_eq!(problem["type"], "urn:truename:error:proxy_loop_detected");
+    assert_eq!(problem["endpoint"], own.to_string());
+    let total = "truename_downstream_connections_total{alias=\"webscaler-manual\",\
+                 protocol=\"http/1.1\",tls=\"false\"}";
+    assert_eq!(proxy.metric(total).await, Some(1.0), "it called itself");
 }
 
 #[tokio::test]
@@ -449,7 +458,9 @@ impl Open {
         let address = self.proxy.address(ALIAS).await;
         within("a request to the new name", async {
             while new.seen().requests.is_empty() {
-                assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+                let answer = client::get(address, ALIAS, "/").await;
+                // One that was on the old connection when it was closed is no fault of its client's.
+                assert!([200, 502].contains(&answer.status()), "{answer:?}");
             }
         })
         .await;
@@ -578,11 +589,11 @@ async fn until_answered(address: SocketAddr, text: &str) {
     .await;
 }
 
-async fn until_status(address: SocketAddr, low: u16, high: u16) -> Message {
-    within(&format!("{low}"), async {
+async fn until_status(address: SocketAddr, wished: [u16; 2]) -> Message {
+    within(&format!("one of {wished:?}"), async {
         loop {
             let answer = client::get(address, ALIAS, "/").await;
-            if (low..=high).contains(&answer.status()) {
+            if wished.contains(&answer.status()) {
                 return answer;
             }
         }
