@@ -237,7 +237,7 @@ async fn a_terminal_gets_lines_for_people() {
     let proxy = Setup::new(&(scene.yaml("") + "log: {format: text}\n")).start().await;
     assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
     let line = proxy.logged("path=").await;
-    for part in [" INFO ", "alias=\"webscaler-manual\"", "status=200", "endpoint=127."] {
+    for part in [" INFO request ", "alias=\"webscaler-manual\"", "status=200", "endpoint=127."] {
         assert!(line.contains(part), "{part} is not in {line}");
     }
     assert!(!proxy.log().contains('\x1b'), "colour where there is no terminal");
