@@ -8,7 +8,11 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{config::Config, listener::BindError, tls::TlsConfigError};
+use crate::{
+    config::Config,
+    listener::BindError,
+    tls::{TlsConfigError, server::SourceError},
+};
 
 /// Commands that wait their turn; whoever has one more waits to ask.
 const QUEUE: usize = 8;
@@ -112,6 +116,12 @@ pub enum StartError {
         /// Why.
         source: TlsConfigError,
     },
+    /// The listeners' TLS settings cannot be used.
+    #[error("{0}")]
+    ListenerTls(#[from] SourceError),
+    /// The TLS library.
+    #[error("{0}")]
+    TlsLibrary(#[from] TlsConfigError),
     /// The configuration has no alias.
     #[error("there is no alias to serve: name one, as in `truename run webscaler-manual`")]
     NoAlias,

@@ -195,6 +195,8 @@ fn truename(arguments: &[&str]) -> Command {
             command.env_remove(&name);
         }
     }
+    // A folder that is gone: the local authority then takes a temporary one.
+    command.env("XDG_STATE_HOME", "/nonexistent");
     command.args(arguments).stdin(Stdio::null());
     command
 }

@@ -13,7 +13,11 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
 
 use downstream::{Downstream, Served, Turn};
 use socket::{Socket, linger};
@@ -26,11 +30,11 @@ use crate::{
     forward::{self, Arrival},
     route::Routes,
     telemetry::DownstreamConnection,
+    tls::{
+        Negotiated,
+        server::{Accepted, ServerTls},
+    },
 };
-
-/// What an alert says to a client that speaks TLS to a listener without it: fatal,
-/// `handshake_failure` (RFC 8446 §6).
-const TLS_ALERT: [u8; 7] = [0x15, 3, 1, 0, 2, 2, 40];
 
 /// HTTP/2 keep-alive towards applications: one that vanished does not hold its streams for ever.
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -42,6 +46,8 @@ pub struct Server {
     pub routes: ArcSwap<Routes>,
     /// The listeners' settings.
     pub settings: ArcSwap<config::Listener>,
+    /// For those who speak TLS.
+    pub tls: ServerTls,
     /// The end.
     pub drain: Drain,
 }
@@ -72,37 +78,82 @@ impl Server {
                 return;
             }
         };
-        let (name, is_tls) = match protocol {
-            Protocol::Http1 => ("http/1.1", false),
-            Protocol::Http2 => ("h2", false),
-            Protocol::Tls => ("none", true),
-        };
-        let connection = Arc::new(DownstreamConnection::new(name, is_tls));
-        if let [only] = self.routes.load().upstreams(listener) {
-            connection.belongs_to(&only.config().name);
-        }
-        let drain = self.drain.clone();
-        let connection = Some(connection);
-        let arrival = Arrival { listener, peer, local, scheme: "http", worker, drain, connection };
         let stream = Arc::new(stream);
         let socket = Socket::new(prefix, stream.clone());
-        match protocol {
-            Protocol::Http1 => {
-                if self.http1(socket, arrival, &settings).await == Http1End::Refused {
-                    linger(&stream).await;
+        let plaintext = |protocol| self.arrival(listener, peer, local, worker, protocol, false);
+        let end = match protocol {
+            Protocol::Http1 => self.http1(socket, plaintext("http/1.1"), &settings).await,
+            Protocol::Http2 => self.http2(socket, plaintext("h2"), &settings).await,
+            Protocol::Tls => {
+                let accepted = self.accept(socket, peer, listener, deadline).await;
+                let arrival =
+                    |protocol| self.arrival(listener, peer, local, worker, protocol, true);
+                match accepted {
+                    Some(Accepted { stream, alpn: Negotiated::Http2, .. }) => {
+                        self.http2(stream, arrival("h2"), &settings).await
+                    }
+                    Some(Accepted { stream, .. }) => {
+                        self.http1(stream, arrival("http/1.1"), &settings).await
+                    }
+                    None => {
+                        drop(arrival("none"));
+                        End::Refused
+                    }
                 }
             }
-            Protocol::Http2 => self.http2(socket, arrival, &settings).await,
-            Protocol::Tls => refuse_tls(&stream, &arrival).await,
+        };
+        if end == End::Refused {
+            linger(&stream).await;
         }
     }
 
-    async fn http1(
+    /// What the connection says of its requests. Counts it for as long as the value lives.
+    fn arrival(
+        &self,
+        listener: SocketAddr,
+        peer: SocketAddr,
+        local: SocketAddr,
+        worker: usize,
+        protocol: &'static str,
+        tls: bool,
+    ) -> Arrival {
+        let connection = Arc::new(DownstreamConnection::new(protocol, tls));
+        if let [only] = self.routes.load().upstreams(listener) {
+            connection.belongs_to(&only.config().name);
+        }
+        let scheme = if tls { "https" } else { "http" };
+        let drain = self.drain.clone();
+        Arrival { listener, peer, local, scheme, worker, drain, connection: Some(connection) }
+    }
+
+    /// Shakes hands with an application that speaks TLS; `None` where that fails.
+    async fn accept(
         &self,
         stream: Socket,
-        arrival: Arrival,
-        settings: &config::Listener,
-    ) -> Http1End {
+        peer: SocketAddr,
+        listener: SocketAddr,
+        deadline: Instant,
+    ) -> Option<Accepted<Socket>> {
+        let routes = self.routes.load_full();
+        let served = |name: &str| routes.has_name(listener, name);
+        let handshake = self.tls.accept(stream, served, || routes.names(listener));
+        match timeout_at(deadline, handshake).await {
+            Ok(Ok(accepted)) => Some(accepted),
+            Ok(Err(error)) => {
+                tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
+                None
+            }
+            Err(_) => {
+                tracing::debug!(%listener, %peer, "no TLS within `listener.header_timeout`");
+                None
+            }
+        }
+    }
+
+    async fn http1<S>(&self, stream: S, arrival: Arrival, settings: &config::Listener) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let turn = Turn::new();
         let io = Downstream::new(stream, turn.clone(), settings.header_timeout);
         let service = service_fn(|request| async {
@@ -130,10 +181,18 @@ impl Server {
             }
         };
         explain(result, &arrival);
-        if turn.was_refused() { Http1End::Refused } else { Http1End::Done }
+        if turn.was_refused() { End::Refused } else { End::Done }
     }
 
-    async fn http2(self: Arc<Self>, stream: Socket, arrival: Arrival, settings: &config::Listener) {
+    async fn http2<S>(
+        self: &Arc<Self>,
+        stream: S,
+        arrival: Arrival,
+        settings: &config::Listener,
+    ) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let arrival = Arc::new(arrival);
         // A stream is a task of hyper's own, and owns what it needs.
         let service = {
@@ -159,6 +218,7 @@ impl Server {
             }
         };
         explain(result, &arrival);
+        End::Done
     }
 
     async fn respond(
@@ -171,21 +231,9 @@ impl Server {
     }
 }
 
-async fn refuse_tls(stream: &TcpStream, arrival: &Arrival) {
-    tracing::warn!(
-        listener = %arrival.listener,
-        peer = %arrival.peer,
-        "a client speaks TLS, which listeners do not take in this version: use http:// to the \
-         proxy; it makes the TLS to the target",
-    );
-    // Seven bytes into an empty buffer.
-    let _ = stream.try_write(&TLS_ALERT);
-    linger(stream).await;
-}
-
-/// How an HTTP/1 connection ended.
+/// How a connection ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Http1End {
+enum End {
     Done,
     /// With an answer that the client may not have read yet.
     Refused,

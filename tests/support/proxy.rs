@@ -83,6 +83,8 @@ impl Setup {
                 command.env_remove(&name);
             }
         }
+        // The local authority of a test is its own.
+        command.env("XDG_STATE_HOME", folder.path().join("state"));
         command.envs(self.environment);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
 

@@ -1,9 +1,11 @@
 //! A running proxy: built from a configuration, changed by another, and brought to its end.
 //! The only module that knows all others.
 
+mod certificates;
+
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     thread,
     time::Duration,
@@ -17,6 +19,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use certificates::Certificates;
+
 use crate::{
     admin::{self, Snapshot},
     command::{Command, Commands, StartError},
@@ -28,7 +32,7 @@ use crate::{
     route::Routes,
     serve::Server,
     telemetry::{Metrics, set_log_level},
-    tls::RootStores,
+    tls::{RootStores, server::ServerTls},
     upstream::Upstream,
 };
 
@@ -130,6 +134,8 @@ struct Control {
     admin: Option<SocketAddr>,
     snapshot: Arc<Snapshot>,
     metrics: Metrics,
+    /// None before the first configuration is at work.
+    certificates: Option<Certificates>,
 }
 
 impl Control {
@@ -142,6 +148,7 @@ impl Control {
         let server = Arc::new(Server {
             routes: ArcSwap::default(),
             settings: ArcSwap::from_pointee(config.listener.clone()),
+            tls: ServerTls::new()?,
             drain: Drain::default(),
         });
         let admin = config.admin.listen.map(Bound::bind).transpose().map_err(StartError::Admin)?;
@@ -156,6 +163,7 @@ impl Control {
             snapshot: Arc::new(Snapshot::new(commands, metrics.clone())),
             server,
             metrics,
+            certificates: None,
             config: Config::default(),
         };
         if let Err(error) = control.apply(config) {
@@ -188,7 +196,16 @@ impl Control {
             });
         }
 
+        // An address among `hosts` is no name that a certificate of ours may bear.
+        let names = aliases.iter().map(|(upstream, _)| {
+            let names = upstream.hosts().iter().filter(|host| host.parse::<IpAddr>().is_err());
+            names.cloned().collect()
+        });
+        let (certificates, issued) = Certificates::issue(&config, names.collect())?;
+
         // From here on nothing fails.
+        self.server.tls.serve(issued.certificates);
+        self.certificates = Some(certificates);
         let kept = self.bound.iter().filter(|(configured, _)| wanted.contains(configured));
         let addresses = kept.map(|(_, listening)| listening.address);
         let new_addresses = new_bounds.iter().map(|bound| bound.address);
@@ -293,6 +310,11 @@ impl Control {
                     Some(Command::Shutdown) | None => return,
                 },
                 _ = upkeep.tick() => self.metrics.upkeep(),
+                () = tick(&self.certificates) => {
+                    if let Some(certificates) = &mut self.certificates {
+                        certificates.refresh(&self.server.tls);
+                    }
+                }
             }
         }
     }
@@ -327,4 +349,11 @@ fn waiting_for_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("log.access", old.log.access != new.log.access),
     ];
     changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+}
+
+async fn tick(certificates: &Option<Certificates>) {
+    match certificates {
+        Some(certificates) => certificates.tick().await,
+        None => std::future::pending().await,
+    }
 }
