@@ -214,6 +214,15 @@ impl Journey<'_> {
             let lease = upstream
                 .acquire(self.arrival.worker, &generation, want, &tries.failed, tries.fresh)
                 .await;
+            // The true name changed meanwhile: nothing was sent to the old one, and nothing will be.
+            // (An alias that a reload took away has no newer one.)
+            if generation.is_retired() {
+                let newer = upstream.target().await?;
+                if !Arc::ptr_eq(&newer, &generation) {
+                    generation = newer;
+                    continue;
+                }
+            }
             let mut lease = match lease {
                 Ok(lease) => lease,
                 Err(error) => {
@@ -330,7 +339,7 @@ impl Journey<'_> {
         again: Option<&request::Parts>,
         body: &RequestBody,
     ) -> Option<&'static str> {
-        if error.is_some_and(hyper::Error::is_user) {
+        if error.is_some_and(is_of_the_body) {
             return None;
         }
         // Nothing was written, or the origin's HTTP/2 says that it took nothing.
@@ -518,12 +527,18 @@ fn was_unprocessed(error: &hyper::Error) -> bool {
     false
 }
 
+/// Whether the request's own body broke off. hyper blames its user for that, and also, then without
+/// a cause, for a connection whose task was ended, as those to an old true name are.
+fn is_of_the_body(error: &hyper::Error) -> bool {
+    error.is_user() && std::error::Error::source(error).is_some()
+}
+
 fn exchange_error(
     error: hyper::Error,
     endpoint: SocketAddr,
     generation: Arc<Generation>,
 ) -> ForwardError {
-    if error.is_user() {
+    if is_of_the_body(&error) {
         return ForwardError::ClientBody(error);
     }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));

@@ -104,9 +104,6 @@ where
         let mut fields = Fields(Vec::with_capacity(20));
         fields.0.push(("time", time.into()));
         fields.0.push(("level", level(event.metadata().level()).into()));
-        if event.metadata().target() == access::TARGET {
-            fields.0.push(("message", "request".into()));
-        }
         event.record(&mut fields);
         let mut line = serde_json::Serializer::new(Vec::with_capacity(256));
         line.collect_map(fields.0).map_err(|_| fmt::Error)?;
