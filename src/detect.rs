@@ -1,14 +1,9 @@
 //! What a client speaks, from its first bytes.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::io;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
@@ -47,28 +42,27 @@ pub enum DetectError {
     Io(#[from] io::Error),
 }
 
-/// Reads as little as decides, and gives the stream back with what was read in front.
+/// Reads as little as decides, and gives what was read.
 pub async fn detect(
-    mut stream: TcpStream,
+    stream: &TcpStream,
     deadline: Instant,
-) -> Result<(Protocol, Prefixed<TcpStream>), DetectError> {
-    let timed_out = |_| DetectError::Timeout;
-    // The buffer is not allocated before there is something to put into it.
-    timeout_at(deadline, stream.readable()).await.map_err(timed_out)??;
-    let mut prefix = BytesMut::with_capacity(FIRST_READ);
+) -> Result<(Protocol, Bytes), DetectError> {
+    let mut read = BytesMut::new();
     loop {
-        let read =
-            timeout_at(deadline, stream.read_buf(&mut prefix)).await.map_err(timed_out)??;
-        if read == 0 && prefix.is_empty() {
-            return Err(DetectError::Silent);
-        }
-        match classify(&prefix) {
+        let readable = timeout_at(deadline, stream.readable()).await;
+        readable.map_err(|_| DetectError::Timeout)??;
+        // The buffer is not allocated before there is something to put into it.
+        read.reserve(FIRST_READ - read.len());
+        let end = match stream.try_read_buf(&mut read) {
+            Ok(0) if read.is_empty() => return Err(DetectError::Silent),
+            Ok(length) => length == 0,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error.into()),
+        };
+        match classify(&read) {
             // An end in the middle of a preface is for the HTTP/1 parser to complain about.
-            None if read > 0 => {}
-            protocol => {
-                let protocol = protocol.unwrap_or(Protocol::Http1);
-                return Ok((protocol, Prefixed { prefix: prefix.freeze(), stream }));
-            }
+            None if !end => {}
+            protocol => return Ok((protocol.unwrap_or(Protocol::Http1), read.freeze())),
         }
     }
 }
@@ -84,69 +78,6 @@ pub fn classify(bytes: &[u8]) -> Option<Protocol> {
         return Some(Protocol::Http1);
     }
     (compared == HTTP2_PREFACE.len()).then_some(Protocol::Http2)
-}
-
-/// A stream with the bytes that were read from it already.
-#[derive(Debug)]
-pub struct Prefixed<S> {
-    prefix: Bytes,
-    stream: S,
-}
-
-impl<S> Prefixed<S> {
-    /// The stream beneath.
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.stream
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.prefix.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let length = self.prefix.len().min(buf.remaining());
-        buf.put_slice(&self.prefix[..length]);
-        self.prefix.advance(length);
-        if self.prefix.is_empty() {
-            self.prefix = Bytes::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ pub mod app;
 pub mod balance;
 pub mod body;
 pub mod cli;
+pub mod client;
+pub mod command;
 pub mod config;
 pub mod connect;
 pub mod demo;
@@ -20,3 +22,5 @@ pub mod serve;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;
+
+pub use client::{Client, ClientError};

@@ -48,10 +48,10 @@ fn way_out(error: &io::Error) -> &'static str {
              net.ipv4.ip_unprivileged_port_start=0"
         }
         io::ErrorKind::AddrInUse => {
-            "another process has it: choose another port with `listen` (0 takes any free one)"
+            "another process has it: choose another port (0 takes any free one)"
         }
         io::ErrorKind::AddrNotAvailable => "this machine has no such address",
-        _ => "choose another address with `listen`",
+        _ => "choose another address",
     }
 }
 
@@ -269,5 +269,26 @@ struct Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_cannot_be_bound_is_told_with_the_way_out() {
+        let told = |kind: io::ErrorKind| {
+            BindError { address: ([127, 0, 0, 1], 443).into(), source: kind.into() }.to_string()
+        };
+        let denied = told(io::ErrorKind::PermissionDenied);
+        assert!(
+            denied.starts_with("cannot listen on 127.0.0.1:443: permission denied; "),
+            "{denied}"
+        );
+        assert!(denied.contains("a port above 1023"), "{denied}");
+        assert!(denied.contains("net.ipv4.ip_unprivileged_port_start"), "{denied}");
+        assert!(told(io::ErrorKind::AddrInUse).contains("another process has it"));
+        assert!(told(io::ErrorKind::AddrNotAvailable).contains("no such address"));
     }
 }

@@ -82,6 +82,24 @@ impl Routes {
         .ok_or_else(|| RouteError { host: host.map(Into::into), served: routes.served() })
     }
 
+    /// Whether a name belongs to an alias of `listener` whatever DNS says: one that a certificate
+    /// may be shown for.
+    pub fn has_name(&self, listener: SocketAddr, name: &str) -> bool {
+        self.listeners.get(&listener).is_some_and(|routes| {
+            routes.by_host.contains_key(name)
+                || routes.by_host.contains_key(&name.trim_end_matches('.').to_ascii_lowercase())
+        })
+    }
+
+    /// The names that [`has_name`](Self::has_name) knows, in order.
+    pub fn names(&self, listener: SocketAddr) -> Vec<String> {
+        let routes = self.listeners.get(&listener);
+        let mut names: Vec<String> =
+            routes.into_iter().flat_map(|routes| routes.by_host.keys().cloned()).collect();
+        names.sort();
+        names
+    }
+
     /// The aliases of a listener.
     pub fn upstreams(&self, listener: SocketAddr) -> &[Arc<Upstream>] {
         self.listeners.get(&listener).map_or(&[], |routes| &routes.upstreams)

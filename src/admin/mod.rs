@@ -2,9 +2,17 @@
 
 mod status;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use ::http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use ::http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE, ORIGIN},
+};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    app::Commands,
+    command::{Commands, ReloadError},
     config::{Config, LogLevel},
     listener::Bound,
     telemetry::{Metrics, set_log_level},
@@ -89,20 +97,17 @@ async fn answer(
     peer: SocketAddr,
     snapshot: &Snapshot,
 ) -> Response<Full<Bytes>> {
-    let inside = peer.ip().to_canonical().is_loopback();
-    match (request.method(), request.uri().path()) {
+    let (method, path) = (request.method(), request.uri().path());
+    if let Some(reason) = forbidden(method, path, request.headers(), peer.ip()) {
+        return text(StatusCode::FORBIDDEN, reason);
+    }
+    match (method, path) {
         (&Method::GET | &Method::HEAD, "/livez" | "/readyz") => text(StatusCode::OK, "ok\n"),
         (&Method::GET | &Method::HEAD, "/metrics") => metrics(snapshot),
-        (_, path) if !inside => {
-            let body = format!("{path} is answered on loopback only\n");
-            text(StatusCode::FORBIDDEN, body)
+        (&Method::GET | &Method::HEAD, "/status") => {
+            json(&status::status(&snapshot.upstreams.load()))
         }
-        // A page in a browser can send such a request across origins, but not without this.
-        (&Method::POST, _) if request.headers().contains_key("origin") => {
-            text(StatusCode::FORBIDDEN, "not from a browser\n")
-        }
-        (&Method::GET, "/status") => json(&status::status(&snapshot.upstreams.load())),
-        (&Method::GET, "/config") => match snapshot.config.load_full() {
+        (&Method::GET | &Method::HEAD, "/config") => match snapshot.config.load_full() {
             Some(config) => json(&config.to_json()),
             None => text(StatusCode::SERVICE_UNAVAILABLE, "no configuration yet\n"),
         },
@@ -110,15 +115,31 @@ async fn answer(
             snapshot.commands.shutdown().await;
             text(StatusCode::OK, "draining\n")
         }
+        (&Method::POST, "/reload") => reload(&snapshot.commands).await,
         (&Method::POST, "/log") => log(request.uri().query().unwrap_or_default()),
-        (_, "/livez" | "/readyz" | "/metrics" | "/status" | "/config" | "/quit" | "/log") => {
-            text(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n")
-        }
+        (_, "/livez" | "/readyz" | "/metrics" | "/status" | "/config") => only("GET, HEAD"),
+        (_, "/quit" | "/reload" | "/log") => only("POST"),
         _ => text(
             StatusCode::NOT_FOUND,
-            "GET /livez /readyz /metrics /status /config; POST /quit /log?level=LEVEL\n",
+            "GET /livez /readyz /metrics /status /config; POST /quit /reload /log?level=LEVEL\n",
         ),
     }
+}
+
+/// Why a request is not for whoever sends it.
+fn forbidden(
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+    peer: IpAddr,
+) -> Option<&'static str> {
+    let is_for_all = matches!(path, "/livez" | "/readyz" | "/metrics");
+    if !is_for_all && !peer.to_canonical().is_loopback() {
+        return Some("answered on loopback only: reach it with `kubectl port-forward`\n");
+    }
+    // A page in a browser can send such a request across origins, but not without this.
+    let changes_something = method == Method::POST;
+    (changes_something && headers.contains_key(ORIGIN)).then_some("not from a browser\n")
 }
 
 fn metrics(snapshot: &Snapshot) -> Response<Full<Bytes>> {
@@ -128,6 +149,25 @@ fn metrics(snapshot: &Snapshot) -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::OK, body);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+async fn reload(commands: &Commands) -> Response<Full<Bytes>> {
+    match commands.reload_file().await {
+        Ok(()) => text(StatusCode::OK, "reloaded\n"),
+        Err(error) => {
+            let status = match error {
+                ReloadError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                ReloadError::NoFile | ReloadError::Ended => StatusCode::CONFLICT,
+            };
+            text(status, format!("{error}\n"))
+        }
+    }
+}
+
+fn only(methods: &'static str) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {methods}\n"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     response
 }
 
@@ -161,4 +201,29 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn from_outside_only_probes_and_metrics_are_answered() {
+        let answers = |peer: &str, method: Method, path: &str| {
+            forbidden(&method, path, &HeaderMap::new(), peer.parse().unwrap()).is_none()
+        };
+        for path in ["/livez", "/readyz", "/metrics"] {
+            assert!(answers("10.0.0.7", Method::GET, path), "{path}");
+        }
+        let inner = ["/status", "/config", "/quit", "/reload", "/log", "/", "/livez/../status"];
+        for path in inner {
+            for peer in ["10.0.0.7", "fd00::7", "::ffff:10.0.0.7"] {
+                assert!(!answers(peer, Method::GET, path), "{peer} {path}");
+                assert!(!answers(peer, Method::POST, path), "{peer} {path}");
+            }
+            for peer in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+                assert!(answers(peer, Method::POST, path), "{peer} {path}");
+            }
+        }
+    }
 }

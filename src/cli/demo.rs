@@ -13,7 +13,8 @@ use tokio::{
 };
 
 use crate::{
-    app::{App, StartError},
+    app::App,
+    command::StartError,
     demo::{
         page::Page,
         story::{self, Story},

@@ -1,12 +1,6 @@
 //! `truename run`: the proxy, until a signal ends it.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use metrics::counter;
 use tokio::{
@@ -17,7 +11,8 @@ use tokio::{
 
 use super::{EXIT_INTERNAL, EXIT_USAGE};
 use crate::{
-    app::{App, StartError},
+    app::App,
+    command::StartError,
     config::{Alias, ArgumentError, BadValue, Config, LoadError, Problems, listen_address},
     telemetry,
 };
@@ -141,9 +136,13 @@ impl Run {
 
     /// Obeys signals, and follows the file, until the proxy has ended.
     async fn attend(&self, app: App, mut signals: Signals) -> ExitCode {
-        let mut seen = self.config.as_deref().and_then(|path| fs::read(path).ok());
+        let mut seen = self.contents();
         let mut checks = interval(FILE_CHECK);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Nobody else asks for them: this is the proxy's own process.
+        let Some(mut requests) = app.commands().reload_requests() else {
+            return ExitCode::from(EXIT_INTERNAL);
+        };
         let mut interrupts = 0;
         loop {
             tokio::select! {
@@ -157,33 +156,50 @@ impl Run {
                     }
                     app.commands().shutdown().await;
                 }
-                _ = signals.hangup.recv() => self.reload(&app).await,
+                _ = signals.hangup.recv() => {
+                    seen = self.contents();
+                    let _ = self.reload(&app).await;
+                }
+                Some(request) = requests.recv() => {
+                    seen = self.contents();
+                    request.answer(self.reload(&app).await);
+                }
                 _ = checks.tick(), if self.config.is_some() => {
                     // A file that is gone for a moment is being replaced.
-                    if let Some(now) = self.config.as_deref().and_then(|path| fs::read(path).ok())
+                    if let Some(now) = self.contents()
                         && seen.as_ref() != Some(&now)
                     {
                         seen = Some(now);
-                        self.reload(&app).await;
+                        let _ = self.reload(&app).await;
                     }
                 }
             }
         }
     }
 
-    async fn reload(&self, app: &App) {
+    fn contents(&self) -> Option<Vec<u8>> {
+        fs::read(self.config.as_deref()?).ok()
+    }
+
+    /// Puts the file's configuration to work; says in log and metrics what came of it, too.
+    async fn reload(&self, app: &App) -> Result<(), String> {
+        let Some(file) = self.config.as_deref() else {
+            tracing::warn!("there is nothing to reload: the configuration is the command line");
+            return Err("there is no file to read: start the proxy with --config FILE".into());
+        };
         let result = match self.configuration() {
             Ok(config) => app.commands().reload(config).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
-        let label = match result {
+        let file = file.display();
+        let label = match &result {
             Ok(()) => {
-                tracing::info!(file = self.config.as_deref().map(show), "configuration reloaded");
+                tracing::info!(%file, "configuration reloaded");
                 "ok"
             }
             Err(error) => {
                 tracing::error!(
-                    file = self.config.as_deref().map(show),
+                    %file,
                     error,
                     "the new configuration is refused; the running one stays",
                 );
@@ -191,11 +207,8 @@ impl Run {
             }
         };
         counter!("truename_config_reloads_total", "result" => label).increment(1);
+        result
     }
-}
-
-fn show(path: &Path) -> tracing::field::DisplayValue<std::path::Display<'_>> {
-    tracing::field::display(path.display())
 }
 
 fn address(flag: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {

@@ -7,7 +7,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -122,12 +125,14 @@ pub struct Facts {
     pub tls_time: Duration,
 }
 
-/// Dials `endpoint` and, with an identity, makes TLS to it; within `limit` altogether.
+/// Dials `endpoint` and, with an identity, makes TLS to it; within `limit` altogether. Sets `up`
+/// as soon as TCP is.
 pub async fn connect(
     endpoint: SocketAddr,
     identity: Option<Identity<'_>>,
     policy: &AddressPolicy,
     limit: Duration,
+    up: &AtomicBool,
 ) -> Result<Connected, ConnectError> {
     policy.check(endpoint)?;
     let started = Instant::now();
@@ -138,6 +143,7 @@ pub async fn connect(
         Ok(Err(source)) => return Err(ConnectError::Tcp { endpoint, source }),
         Err(_) => return Err(ConnectError::Timeout { endpoint, limit, tcp_done: false }),
     };
+    up.store(true, Ordering::Relaxed);
     // A port that dialled itself (simultaneous open on loopback) echoes instead of answering.
     if stream.local_addr().is_ok_and(|local| local == endpoint) {
         let source = io::Error::from(io::ErrorKind::ConnectionRefused);

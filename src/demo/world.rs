@@ -112,6 +112,7 @@ impl World {
         // Loopback is denied unless allowed: nobody's DNS should lead a proxy to its own machine.
         let loopback = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
         config.policy.allow_addresses = vec![loopback.into()];
+        config.ca.directory = self.root_file.parent().map(|folder| folder.join("truename"));
         config.admin.listen = None;
         // There is nothing here that Ctrl-C should wait for.
         config.shutdown_grace = Duration::from_secs(1);

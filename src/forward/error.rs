@@ -76,6 +76,14 @@ pub enum ForwardError {
         /// For which true name.
         generation: Arc<Generation>,
     },
+    /// The origin said `101` to a request without `Upgrade`.
+    #[error("{endpoint} switched protocols, which the request did not ask for")]
+    UnaskedSwitch {
+        /// Who.
+        endpoint: SocketAddr,
+        /// For which true name.
+        generation: Arc<Generation>,
+    },
     /// The client's own body broke off.
     #[error("the request's body broke off: {0}")]
     ClientBody(hyper::Error),
@@ -88,7 +96,8 @@ impl ForwardError {
             Self::Acquire { generation, .. }
             | Self::Exchange { generation, .. }
             | Self::Unsolicited { generation, .. }
-            | Self::ResponseTimeout { generation, .. } => Some(generation),
+            | Self::ResponseTimeout { generation, .. }
+            | Self::UnaskedSwitch { generation, .. } => Some(generation),
             _ => None,
         }
     }
@@ -99,7 +108,8 @@ impl ForwardError {
             Self::Acquire { error, .. } => error.endpoint(),
             Self::Exchange { endpoint, .. }
             | Self::Unsolicited { endpoint, .. }
-            | Self::ResponseTimeout { endpoint, .. } => Some(*endpoint),
+            | Self::ResponseTimeout { endpoint, .. }
+            | Self::UnaskedSwitch { endpoint, .. } => Some(*endpoint),
             _ => None,
         }
     }

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::headers;
+use super::{ForwardError, Problem, headers};
 use crate::{
     body::{BoxError, RequestBody},
     error::ProxyErrorType,
@@ -106,15 +106,11 @@ impl Exchange {
     }
 
     /// truename answers itself.
-    pub fn failed(
-        &mut self,
-        status: StatusCode,
-        error: ProxyErrorType,
-        endpoint: Option<SocketAddr>,
-    ) {
-        self.status = status;
-        self.endpoint = endpoint;
-        self.broke(error);
+    pub fn failed(&mut self, problem: &Problem, error: &ForwardError) {
+        self.status = problem.status();
+        self.endpoint = error.endpoint();
+        self.generation = error.generation().cloned();
+        self.broke(problem.error());
     }
 
     /// It went wrong after the head was passed on.
@@ -130,12 +126,13 @@ impl Exchange {
     }
 
     /// Says in the log why a request failed, with everything a person would ask next.
-    pub fn explain(&self, problem: &super::Problem) {
+    pub fn explain(&self, problem: &Problem) {
         tracing::warn!(
             alias = self.upstream.config().name,
             stage = problem.stage().as_str(),
             error = problem.error().as_str(),
             endpoint = self.endpoint.map(tracing::field::display),
+            fix = problem.fix(),
             "{}",
             problem.detail(),
         );

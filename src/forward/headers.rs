@@ -111,7 +111,8 @@ pub struct ClientView {
 pub struct TargetView<'a> {
     /// `https`, or `http` to a plaintext target.
     pub scheme: &'static str,
-    /// The true name, with its port where that is not the default.
+    /// What the target calls itself: the true name, with its port where that is not the default,
+    /// or the Host that the configuration tells outright.
     pub authority: &'a Authority,
 }
 
@@ -213,7 +214,7 @@ pub fn keep_alive(version: Version, headers: &HeaderMap) -> (bool, Option<std::t
 /// headers do not give.
 pub fn address(
     head: &mut request::Parts,
-    target: TargetView<'_>,
+    scheme: &str,
     host: &HeaderValue,
     http2: bool,
     has_body: bool,
@@ -222,7 +223,7 @@ pub fn address(
     let path = path.unwrap_or(PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
     if http2 {
-        uri.scheme = Some(match target.scheme {
+        uri.scheme = Some(match scheme {
             "http" => Scheme::HTTP,
             _ => Scheme::HTTPS,
         });

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST, request};
+use ::http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST, request,
+    uri::Authority,
+};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::{Instant, timeout};
 
@@ -16,6 +19,7 @@ use crate::{
     config::{HostHeader, HttpVersion, RetryOn},
     drain::Drain,
     route::Routes,
+    telemetry::DownstreamConnection,
     tls::TlsError,
     upstream::{AcquireError, Generation, Lease, Upstream, Want},
 };
@@ -35,16 +39,18 @@ pub struct Arrival {
     pub worker: usize,
     /// What a tunnel must not outlive unnoticed.
     pub drain: Drain,
+    /// The connection in the metrics; none where a program called without one.
+    pub connection: Option<Arc<DownstreamConnection>>,
 }
 
-/// Answers a request from a listener: with the origin's answer, or with an explanation.
+/// Answers a request from wherever: with the origin's answer, or with an explanation.
 pub async fn serve(
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     arrival: &Arrival,
     routes: &Routes,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let upstream = match route(&head, arrival, routes) {
+    let upstream = match route(&head, arrival, routes).await {
         Ok(upstream) => upstream,
         Err(error) => {
             let problem = Problem::new(&error, None);
@@ -57,11 +63,13 @@ pub async fn serve(
             return problem.into_response();
         }
     };
-    let request = Request::from_parts(head, RequestBody::incoming(body));
-    forward(request, &upstream, arrival).await
+    if let Some(connection) = &arrival.connection {
+        connection.belongs_to(&upstream.config().name);
+    }
+    forward(Request::from_parts(head, body), &upstream, arrival).await
 }
 
-fn route(
+async fn route(
     head: &request::Parts,
     arrival: &Arrival,
     routes: &Routes,
@@ -71,7 +79,15 @@ fn route(
     }
     let authority = headers::authority(head)?;
     let host = authority.as_ref().map(|authority| authority.host());
-    Ok(routes.find(arrival.listener, arrival.local.ip(), host)?)
+    let find = || routes.find(arrival.listener, arrival.local.ip(), host);
+    if let Ok(upstream) = find() {
+        return Ok(upstream);
+    }
+    // It may be the true name of an alias that DNS has yet to answer for the first time.
+    for upstream in routes.upstreams(arrival.listener) {
+        let _ = upstream.target().await;
+    }
+    Ok(find()?)
 }
 
 /// Sends a request to an alias, and gives its answer. Never fails: what goes wrong is answered.
@@ -93,7 +109,7 @@ pub async fn forward(
         Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),
         Err(error) => {
             let problem = Problem::new(&error, Some(upstream));
-            journey.exchange.failed(problem.status(), problem.error(), error.endpoint());
+            journey.exchange.failed(&problem, &error);
             journey.exchange.explain(&problem);
             let mut response = problem.into_response();
             response.body_mut().record(journey.exchange);
@@ -142,8 +158,10 @@ impl Journey<'_> {
         let generation = upstream.target().await?;
         check_signature(&head, &client, &generation, &config.host)?;
 
-        let switching = headers::upgrade(&head).is_some();
-        let on_upgrade = switching.then(|| head.extensions.remove()).flatten();
+        // Without the client's side of it (a library caller has none) an upgrade cannot be made.
+        let asked = headers::upgrade(&head).is_some();
+        let on_upgrade = asked.then(|| head.extensions.remove()).flatten();
+        let switching = on_upgrade.is_some();
         headers::strip_request(&mut head.headers, switching);
         headers::add_forwarded(
             &mut head.headers,
@@ -156,6 +174,10 @@ impl Journey<'_> {
 
         let (response, lease, client) =
             self.try_until_answered(head, body, client, generation, want, waits).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none() {
+            let (endpoint, generation) = (lease.endpoint(), lease.generation().clone());
+            return Err(ForwardError::UnaskedSwitch { endpoint, generation });
+        }
         Ok(Answer { response, lease, client, upgrade: on_upgrade })
     }
 
@@ -195,6 +217,7 @@ impl Journey<'_> {
                         generation = upstream.target().await?;
                         continue;
                     }
+                    upstream.refresh();
                     return Err(ForwardError::Acquire { error, generation });
                 }
             };
@@ -207,12 +230,14 @@ impl Journey<'_> {
                     host.eq_ignore_ascii_case(client.authority.as_str())
                         || upstream.hosts().iter().any(|own| own.eq_ignore_ascii_case(host))
                 };
-                let origin = headers::repair_request(&mut head.headers, alias, view(&generation));
+                let told = told_host(&config.host);
+                let target = view(&generation, told.as_ref());
+                let origin = headers::repair_request(&mut head.headers, alias, target);
                 client.origin = origin.or(client.origin);
             }
             let host = host_to_send(&config.host, &client, &generation)?;
             let streams = !http_body::Body::is_end_stream(&body);
-            headers::address(&mut head, view(&generation), &host, lease.is_http2(), streams)?;
+            headers::address(&mut head, generation.scheme(), &host, lease.is_http2(), streams)?;
             let handle = body.handle();
             let mut request = Request::from_parts(head, body);
             if waits && streams {
@@ -369,12 +394,13 @@ impl Answer {
     ) -> Response<Body> {
         let Self { mut response, lease, client, upgrade } = self;
         let config = upstream.config();
-        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_some();
+        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let keep_alive = headers::keep_alive(response.version(), response.headers());
         headers::strip_response(response.headers_mut(), switching);
         if config.repair {
-            let generation = lease.generation().clone();
-            headers::repair_response(response.headers_mut(), &client, view(&generation));
+            let told = told_host(&config.host);
+            let target = view(lease.generation(), told.as_ref());
+            headers::repair_response(response.headers_mut(), &client, target);
         }
         *response.version_mut() = Version::HTTP_11;
         if let Some(client) = upgrade
@@ -388,8 +414,17 @@ impl Answer {
     }
 }
 
-fn view(generation: &Generation) -> TargetView<'_> {
-    TargetView { scheme: generation.scheme(), authority: generation.authority() }
+/// The target as it knows itself: by the Host that it is sent.
+fn view<'a>(generation: &'a Generation, told: Option<&'a Authority>) -> TargetView<'a> {
+    let authority = told.unwrap_or(generation.authority());
+    TargetView { scheme: generation.scheme(), authority }
+}
+
+fn told_host(configured: &HostHeader) -> Option<Authority> {
+    match configured {
+        HostHeader::Literal(host) => host.parse().ok(),
+        HostHeader::Rewrite | HostHeader::Preserve => None,
+    }
 }
 
 fn want(downstream: Version, switching: bool, configured: HttpVersion) -> Want {

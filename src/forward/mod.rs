@@ -11,4 +11,4 @@ mod upgrade;
 pub use error::ForwardError;
 pub use exchange::{Body, Exchange};
 pub use http::{Arrival, forward, serve};
-pub use reply::Problem;
+pub use reply::{Problem, RefusedHead};

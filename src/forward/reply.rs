@@ -3,6 +3,7 @@
 use ::http::{
     HeaderName, HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
+    response,
 };
 use bytes::Bytes;
 use serde::Serialize;
@@ -76,6 +77,40 @@ impl Problem {
         }
     }
 
+    /// Says why a head was refused before it was a request.
+    pub fn refused_head(head: RefusedHead) -> Self {
+        let (status, kind, detail, fix) = head.explain();
+        Self {
+            kind: format!("urn:truename:error:{kind}"),
+            title: title(kind),
+            status,
+            detail: detail.into(),
+            alias: None,
+            true_name: None,
+            chain: Vec::new(),
+            endpoint: None,
+            stage: Stage::Request,
+            fix: fix.map(Into::into),
+            error: kind,
+        }
+    }
+
+    /// The answer as bytes, with the connection's end, for where there is no HTTP server to ask.
+    pub fn to_http1(&self) -> Bytes {
+        let (head, body) = self.parts();
+        let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+        for (name, value) in &head.headers {
+            bytes.extend_from_slice(name.as_str().as_bytes());
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value.as_bytes());
+            bytes.extend_from_slice(b"\r\n");
+        }
+        let end = format!("content-length: {}\r\nconnection: close\r\n\r\n", body.len());
+        bytes.extend_from_slice(end.as_bytes());
+        bytes.extend_from_slice(&body);
+        bytes.into()
+    }
+
     /// Its name in RFC 9209.
     pub fn error(&self) -> Kind {
         self.error
@@ -91,6 +126,11 @@ impl Problem {
         &self.detail
     }
 
+    /// The key or the command that mends it.
+    pub fn fix(&self) -> Option<&str> {
+        self.fix.as_deref()
+    }
+
     /// How far the request came.
     pub fn stage(&self) -> Stage {
         self.stage
@@ -98,9 +138,14 @@ impl Problem {
 
     /// The answer.
     pub fn into_response(self) -> Response<Body> {
-        let mut json = serde_json::to_vec_pretty(&self).unwrap_or_default();
+        let (head, body) = self.parts();
+        Response::from_parts(head, Body::whole(body))
+    }
+
+    fn parts(&self) -> (response::Parts, Bytes) {
+        let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
         json.push(b'\n');
-        let mut response = Response::new(Body::whole(Bytes::from(json)));
+        let mut response = Response::new(Bytes::from(json));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -112,7 +157,52 @@ impl Problem {
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        response
+        response.into_parts()
+    }
+}
+
+/// A request's head that never became a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedHead {
+    /// Not HTTP, or not quite.
+    Malformed,
+    /// More than `listener.max_header_size`, or too many fields.
+    TooLarge,
+    /// A target longer than any sane one.
+    TargetTooLong,
+    /// Not complete within `listener.header_timeout`.
+    TooSlow,
+}
+
+impl RefusedHead {
+    fn explain(self) -> (StatusCode, Kind, &'static str, Option<&'static str>) {
+        match self {
+            Self::Malformed => (
+                StatusCode::BAD_REQUEST,
+                Kind::HttpRequestError,
+                "what came is not a well-formed HTTP/1 request",
+                None,
+            ),
+            Self::TooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                Kind::HttpRequestError,
+                "the request's head has more than `listener.max_header_size` bytes, or more than \
+                 100 fields",
+                Some("raise `listener.max_header_size`"),
+            ),
+            Self::TargetTooLong => (
+                StatusCode::URI_TOO_LONG,
+                Kind::HttpRequestError,
+                "the request's target is longer than 65,534 bytes",
+                None,
+            ),
+            Self::TooSlow => (
+                StatusCode::REQUEST_TIMEOUT,
+                Kind::HttpRequestError,
+                "the request's head was not complete within `listener.header_timeout`",
+                Some("raise `listener.header_timeout`"),
+            ),
+        }
     }
 }
 
@@ -173,6 +263,9 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         }
         ForwardError::Exchange { .. } => {
             (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
+        }
+        ForwardError::UnaskedSwitch { .. } => {
+            (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response)
         }
         ForwardError::Unsolicited { .. } => {
             (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)

@@ -176,8 +176,6 @@ struct Refresh {
 impl Refresh {
     async fn run(mut self) {
         while self.ask().await.is_some() && self.wait().await.is_some() {}
-        let last = self.sender.borrow().clone();
-        self.report.end(&last);
     }
 
     /// One round; none when nobody listens any more.
@@ -237,13 +235,13 @@ struct Pace {
 }
 
 impl Pace {
-    /// Just before the TTL ends; after a failure soon, then ever later. `random` (0 to 1) keeps the proxies of many pods
+    /// Just before the TTL ends, but never at once (`dns.min_ttl` may be 0); after a failure soon, then ever later. `random` (0 to 1) keeps the proxies of many pods
     /// out of step.
     fn pause(&mut self, outlook: Outlook, random: f64) -> Duration {
         let last = match outlook {
             Outlook::Whole(ttl) => {
                 self.failures = 0;
-                return ttl.mul_f64(0.9 + 0.1 * random);
+                return ttl.mul_f64(0.9 + 0.1 * random).max(FIRST_RETRY);
             }
             Outlook::Partial(ttl) => ttl,
             Outlook::Failed { served: true } => LAST_RETRY,
@@ -266,6 +264,12 @@ mod tests {
         let mut pace = Pace::default();
         let pauses = [0.0, 1.0].map(|random| pace.pause(Outlook::Whole(TTL), random));
         assert_eq!(pauses, [Duration::from_millis(4500), TTL]);
+    }
+
+    #[test]
+    fn a_ttl_of_nothing_does_not_make_it_ask_without_pause() {
+        let pause = Pace::default().pause(Outlook::Whole(Duration::ZERO), 0.0);
+        assert_eq!(pause, FIRST_RETRY);
     }
 
     #[test]

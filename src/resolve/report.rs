@@ -21,16 +21,6 @@ impl Report {
         self.true_name(old, new);
         refusal(&self.question, old, new);
         failure(&self.question, old, new);
-        // A healthy failover target must not wipe out what the alias' failing one reports.
-        if old.is_pending() || old.stale_since.is_some() || new.stale_since.is_some() {
-            stale(&self.question, new);
-        }
-    }
-
-    /// Takes back the gauges of a question that nobody asks any more.
-    pub(super) fn end(&self, last: &State) {
-        info(&self.question, last, 0.0);
-        stale(&self.question, &State::default());
     }
 
     fn true_name(&mut self, old: &State, new: &State) {
@@ -39,8 +29,6 @@ impl Report {
         if was == is {
             return;
         }
-        info(&self.question, old, 0.0);
-        info(&self.question, new, 1.0);
         let Some(current) = &new.current else {
             tracing::warn!(
                 alias,
@@ -58,15 +46,6 @@ impl Report {
             tracing::info!(alias, %true_name, chain, addresses = ?current.addresses, "resolved");
         }
         self.generation = current.generation;
-    }
-}
-
-fn info(question: &Question, state: &State, value: f64) {
-    if let Some(current) = &state.current {
-        let true_name = current.true_name.to_string();
-        let alias = question.alias.to_string();
-        metrics::gauge!("truename_true_name_info", "alias" => alias, "true_name" => true_name)
-            .set(value);
     }
 }
 
@@ -94,10 +73,4 @@ fn failure(question: &Question, old: &State, new: &State) {
         (Some(_), None) => tracing::info!(alias, "DNS answers again"),
         _ => {}
     }
-}
-
-fn stale(question: &Question, state: &State) {
-    let seconds = state.stale_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
-    metrics::gauge!("truename_dns_stale_seconds", "alias" => question.alias.to_string())
-        .set(seconds);
 }

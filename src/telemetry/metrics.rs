@@ -49,8 +49,9 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format. Takes milliseconds: not for a worker.
     pub fn render(&self) -> String {
-        process::record();
-        self.handle.as_ref().map(PrometheusHandle::render).unwrap_or_default()
+        let mut text = self.handle.as_ref().map(PrometheusHandle::render).unwrap_or_default();
+        process::write(&mut text);
+        text
     }
 }
 
@@ -78,15 +79,51 @@ fn describe() {
     describe_counter!("truename_dns_lookups_total", "DNS queries, by result.");
     describe_histogram!("truename_dns_lookup_duration_seconds", "DNS queries.");
     describe_gauge!(
-        "truename_dns_stale_seconds",
-        "For how long an alias has lived on an old answer; 0 when it is fresh."
-    );
-    describe_gauge!(
         "truename_upstream_certificate_not_after_seconds",
         "Expiry of the certificate seen last, in Unix time, also when it was refused."
     );
     describe_counter!("truename_config_reloads_total", "Reloads of the configuration, by result.");
     describe_gauge!("truename_build_info", "1, with the version.");
+}
+
+/// A connection from an application, counted while it lives for one alias: the only one of its
+/// listener, or the one that its first request asked for.
+#[derive(Debug)]
+pub struct DownstreamConnection {
+    protocol: &'static str,
+    tls: &'static str,
+    active: OnceLock<Gauge>,
+}
+
+impl DownstreamConnection {
+    /// Not counted yet. `protocol` is its name in ALPN.
+    pub fn new(protocol: &'static str, tls: bool) -> Self {
+        let tls = if tls { "true" } else { "false" };
+        Self { protocol, tls, active: OnceLock::new() }
+    }
+
+    /// Counts it for `alias`, the first time.
+    pub fn belongs_to(&self, alias: &str) {
+        self.active.get_or_init(|| {
+            counter!(
+                "truename_downstream_connections_total",
+                "alias" => alias.to_owned(), "protocol" => self.protocol, "tls" => self.tls
+            )
+            .increment(1);
+            let active =
+                gauge!("truename_downstream_connections_active", "alias" => alias.to_owned());
+            active.increment(1.0);
+            active
+        });
+    }
+}
+
+impl Drop for DownstreamConnection {
+    fn drop(&mut self) {
+        if let Some(active) = self.active.get() {
+            active.decrement(1.0);
+        }
+    }
 }
 
 /// One alias' handles, for one worker.

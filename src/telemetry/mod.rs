@@ -7,4 +7,4 @@ mod process;
 
 pub use access::Access;
 pub use log::{init as init_log, set_level as set_log_level};
-pub use metrics::{AliasMetrics, Metrics};
+pub use metrics::{AliasMetrics, DownstreamConnection, Metrics};

@@ -1,30 +1,40 @@
 //! The `process_*` metrics that every Prometheus client library has, from Linux' `/proc`.
 
-use std::fs;
+use std::{fmt::Write, fs};
 
-use metrics::gauge;
 use nix::unistd::{SysconfVar, sysconf};
 
-/// Reads them anew; a value that cannot be read is left out.
-pub fn record() {
+/// Reads them anew and writes them in the text format; a value that cannot be read is left out.
+///
+/// Not by way of the recorder: its counters are whole numbers, and CPU time is none.
+pub fn write(out: &mut String) {
     if let Some(stat) = fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(Stat::parse)
     {
         let ticks = system(SysconfVar::CLK_TCK).unwrap_or(100.0);
         let page = system(SysconfVar::PAGE_SIZE).unwrap_or(4096.0);
-        gauge!("process_cpu_seconds_total").set(stat.cpu_ticks / ticks);
-        gauge!("process_virtual_memory_bytes").set(stat.virtual_bytes);
-        gauge!("process_resident_memory_bytes").set(stat.resident_pages * page);
-        gauge!("process_threads").set(stat.threads);
+        let cpu = stat.cpu_ticks / ticks;
+        family(out, "process_cpu_seconds_total", "counter", "User and system CPU time.", cpu);
+        let virtual_bytes = stat.virtual_bytes;
+        family(out, "process_virtual_memory_bytes", "gauge", "Virtual memory.", virtual_bytes);
+        let resident = stat.resident_pages * page;
+        family(out, "process_resident_memory_bytes", "gauge", "Resident memory.", resident);
+        family(out, "process_threads", "gauge", "Threads.", stat.threads);
         if let Some(boot) = boot_time() {
-            gauge!("process_start_time_seconds").set(boot + stat.start_ticks / ticks);
+            let started = boot + stat.start_ticks / ticks;
+            family(out, "process_start_time_seconds", "gauge", "Start, in Unix time.", started);
         }
     }
     if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
-        gauge!("process_open_fds").set(descriptors.count() as f64);
+        let open = descriptors.count() as f64;
+        family(out, "process_open_fds", "gauge", "Open file descriptors.", open);
     }
     if let Some(limit) = fs::read_to_string("/proc/self/limits").ok().as_deref().and_then(max_fds) {
-        gauge!("process_max_fds").set(limit);
+        family(out, "process_max_fds", "gauge", "Most file descriptors allowed.", limit);
     }
+}
+
+fn family(out: &mut String, name: &str, kind: &str, help: &str, value: f64) {
+    let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n\n");
 }
 
 struct Stat {

@@ -3,11 +3,14 @@
 //! [`ClientTls`] is built once when a configuration is loaded; [`handshake`] uses it for every
 //! connection. What can go wrong is a [`TlsError`] whose text a person can act upon.
 
+pub mod authority;
 mod client;
 mod error;
 mod failure;
 mod pins;
 mod roots;
+pub mod server;
+pub mod store;
 #[cfg(test)]
 mod tests;
 mod verify;

@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     balance::Balancer,
     config,
+    pool::PoolKey,
     resolve::{Resolution, TrueName},
-    tls::{self, ClientTls, TlsError},
+    tls::{self, ClientTls, Negotiated, TlsError},
 };
 
 /// Everything that follows from one [`TrueName`]: SNI, verified name, `Host`, endpoints.
@@ -34,7 +35,7 @@ pub struct Generation {
     authority: Authority,
     host: HeaderValue,
     resolution: ArcSwap<Resolution>,
-    balancer: Balancer,
+    balancer: Arc<Balancer>,
     retired: AtomicBool,
     kill: CancellationToken,
 }
@@ -62,7 +63,7 @@ impl Generation {
             Some(tls) => Some((tls, tls::server_name(&true_name)?)),
             None => None,
         };
-        let balancer = Balancer::new(alias.balance, alias.health.passive.clone());
+        let balancer = Arc::new(Balancer::new(alias.balance, alias.health.passive.clone()));
         let generation = Self {
             number: resolution.generation,
             port,
@@ -77,6 +78,24 @@ impl Generation {
         };
         generation.rotate(resolution);
         Ok(generation)
+    }
+
+    /// The same with other TLS material: endpoints and what is known of them stay, and so does
+    /// what ends its connections.
+    pub fn renew(&self, tls: Option<Arc<ClientTls>>) -> Self {
+        let name = self.tls.as_ref().map(|(_, name)| name.clone());
+        Self {
+            number: self.number,
+            true_name: self.true_name.clone(),
+            port: self.port,
+            tls: tls.zip(name),
+            authority: self.authority.clone(),
+            host: self.host.clone(),
+            resolution: ArcSwap::new(self.resolution()),
+            balancer: self.balancer.clone(),
+            retired: AtomicBool::new(false),
+            kill: self.kill.clone(),
+        }
     }
 
     /// Takes over the addresses of a newer answer with the same true name.
@@ -128,6 +147,23 @@ impl Generation {
     /// Its endpoints.
     pub fn balancer(&self) -> &Balancer {
         &self.balancer
+    }
+
+    /// What a pooled connection of this generation is found by.
+    pub fn pool_key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
+        let true_name = self.true_name.clone();
+        PoolKey { endpoint, true_name, protocol, trust: self.trust() }
+    }
+
+    /// Whether a request of this generation could use a connection kept under `key`.
+    pub fn makes(&self, key: &PoolKey) -> bool {
+        key.true_name == self.true_name
+            && key.trust == self.trust()
+            && self.has_endpoint(key.endpoint)
+    }
+
+    fn trust(&self) -> u64 {
+        self.tls.as_ref().map_or(0, |(tls, _)| tls.generation())
     }
 
     /// Whether `endpoint` is among the addresses of the latest answer.

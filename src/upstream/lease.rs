@@ -1,6 +1,13 @@
 //! From a generation to a connection: balance, pool, connect.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::TrySendError};
@@ -100,20 +107,15 @@ impl Upstream {
         };
         let endpoint = pick(tried).ok_or(AcquireError::NoEndpoint)?;
         let dialling = Dialling { upstream: self, worker, generation, want };
+        // Of a shared connection the pool knows whether it is alive.
+        let fresh = fresh && want == Want::Http1;
         if !fresh && let Some(lease) = dialling.pooled(&endpoint, now) {
             return Ok(lease);
         }
         // A request that waits for its connection is on its way too: without this a burst would
         // see no load anywhere, but on the endpoint whose connection it found idle.
         let _waiting = endpoint.begin(now);
-        let limit = self.config.timeouts.connect;
-        match timeout(limit, dialling.dial(endpoint.clone(), tried)).await {
-            Ok(result) => result,
-            Err(_) => Err(AcquireError::ConnectionLimit {
-                endpoint: endpoint.address(),
-                limit: self.config.pool.max_connections,
-            }),
-        }
+        dialling.dial(endpoint, tried).await
     }
 }
 
@@ -128,12 +130,7 @@ struct Dialling<'a> {
 
 impl Dialling<'_> {
     fn key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
-        PoolKey {
-            endpoint,
-            true_name: self.generation.true_name().clone(),
-            protocol,
-            trust: self.generation.tls().map_or(0, |(tls, _)| tls.generation()),
-        }
+        self.generation.pool_key(endpoint, protocol)
     }
 
     /// The protocols to look for in the pool, the preferred one first.
@@ -230,16 +227,22 @@ impl Dialling<'_> {
         endpoint: Arc<Endpoint>,
         tried: &[SocketAddr],
     ) -> Result<Lease, AcquireError> {
-        let mut first = std::pin::pin!(self.dial_endpoint(&endpoint));
+        let up = AtomicBool::new(false);
+        let mut first = std::pin::pin!(self.dial_endpoint(&endpoint, &up));
         tokio::select! {
             result = &mut first => return result,
             () = sleep(HAPPY_EYEBALLS_DELAY) => {}
+        }
+        // A slow handshake is a sign of distance, not of a dead address.
+        if up.load(Ordering::Relaxed) {
+            return first.await;
         }
         let Some(second) = self.another(&mut tried.to_vec(), &endpoint) else {
             return first.await;
         };
         let _waiting = second.begin(Instant::now());
-        let mut second = std::pin::pin!(self.dial_endpoint(&second));
+        let up = AtomicBool::new(false);
+        let mut second = std::pin::pin!(self.dial_endpoint(&second, &up));
         tokio::select! {
             result = &mut first => match result {
                 Ok(lease) => Ok(lease),
@@ -258,8 +261,14 @@ impl Dialling<'_> {
         }
     }
 
-    async fn dial_endpoint(&self, endpoint: &Arc<Endpoint>) -> Result<Lease, AcquireError> {
+    /// Dials one endpoint; sets `up` when TCP is.
+    async fn dial_endpoint(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        up: &AtomicBool,
+    ) -> Result<Lease, AcquireError> {
         let address = endpoint.address();
+        let config = self.upstream.config();
         let connections = self.upstream.connections(address);
         let pool = &self.upstream.worker(self.worker).pool;
         let permit = loop {
@@ -268,7 +277,9 @@ impl Dialling<'_> {
                 let siblings = self.upstream.workers.iter();
                 siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
             };
-            match pool.permit(&connections, make_way).await {
+            let limit = config.timeouts.connect;
+            let permit = timeout(limit, pool.permit(&connections, make_way)).await;
+            match permit.map_err(|_| self.limit_reached(address))? {
                 Some(permit) => break permit,
                 None => {
                     if let Some(lease) = self.pooled(endpoint, Instant::now()) {
@@ -277,7 +288,6 @@ impl Dialling<'_> {
                 }
             }
         };
-        let config = self.upstream.config();
         let metrics = &self.upstream.worker(self.worker).metrics;
         let identity = self.generation.tls().map(|(tls, server_name)| Identity {
             tls,
@@ -289,7 +299,8 @@ impl Dialling<'_> {
             },
         });
         let policy = self.upstream.policy.load_full();
-        let connected = connect::connect(address, identity, &policy, config.timeouts.connect).await;
+        let connected =
+            connect::connect(address, identity, &policy, config.timeouts.connect, up).await;
         let connected: Connected = match connected {
             Ok(connected) => connected,
             Err(error) => {
@@ -328,6 +339,11 @@ impl Dialling<'_> {
             }
         };
         Ok(self.lease(connection, key, endpoint))
+    }
+
+    fn limit_reached(&self, endpoint: SocketAddr) -> AcquireError {
+        let limit = self.upstream.config().pool.max_connections;
+        AcquireError::ConnectionLimit { endpoint, limit }
     }
 
     fn failed(&self, endpoint: &Arc<Endpoint>, error: &ConnectError) {

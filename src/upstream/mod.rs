@@ -3,6 +3,7 @@
 
 mod generation;
 mod lease;
+mod material;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,15 +18,16 @@ use tower::retry::budget::{Budget, TpsBudget};
 
 pub use generation::Generation;
 pub use lease::{AcquireError, Lease, Want};
+use material::Material;
 
 use crate::{
     balance::State as EndpointState,
     config::{self, OnChange},
     connect::AddressPolicy,
-    pool::{EndpointConnections, Pool},
-    resolve::{Question, Refusal, ResolveError, Resolver, State, Subscription, TrueName, names},
+    pool::{EndpointConnections, Pool, PoolKey},
+    resolve::{Question, Refusal, ResolveError, Resolver, State, Subscription, names},
     telemetry::AliasMetrics,
-    tls::{ClientTls, RootStores, TlsConfigError},
+    tls::{RootStores, TlsConfigError},
 };
 
 /// How often connections that were idle too long are closed.
@@ -40,6 +42,7 @@ pub struct Upstream {
     config: Arc<config::Alias>,
     hosts: Vec<String>,
     targets: Vec<Target>,
+    material: Arc<Material>,
     workers: Vec<Worker>,
     connections: Mutex<HashMap<SocketAddr, Arc<EndpointConnections>>>,
     policy: Arc<ArcSwap<AddressPolicy>>,
@@ -58,7 +61,6 @@ pub struct Worker {
 /// A true name with a port: the alias' own, or one of `failover`.
 pub struct Target {
     port: u16,
-    tls: Option<Arc<ClientTls>>,
     subscription: Subscription,
     generation: ArcSwapOption<Generation>,
     /// What `generation` was made from: published after it.
@@ -90,12 +92,12 @@ impl Upstream {
         policy: Arc<ArcSwap<AddressPolicy>>,
         workers: usize,
     ) -> Result<Self, TlsConfigError> {
+        let material = Arc::new(Material::load(&config.tls, roots)?);
         let told = config.target.as_ref();
         let mut targets = Vec::with_capacity(1 + config.failover.len());
         for target in [told].into_iter().chain(config.failover.iter().map(Some)) {
             targets.push(Target {
                 port: target.and_then(|target| target.port).unwrap_or(config.port),
-                tls: ClientTls::load(&config.tls, roots)?.map(Arc::new),
                 subscription: resolver.watch(Question::new(&config, target)),
                 generation: ArcSwapOption::empty(),
                 applied: watch::Sender::default(),
@@ -114,6 +116,7 @@ impl Upstream {
         Ok(Self {
             hosts,
             targets,
+            material,
             workers: (0..workers).map(worker).collect(),
             connections: Mutex::default(),
             policy,
@@ -195,6 +198,13 @@ impl Upstream {
         })
     }
 
+    /// Asks DNS again soon: the endpoints known do not work.
+    pub fn refresh(&self) {
+        for target in &self.targets {
+            target.subscription.refresh();
+        }
+    }
+
     fn choose(&self) -> Option<Arc<Generation>> {
         if let [only] = self.targets.as_slice() {
             return only.generation.load_full();
@@ -215,6 +225,7 @@ impl Upstream {
         tokio::select! {
             _ = futures_util::future::join_all(follow) => {}
             () = self.reap() => {}
+            () = self.renew() => {}
             () = stop.cancelled() => {}
         }
         for target in &self.targets {
@@ -254,7 +265,7 @@ impl Upstream {
             return;
         }
         let generation =
-            Generation::new(&self.config, resolution.clone(), target.port, target.tls.clone());
+            Generation::new(&self.config, resolution.clone(), target.port, self.material.current());
         let generation = match generation {
             Ok(generation) => Arc::new(generation),
             Err(error) => {
@@ -273,12 +284,24 @@ impl Upstream {
         }
     }
 
+    /// Follows certificate files: what was made with the old ones is not used again, and ends
+    /// when it ends.
+    async fn renew(&self) {
+        loop {
+            self.material.renewed(&self.config.name).await;
+            for target in &self.targets {
+                if let Some(old) = target.generation.load_full() {
+                    target.generation.store(Some(Arc::new(old.renew(self.material.current()))));
+                    old.retire();
+                }
+            }
+            self.close_unusable();
+        }
+    }
+
     fn retire(&self, old: Arc<Generation>) {
         old.retire();
-        let now = Instant::now();
-        for worker in &self.workers {
-            worker.pool.reap(now, |key| self.is_current(&key.true_name, key.endpoint));
-        }
+        self.close_unusable();
         match self.config.on_change {
             OnChange::Close => old.kill(),
             OnChange::Keep => {}
@@ -296,10 +319,7 @@ impl Upstream {
         let mut ticks = interval(REAP_INTERVAL);
         loop {
             ticks.tick().await;
-            let now = Instant::now();
-            for worker in &self.workers {
-                worker.pool.reap(now, |key| self.is_current(&key.true_name, key.endpoint));
-            }
+            self.close_unusable();
             let mut connections = self.connections.lock();
             connections.retain(|endpoint, connections| {
                 connections.active() > 0 || self.has_endpoint(*endpoint)
@@ -307,12 +327,15 @@ impl Upstream {
         }
     }
 
-    fn is_current(&self, true_name: &TrueName, endpoint: SocketAddr) -> bool {
-        self.targets.iter().any(|target| {
-            target.generation.load().as_ref().is_some_and(|generation| {
-                generation.true_name() == true_name && generation.has_endpoint(endpoint)
-            })
-        })
+    /// Closes idle connections that no request will ask for, or that were idle too long.
+    fn close_unusable(&self) {
+        let now = Instant::now();
+        let generations: Vec<_> =
+            self.targets.iter().filter_map(|target| target.generation.load_full()).collect();
+        let keep = |key: &PoolKey| generations.iter().any(|generation| generation.makes(key));
+        for worker in &self.workers {
+            worker.pool.reap(now, keep);
+        }
     }
 
     fn has_endpoint(&self, endpoint: SocketAddr) -> bool {

@@ -4,11 +4,12 @@
 //! * [`peer`]: one end of a connection, with what was on its wire; [`message`]: what it read there
 //! * [`raw_origin`] and [`scripts`]: upstreams that misbehave, or that note every byte
 //! * [`service_origin`]: upstreams with a response of the test's own making, trailers included
-//! * [`client`]: the application's side
+//! * [`client`]: the application's side; [`curl`]: the one that users have
 //! * [`trust`]: certificates, and the root that vouches for them
 //! * [`proxy`]: the binary under test
 //!
-//! * [`scene`]: all of them together, as most tests want them
+//! * [`scene`]: all of them together, as most tests want them; [`through`]: the same around one
+//!   scripted origin
 //!
 //! An upstream that behaves is `truename::demo::origin::Origin`. A test then reads:
 //!
@@ -25,6 +26,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod client;
+pub mod curl;
 pub mod loopback;
 pub mod message;
 pub mod peer;
@@ -33,6 +35,7 @@ pub mod raw_origin;
 pub mod scene;
 pub mod scripts;
 pub mod service_origin;
+pub mod through;
 pub mod trust;
 
 use std::{panic::Location, time::Duration};

@@ -83,6 +83,8 @@ impl Setup {
                 command.env_remove(&name);
             }
         }
+        // The local authority of a test is its own.
+        command.env("XDG_STATE_HOME", folder.path().join("state"));
         command.envs(self.environment);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
 
@@ -190,6 +192,14 @@ impl Proxy {
     /// Puts another configuration in the place of the running one: the proxy is not told.
     pub fn rewrite(&self, yaml: &str) {
         write_config(self.folder.path(), yaml);
+    }
+
+    /// The most memory that the process has had so far (Linux' `VmHWM`), in bytes.
+    pub fn peak_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kib * 1024
     }
 
     /// Sends a signal.

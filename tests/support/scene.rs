@@ -91,4 +91,10 @@ impl Scene {
             self.dns.address()
         )
     }
+
+    /// The same for a proxy that asks DNS four times a second, and has one worker and so one pool.
+    pub fn restless_yaml(&self, keys: &str) -> String {
+        let dns = "namespace: default, min_ttl: 250ms, max_ttl: 250ms";
+        format!("workers: 1\n{}", self.yaml(keys).replace("namespace: default", dns))
+    }
 }

@@ -45,6 +45,27 @@ impl ServiceOrigin {
         });
         Self { address, _tasks: tasks }
     }
+
+    /// Answers `/stream` with a body whose sending end comes out of the channel, and anything else
+    /// with `ok`.
+    pub fn streaming(
+        listener: TcpListener,
+        tls: Arc<ServerConfig>,
+    ) -> (Self, mpsc::UnboundedReceiver<StreamSender>) {
+        let (streams, started) = mpsc::unbounded_channel();
+        let origin = Self::start(listener, tls, move |request| {
+            let streams = streams.clone();
+            async move {
+                if request.uri().path() != "/stream" {
+                    return Response::new(whole("ok"));
+                }
+                let (sender, body) = streamed();
+                streams.send(sender).unwrap();
+                Response::new(body)
+            }
+        });
+        (origin, started)
+    }
 }
 
 async fn serve<Answer, Run>(tcp: TcpStream, tls: TlsAcceptor, answer: Answer)

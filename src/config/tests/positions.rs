@@ -286,21 +286,15 @@ aliases:
     protocol: tcp
     health: {active: {path: /healthz}}
     limits: {queue: 1}
-listener: {tls: {certificate: Cargo.toml, key: Cargo.toml}}
 proxy: {listen: 3128}
 kubernetes: {watch: true}
-ca: {directory: /tmp, leaf_lifetime: 1h}
 ",
         &[
             "t.yaml:4:15: aliases[0].protocol: `protocol` is not available in this version; leave it out",
             "t.yaml:5:22: aliases[0].health.active: `health.active` is not available in this version; leave it out",
             "t.yaml:6:21: aliases[0].limits.queue: `limits.queue` is not available in this version; leave it out",
-            "t.yaml:7:31: listener.tls.certificate: `listener.tls.certificate` is not available in this version; leave it out",
-            "t.yaml:7:48: listener.tls.key: `listener.tls.key` is not available in this version; leave it out",
-            "t.yaml:8:17: proxy.listen: `proxy.listen` is not available in this version; leave it out",
-            "t.yaml:9:21: kubernetes.watch: `kubernetes.watch` is not available in this version; leave it out",
-            "t.yaml:10:17: ca.directory: `ca.directory` is not available in this version; leave it out",
-            "t.yaml:10:38: ca.leaf_lifetime: `ca.leaf_lifetime` is not available in this version; leave it out",
+            "t.yaml:7:17: proxy.listen: `proxy.listen` is not available in this version; leave it out",
+            "t.yaml:8:21: kubernetes.watch: `kubernetes.watch` is not available in this version; leave it out",
         ],
     );
 }

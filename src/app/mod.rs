@@ -1,10 +1,11 @@
 //! A running proxy: built from a configuration, changed by another, and brought to its end.
 //! The only module that knows all others.
 
+mod certificates;
+
 use std::{
     collections::{HashMap, HashSet},
-    io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     thread,
     time::Duration,
@@ -13,51 +14,29 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::{
     runtime::{self, Runtime},
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::interval,
 };
 use tokio_util::sync::CancellationToken;
 
+use certificates::Certificates;
+
 use crate::{
     admin::{self, Snapshot},
+    command::{Command, Commands, StartError},
     config::{self, Config},
     connect::AddressPolicy,
     drain::Drain,
-    listener::{BindError, Bound, Listeners},
+    listener::{Bound, Listeners},
     resolve::Resolver,
     route::Routes,
     serve::Server,
-    telemetry::Metrics,
-    tls::{RootStores, TlsConfigError},
+    telemetry::{Metrics, set_log_level},
+    tls::{RootStores, server::ServerTls},
     upstream::Upstream,
 };
 
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
-
-/// Why a configuration cannot be put to work.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address cannot be listened on.
-    #[error("{0}")]
-    Bind(#[from] BindError),
-    /// An alias' TLS settings cannot be used.
-    #[error("alias `{alias}`: {source}")]
-    Tls {
-        /// Whose.
-        alias: String,
-        /// Why.
-        source: TlsConfigError,
-    },
-    /// The configuration has no alias.
-    #[error("there is no alias to serve: name one, as in `truename run webscaler-manual`")]
-    NoAlias,
-    /// Threads or runtimes.
-    #[error("cannot start: {0}")]
-    Io(#[from] io::Error),
-    /// The proxy that was to be changed has ended.
-    #[error("the proxy has ended")]
-    Ended,
-}
 
 /// A running proxy. It goes on when this is dropped; [`shutdown`](Self::shutdown) ends it.
 #[derive(Debug)]
@@ -66,31 +45,6 @@ pub struct App {
     listeners: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
     ended: watch::Receiver<bool>,
-}
-
-/// What may be asked of a running proxy.
-#[derive(Clone, Debug)]
-pub struct Commands(mpsc::Sender<Command>);
-
-#[derive(Debug)]
-enum Command {
-    Reload(Box<Config>, oneshot::Sender<Result<(), StartError>>),
-    Shutdown,
-}
-
-impl Commands {
-    /// Puts another configuration to work. The old one stays where the new one fails.
-    pub async fn reload(&self, config: Config) -> Result<(), StartError> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Reload(Box::new(config), reply);
-        self.0.send(command).await.map_err(|_| StartError::Ended)?;
-        answer.await.map_err(|_| StartError::Ended)?
-    }
-
-    /// Begins the end: whatever is being served may finish, for `shutdown_grace`.
-    pub async fn shutdown(&self) {
-        let _ = self.0.send(Command::Shutdown).await;
-    }
 }
 
 impl App {
@@ -106,8 +60,7 @@ impl App {
             workers => workers,
         };
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (commands, queue) = mpsc::channel(8);
-        let commands = Commands(commands);
+        let (commands, queue) = Commands::channel();
         let control = {
             let _guard = runtime.enter();
             Control::new(config, workers, commands.clone())
@@ -181,6 +134,8 @@ struct Control {
     admin: Option<SocketAddr>,
     snapshot: Arc<Snapshot>,
     metrics: Metrics,
+    /// None before the first configuration is at work.
+    certificates: Option<Certificates>,
 }
 
 impl Control {
@@ -193,9 +148,10 @@ impl Control {
         let server = Arc::new(Server {
             routes: ArcSwap::default(),
             settings: ArcSwap::from_pointee(config.listener.clone()),
+            tls: ServerTls::new()?,
             drain: Drain::default(),
         });
-        let admin = config.admin.listen.map(Bound::bind).transpose()?;
+        let admin = config.admin.listen.map(Bound::bind).transpose().map_err(StartError::Admin)?;
         let mut control = Self {
             workers,
             resolver: Resolver::new(config.dns.clone()),
@@ -207,6 +163,7 @@ impl Control {
             snapshot: Arc::new(Snapshot::new(commands, metrics.clone())),
             server,
             metrics,
+            certificates: None,
             config: Config::default(),
         };
         if let Err(error) = control.apply(config) {
@@ -239,8 +196,18 @@ impl Control {
             });
         }
 
+        // An address among `hosts` is no name that a certificate of ours may bear.
+        let names = aliases.iter().map(|(upstream, _)| {
+            let names = upstream.hosts().iter().filter(|host| host.parse::<IpAddr>().is_err());
+            names.cloned().collect()
+        });
+        let (certificates, issued) = Certificates::issue(&config, names.collect())?;
+
         // From here on nothing fails.
-        let addresses = self.bound.values().map(|listening| listening.address);
+        self.server.tls.serve(issued.certificates);
+        self.certificates = Some(certificates);
+        let kept = self.bound.iter().filter(|(configured, _)| wanted.contains(configured));
+        let addresses = kept.map(|(_, listening)| listening.address);
         let new_addresses = new_bounds.iter().map(|bound| bound.address);
         let own = addresses.chain(new_addresses).chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
@@ -248,8 +215,9 @@ impl Control {
         self.server.routes.store(Arc::new(Routes::new(&upstreams)));
         self.server.settings.store(Arc::new(config.listener.clone()));
         for bound in new_bounds {
-            self.listen(bound, &config);
+            self.listen(bound);
         }
+        self.announce(&config);
         self.bound.retain(|configured, listening| {
             let keep = wanted.contains(configured);
             if !keep {
@@ -289,13 +257,23 @@ impl Control {
             .map_err(|source| StartError::Tls { alias: alias.name.clone(), source })
     }
 
-    fn listen(&mut self, bound: Bound, config: &Config) {
+    fn listen(&mut self, bound: Bound) {
         let (configured, address) = (bound.configured, bound.address);
-        for alias in config.aliases.iter().filter(|alias| alias.listen.contains(&configured)) {
-            tracing::info!(%address, alias = alias.name, "listening");
-        }
         let stop = self.listeners.add(bound);
         self.bound.insert(configured, Listening { address, stop });
+    }
+
+    /// Says where each alias listens, as far as that is new.
+    fn announce(&self, new: &Config) {
+        for alias in &new.aliases {
+            let before = self.config.aliases.iter().find(|before| before.name == alias.name);
+            for configured in &alias.listen {
+                let is_new = before.is_none_or(|before| !before.listen.contains(configured));
+                if let Some(listening) = self.bound.get(configured).filter(|_| is_new) {
+                    tracing::info!(address = %listening.address, alias = alias.name, "listening");
+                }
+            }
+        }
     }
 
     /// The control thread, until the proxy has ended.
@@ -332,6 +310,11 @@ impl Control {
                     Some(Command::Shutdown) | None => return,
                 },
                 _ = upkeep.tick() => self.metrics.upkeep(),
+                () = tick(&self.certificates) => {
+                    if let Some(certificates) = &mut self.certificates {
+                        certificates.refresh(&self.server.tls);
+                    }
+                }
             }
         }
     }
@@ -340,9 +323,37 @@ impl Control {
         if config.aliases.is_empty() {
             return Err(StartError::NoAlias);
         }
-        if config.admin != self.config.admin || config.workers != self.config.workers {
-            tracing::warn!("`admin` and `workers` take effect at the next start");
+        let level = (config.log.level != self.config.log.level).then_some(config.log.level);
+        let waiting = waiting_for_a_restart(&self.config, &config);
+        self.apply(config)?;
+        // Only where the file says something new: it may have been changed by `POST /log`.
+        if let Some(level) = level {
+            set_log_level(level);
         }
-        self.apply(config)
+        if !waiting.is_empty() {
+            tracing::warn!(keys = waiting.join(", "), "these take effect at the next start");
+        }
+        Ok(())
+    }
+}
+
+/// The keys that were changed and are read at the start only.
+fn waiting_for_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let changed = [
+        ("admin", old.admin != new.admin),
+        ("workers", old.workers != new.workers),
+        ("listener.max_connections", {
+            old.listener.max_connections != new.listener.max_connections
+        }),
+        ("log.format", old.log.format != new.log.format),
+        ("log.access", old.log.access != new.log.access),
+    ];
+    changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+}
+
+async fn tick(certificates: &Option<Certificates>) {
+    match certificates {
+        Some(certificates) => certificates.tick().await,
+        None => std::future::pending().await,
     }
 }

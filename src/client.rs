@@ -1,0 +1,195 @@
+//! The library face: aliases called from a Rust program, without any listener.
+//!
+//! What a listener's requests meet, a [`Client`]'s meet too: the same routes, retries, balancer,
+//! pools and errors. It is a [`tower::Service`], so that tower's layers go around it; inside,
+//! the path is plain functions.
+//!
+//! ```no_run
+//! use truename::{Client, config::{Alias, Config}};
+//!
+//! # async fn call() -> Result<(), Box<dyn std::error::Error>> {
+//! let alias = Alias::from_arg("webscaler-manual=httpbin.org")?;
+//! let client = Client::new(&Config { aliases: vec![alias], ..Config::default() })?;
+//! let request = http::Request::get("http://webscaler-manual/anything");
+//! let response = client.send(request.body(String::new())?).await;
+//! println!("{}", response.status());
+//! # Ok(())
+//! # }
+//! ```
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, header::HOST};
+use http_body::Body;
+use tokio::runtime::Handle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::Service;
+
+use crate::{
+    body::{BoxError, RequestBody},
+    config::{Config, Problems},
+    connect::AddressPolicy,
+    drain::Drain,
+    forward::{self, Arrival},
+    resolve::Resolver,
+    route::Routes,
+    tls::{RootStores, TlsConfigError},
+    upstream::Upstream,
+};
+
+/// Stands for the listener that there is none of.
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// Why a configuration cannot be put to work in a program.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The configuration has problems.
+    #[error("{0}")]
+    Problems(#[from] Problems),
+    /// It has no alias.
+    #[error("there is no alias to call: give the configuration one in `aliases`")]
+    NoAlias,
+    /// Two aliases have one name: without listeners nothing tells them apart.
+    #[error("two aliases are called `{0}`: give each client its own")]
+    SameName(String),
+    /// An alias' TLS settings cannot be used.
+    #[error("alias `{alias}`: {source}")]
+    Tls {
+        /// Whose.
+        alias: String,
+        /// Why.
+        source: TlsConfigError,
+    },
+    /// There is no runtime for what goes on in the background.
+    #[error("a client needs a tokio runtime: make it inside of `Runtime::block_on` or a task")]
+    NoRuntime,
+}
+
+/// Calls aliases. Clones share everything; the last one to go takes the background tasks along.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    routes: Routes,
+    arrival: Arrival,
+    /// The Host of requests that name none, where one alias alone can be meant.
+    only: Option<HeaderValue>,
+    _stop: DropGuard,
+}
+
+impl Client {
+    /// Puts the aliases of `config` to work, with its `dns` and `policy`; listeners, `workers` and
+    /// all that concerns a process stay unused.
+    ///
+    /// Blocking for some milliseconds, where trust stores are read. DNS is followed on the
+    /// caller's runtime, which needs its timer and its I/O.
+    pub fn new(config: &Config) -> Result<Self, ClientError> {
+        Handle::try_current().map_err(|_| ClientError::NoRuntime)?;
+        config.validate("the program")?;
+        let mut names = HashSet::new();
+        if let Some(twice) = config.aliases.iter().find(|alias| !names.insert(&alias.name)) {
+            return Err(ClientError::SameName(twice.name.clone()));
+        }
+
+        let resolver = Resolver::new(config.dns.clone());
+        let policy = AddressPolicy::new(&config.policy, []);
+        let policy = Arc::new(ArcSwap::from_pointee(policy));
+        let mut roots = RootStores::default();
+        let mut upstreams = Vec::with_capacity(config.aliases.len());
+        for alias in &config.aliases {
+            let mut alias = alias.clone();
+            alias.listen = vec![NOWHERE];
+            let name = alias.name.clone();
+            let upstream = Upstream::new(Arc::new(alias), &resolver, &mut roots, policy.clone(), 1)
+                .map_err(|source| ClientError::Tls { alias: name, source })?;
+            upstreams.push(Arc::new(upstream));
+        }
+        let only = match upstreams.as_slice() {
+            [] => return Err(ClientError::NoAlias),
+            // A name that passed validation is a Host.
+            [only] => HeaderValue::from_str(&only.config().name).ok(),
+            _ => None,
+        };
+
+        let stop = CancellationToken::new();
+        for upstream in &upstreams {
+            tokio::spawn(upstream.clone().run(stop.clone()));
+        }
+        let arrival = Arrival {
+            listener: NOWHERE,
+            peer: NOWHERE,
+            local: NOWHERE,
+            scheme: "http",
+            worker: 0,
+            drain: Drain::default(),
+            connection: None,
+        };
+        let routes = Routes::new(&upstreams);
+        Ok(Self { shared: Arc::new(Shared { routes, arrival, only, _stop: stop.drop_guard() }) })
+    }
+
+    /// Sends a request to the alias that its URI or `Host` names, and gives the answer, whose body
+    /// streams. A client of one alias takes a bare path, too.
+    ///
+    /// Never fails: what goes wrong is answered as a listener would, with `Proxy-Status` and a
+    /// problem document. A request that says HTTP/2 may use it, others go out by HTTP/1.1; an
+    /// `Upgrade` is not asked for. Dropping the future gives the request up.
+    pub async fn send<B>(&self, request: Request<B>) -> Response<forward::Body>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.exchange(request.map(RequestBody::boxed)).await
+    }
+
+    async fn exchange(&self, mut request: Request<RequestBody>) -> Response<forward::Body> {
+        if let Some(only) = &self.shared.only
+            && request.uri().authority().is_none()
+            && !request.headers().contains_key(HOST)
+        {
+            request.headers_mut().insert(HOST, only.clone());
+        }
+        forward::serve(request, &self.shared.arrival, &self.shared.routes).await
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let aliases: Vec<_> = self.shared.routes.upstreams(NOWHERE).iter().collect();
+        let names = aliases.iter().map(|upstream| &upstream.config().name);
+        f.debug_list().entries(names).finish()
+    }
+}
+
+impl<B> Service<Request<B>> for Client
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<forward::Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    /// Always ready: `limits.requests` is held, and answered, request by request.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let client = self.clone();
+        let request = request.map(RequestBody::boxed);
+        Box::pin(async move { Ok(client.exchange(request).await) })
+    }
+}

@@ -1,0 +1,253 @@
+//! One connection from an application: detected, then served request by request.
+
+mod downstream;
+mod socket;
+
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use ::http::{Request, Response};
+use arc_swap::ArcSwap;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use downstream::{Downstream, Served, Turn};
+use socket::{Socket, linger};
+
+use crate::{
+    body::RequestBody,
+    config,
+    detect::{DetectError, Protocol, detect},
+    drain::Drain,
+    forward::{self, Arrival},
+    route::Routes,
+    telemetry::DownstreamConnection,
+    tls::{
+        Negotiated,
+        server::{Accepted, ServerTls},
+    },
+};
+
+/// HTTP/2 keep-alive towards applications: one that vanished does not hold its streams for ever.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What every connection is served with.
+pub struct Server {
+    /// The routes of now.
+    pub routes: ArcSwap<Routes>,
+    /// The listeners' settings.
+    pub settings: ArcSwap<config::Listener>,
+    /// For those who speak TLS.
+    pub tls: ServerTls,
+    /// The end.
+    pub drain: Drain,
+}
+
+impl Server {
+    /// Serves a connection to its end.
+    pub async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        listener: SocketAddr,
+        worker: usize,
+    ) {
+        let _guard = self.drain.guard();
+        let settings = self.settings.load_full();
+        let Ok(local) = stream.local_addr() else { return };
+
+        let deadline = Instant::now() + settings.header_timeout;
+        let detected = tokio::select! {
+            detected = detect(&stream, deadline) => detected,
+            () = self.drain.stopped().cancelled_owned() => return,
+        };
+        let (protocol, prefix) = match detected {
+            Ok(detected) => detected,
+            Err(DetectError::Silent) => return,
+            Err(error) => {
+                tracing::debug!(%peer, %listener, %error, "connection given up");
+                return;
+            }
+        };
+        let stream = Arc::new(stream);
+        let socket = Socket::new(prefix, stream.clone());
+        let plaintext = |protocol| self.arrival(listener, peer, local, worker, protocol, false);
+        let end = match protocol {
+            Protocol::Http1 => self.http1(socket, plaintext("http/1.1"), &settings).await,
+            Protocol::Http2 => self.http2(socket, plaintext("h2"), &settings).await,
+            Protocol::Tls => {
+                let accepted = self.accept(socket, peer, listener, deadline).await;
+                let arrival =
+                    |protocol| self.arrival(listener, peer, local, worker, protocol, true);
+                match accepted {
+                    Some(Accepted { stream, alpn: Negotiated::Http2, .. }) => {
+                        self.http2(stream, arrival("h2"), &settings).await
+                    }
+                    Some(Accepted { stream, .. }) => {
+                        self.http1(stream, arrival("http/1.1"), &settings).await
+                    }
+                    None => {
+                        drop(arrival("none"));
+                        End::Refused
+                    }
+                }
+            }
+        };
+        if end == End::Refused {
+            linger(&stream).await;
+        }
+    }
+
+    /// What the connection says of its requests. Counts it for as long as the value lives.
+    fn arrival(
+        &self,
+        listener: SocketAddr,
+        peer: SocketAddr,
+        local: SocketAddr,
+        worker: usize,
+        protocol: &'static str,
+        tls: bool,
+    ) -> Arrival {
+        let connection = Arc::new(DownstreamConnection::new(protocol, tls));
+        if let [only] = self.routes.load().upstreams(listener) {
+            connection.belongs_to(&only.config().name);
+        }
+        let scheme = if tls { "https" } else { "http" };
+        let drain = self.drain.clone();
+        Arrival { listener, peer, local, scheme, worker, drain, connection: Some(connection) }
+    }
+
+    /// Shakes hands with an application that speaks TLS; `None` where that fails.
+    async fn accept(
+        &self,
+        stream: Socket,
+        peer: SocketAddr,
+        listener: SocketAddr,
+        deadline: Instant,
+    ) -> Option<Accepted<Socket>> {
+        let routes = self.routes.load_full();
+        let served = |name: &str| routes.has_name(listener, name);
+        let handshake = self.tls.accept(stream, served, || routes.names(listener));
+        match timeout_at(deadline, handshake).await {
+            Ok(Ok(accepted)) => Some(accepted),
+            Ok(Err(error)) => {
+                tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
+                None
+            }
+            Err(_) => {
+                tracing::debug!(%listener, %peer, "no TLS within `listener.header_timeout`");
+                None
+            }
+        }
+    }
+
+    async fn http1<S>(&self, stream: S, arrival: Arrival, settings: &config::Listener) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let turn = Turn::new();
+        let io = Downstream::new(stream, turn.clone(), settings.header_timeout);
+        let service = service_fn(|request| async {
+            turn.serve();
+            let (head, body) = self.respond(request, &arrival).await.into_parts();
+            let body = Served::new(head.status, body, &turn);
+            Ok::<_, Infallible>(Response::from_parts(head, body))
+        });
+        let connection = http1::Builder::new()
+            .preserve_header_case(true)
+            .auto_date_header(false)
+            .max_header_size(settings.max_header_size)
+            .header_read_timeout(None)
+            .keep_alive(!self.drain.has_begun())
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        let result = {
+            let mut connection = pin!(connection);
+            tokio::select! {
+                result = connection.as_mut() => result,
+                () = self.drain.begun(), if !self.drain.has_begun() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        };
+        explain(result, &arrival);
+        if turn.was_refused() { End::Refused } else { End::Done }
+    }
+
+    async fn http2<S>(
+        self: &Arc<Self>,
+        stream: S,
+        arrival: Arrival,
+        settings: &config::Listener,
+    ) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let arrival = Arc::new(arrival);
+        // A stream is a task of hyper's own, and owns what it needs.
+        let service = {
+            let (server, arrival) = (self.clone(), arrival.clone());
+            service_fn(move |request| {
+                let (server, arrival) = (server.clone(), arrival.clone());
+                async move { Ok::<_, Infallible>(server.respond(request, &arrival).await) }
+            })
+        };
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .auto_date_header(false)
+            .max_header_list_size(settings.max_header_size.try_into().unwrap_or(u32::MAX))
+            .timer(TokioTimer::new())
+            .keep_alive_interval(H2_PING_INTERVAL)
+            .keep_alive_timeout(H2_PING_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            () = self.drain.begun() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        explain(result, &arrival);
+        End::Done
+    }
+
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        arrival: &Arrival,
+    ) -> Response<forward::Body> {
+        let routes = self.routes.load_full();
+        forward::serve(request.map(RequestBody::incoming), arrival, &routes).await
+    }
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Done,
+    /// With an answer that the client may not have read yet.
+    Refused,
+}
+
+fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {
+    if let Err(error) = result {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        tracing::debug!(
+            listener = %arrival.listener,
+            peer = %arrival.peer,
+            %error,
+            source,
+            "connection ended",
+        );
+    }
+}

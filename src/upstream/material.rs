@@ -1,0 +1,101 @@
+//! An alias' TLS material: certificates and keys from files, taken anew when the files change.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use tokio::{task::spawn_blocking, time::interval};
+
+use crate::{
+    config,
+    tls::{ClientTls, RootStores, TlsConfigError},
+};
+
+/// How often the files are compared. By content, for a ConfigMap or a Secret arrives by a swap of
+/// links whose targets may well be of the same second.
+const FILE_CHECK: Duration = Duration::from_secs(2);
+
+/// What [`ClientTls`] was loaded from, and the load in force.
+pub struct Material {
+    settings: config::Tls,
+    files: Vec<PathBuf>,
+    loaded: ArcSwapOption<ClientTls>,
+    /// Of the files' contents when they were last looked at, loadable or not.
+    seen: Mutex<u64>,
+}
+
+impl Material {
+    /// Loads it for the first time. Blocking.
+    pub fn load(settings: &config::Tls, roots: &mut RootStores) -> Result<Self, TlsConfigError> {
+        let mut files = settings.ca.files.clone();
+        files.extend(settings.crls.iter().cloned());
+        if let Some(pair) = &settings.client_certificate {
+            files.extend([pair.cert.clone(), pair.key.clone()]);
+        }
+        let seen = fingerprint(&files);
+        Ok(Self {
+            loaded: ArcSwapOption::new(ClientTls::load(settings, roots)?.map(Arc::new)),
+            settings: settings.clone(),
+            seen: Mutex::new(seen),
+            files,
+        })
+    }
+
+    /// The load in force; `None` on plaintext.
+    pub fn current(&self) -> Option<Arc<ClientTls>> {
+        self.loaded.load_full()
+    }
+
+    /// Waits until other contents of the files have been loaded.
+    ///
+    /// What cannot be loaded, as a key that does not belong to its certificate, leaves the last
+    /// good load in force: the other half of the pair may be on its way.
+    pub async fn renewed(self: &Arc<Self>, alias: &str) {
+        if self.files.is_empty() {
+            return std::future::pending().await;
+        }
+        let mut checks = interval(FILE_CHECK);
+        loop {
+            checks.tick().await;
+            let material = self.clone();
+            // Reading trust stores takes milliseconds, which the control thread does not have.
+            match spawn_blocking(move || material.reload()).await {
+                Ok(Ok(true)) => {
+                    tracing::info!(alias, "certificate files have changed and are in force");
+                    return;
+                }
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(
+                    alias,
+                    %error,
+                    "certificate files have changed and cannot be used; the last good ones stay",
+                ),
+                Err(_) => return std::future::pending().await,
+            }
+        }
+    }
+
+    fn reload(&self) -> Result<bool, TlsConfigError> {
+        let now = fingerprint(&self.files);
+        if std::mem::replace(&mut *self.seen.lock(), now) == now {
+            return Ok(false);
+        }
+        let tls = ClientTls::load(&self.settings, &mut RootStores::default())?;
+        self.loaded.store(tls.map(Arc::new));
+        Ok(true)
+    }
+}
+
+fn fingerprint(files: &[PathBuf]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        fs::read(file).ok().hash(&mut hasher);
+    }
+    hasher.finish()
+}

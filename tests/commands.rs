@@ -1,0 +1,223 @@
+//! The command line, as people and scripts meet it.
+
+// Its helpers are part of the tests.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+};
+
+use support::{
+    client, loopback,
+    proxy::Setup,
+    scene::{ALIAS, Scene},
+    scripts,
+};
+
+const GOOD: &str = "version: 1\naliases:\n  - name: webscaler-manual\n";
+
+#[test]
+fn check_tells_every_problem_of_a_file_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |text: &str| {
+        fs::write(folder.path().join("truename.yaml"), text).unwrap();
+        let mut command = truename(&["check", "--config", "truename.yaml"]);
+        let output = command.current_dir(folder.path()).output().unwrap();
+        (output.status.code(), text_of(&output.stdout))
+    };
+    let ok = (Some(0), "truename.yaml: ok, 1 alias\n".to_owned());
+    assert_eq!(check(GOOD), ok);
+    let (code, out) = check(&format!("{GOOD}    lisen: []\n    port: 0\n"));
+    assert_eq!(code, Some(1));
+    let lines: Vec<_> = out.lines().collect();
+    assert!(lines[0].starts_with("truename.yaml:4:5: "), "{out}");
+    assert!(lines[0].contains("did you mean `listen`?"), "{out}");
+    assert!(lines[1].starts_with("truename.yaml:5:11: "), "{out}");
+    assert_eq!(lines[2], "truename.yaml: 2 problems");
+}
+
+#[test]
+fn check_finds_its_file_in_a_variable_and_says_where_there_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("truename.yaml");
+    let mut command = truename(&["check"]);
+    command.env("TRUENAME_CONFIG", &path);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text_of(&output.stdout).contains(path.to_str().unwrap()));
+    fs::write(&path, GOOD).unwrap();
+    assert_eq!(command.output().unwrap().status.code(), Some(0));
+    assert_eq!(truename(&["check"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
+    let flags: &[(&[&str], &[&str])] = &[
+        (&[], &["there is no alias to serve", "truename run webscaler-manual"]),
+        (&["web scaler"], &["in `web scaler`, the alias"]),
+        (&["=httpbin.org"], &["names no alias", "ALIAS=TARGET[:PORT]"]),
+        (&["a="], &["names no target", "`a=httpbin.org`"]),
+        (&["a:8080"], &["gives a port without a target", "`a=TARGET:8080`"]),
+        (&["a=b:c:d"], &["in `a=b:c:d`, the target"]),
+        (&["a=httpbin.org:70000"], &["the target", "65535"]),
+        (&["a=httpbin.org:0"], &["the target"]),
+        (&["a", "--listen", "nowhere"], &["--listen: ", "nowhere"]),
+        (&["a", "--listen", "0.0.0.0:8080"], &["allow_non_loopback"]),
+        (&["a", "--admin", "127.0.0.1"], &["--admin: "]),
+        (&["a", "--proxy", "127.0.0.1:3128"], &["proxy.listen", "not available"]),
+        (&["a", "--proxy", "x"], &["--proxy: "]),
+        (&["a", "--config", "/nowhere/truename.yaml"], &["/nowhere/truename.yaml", "--config"]),
+        (&["a", "--lisen", "8080"], &["--lisen", "--listen"]),
+    ];
+    for (arguments, parts) in flags {
+        refused(truename(&["run"]).args(*arguments), parts);
+    }
+    let variables: &[(&str, &str, &[&str])] = &[
+        ("TRUENAME_ALIASES", "a=", &["names no target"]),
+        ("TRUENAME_ALIASES", "a,b:1", &["gives a port without a target"]),
+        ("TRUENAME_LISTEN", "nowhere", &["--listen: "]),
+        ("TRUENAME_ADMIN", "nowhere", &["--admin: "]),
+        ("TRUENAME_PROXY", "127.0.0.1:3128", &["proxy.listen", "not available"]),
+        ("TRUENAME_CONFIG", "/nowhere/truename.yaml", &["/nowhere/truename.yaml"]),
+    ];
+    for (name, value, parts) in variables {
+        let mut command = truename(&["run"]);
+        if *name != "TRUENAME_ALIASES" {
+            command.arg("a");
+        }
+        refused(command.env(name, value), parts);
+    }
+}
+
+#[test]
+fn a_file_with_problems_is_told_whole_and_with_exit_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("truename.yaml");
+    fs::write(&path, format!("{GOOD}    lisen: []\n    port: 0\n")).unwrap();
+    let mut command = truename(&["run", "--config", path.to_str().unwrap()]);
+    refused(&mut command, &[":4:5: ", "did you mean `listen`?", ":5:11: "]);
+}
+
+#[tokio::test]
+async fn an_alias_with_its_target_needs_no_file() {
+    let mut scene = Scene::new(1).await;
+    let origins = scene.script(scripts::answer);
+    // An address is its own answer: nobody is asked for it.
+    let listen = loopback::listen_anywhere().local_addr().unwrap();
+    let argument = format!("{ALIAS}={}", origins[0].address);
+    let mut command = truename(&["run", &argument, "--admin", "none", "--listen"]);
+    let mut child = command.arg(listen.to_string()).stderr(Stdio::null()).spawn().unwrap();
+    support::within("the proxy to listen", async {
+        while tokio::net::TcpStream::connect(listen).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // Nobody said that loopback may be dialled: the answer shows that the target was understood.
+    let answer = client::get(listen, ALIAS, "/").await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(answer.status(), 403);
+    assert_eq!(answer.json()["endpoint"], origins[0].address.to_string());
+}
+
+#[tokio::test]
+async fn the_command_line_goes_before_the_file() {
+    let mut scene = Scene::new(1).await;
+    let origins = scene.script(scripts::answer);
+    let yaml = scene.yaml("target: unheard-of.example\ntls: {mode: insecure_skip_verify}");
+    let by_flags = Setup::new(&yaml)
+        .argument(&format!("{ALIAS}={}", origins[0].address))
+        .argument("--listen")
+        .argument("127.0.0.1:0")
+        .argument("--listen=[::1]:0");
+    let by_variables = Setup::new(&yaml)
+        .variable("TRUENAME_ALIASES", &format!("{ALIAS}={}", origins[0].address))
+        .variable("TRUENAME_LISTEN", "127.0.0.1:0,[::1]:0")
+        .variable("TRUENAME_ADMIN", "127.0.0.1:0");
+    for setup in [by_flags, by_variables] {
+        let proxy = setup.start().await;
+        let mut families: Vec<_> = Vec::new();
+        for address in proxy.addresses(ALIAS, 2).await {
+            assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
+            families.push(address.is_ipv6());
+        }
+        families.sort_unstable();
+        assert_eq!(families, [false, true]);
+    }
+}
+
+#[test]
+fn the_schema_is_a_schema() {
+    let schema = said(&["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+}
+
+#[test]
+fn the_completions_are_a_script_that_bash_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("truename.bash");
+    fs::write(&path, said(&["completions", "bash"])).unwrap();
+    let script = "source \"$1\"; COMP_WORDS=(truename r); COMP_CWORD=1; \
+                  _truename truename r truename; echo \"${COMPREPLY[@]}\"";
+    let mut bash = Command::new("bash");
+    let output = bash.args(["--norc", "-c", script, "-"]).arg(&path).output().unwrap();
+    assert_eq!(text_of(&output.stdout), "run\n", "{output:?}");
+}
+
+#[test]
+fn help_and_version_are_for_people() {
+    assert_eq!(said(&["--version"]), format!("truename {}\n", env!("CARGO_PKG_VERSION")));
+    let help = said(&["--help"]);
+    for command in ["run", "check", "demo", "schema", "completions"] {
+        assert!(help.lines().any(|line| line.trim().starts_with(command)), "{command}:\n{help}");
+    }
+    let help = said(&["run", "--help"]);
+    for part in ["ALIAS[=TARGET[:PORT]]", "--config <FILE>", "TRUENAME_LISTEN", "TRUENAME_ADMIN"] {
+        assert!(help.contains(part), "{part}:\n{help}");
+    }
+    for arguments in [&[][..], &["fly"], &["check", "--nothing"]] {
+        let output = truename(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text_of(&output.stderr).contains("Usage: truename"), "{output:?}");
+    }
+}
+
+/// The binary, without what the developer's shell says to it.
+fn truename(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_truename"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TRUENAME_") {
+            command.env_remove(&name);
+        }
+    }
+    // A folder that is gone: the local authority then takes a temporary one.
+    command.env("XDG_STATE_HOME", "/nonexistent");
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+#[track_caller]
+fn refused(command: &mut Command, parts: &[&str]) {
+    let output = command.output().unwrap();
+    let errors = text_of(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{command:?}: {errors}");
+    for part in parts {
+        assert!(errors.contains(part), "{part:?} is not in what {command:?} says: {errors}");
+    }
+}
+
+#[track_caller]
+fn said(arguments: &[&str]) -> String {
+    let output = truename(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    text_of(&output.stdout)
+}
+
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}

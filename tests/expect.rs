@@ -1,0 +1,168 @@
+//! `Expect: 100-continue`: the client sends its body when the origin wants it, and gets one answer.
+
+// Its helpers are part of the tests.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::{
+    curl::curl, peer::Peer, raw_origin::Arrival, scene::ALIAS, scripts, through::Through,
+};
+
+const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+
+#[tokio::test]
+async fn the_client_is_told_to_go_on_when_the_origin_says_so() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        let head = conversation.peer.head().await.unwrap();
+        assert!(head.contains("Expect: 100-continue\r\n"), "{head}");
+        conversation.peer.send(CONTINUE).await;
+        assert_eq!(conversation.peer.exactly(5).await, b"hello");
+        conversation.peer.send(scripts::ok("thanks")).await;
+        conversation.peer.hold().await;
+    })
+    .await;
+    let mut peer = expecting(&through).await;
+    let first = peer.response().await;
+    assert_eq!(first.head, CONTINUE);
+    peer.send("hello").await;
+    let answer = peer.response().await;
+    assert_eq!((answer.status(), answer.text()), (200, "thanks"));
+}
+
+#[tokio::test]
+async fn a_refusal_comes_instead_of_the_word_to_go_on() {
+    for refusal in ["401 Unauthorized", "413 Content Too Large", "417 Expectation Failed"] {
+        let through = Through::new("", move |arrival: Arrival| async move {
+            let mut conversation = arrival.open().await.unwrap();
+            conversation.peer.head().await.unwrap();
+            let answer = format!("HTTP/1.1 {refusal}\r\nContent-Length: 2\r\n\r\nno");
+            conversation.peer.send(answer).await;
+            // No byte of the body is due, and none may come.
+            assert_eq!(conversation.peer.some().await, b"");
+        })
+        .await;
+        let mut peer = expecting(&through).await;
+        let answer = peer.response().await;
+        assert_eq!(answer.start_line(), format!("HTTP/1.1 {refusal}"));
+        assert_eq!(answer.text(), "no");
+        // The client goes, as it must where it keeps its body.
+        peer.finish().await;
+        assert_eq!(peer.rest().await.unwrap_or_default(), b"", "one answer, and no more");
+        let seen = through.origin.until(|seen| seen.ended == 1).await;
+        assert_eq!(seen.connections, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_its_body_all_the_same_keeps_its_connection() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        conversation.peer.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno").await;
+        conversation.peer.hold().await;
+    })
+    .await;
+    let mut peer = expecting(&through).await;
+    assert_eq!(peer.response().await.status(), 401);
+    peer.try_send("hello").await.unwrap();
+    peer.finish().await;
+    assert_eq!(peer.rest().await.unwrap_or_default(), b"");
+}
+
+#[tokio::test]
+async fn an_origin_that_says_nothing_gets_the_body_all_the_same() {
+    let through = Through::new("", scripts::answer).await;
+    let mut peer = expecting(&through).await;
+    assert_eq!(peer.response().await.head, CONTINUE);
+    peer.send("hello").await;
+    assert_eq!(peer.response().await.text(), "ok");
+    assert_eq!(through.last_request().text(), "hello");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_wait_is_sent_once() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        conversation.peer.send(CONTINUE).await;
+        assert_eq!(conversation.peer.exactly(5).await, b"hello");
+        conversation.peer.send(scripts::ok("thanks")).await;
+        conversation.peer.hold().await;
+    })
+    .await;
+    let mut peer = expecting(&through).await;
+    peer.send("hello").await;
+    let mut answer = peer.response().await;
+    if answer.status() == 100 {
+        answer = peer.response().await;
+    }
+    assert_eq!((answer.status(), answer.text()), (200, "thanks"));
+}
+
+#[tokio::test]
+async fn a_word_to_go_on_that_nobody_asked_for_is_not_passed_on() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.request().await.unwrap();
+        let early = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+        conversation.peer.send(format!("{CONTINUE}{early}")).await;
+        conversation.peer.send(scripts::ok("final")).await;
+        conversation.peer.hold().await;
+    })
+    .await;
+    let answer = through.exchange(&format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!((answer.status(), answer.text()), (200, "final"));
+}
+
+#[tokio::test]
+async fn curl_uploads_and_is_refused_as_it_expects() {
+    for (answer, status) in
+        [(None, "200"), (Some("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), "403")]
+    {
+        let through = Through::new("", move |arrival: Arrival| async move {
+            let mut conversation = arrival.open().await.unwrap();
+            if let Some(answer) = answer {
+                conversation.peer.head().await.unwrap();
+                conversation.peer.send(answer).await;
+                assert_eq!(conversation.peer.some().await, b"");
+                return;
+            }
+            let head = conversation.peer.head().await.unwrap();
+            assert!(head.contains("Expect: 100-continue\r\n"), "{head}");
+            conversation.peer.send(CONTINUE).await;
+            conversation.peer.exactly(2_000_000).await;
+            conversation.peer.send(scripts::ok("thanks")).await;
+            conversation.peer.hold().await;
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("upload");
+        std::fs::write(&file, vec![b'x'; 2_000_000]).unwrap();
+        let said = curl(&[
+            "-w",
+            "%{http_code} %{size_upload}",
+            "-o",
+            "/dev/null",
+            "-H",
+            &format!("Host: {ALIAS}"),
+            "--expect100-timeout",
+            "30",
+            "-T",
+            file.to_str().unwrap(),
+            &format!("http://{}/", through.address),
+        ])
+        .await;
+        let uploaded = if answer.is_none() { "2000000" } else { "0" };
+        assert_eq!(said.stdout, format!("{status} {uploaded}"), "{}", said.stderr);
+    }
+}
+
+/// A connection on which the head of a request stands that waits with its body of five bytes.
+async fn expecting(through: &Through) -> Peer {
+    let mut peer = through.connect().await;
+    let fields = "Expect: 100-continue\r\nContent-Length: 5";
+    peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\n{fields}\r\n\r\n")).await;
+    peer
+}

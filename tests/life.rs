@@ -1,0 +1,327 @@
+//! A proxy's life: it starts whatever the world is like, says what it does, and ends in order.
+
+// Its helpers are part of the tests.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    process::Command,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::{
+    client, loopback,
+    peer::Peer,
+    proxy::{Proxy, Setup},
+    raw_origin::RawOrigin,
+    scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
+    scripts,
+    service_origin::{ServiceOrigin, StreamSender},
+    trust, within,
+};
+use tokio::sync::mpsc;
+use truename::demo::dns::{self, DnsServer};
+
+#[tokio::test]
+async fn it_starts_while_all_is_down_and_mends_itself_when_dns_comes_up() {
+    let addresses = loopback::addresses(1);
+    let listener = loopback::listen(&addresses).remove(0);
+    let port = listener.local_addr().unwrap().port();
+    // An address of its own, so that its port is free until DNS comes up.
+    let dns_address = SocketAddr::new(loopback::address(), port);
+    let mut yaml = Scene::new(1).await.yaml("");
+    let servers = yaml.find("servers: [").unwrap();
+    let end = servers + yaml[servers..].find(']').unwrap();
+    yaml.replace_range(servers..=end, &format!("servers: [\"{dns_address}\"]"));
+    let start = yaml.find("port: ").unwrap();
+    let end = start + yaml[start..].find('\n').unwrap();
+    yaml.replace_range(start..end, &format!("port: {port}"));
+
+    let proxy = Proxy::start(&yaml).await;
+    let address = proxy.address(ALIAS).await;
+    let answer = client::get(address, ALIAS, "/").await;
+    assert!([503, 504].contains(&answer.status()), "{answer:?}");
+    let problem = answer.json();
+    assert_eq!(problem["stage"], "resolve");
+    assert!(problem["detail"].as_str().unwrap().contains(&dns_address.to_string()), "{problem}");
+    assert!(problem["fix"].as_str().unwrap().contains("dns.servers"), "{problem}");
+
+    let dns = DnsServer::start(dns_address).await.unwrap();
+    dns.zone([dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)]);
+    dns.zone([dns::address(TRUE_NAME, 60, addresses[0])]);
+    let _origin = RawOrigin::start(listener, Some(trust::server(&[TRUE_NAME])), scripts::answer);
+    within("the proxy to mend itself", async {
+        while client::get(address, ALIAS, "/").await.status() != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_signal_lets_a_slow_answer_end_and_serves_those_who_still_come() {
+    let (_scene, _origin, mut streams, proxy) = streaming("").await;
+    let address = proxy.address(ALIAS).await;
+    let (mut slow, stream) = begin(address, &mut streams).await;
+    // An idle connection is closed: nobody waits for it.
+    let mut idle = client::connect(address).await;
+    idle.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!(idle.response().await.text(), "ok");
+
+    proxy.signal(Signal::SIGTERM);
+    proxy.logged("draining").await;
+    idle.closed().await;
+    let late = client::get(address, ALIAS, "/").await;
+    assert_eq!(late.text(), "ok");
+    assert!(stream.data("to its end").await);
+    drop(stream);
+    assert_eq!(slow.response().await.text(), "to its end");
+    assert_eq!(proxy.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn without_work_a_signal_ends_it_at_once() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (_scene, _origin, _streams, proxy) = streaming("").await;
+        proxy.signal(signal);
+        assert_eq!(proxy.exit().await.code(), Some(0), "{signal}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_interrupt_does_not_wait() {
+    let (_scene, _origin, mut streams, proxy) = streaming("").await;
+    let (mut slow, _stream) = begin(proxy.address(ALIAS).await, &mut streams).await;
+    proxy.signal(Signal::SIGINT);
+    proxy.logged("draining").await;
+    proxy.signal(Signal::SIGINT);
+    assert_eq!(proxy.exit().await.code(), Some(130));
+    slow.closed().await;
+}
+
+#[tokio::test]
+async fn the_grace_bounds_the_drain() {
+    let (_scene, _origin, mut streams, proxy) = streaming("shutdown_grace: 300ms").await;
+    let (mut slow, _stream) = begin(proxy.address(ALIAS).await, &mut streams).await;
+    proxy.signal(Signal::SIGTERM);
+    let line = proxy.logged("`shutdown_grace` is over").await;
+    assert_eq!(json(&line)["connections"], 1);
+    assert_eq!(proxy.exit().await.code(), Some(0));
+    slow.closed().await;
+}
+
+#[tokio::test]
+async fn quit_drains_as_a_signal_does() {
+    let (_scene, _origin, mut streams, proxy) = streaming("").await;
+    let (mut slow, stream) = begin(proxy.address(ALIAS).await, &mut streams).await;
+    let mut admin = client::connect(proxy.admin().await).await;
+    admin.send("POST /quit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(admin.response_to("POST").await.text(), "draining\n");
+    proxy.logged("\"draining\"").await;
+    drop(stream);
+    assert_eq!(slow.response().await.status(), 200);
+    assert_eq!(proxy.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_with_the_way_out() {
+    let scene = Scene::new(1).await;
+    let taken = loopback::listen_anywhere().into_std().unwrap();
+    let taken_address = taken.local_addr().unwrap();
+    let proxy = Setup::new(&scene.yaml("").replace("127.0.0.1:0", &taken_address.to_string()));
+    let proxy = proxy.spawn();
+    assert_eq!(proxy.exit().await.code(), Some(2));
+    let log = proxy.log();
+    for part in
+        [&*format!("cannot listen on {taken_address}"), "Address already in use", "`listen`"]
+    {
+        assert!(log.contains(part), "{part} is not in {log}");
+    }
+
+    let admin = format!("\nadmin: {{listen: \"{taken_address}\"}}\n");
+    let proxy = Setup::new(&(scene.yaml("") + &admin)).spawn();
+    assert_eq!(proxy.exit().await.code(), Some(2));
+    let log = proxy.log();
+    assert!(log.contains("`admin.listen`") && log.contains("--admin"), "{log}");
+}
+
+#[tokio::test]
+async fn a_request_is_one_line_of_the_log_without_its_query() {
+    let mut scene = Scene::new(1).await;
+    let origins = scene.script(scripts::answer);
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    peer.send(format!(
+        "POST /a%20path?token=secret HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 4\r\n\
+         Authorization: Bearer secret\r\ntraceparent: 00-{trace}-00f067aa0ba902b7-01\r\n\r\nbody"
+    ))
+    .await;
+    assert_eq!(peer.response_to("POST").await.status(), 200);
+    let line = json(&proxy.logged("\"message\":\"request\"").await);
+    for (key, value) in [
+        ("level", "info"),
+        ("alias", ALIAS),
+        ("true_name", TRUE_NAME),
+        ("protocol", "http/1.1"),
+        ("method", "POST"),
+        ("path", "/a%20path"),
+        ("error", ""),
+        ("tls_version", "TLSv1.3"),
+        ("trace_id", trace),
+    ] {
+        assert_eq!(line[key], value, "{key} in {line}");
+    }
+    assert_eq!(line["endpoint"], origins[0].address.to_string());
+    for (key, value) in [("status", 200), ("bytes_in", 4), ("bytes_out", 2), ("retries", 0)] {
+        assert_eq!(line[key], value, "{key} in {line}");
+    }
+    assert_eq!(line["reused"], false);
+    let [duration, upstream] =
+        ["duration_ms", "upstream_ms"].map(|key| line[key].as_f64().unwrap());
+    assert!(0.0 < upstream && upstream <= duration, "{line}");
+
+    peer.send(format!("GET /again HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!(peer.response().await.status(), 200);
+    assert_eq!(json(&proxy.logged("/again").await)["reused"], true);
+
+    proxy.signal(Signal::SIGTERM);
+    proxy.exit().await;
+    let log = proxy.log();
+    assert!(!log.contains("secret"), "{log}");
+    for line in log.lines() {
+        let line = json(line);
+        for key in ["time", "level", "message"] {
+            assert!(line[key].is_string(), "no {key}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failed_request_is_logged_with_its_true_name_and_what_mends_it() {
+    let mut scene = Scene::new(1).await;
+    scene.take_listeners();
+    let proxy = Proxy::start(&scene.yaml("retry: {attempts: 0}")).await;
+    assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/?q=1").await.status(), 502);
+    let endpoint = SocketAddr::new(scene.addresses[0], scene.port).to_string();
+    let line = json(&proxy.logged("\"message\":\"request\"").await);
+    assert_eq!(line["error"], "connection_refused");
+    assert_eq!(line["status"], 502);
+    assert_eq!(line["true_name"], TRUE_NAME);
+    assert_eq!(line["endpoint"], endpoint);
+    let line = json(&proxy.logged("\"level\":\"warn\"").await);
+    assert_eq!(line["stage"], "connect");
+    assert!(line["message"].as_str().unwrap().contains(&endpoint), "{line}");
+    assert!(line["fix"].as_str().unwrap().contains("`port`"), "{line}");
+}
+
+#[tokio::test]
+async fn the_access_log_can_be_silenced() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let proxy = Proxy::start(&(scene.yaml("") + "log: {access: false}\n")).await;
+    assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
+    proxy.signal(Signal::SIGTERM);
+    proxy.exit().await;
+    let log = proxy.log();
+    assert!(log.contains("\"stopped\"") && !log.contains("\"message\":\"request\""), "{log}");
+}
+
+#[tokio::test]
+async fn a_terminal_gets_lines_for_people() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let proxy = Setup::new(&(scene.yaml("") + "log: {format: text}\n")).start().await;
+    assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
+    let line = proxy.logged("path=").await;
+    for part in [" INFO ", "alias=\"webscaler-manual\"", "status=200", "endpoint=127."] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+    assert!(!proxy.log().contains('\x1b'), "colour where there is no terminal");
+}
+
+#[tokio::test]
+async fn connections_past_the_limit_wait_and_are_served_when_there_is_room() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let proxy = Proxy::start(&(scene.yaml("") + "listener: {max_connections: 1}\n")).await;
+    let address = proxy.address(ALIAS).await;
+    let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n");
+    let mut first = client::connect(address).await;
+    first.send(&request).await;
+    assert_eq!(first.response().await.status(), 200);
+    // The kernel takes the second; the proxy does not look at it yet.
+    let mut second = client::connect(address).await;
+    second.send(&request).await;
+    for _ in 0..10 {
+        first.send(&request).await;
+        assert_eq!(first.response().await.status(), 200);
+    }
+    let requests =
+        format!("truename_http_requests_total{{alias=\"{ALIAS}\",method=\"GET\",code=\"200\"}}");
+    assert_eq!(proxy.metric(&requests).await, Some(11.0), "the second was served beside the first");
+    drop(first);
+    assert_eq!(second.response().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_finish_its_head_is_closed() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let proxy = Proxy::start(&(scene.yaml("") + "listener: {header_timeout: 300ms}\n")).await;
+    let address = proxy.address(ALIAS).await;
+    for words in ["", "GET / HTTP/1.1\r\nHo", "PRI * HTT"] {
+        let mut peer = client::connect(address).await;
+        peer.send(words).await;
+        peer.closed().await;
+    }
+    // While a request takes its time to be answered, nothing is late.
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_sees_the_answer_and_the_explanation() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+    let curl = |host: &str| {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--noproxy", "*", "--max-time", "20", "--write-out"]);
+        command.args(["\n%{http_code} %{content_type}", "--header", &format!("Host: {host}")]);
+        let output = command.arg(format!("http://{address}/")).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(curl(ALIAS).starts_with("ok\n200 "));
+    assert!(curl("evil.example").ends_with("404 application/problem+json"));
+    assert_eq!(address.ip(), IpAddr::V4(Ipv4Addr::LOCALHOST));
+}
+
+async fn streaming(
+    keys: &str,
+) -> (Scene, ServiceOrigin, mpsc::UnboundedReceiver<StreamSender>, Proxy) {
+    let mut scene = Scene::new(1).await;
+    let listener = scene.take_listeners().remove(0);
+    let (origin, streams) = ServiceOrigin::streaming(listener, trust::server(&[TRUE_NAME]));
+    let proxy = Proxy::start(&(scene.yaml("") + keys)).await;
+    (scene, origin, streams, proxy)
+}
+
+/// A response that has begun, and what sends the rest of it.
+async fn begin(
+    proxy: SocketAddr,
+    streams: &mut mpsc::UnboundedReceiver<StreamSender>,
+) -> (Peer, StreamSender) {
+    let mut peer = client::connect(proxy).await;
+    peer.send(format!("GET /stream HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    let stream = within("the stream", streams.recv()).await.unwrap();
+    (peer, stream)
+}
+
+#[track_caller]
+fn json(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}

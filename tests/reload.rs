@@ -1,0 +1,235 @@
+//! A configuration that changes under a running proxy.
+
+// Its helpers are part of the tests.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{fs, net::SocketAddr, os::unix::fs::symlink};
+
+use nix::sys::signal::Signal;
+use support::{
+    client, loopback,
+    message::Message,
+    proxy::Proxy,
+    raw_origin::RawOrigin,
+    scene::{ALIAS, Scene, TRUE_NAME},
+    scripts,
+    service_origin::ServiceOrigin,
+    trust, within,
+};
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn a_hangup_puts_the_file_to_work() {
+    let (scene, _origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, "new.example", "/").await.status(), 404);
+
+    proxy.rewrite(&yaml(&scene, "hosts: [new.example]"));
+    proxy.signal(Signal::SIGHUP);
+    proxy.logged("configuration reloaded").await;
+    assert_eq!(client::get(address, "new.example", "/").await.text(), "ok");
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_over_is_put_to_work_once() {
+    let (scene, _origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+
+    proxy.rewrite(&yaml(&scene, "hosts: [new.example]"));
+    until_served(address, "new.example").await;
+    // The next change comes after the next look at the file, which must not have found the first
+    // one again.
+    proxy.rewrite(&yaml(&scene, "hosts: [newer.example]"));
+    until_served(address, "newer.example").await;
+    assert_eq!(reloads(&proxy, "ok").await, 2.0);
+    assert_eq!(client::get(address, "new.example", "/").await.status(), 404);
+}
+
+#[tokio::test]
+async fn every_swap_of_a_config_map_is_noticed() {
+    let (scene, _origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+    let folder = proxy.folder();
+    // As the kubelet does it: truename.yaml -> ..data/truename.yaml, ..data -> ..VERSION, and a
+    // new version comes with one rename of `..data`.
+    let publish = |version: usize, hosts: &str| {
+        let name = format!("..version_{version}");
+        fs::create_dir(folder.join(&name)).unwrap();
+        let text = yaml(&scene, hosts).replace("$FOLDER", folder.to_str().unwrap());
+        let text = format!("{text}\nadmin: {{listen: \"127.0.0.1:0\"}}\n");
+        fs::write(folder.join(&name).join("truename.yaml"), text).unwrap();
+        symlink(&name, folder.join("..data_tmp")).unwrap();
+        fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+        if version > 1 {
+            fs::remove_dir_all(folder.join(format!("..version_{}", version - 1))).unwrap();
+        }
+    };
+    publish(1, "");
+    symlink("..data/truename.yaml", folder.join("link")).unwrap();
+    fs::rename(folder.join("link"), folder.join("truename.yaml")).unwrap();
+
+    for version in 2..=4 {
+        let host = format!("v{version}.example");
+        publish(version, &format!("hosts: [{host}]"));
+        until_served(address, &host).await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_with_problems_is_refused_and_the_running_configuration_stays() {
+    let (scene, _origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+
+    proxy.rewrite(&yaml(&scene, "hosts: [new.example]\nlisen: []"));
+    let line = proxy.logged("the new configuration is refused; the running one stays").await;
+    assert!(line.contains("did you mean `listen`?"), "{line}");
+    assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
+    assert_eq!(client::get(address, "new.example", "/").await.status(), 404);
+    assert_eq!(reloads(&proxy, "error").await, 1.0);
+
+    proxy.rewrite(&yaml(&scene, "hosts: [new.example]"));
+    until_served(address, "new.example").await;
+    assert_eq!(reloads(&proxy, "ok").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_put_to_work_changes_nothing() {
+    let (scene, _origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+    let taken = loopback::listen_anywhere();
+    let taken_address = taken.local_addr().unwrap();
+
+    let listen = format!("hosts: [new.example]\nlisten: [\"127.0.0.1:0\", \"{taken_address}\"]");
+    proxy.rewrite(&without_listen(&yaml(&scene, &listen)));
+    let answer = post(&proxy, "/reload").await;
+    assert_eq!(answer.status(), 422);
+    assert!(answer.text().contains(&format!("cannot listen on {taken_address}")), "{answer:?}");
+    assert_eq!(client::get(address, "new.example", "/").await.status(), 404);
+    assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
+}
+
+#[tokio::test]
+async fn an_unchanged_alias_keeps_its_upstream_connections() {
+    let (scene, origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    assert_eq!(origins[0].seen().connections, 1);
+
+    let more = "  - name: other\n    listen: [\"127.0.0.1:0\"]\n    target: httpbin.org\n";
+    proxy.rewrite(&(yaml(&scene, "") + more));
+    proxy.address("other").await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    assert_eq!(origins[0].seen().connections, 1, "the pooled connection was not used again");
+
+    // One that was changed does not: its settings may be about that very connection.
+    proxy.rewrite(&(yaml(&scene, "hosts: [new.example]") + more));
+    until_served(address, "new.example").await;
+    assert_eq!(origins[0].seen().connections, 2);
+}
+
+#[tokio::test]
+async fn a_response_under_way_survives_the_change_of_its_alias() {
+    let mut scene = Scene::new(1).await;
+    let listener = scene.take_listeners().remove(0);
+    let (_origin, mut streams) = ServiceOrigin::streaming(listener, trust::server(&[TRUE_NAME]));
+    let proxy = Proxy::start(&yaml(&scene, "")).await;
+    let address = proxy.address(ALIAS).await;
+    let mut peer = client::connect(address).await;
+    peer.send(format!("GET /stream HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    let stream = within("the stream", streams.recv()).await.unwrap();
+
+    proxy.rewrite(&yaml(&scene, "hosts: [new.example]"));
+    until_served(address, "new.example").await;
+    assert!(stream.data("whole").await);
+    drop(stream);
+    assert_eq!(peer.response().await.text(), "whole");
+}
+
+#[tokio::test]
+async fn listeners_come_and_go_with_the_file() {
+    let (scene, _origins, proxy) = running().await;
+    let old = proxy.address(ALIAS).await;
+    let new = SocketAddr::new(loopback::address(), old.port());
+
+    let text = without_listen(&yaml(&scene, &format!("listen: [\"{new}\"]")));
+    proxy.rewrite(&text);
+    assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
+    assert_eq!(client::get(new, ALIAS, "/").await.text(), "ok");
+    within("the old listener to close", async {
+        while TcpStream::connect(old).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whoever_posts_a_reload_hears_what_came_of_it() {
+    let (scene, _origins, proxy) = running().await;
+    proxy.rewrite(&yaml(&scene, "hosts: [new.example]"));
+    let answer = post(&proxy, "/reload").await;
+    assert_eq!((answer.status(), answer.text()), (200, "reloaded\n"));
+    assert_eq!(client::get(proxy.address(ALIAS).await, "new.example", "/").await.text(), "ok");
+
+    proxy.rewrite(&yaml(&scene, "balance: fastest\nlisen: []"));
+    let answer = post(&proxy, "/reload").await;
+    assert_eq!(answer.status(), 422);
+    for problem in ["did you mean `listen`?", "`fastest`", "truename.yaml:"] {
+        assert!(answer.text().contains(problem), "{problem} is not in {}", answer.text());
+    }
+    assert_eq!(reloads(&proxy, "error").await, 1.0);
+}
+
+#[tokio::test]
+async fn keys_that_need_a_restart_are_named() {
+    let (scene, _origins, proxy) = running().await;
+    let text = yaml(&scene, "").replace("workers: 1", "workers: 2");
+    proxy.rewrite(&(text + "\nlog: {level: debug, access: false}\n"));
+    let line = proxy.logged("these take effect at the next start").await;
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["keys"], "admin, workers, log.access");
+    // The level is not among them: it took effect.
+    let address = proxy.address(ALIAS).await;
+    client::connect(address).await.send("no HTTP\r\n\r\n").await;
+    proxy.logged("\"level\":\"debug\"").await;
+}
+
+async fn running() -> (Scene, Vec<RawOrigin>, Proxy) {
+    let mut scene = Scene::new(1).await;
+    let origins = scene.script(scripts::answer);
+    let proxy = Proxy::start(&yaml(&scene, "")).await;
+    (scene, origins, proxy)
+}
+
+/// One worker: two would have a pool each, and so two connections.
+fn yaml(scene: &Scene, keys: &str) -> String {
+    format!("workers: 1\n{}", scene.yaml(keys))
+}
+
+/// Takes out the `listen` that every scene has, for one that says its own.
+fn without_listen(yaml: &str) -> String {
+    yaml.replacen("    listen: [\"127.0.0.1:0\"]\n", "", 1)
+}
+
+async fn until_served(address: SocketAddr, host: &str) {
+    within(&format!("{host} to be served"), async {
+        while client::get(address, host, "/").await.status() != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+async fn reloads(proxy: &Proxy, result: &str) -> f64 {
+    let series = format!("truename_config_reloads_total{{result=\"{result}\"}}");
+    proxy.metric(&series).await.unwrap_or(0.0)
+}
+
+async fn post(proxy: &Proxy, target: &str) -> Message {
+    let mut peer = client::connect(proxy.admin().await).await;
+    peer.send(format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"))
+        .await;
+    peer.response_to("POST").await
+}

@@ -1,0 +1,68 @@
+//! The shortest scene: one origin, the proxy before it, and requests through both.
+
+use std::net::SocketAddr;
+
+use super::{
+    client,
+    message::Message,
+    peer::Peer,
+    proxy::Proxy,
+    raw_origin::{Arrival, RawOrigin},
+    scene::{ALIAS, Scene, TRUE_NAME},
+};
+
+/// A scripted origin with a proxy before it.
+pub struct Through {
+    /// The proxy.
+    pub proxy: Proxy,
+    /// Where the alias listens.
+    pub address: SocketAddr,
+    /// What the alias leads to.
+    pub origin: RawOrigin,
+    /// DNS, and the origin's port.
+    pub scene: Scene,
+}
+
+impl Through {
+    /// `keys` are further lines of the alias.
+    pub async fn new<Script, Run>(keys: &str, script: Script) -> Self
+    where
+        Script: Fn(Arrival) -> Run + Clone + Send + Sync + 'static,
+        Run: Future<Output = ()> + Send + 'static,
+    {
+        let mut scene = Scene::new(1).await;
+        let origin = scene.script(script).remove(0);
+        let proxy = Proxy::start(&scene.yaml(keys)).await;
+        let address = proxy.address(ALIAS).await;
+        Self { proxy, address, origin, scene }
+    }
+
+    /// A connection to the alias.
+    pub async fn connect(&self) -> Peer {
+        client::connect(self.address).await
+    }
+
+    /// Sends a request, on a connection of its own, that has no body in its answer's way.
+    pub async fn exchange(&self, request: &str) -> Message {
+        let mut peer = self.connect().await;
+        peer.send(request).await;
+        peer.response_to(request.split(' ').next().unwrap()).await
+    }
+
+    /// Sends a request that is answered by the origin, and gives it as the origin read it.
+    pub async fn sent(&self, request: &str) -> Message {
+        let answer = self.exchange(request).await;
+        assert!(answer.status() < 400, "{}\n{}", answer.head, answer.text());
+        self.last_request()
+    }
+
+    /// The last request that the origin read.
+    pub fn last_request(&self) -> Message {
+        self.origin.seen().requests.pop().expect("a request that reached the origin")
+    }
+
+    /// The true name as a Host at the origin's port, which is not the scheme's.
+    pub fn true_host(&self) -> String {
+        format!("{TRUE_NAME}:{}", self.scene.port)
+    }
+}
