@@ -58,7 +58,9 @@ pub fn init(config: &Log) {
     } else {
         tracing_subscriber::fmt::layer().with_writer(io::stderr).event_format(Json).boxed()
     };
-    let subscriber = tracing_subscriber::registry().with(level).with(layer.with_filter(wanted));
+    // For all, not for the one layer: a layer's own filter remembers what `enabled!` asked last, and
+    // holds it against the event that comes next.
+    let subscriber = tracing_subscriber::registry().with(level).with(wanted).with(layer);
     // An embedding program may have a subscriber: then its own settings rule.
     if subscriber.try_init().is_ok() {
         let set = move |level| {
