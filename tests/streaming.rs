@@ -5,9 +5,7 @@
 
 mod support;
 
-use support::{
-    PATIENCE, client, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts, through::Through,
-};
+use support::{client, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts, through::Through};
 use tokio::sync::watch;
 
 #[tokio::test]
@@ -268,7 +266,7 @@ async fn settled_memory(proxy: &Proxy) {
             client::get(proxy.admin().await, "localhost", "/livez").await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("memory that stays");
+    support::within("memory that stays", wait).await;
 }
 
 fn get(target: &str) -> String {
