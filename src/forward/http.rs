@@ -74,7 +74,7 @@ async fn route(
     arrival: &Arrival,
     routes: &Routes,
 ) -> Result<Arc<Upstream>, ForwardError> {
-    if head.method == Method::CONNECT {
+    if head.method == Method::CONNECT && !upgrade::is_extended_connect(head) {
         return Err(ForwardError::Connect);
     }
     let authority = headers::authority(head)?;
@@ -132,6 +132,8 @@ struct Answer {
     client: ClientView,
     /// The client's side, of a request to switch protocols.
     upgrade: Option<hyper::upgrade::OnUpgrade>,
+    /// The request was an extended CONNECT.
+    extended: bool,
 }
 
 /// How often a request was tried, and where.
@@ -158,8 +160,9 @@ impl Journey<'_> {
         let generation = upstream.target().await?;
         check_signature(&head, &client, &generation, &config.host)?;
 
+        let extended = upgrade::translate_extended_connect(&mut head);
         // Without the client's side of it (a library caller has none) an upgrade cannot be made.
-        let asked = headers::upgrade(&head).is_some();
+        let asked = extended || headers::upgrade(&head).is_some();
         let on_upgrade = asked.then(|| head.extensions.remove()).flatten();
         let switching = on_upgrade.is_some();
         headers::strip_request(&mut head.headers, switching);
@@ -174,11 +177,14 @@ impl Journey<'_> {
 
         let (response, lease, client) =
             self.try_until_answered(head, body, client, generation, want, waits).await?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none() {
+        let status = response.status();
+        let unasked = status == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none();
+        // To an extended CONNECT, any 2xx would say that the tunnel is there.
+        if unasked || extended && status.is_success() {
             let (endpoint, generation) = (lease.endpoint(), lease.generation().clone());
-            return Err(ForwardError::UnaskedSwitch { endpoint, generation });
+            return Err(ForwardError::Switch { endpoint, status, generation });
         }
-        Ok(Answer { response, lease, client, upgrade: on_upgrade })
+        Ok(Answer { response, lease, client, upgrade: on_upgrade, extended })
     }
 
     fn client_view(&self, head: &request::Parts) -> Result<ClientView, ForwardError> {
@@ -208,6 +214,15 @@ impl Journey<'_> {
             let lease = upstream
                 .acquire(self.arrival.worker, &generation, want, &tries.failed, tries.fresh)
                 .await;
+            // The true name changed meanwhile: nothing was sent to the old one, and nothing will be.
+            // (An alias that a reload took away has no newer one.)
+            if generation.is_retired() {
+                let newer = upstream.target().await?;
+                if !Arc::ptr_eq(&newer, &generation) {
+                    generation = newer;
+                    continue;
+                }
+            }
             let mut lease = match lease {
                 Ok(lease) => lease,
                 Err(error) => {
@@ -324,7 +339,7 @@ impl Journey<'_> {
         again: Option<&request::Parts>,
         body: &RequestBody,
     ) -> Option<&'static str> {
-        if error.is_some_and(hyper::Error::is_user) {
+        if error.is_some_and(is_of_the_body) {
             return None;
         }
         // Nothing was written, or the origin's HTTP/2 says that it took nothing.
@@ -392,7 +407,7 @@ impl Answer {
         upstream: &Upstream,
         drain: &Drain,
     ) -> Response<Body> {
-        let Self { mut response, lease, client, upgrade } = self;
+        let Self { mut response, lease, client, upgrade, extended } = self;
         let config = upstream.config();
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let keep_alive = headers::keep_alive(response.version(), response.headers());
@@ -407,6 +422,9 @@ impl Answer {
             && switching
         {
             let idle = config.timeouts.idle;
+            if extended {
+                upgrade::translate_switch(&mut response);
+            }
             return upgrade::switch(response, client, lease, exchange, idle, drain);
         }
         let idle = config.timeouts.idle;
@@ -509,12 +527,18 @@ fn was_unprocessed(error: &hyper::Error) -> bool {
     false
 }
 
+/// Whether the request's own body broke off. hyper blames its user for that, and also, then without
+/// a cause, for a connection whose task was ended, as those to an old true name are.
+fn is_of_the_body(error: &hyper::Error) -> bool {
+    error.is_user() && std::error::Error::source(error).is_some()
+}
+
 fn exchange_error(
     error: hyper::Error,
     endpoint: SocketAddr,
     generation: Arc<Generation>,
 ) -> ForwardError {
-    if error.is_user() {
+    if is_of_the_body(&error) {
         return ForwardError::ClientBody(error);
     }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));

@@ -182,8 +182,10 @@ impl Dialling<'_> {
                 None => return self.dial_beside(endpoint, &tried).await,
                 Some(Flight::Lead(lead)) => {
                     let result = self.dial_beside(endpoint, &tried).await;
-                    if let Err(AcquireError::Connect(error)) = &result {
-                        lead.failed(error);
+                    match &result {
+                        Ok(lease) => lease.connection.land(lead),
+                        Err(AcquireError::Connect(error)) => lead.failed(error),
+                        Err(_) => {}
                     }
                     return result;
                 }
