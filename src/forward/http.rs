@@ -339,7 +339,7 @@ impl Journey<'_> {
         again: Option<&request::Parts>,
         body: &RequestBody,
     ) -> Option<&'static str> {
-        if error.is_some_and(is_of_the_body) {
+        if error.is_some_and(|error| is_of_the_body(error, lease.generation())) {
             return None;
         }
         // Nothing was written, or the origin's HTTP/2 says that it took nothing.
@@ -527,10 +527,10 @@ fn was_unprocessed(error: &hyper::Error) -> bool {
     false
 }
 
-/// Whether the request's own body broke off. hyper blames its user for that, and also, then without
-/// a cause, for a connection whose task was ended, as those to an old true name are.
-fn is_of_the_body(error: &hyper::Error) -> bool {
-    error.is_user() && std::error::Error::source(error).is_some()
+/// Whether the request's own body broke off. hyper blames its user for that, and also for a
+/// connection whose task was ended, as those to an old true name are.
+fn is_of_the_body(error: &hyper::Error, generation: &Generation) -> bool {
+    error.is_user() && !generation.killed().is_cancelled()
 }
 
 fn exchange_error(
@@ -538,7 +538,7 @@ fn exchange_error(
     endpoint: SocketAddr,
     generation: Arc<Generation>,
 ) -> ForwardError {
-    if is_of_the_body(&error) {
+    if is_of_the_body(&error, &generation) {
         return ForwardError::ClientBody(error);
     }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
