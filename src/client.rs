@@ -18,7 +18,6 @@
 //! ```
 
 use std::{
-    collections::HashSet,
     convert::Infallible,
     fmt,
     net::{Ipv4Addr, SocketAddr},
@@ -59,9 +58,6 @@ pub enum ClientError {
     /// It has no alias.
     #[error("there is no alias to call: give the configuration one in `aliases`")]
     NoAlias,
-    /// Two aliases have one name: without listeners nothing tells them apart.
-    #[error("two aliases are called `{0}`: give each client its own")]
-    SameName(String),
     /// An alias' TLS settings cannot be used.
     #[error("alias `{alias}`: {source}")]
     Tls {
@@ -98,11 +94,6 @@ impl Client {
     pub fn new(config: &Config) -> Result<Self, ClientError> {
         Handle::try_current().map_err(|_| ClientError::NoRuntime)?;
         config.validate("the program")?;
-        let mut names = HashSet::new();
-        if let Some(twice) = config.aliases.iter().find(|alias| !names.insert(&alias.name)) {
-            return Err(ClientError::SameName(twice.name.clone()));
-        }
-
         let resolver = Resolver::new(config.dns.clone());
         let policy = AddressPolicy::new(&config.policy, []);
         let policy = Arc::new(ArcSwap::from_pointee(policy));

@@ -44,13 +44,14 @@ impl Drain {
     }
 
     /// Waits until nobody holds a guard, or `grace` is over; then nothing new is served.
-    /// Returns whether all ended by themselves.
-    pub async fn finish(&self, grace: Duration) -> bool {
+    /// Returns how many were left, and are cut off.
+    pub async fn finish(&self, grace: Duration) -> usize {
         self.begin();
         self.served.close();
-        let in_time = timeout(grace, self.served.wait()).await.is_ok();
+        let _ = timeout(grace, self.served.wait()).await;
+        let left = self.alive();
         self.stopped.cancel();
-        in_time
+        left
     }
 
     /// Cancelled when it is over.

@@ -7,7 +7,7 @@ mod support;
 
 use std::{
     fs,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use support::{

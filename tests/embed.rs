@@ -5,11 +5,12 @@
 
 mod support;
 
-use std::{process::Command, time::Duration};
+use std::{process::Command, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use support::{
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts,
@@ -175,9 +176,9 @@ async fn an_answer_that_is_under_way_outlives_its_client() {
     let mut scene = Scene::new(1).await;
     let listener = scene.take_listeners().remove(0);
     let (sender, body) = streamed();
-    let body = std::sync::Arc::new(std::sync::Mutex::new(Some(body)));
+    let body = Arc::new(Mutex::new(Some(body)));
     let _origin = ServiceOrigin::start(listener, trust::server(&[TRUE_NAME]), move |_| {
-        let body = body.lock().unwrap().take().unwrap();
+        let body = body.lock().take().unwrap();
         async { Response::new(body) }
     });
     let client = client(&scene);
@@ -201,6 +202,9 @@ async fn a_configuration_that_cannot_work_is_refused_with_its_reason() {
     let with = |aliases| Client::new(&Config { aliases, ..Config::default() }).unwrap_err();
     let said = with(Vec::new()).to_string();
     assert!(said.contains("`aliases`"), "{said}");
+
+    let said = with(vec![Alias::named(ALIAS), Alias::named(ALIAS)]).to_string();
+    assert!(said.contains("duplicate alias"), "{said}");
 
     let mut bad = Alias::named(ALIAS);
     bad.tls.ca.files = vec!["/nowhere/root.pem".into()];

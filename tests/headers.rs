@@ -7,7 +7,9 @@
 mod support;
 
 use support::{
+    curl::curl,
     message::Message,
+    raw_origin::Arrival,
     scene::{ALIAS, TRUE_NAME},
     scripts,
     through::Through,
@@ -248,6 +250,35 @@ async fn a_host_told_outright_is_the_name_that_repair_translates() {
     assert_eq!(answer.field("Set-Cookie"), Some("a=1"));
 }
 
+#[tokio::test]
+async fn curl_follows_redirects_and_keeps_cookies_at_the_alias() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let Some(mut conversation) = arrival.open().await else { return };
+        while let Some(request) = conversation.request().await {
+            let host = request.field("Host").unwrap();
+            let answer = match request.start_line().split(' ').nth(1).unwrap() {
+                "/login" => format!(
+                    "302 Found\r\nLocation: https://{host}/home\r\n\
+                     Set-Cookie: session=1; Domain={TRUE_NAME}; Path=/\r\nContent-Length: 0\r\n\r\n"
+                ),
+                path => {
+                    let said = format!("{path} with {}", request.field("Cookie").unwrap_or("none"));
+                    format!("200 OK\r\nContent-Length: {}\r\n\r\n{said}", said.len())
+                }
+            };
+            conversation.peer.send(format!("HTTP/1.1 {answer}")).await;
+        }
+    })
+    .await;
+    let port = through.address.port();
+    let url = format!("http://{ALIAS}:{port}/login");
+    let resolve = format!("{ALIAS}:{port}:127.0.0.1");
+    // An empty name turns the cookie engine on without a file.
+    let said = curl(&["-L", "-b", "", "--resolve", &resolve, &url]).await;
+    assert_eq!((said.code, said.stdout.as_str()), (0, "/home with session=1"), "{}", said.stderr);
+    assert_eq!(through.origin.seen().requests.len(), 2);
+}
+
 const SIGNATURE: &str = "Authorization: AWS4-HMAC-SHA256 \
     Credential=AKID/20130524/us-east-1/s3/aws4_request, \
     SignedHeaders=host;range;x-amz-date, Signature=f0e8\r\n";
@@ -290,7 +321,7 @@ async fn a_signature_that_stays_good_passes() {
 }
 
 /// Answers with the field that the request asks for.
-async fn answer_as_asked(arrival: support::raw_origin::Arrival) {
+async fn answer_as_asked(arrival: Arrival) {
     let Some(mut conversation) = arrival.open().await else { return };
     while let Some(request) = conversation.request().await {
         let field = field_asked(&request);

@@ -210,6 +210,48 @@ async fn http_1_0_needs_no_host() {
 }
 
 #[tokio::test]
+async fn http_1_0_is_spared_chunks() {
+    let through = Through::new("", answer_by_path).await;
+    let mut peer = through.connect().await;
+    peer.send(format!("GET /chunked HTTP/1.0\r\nHost: {ALIAS}\r\n\r\n")).await;
+    let answer = peer.response().await;
+    assert_eq!((answer.start_line(), answer.text()), ("HTTP/1.0 200 OK", "abcde"));
+    assert_eq!(answer.field("Transfer-Encoding"), None);
+}
+
+#[tokio::test]
+async fn requests_sent_at_once_are_answered_in_their_order() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let Some(mut conversation) = arrival.open().await else { return };
+        while let Some(request) = conversation.request().await {
+            let target = request.start_line().split(' ').nth(1).unwrap().to_owned();
+            conversation.peer.send(scripts::ok(&target)).await;
+        }
+    })
+    .await;
+    let mut peer = through.connect().await;
+    peer.send(["/1", "/2", "/3"].map(get).concat()).await;
+    for target in ["/1", "/2", "/3"] {
+        assert_eq!(peer.response().await.text(), target);
+    }
+}
+
+#[tokio::test]
+async fn a_listener_on_ipv6_answers_to_its_address() {
+    let mut scene = Scene::new(1).await;
+    let _origin = scene.script(scripts::answer).remove(0);
+    let proxy =
+        Proxy::start(&scene.yaml("").replace("127.0.0.1:0\"]\n    port", "[::1]:0\"]\n    port"))
+            .await;
+    let address = proxy.address(ALIAS).await;
+    assert!(address.is_ipv6());
+    for host in ["[::1]", "[0:0::1]", &address.to_string(), "localhost"] {
+        assert_eq!(client::get(address, host, "/").await.status(), 200, "{host}");
+    }
+    assert_eq!(client::get(address, "[::2]", "/").await.status(), 404);
+}
+
+#[tokio::test]
 async fn connect_is_for_a_forward_proxy() {
     let through = Through::new("", scripts::answer).await;
     let answer = through

@@ -334,9 +334,10 @@ impl Control {
             self.obey(queue).await;
             let grace = self.config.shutdown_grace;
             tracing::info!(connections = self.server.drain.alive(), ?grace, "draining");
-            if !self.server.drain.finish(grace).await {
+            let left = self.server.drain.finish(grace).await;
+            if left > 0 {
                 tracing::warn!(
-                    connections = self.server.drain.alive(),
+                    connections = left,
                     "`shutdown_grace` is over, and connections were cut off",
                 );
             }

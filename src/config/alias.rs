@@ -182,7 +182,7 @@ section! {
 section! {
     /// Sending a request again, on another endpoint.
     pub struct Retry {
-        /// How often a request may be sent in all; 0 and 1 are never again.
+        /// How many further tries a request may have; 0 is none.
         attempts: u32 as Whole<u32, 0, 10> = 2,
         /// Share of the requests that may be retries, such as `20%`.
         budget: f64 as Percent = 0.2,

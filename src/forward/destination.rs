@@ -21,14 +21,14 @@ pub struct Destination {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DestinationError {
     /// RFC 9110 §9.3.6.
-    #[error("the target of CONNECT is HOST:PORT, and `{0}` is not")]
-    NotAuthority(String),
+    #[error("the target of CONNECT is to be HOST:PORT, and no more")]
+    NotAuthority,
     /// A path, as a server is asked for it.
     #[error(
-        "this listener is a forward proxy: `{0}` does not say of which host, as \
+        "this listener is a forward proxy, and the request does not say of which host it is, as \
          http://HOST/PATH or CONNECT HOST:PORT does"
     )]
-    NotForProxy(String),
+    NotForProxy,
     /// A scheme that needs a tunnel, or one that is not known.
     #[error("a forward proxy can ask for http://… only, and not for {0}://…")]
     Scheme(String),
@@ -50,13 +50,13 @@ impl Destination {
         if head.method == Method::CONNECT {
             return match (uri.scheme(), uri.authority(), uri.path_and_query()) {
                 (None, Some(authority), None) => Self::parse(authority, None),
-                _ => Err(DestinationError::NotAuthority(uri.to_string())),
+                _ => Err(DestinationError::NotAuthority),
             };
         }
         match (uri.scheme_str(), uri.authority()) {
             (Some("http"), Some(authority)) => Self::parse(authority, Some(HTTP_PORT)),
             (Some(scheme), _) => Err(DestinationError::Scheme(scheme.to_owned())),
-            (None, _) => Err(DestinationError::NotForProxy(uri.to_string())),
+            (None, _) => Err(DestinationError::NotForProxy),
         }
     }
 
@@ -127,10 +127,8 @@ impl DestinationError {
     /// What mends it.
     pub fn fix(&self) -> Option<String> {
         let fix = match self {
-            Self::NotAuthority(_) | Self::Port(_) => {
-                "name the port, as in `CONNECT httpbin.org:443`"
-            }
-            Self::NotForProxy(_) => {
+            Self::NotAuthority | Self::Port(_) => "name the port, as in `CONNECT httpbin.org:443`",
+            Self::NotForProxy => {
                 "ask the alias' own listener, or set `http_proxy` to this address instead of \
                  calling it"
             }

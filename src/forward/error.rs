@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use ::http::StatusCode;
+
 use super::{destination::DestinationError, headers::BadRequest, passthrough::PassthroughError};
 use crate::{
     route::RouteError,
@@ -82,11 +84,13 @@ pub enum ForwardError {
         /// For which true name.
         generation: Arc<Generation>,
     },
-    /// The origin said `101` to a request without `Upgrade`.
-    #[error("{endpoint} switched protocols, which the request did not ask for")]
-    UnaskedSwitch {
+    /// The origin switched protocols unasked, or did not where a tunnel was asked for.
+    #[error("{endpoint} answered {status}, which is no answer to what the request asked for")]
+    Switch {
         /// Who.
         endpoint: SocketAddr,
+        /// `101`, or a success that is none.
+        status: StatusCode,
         /// For which true name.
         generation: Arc<Generation>,
     },
@@ -103,7 +107,7 @@ impl ForwardError {
             | Self::Exchange { generation, .. }
             | Self::Unsolicited { generation, .. }
             | Self::ResponseTimeout { generation, .. }
-            | Self::UnaskedSwitch { generation, .. } => Some(generation),
+            | Self::Switch { generation, .. } => Some(generation),
             _ => None,
         }
     }
@@ -116,7 +120,7 @@ impl ForwardError {
             Self::Exchange { endpoint, .. }
             | Self::Unsolicited { endpoint, .. }
             | Self::ResponseTimeout { endpoint, .. }
-            | Self::UnaskedSwitch { endpoint, .. } => Some(*endpoint),
+            | Self::Switch { endpoint, .. } => Some(*endpoint),
             _ => None,
         }
     }

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
     header::{
-        ACCESS_CONTROL_ALLOW_ORIGIN, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT,
-        FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, REFERER,
-        SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+        ACCESS_CONTROL_ALLOW_ORIGIN, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE,
+        EXPECT, FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+        REFERER, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
     },
     request,
     uri::{Authority, PathAndQuery, Scheme},
@@ -181,8 +181,11 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// The comma-separated tokens of a field, over all its lines.
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|token| !token.is_empty())
+    let lines = headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    // One token that is no text must not hide the others.
+    let tokens = lines.flat_map(|line| line.split(|byte| *byte == b','));
+    let tokens = tokens.filter_map(|token| std::str::from_utf8(token).ok());
+    tokens.map(str::trim).filter(|token| !token.is_empty())
 }
 
 /// The protocol that a request asks to switch to (RFC 9110 §7.8).
@@ -243,6 +246,9 @@ pub fn address(
         head.headers.remove(CONNECTION);
         head.headers.remove(TRANSFER_ENCODING);
     } else {
+        if head.version == Version::HTTP_2 {
+            restore_http1(head, has_body);
+        }
         head.version = Version::HTTP_11;
         head.headers.insert(HOST, host.clone());
         // Without this, hyper takes a GET of unknown length for one without a body.
@@ -254,6 +260,23 @@ pub fn address(
     uri.path_and_query = Some(path);
     head.uri = Uri::from_parts(uri).map_err(|_| invalid)?;
     Ok(())
+}
+
+/// What HTTP/2 lets a request leave out or take apart, and HTTP/1.1 wants.
+fn restore_http1(head: &mut request::Parts, has_body: bool) {
+    // RFC 9113 §8.2.3: crumbs are one field to everybody else.
+    let crumbs: Vec<&[u8]> =
+        head.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        head.headers.insert(COOKIE, cookie);
+    }
+    // RFC 9110 §8.6: where content is usual, servers ask (411) for the length of none.
+    let usual = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+    if usual && !has_body && !head.headers.contains_key(CONTENT_LENGTH) {
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
 }
 
 /// Whether the request is signed over its Host by AWS Signature Version 4, in a header or in
@@ -433,3 +456,6 @@ pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
     let id = value.split('-').nth(1)?;
     (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
 }
+
+#[cfg(test)]
+mod tests;

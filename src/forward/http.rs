@@ -19,7 +19,7 @@ use crate::{
     config::{HostHeader, HttpVersion, RetryOn},
     drain::Drain,
     route::Routes,
-    telemetry::DownstreamConnection,
+    telemetry::{Access, DownstreamConnection},
     tls::TlsError,
     upstream::{AcquireError, Generation, Lease, Upstream, Want},
 };
@@ -49,19 +49,11 @@ pub async fn serve(
     arrival: &Arrival,
     routes: &Routes,
 ) -> Response<Body> {
+    let started = Instant::now();
     let (head, body) = request.into_parts();
     let upstream = match route(&head, arrival, routes).await {
         Ok(upstream) => upstream,
-        Err(error) => {
-            let problem = Problem::new(&error, None);
-            tracing::info!(
-                listener = %arrival.listener,
-                error = problem.error().as_str(),
-                "{}",
-                problem.detail(),
-            );
-            return problem.into_response();
-        }
+        Err(error) => return refuse(&head, &error, arrival, started),
     };
     if let Some(connection) = &arrival.connection {
         connection.belongs_to(&upstream.config().name);
@@ -69,12 +61,62 @@ pub async fn serve(
     forward(Request::from_parts(head, body), &upstream, arrival).await
 }
 
+/// Answers a request that is for no alias, and has not gone anywhere.
+pub fn refuse(
+    head: &request::Parts,
+    error: &ForwardError,
+    arrival: &Arrival,
+    started: Instant,
+) -> Response<Body> {
+    let problem = Problem::new(error, None);
+    log_refused(head, &problem, started);
+    tracing::info!(
+        listener = %arrival.listener,
+        error = problem.error().as_str(),
+        "{}",
+        problem.detail(),
+    );
+    problem.into_response()
+}
+
+/// The access log's line for a request that no alias answers to.
+fn log_refused(head: &request::Parts, problem: &Problem, started: Instant) {
+    Access {
+        alias: "",
+        true_name: "",
+        endpoint: None,
+        protocol: protocol(head.version),
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        status: problem.status().as_u16(),
+        error: problem.error().as_str(),
+        bytes_in: 0,
+        bytes_out: 0,
+        duration: started.elapsed(),
+        upstream: None,
+        retries: 0,
+        reused: false,
+        tls_version: "",
+        trace_id: headers::trace_id(&head.headers).unwrap_or(""),
+    }
+    .log();
+}
+
+/// The access log's word for a version of HTTP.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "h2",
+        Version::HTTP_10 => "http/1.0",
+        _ => "http/1.1",
+    }
+}
+
 async fn route(
     head: &request::Parts,
     arrival: &Arrival,
     routes: &Routes,
 ) -> Result<Arc<Upstream>, ForwardError> {
-    if head.method == Method::CONNECT {
+    if head.method == Method::CONNECT && !upgrade::is_extended_connect(head) {
         return Err(ForwardError::Connect);
     }
     let authority = headers::authority(head)?;
@@ -97,13 +139,13 @@ pub async fn forward(
     arrival: &Arrival,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let protocol = match head.version {
-        Version::HTTP_2 => "h2",
-        Version::HTTP_10 => "http/1.0",
-        _ => "http/1.1",
-    };
-    let exchange =
-        Exchange::begin(upstream.clone(), arrival.worker, &head, protocol, body.handle());
+    let exchange = Exchange::begin(
+        upstream.clone(),
+        arrival.worker,
+        &head,
+        protocol(head.version),
+        body.handle(),
+    );
     let mut journey = Journey { upstream, arrival, exchange };
     match journey.run(head, body).await {
         Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),
@@ -132,6 +174,8 @@ struct Answer {
     client: ClientView,
     /// The client's side, of a request to switch protocols.
     upgrade: Option<hyper::upgrade::OnUpgrade>,
+    /// The request was an extended CONNECT.
+    extended: bool,
 }
 
 /// How often a request was tried, and where.
@@ -158,8 +202,9 @@ impl Journey<'_> {
         let generation = upstream.target().await?;
         check_signature(&head, &client, &generation, &config.host)?;
 
+        let extended = upgrade::translate_extended_connect(&mut head);
         // Without the client's side of it (a library caller has none) an upgrade cannot be made.
-        let asked = headers::upgrade(&head).is_some();
+        let asked = extended || headers::upgrade(&head).is_some();
         let on_upgrade = asked.then(|| head.extensions.remove()).flatten();
         let switching = on_upgrade.is_some();
         headers::strip_request(&mut head.headers, switching);
@@ -174,11 +219,14 @@ impl Journey<'_> {
 
         let (response, lease, client) =
             self.try_until_answered(head, body, client, generation, want, waits).await?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none() {
+        let status = response.status();
+        let unasked = status == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none();
+        // To an extended CONNECT, any 2xx would say that the tunnel is there.
+        if unasked || extended && status.is_success() {
             let (endpoint, generation) = (lease.endpoint(), lease.generation().clone());
-            return Err(ForwardError::UnaskedSwitch { endpoint, generation });
+            return Err(ForwardError::Switch { endpoint, status, generation });
         }
-        Ok(Answer { response, lease, client, upgrade: on_upgrade })
+        Ok(Answer { response, lease, client, upgrade: on_upgrade, extended })
     }
 
     fn client_view(&self, head: &request::Parts) -> Result<ClientView, ForwardError> {
@@ -208,6 +256,15 @@ impl Journey<'_> {
             let lease = upstream
                 .acquire(self.arrival.worker, &generation, want, &tries.failed, tries.fresh)
                 .await;
+            // The true name changed meanwhile: nothing was sent to the old one, and nothing will be.
+            // (An alias that a reload took away has no newer one.)
+            if generation.is_retired() {
+                let newer = upstream.target().await?;
+                if !Arc::ptr_eq(&newer, &generation) {
+                    generation = newer;
+                    continue;
+                }
+            }
             let mut lease = match lease {
                 Ok(lease) => lease,
                 Err(error) => {
@@ -324,7 +381,7 @@ impl Journey<'_> {
         again: Option<&request::Parts>,
         body: &RequestBody,
     ) -> Option<&'static str> {
-        if error.is_some_and(hyper::Error::is_user) {
+        if error.is_some_and(|error| is_of_the_body(error, lease.generation())) {
             return None;
         }
         // Nothing was written, or the origin's HTTP/2 says that it took nothing.
@@ -392,7 +449,7 @@ impl Answer {
         upstream: &Upstream,
         drain: &Drain,
     ) -> Response<Body> {
-        let Self { mut response, lease, client, upgrade } = self;
+        let Self { mut response, lease, client, upgrade, extended } = self;
         let config = upstream.config();
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let keep_alive = headers::keep_alive(response.version(), response.headers());
@@ -407,6 +464,9 @@ impl Answer {
             && switching
         {
             let idle = config.timeouts.idle;
+            if extended {
+                upgrade::translate_switch(&mut response);
+            }
             return upgrade::switch(response, client, lease, exchange, idle, drain);
         }
         let idle = config.timeouts.idle;
@@ -509,12 +569,18 @@ fn was_unprocessed(error: &hyper::Error) -> bool {
     false
 }
 
+/// Whether the request's own body broke off. hyper blames its user for that, and also for a
+/// connection whose task was ended, as those to an old true name are.
+fn is_of_the_body(error: &hyper::Error, generation: &Generation) -> bool {
+    error.is_user() && !generation.killed().is_cancelled()
+}
+
 fn exchange_error(
     error: hyper::Error,
     endpoint: SocketAddr,
     generation: Arc<Generation>,
 ) -> ForwardError {
-    if error.is_user() {
+    if is_of_the_body(&error, &generation) {
         return ForwardError::ClientBody(error);
     }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));

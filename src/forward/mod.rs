@@ -12,6 +12,6 @@ mod upgrade;
 
 pub use error::ForwardError;
 pub use exchange::{Body, Exchange};
-pub use http::{Arrival, forward, serve};
+pub use http::{Arrival, forward, refuse, serve};
 pub use passthrough::{Passthrough, PassthroughError, Tunnel};
 pub use reply::{Problem, RefusedHead};

@@ -287,6 +287,13 @@ impl Record {
         self.status = problem.status();
         self.error = Some(problem.error());
         self.endpoint = error.endpoint();
+        tracing::info!(
+            stage = problem.stage().as_str(),
+            error = problem.error().as_str(),
+            fix = problem.fix(),
+            "{}",
+            problem.detail(),
+        );
         problem.into_response()
     }
 }

@@ -264,9 +264,7 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         ForwardError::Exchange { .. } => {
             (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
         }
-        ForwardError::UnaskedSwitch { .. } => {
-            (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response)
-        }
+        ForwardError::Switch { .. } => (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response),
         ForwardError::Unsolicited { .. } => {
             (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
         }

@@ -17,19 +17,30 @@ use hyper::{
     client::conn::{TrySendError, http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use parking_lot::Mutex;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::EndpointConnections;
+use super::{EndpointConnections, Lead};
 use crate::{
     body::RequestBody,
-    connect::{Connected, Facts, Wire},
+    connect::{Connected, Facts, UpstreamIo, Wire},
     tls::Negotiated,
 };
 
 /// Streams that one HTTP/2 connection carries at most, if its peer allows as many. More than
 /// this goes to a further connection, so that one lost packet does not hold up everything.
 const MAX_STREAMS: usize = 100;
+
+/// What a peer's `SETTINGS_MAX_CONCURRENT_STREAMS` is taken for until it has said one: a number
+/// that none would choose, since that is how its saying so is noticed.
+const STREAMS_UNKNOWN: usize = 0x7fff_fff1;
+
+/// For how long a peer's say about its streams is awaited, before it is taken for no limit.
+const STREAMS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Response heads larger than this are refused.
 const MAX_RESPONSE_HEAD: usize = 256 * 1024;
@@ -79,9 +90,13 @@ pub struct Http2 {
 
 #[derive(Debug)]
 struct Streams {
+    /// Handles: one a stream, and the pool's own.
     open: AtomicUsize,
-    /// How many the peer allows, as it last said.
+    /// How many streams the peer allows, as it last said.
     limit: AtomicUsize,
+    /// Those who wait for the connection learn of it when its limit is known. Were they to use it
+    /// before, those past the limit would wait for the others' streams to end.
+    flight: Mutex<Option<Lead>>,
     /// Milliseconds between `since` and the last time at which a stream began or ended.
     used: AtomicU64,
     since: Instant,
@@ -110,22 +125,17 @@ impl Connection {
                 .keep_alive_interval(H2_PING_INTERVAL)
                 .keep_alive_timeout(H2_PING_TIMEOUT)
                 .max_header_list_size(MAX_RESPONSE_HEAD as u32)
+                .initial_max_send_streams(STREAMS_UNKNOWN)
                 .handshake(io)
                 .await?;
             let streams = Arc::new(Streams {
                 open: AtomicUsize::new(1),
-                limit: AtomicUsize::new(connection.current_max_send_streams()),
+                limit: AtomicUsize::new(STREAMS_UNKNOWN),
+                flight: Mutex::default(),
                 used: AtomicU64::new(0),
                 since: Instant::now(),
             });
-            let learning = streams.clone();
-            let mut connection = connection;
-            let connection = poll_fn(move |cx| {
-                let end = Pin::new(&mut connection).poll(cx);
-                let limit = connection.current_max_send_streams();
-                learning.limit.store(limit, Ordering::Relaxed);
-                end
-            });
+            let connection = learn_streams(connection, streams.clone());
             drive(connection, line.clone(), kill);
             Ok(Self::Http2(Http2 { sender, line, streams }))
         } else {
@@ -150,6 +160,13 @@ impl Connection {
     /// Whether requests are to be written as HTTP/2 has them.
     pub fn is_http2(&self) -> bool {
         matches!(self, Self::Http2(_))
+    }
+
+    /// Ends the flight that made it, as soon as others can know what it is good for.
+    pub fn land(&self, flight: Lead) {
+        if let Self::Http2(http2) = self {
+            http2.land(flight);
+        }
     }
 
     /// Sends a request. Where nothing of it was written, the error gives it back.
@@ -177,6 +194,37 @@ where
         }
         drop(line);
     });
+}
+
+/// Polls an HTTP/2 connection and keeps `streams` informed of what its peer allows.
+///
+/// hyper tells that to who asks, and nobody when it changes: so it is asked again and again until
+/// the peer has first spoken, which takes a round trip, and then whenever a request is sent.
+async fn learn_streams(
+    mut connection: http2::Connection<TokioIo<UpstreamIo>, RequestBody, TokioExecutor>,
+    streams: Arc<Streams>,
+) -> Result<(), hyper::Error> {
+    let deadline = Instant::now() + STREAMS_PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    while !streams.learn(connection.current_max_send_streams()) {
+        if Instant::now() >= deadline {
+            streams.learn(MAX_STREAMS);
+            break;
+        }
+        tokio::select! {
+            end = &mut connection => {
+                streams.flight.lock().take();
+                return end;
+            }
+            () = sleep(pause) => pause = (pause * 2).min(Duration::from_millis(20)),
+        }
+    }
+    poll_fn(|cx| {
+        let end = Pin::new(&mut connection).poll(cx);
+        streams.learn(connection.current_max_send_streams());
+        end
+    })
+    .await
 }
 
 impl Http1 {
@@ -207,16 +255,25 @@ impl Http2 {
         if !self.sender.is_ready() {
             return None;
         }
-        let limit = self.streams.limit.load(Ordering::Relaxed).min(MAX_STREAMS);
-        if self.streams.open.load(Ordering::Relaxed) >= limit {
-            return None;
-        }
+        let limit = self.streams.limit.load(Ordering::Relaxed);
+        // The handle that is asked is the pool's, and no stream.
+        let streams = self.streams.open.load(Ordering::Relaxed) - 1;
+        (limit != STREAMS_UNKNOWN && streams < limit.min(MAX_STREAMS)).then(|| self.handle())
+    }
+
+    /// A further handle, for the pool.
+    pub(super) fn handle(&self) -> Self {
         self.streams.open.fetch_add(1, Ordering::Relaxed);
-        Some(Self {
-            sender: self.sender.clone(),
-            line: self.line.clone(),
-            streams: self.streams.clone(),
-        })
+        Self { sender: self.sender.clone(), line: self.line.clone(), streams: self.streams.clone() }
+    }
+
+    /// Ends the flight that made it, once it is known how many may share it.
+    fn land(&self, flight: Lead) {
+        // Under the lock, so that the limit does not become known in between.
+        let mut waiting = self.streams.flight.lock();
+        if self.streams.limit.load(Ordering::Relaxed) == STREAMS_UNKNOWN && !self.is_closed() {
+            *waiting = Some(flight);
+        }
     }
 
     /// Whether the connection is gone.
@@ -231,6 +288,21 @@ impl Http2 {
             let used = Duration::from_millis(streams.used.load(Ordering::Relaxed));
             now.saturating_duration_since(streams.since + used)
         })
+    }
+}
+
+impl Streams {
+    /// Takes note of how many streams the peer allows; `false` while it has not said.
+    fn learn(&self, limit: usize) -> bool {
+        if limit == STREAMS_UNKNOWN {
+            return false;
+        }
+        if self.limit.load(Ordering::Relaxed) != limit {
+            let mut flight = self.flight.lock();
+            self.limit.store(limit, Ordering::Relaxed);
+            flight.take();
+        }
+        true
     }
 }
 

@@ -211,12 +211,10 @@ impl Pool {
 
     /// Keeps a handle on a new HTTP/2 connection for others to share.
     pub fn share(&self, key: PoolKey, connection: &Http2) {
-        if let Some(handle) = connection.share() {
-            let mut slots = self.slots.lock();
-            let slot = slots.entry(key).or_default();
-            slot.shared.push(handle);
-            slot.refuses_http2 = false;
-        }
+        let mut slots = self.slots.lock();
+        let slot = slots.entry(key).or_default();
+        slot.shared.push(connection.handle());
+        slot.refuses_http2 = false;
     }
 
     /// Remembers that the peer behind an HTTP/2 key speaks only HTTP/1.1.

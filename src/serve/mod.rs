@@ -245,6 +245,7 @@ impl Server {
         };
         let connection = http2::Builder::new(TokioExecutor::new())
             .auto_date_header(false)
+            .enable_connect_protocol()
             .max_header_list_size(settings.max_header_size.try_into().unwrap_or(u32::MAX))
             .timer(TokioTimer::new())
             .keep_alive_interval(H2_PING_INTERVAL)

@@ -18,10 +18,7 @@ use crate::{
     body::RequestBody,
     config,
     detect::detect_stream,
-    forward::{
-        self, Arrival, ForwardError, Passthrough, PassthroughError, Problem, Tunnel,
-        destination::Destination,
-    },
+    forward::{self, Arrival, Passthrough, PassthroughError, Tunnel, destination::Destination},
     route::Routes,
     upstream::Upstream,
 };
@@ -90,11 +87,12 @@ impl Server {
         arrival: &Arrival,
         handover: &Handover,
     ) -> Response<forward::Body> {
+        let started = Instant::now();
         let upgrade = hyper::upgrade::on(&mut request);
         let (mut head, body) = request.into_parts();
         let destination = match Destination::of(&head) {
             Ok(destination) => destination,
-            Err(error) => return refuse(error, arrival),
+            Err(error) => return forward::refuse(&head, &error.into(), arrival, started),
         };
         let connects = head.method == Method::CONNECT;
         let alias = self.routes.load().alias(destination.host()).cloned();
@@ -108,7 +106,10 @@ impl Server {
                 let request = Request::from_parts(head, RequestBody::incoming(body));
                 return forward::forward(request, &alias, arrival).await;
             }
-            (None, None) => return refuse(PassthroughError::Refused(destination), arrival),
+            (None, None) => {
+                let error = PassthroughError::Refused(destination).into();
+                return forward::refuse(&head, &error, arrival, started);
+            }
             (None, Some(passthrough)) if connects => {
                 match passthrough.tunnel(&head, &destination).await {
                     Ok(tunnel) => Onward::Host(tunnel),
@@ -146,15 +147,4 @@ impl Server {
             }
         }
     }
-}
-
-fn refuse(error: impl Into<ForwardError>, arrival: &Arrival) -> Response<forward::Body> {
-    let problem = Problem::new(&error.into(), None);
-    tracing::info!(
-        listener = %arrival.listener,
-        error = problem.error().as_str(),
-        "{}",
-        problem.detail(),
-    );
-    problem.into_response()
 }

@@ -48,6 +48,7 @@ impl Access<'_> {
             reused = self.reused,
             tls_version = self.tls_version,
             trace_id = self.trace_id,
+            "request",
         );
     }
 }

@@ -58,7 +58,9 @@ pub fn init(config: &Log) {
     } else {
         tracing_subscriber::fmt::layer().with_writer(io::stderr).event_format(Json).boxed()
     };
-    let subscriber = tracing_subscriber::registry().with(level).with(layer.with_filter(wanted));
+    // For all, not for the one layer: a layer's own filter remembers what `enabled!` asked last, and
+    // holds it against the event that comes next.
+    let subscriber = tracing_subscriber::registry().with(level).with(wanted).with(layer);
     // An embedding program may have a subscriber: then its own settings rule.
     if subscriber.try_init().is_ok() {
         let set = move |level| {
@@ -104,9 +106,6 @@ where
         let mut fields = Fields(Vec::with_capacity(20));
         fields.0.push(("time", time.into()));
         fields.0.push(("level", level(event.metadata().level()).into()));
-        if event.metadata().target() == access::TARGET {
-            fields.0.push(("message", "request".into()));
-        }
         event.record(&mut fields);
         let mut line = serde_json::Serializer::new(Vec::with_capacity(256));
         line.collect_map(fields.0).map_err(|_| fmt::Error)?;

@@ -140,7 +140,6 @@ pub struct AliasMetrics {
     pub bytes_out: Counter,
     connect_duration: Histogram,
     handshake_duration: [Histogram; 2],
-    certificate_not_after: Gauge,
     /// A few pairs in practice; a status is at most three digits, a method one of a closed list.
     requests: Mutex<Vec<(&'static str, StatusCode, Counter)>>,
 }
@@ -165,9 +164,6 @@ impl AliasMetrics {
                 "truename_upstream_connect_duration_seconds", "alias" => label()
             ),
             handshake_duration: [handshake("false"), handshake("true")],
-            certificate_not_after: gauge!(
-                "truename_upstream_certificate_not_after_seconds", "alias" => label()
-            ),
             requests: Mutex::default(),
         }
     }
@@ -226,7 +222,9 @@ impl AliasMetrics {
     /// Records the expiry of a certificate, accepted or not.
     pub fn certificate(&self, not_after: Option<i64>) {
         if let Some(not_after) = not_after {
-            self.certificate_not_after.set(not_after as f64);
+            // Not registered before one was seen: at 0, it would have expired in 1970.
+            gauge!("truename_upstream_certificate_not_after_seconds", "alias" => self.alias.clone())
+                .set(not_after as f64);
         }
     }
 
@@ -252,5 +250,26 @@ fn known(method: &Method) -> &'static str {
         Method::CONNECT => "CONNECT",
         Method::TRACE => "TRACE",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_certificate_is_not_one_that_expired_in_1970() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        ::metrics::with_local_recorder(&recorder, || {
+            let metrics = AliasMetrics::new("a");
+            metrics.certificate(None);
+            let rendered = recorder.handle().render();
+            assert!(!rendered.contains("certificate_not_after"), "{rendered}");
+
+            metrics.certificate(Some(1_900_000_000));
+            let rendered = recorder.handle().render();
+            let series = "truename_upstream_certificate_not_after_seconds{alias=\"a\"} 1900000000";
+            assert!(rendered.contains(series), "{rendered}");
+        });
     }
 }

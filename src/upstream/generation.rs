@@ -201,3 +201,46 @@ impl fmt::Debug for Generation {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::{config::Config, tls::RootStores};
+
+    #[test]
+    fn a_port_is_named_only_where_it_is_not_the_schemes_own() {
+        for (mode, name, port, host) in [
+            ("verify", "httpbin.org", 443, "httpbin.org"),
+            ("verify", "httpbin.org", 80, "httpbin.org:80"),
+            ("verify", "httpbin.org", 8443, "httpbin.org:8443"),
+            ("plaintext", "httpbin.org", 80, "httpbin.org"),
+            ("plaintext", "httpbin.org", 443, "httpbin.org:443"),
+            ("verify", "192.0.2.1", 443, "192.0.2.1"),
+            ("verify", "2001:db8::1", 443, "[2001:db8::1]"),
+            ("verify", "2001:db8::1", 8443, "[2001:db8::1]:8443"),
+        ] {
+            let generation = generation(mode, name, port);
+            assert_eq!(generation.host(), host);
+            assert_eq!(generation.authority(), host);
+            assert_eq!(generation.true_name().as_str(), name);
+        }
+    }
+
+    fn generation(mode: &str, name: &str, port: u16) -> Generation {
+        let yaml = format!("version: 1\naliases: [{{name: alias, tls: {{mode: {mode}}}}}]\n");
+        let config = Config::parse(&yaml, "truename.yaml").unwrap();
+        let alias = &config.aliases[0];
+        let tls = tls::ClientTls::load(&alias.tls, &mut RootStores::default()).unwrap();
+        let resolution = Resolution {
+            generation: 1,
+            true_name: TrueName::told(name),
+            chain: Vec::new(),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            ttl: std::time::Duration::from_secs(60),
+            resolved_at: Instant::now(),
+        };
+        Generation::new(alias, Arc::new(resolution), port, tls.map(Arc::new)).unwrap()
+    }
+}

@@ -78,6 +78,19 @@ impl RawOrigin {
         self.seen.borrow().clone()
     }
 
+    /// All its visitors called it by these names, and there were some.
+    #[track_caller]
+    pub fn assert_called(&self, server_name: &str, host: &str) {
+        let seen = self.seen();
+        assert!(!seen.requests.is_empty() && seen.failed_handshakes == 0, "{seen:?}");
+        for name in &seen.server_names {
+            assert_eq!(name.as_deref(), Some(server_name));
+        }
+        for request in &seen.requests {
+            assert_eq!(request.field("host"), Some(host));
+        }
+    }
+
     /// Waits until what happened is `enough`.
     #[track_caller]
     pub fn until(&self, enough: impl FnMut(&Seen) -> bool) -> impl Future<Output = Seen> {

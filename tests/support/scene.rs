@@ -97,4 +97,9 @@ impl Scene {
         let dns = "namespace: default, min_ttl: 250ms, max_ttl: 250ms";
         format!("workers: 1\n{}", self.yaml(keys).replace("namespace: default", dns))
     }
+
+    /// A name with the port, which is not the default one here: its `Host`.
+    pub fn authority(&self, name: &str) -> String {
+        format!("{name}:{}", self.port)
+    }
 }

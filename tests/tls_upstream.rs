@@ -1,0 +1,322 @@
+//! TLS towards the target, as the keys of `tls:` say, seen from both ends.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustls::{
+    ServerConfig, SupportedCipherSuite,
+    crypto::aws_lc_rs,
+    server::WebPkiClientVerifier,
+    version::{TLS12, TLS13},
+};
+use serde_json::Value;
+use support::{
+    client,
+    message::Message,
+    proxy::{Proxy, Setup},
+    raw_origin::{Arrival, RawOrigin},
+    scene::{ALIAS, Scene, TRUE_NAME},
+    scripts, trust,
+};
+use truename::demo::{
+    authority::{Authority, Leaf, LeafOptions, Usage},
+    origin::Origin,
+};
+
+/// Trusts the tests' root alone, with these further keys of `tls:`.
+fn tls(keys: &str) -> String {
+    let ca = "ca: {system: false, webpki: false, files: [\"$FOLDER/root.pem\"]}";
+    format!("tls: {{{ca}, {keys}}}")
+}
+
+async fn get(proxy: &Proxy) -> Message {
+    client::get(proxy.address(ALIAS).await, ALIAS, "/get").await
+}
+
+/// Asserts that the answer is truename's own, and gives it.
+#[track_caller]
+fn problem(answer: &Message, status: u16, error: &str) -> Value {
+    assert_eq!(answer.status(), status, "{}", answer.text());
+    let told = answer.field("proxy-status").expect("an answer of the proxy's own");
+    assert!(told.contains(&format!("error={error}")), "{told}");
+    answer.json()
+}
+
+fn leaf(options: LeafOptions) -> Leaf {
+    trust::authority().issue(&[TRUE_NAME], &[], options).unwrap()
+}
+
+fn serve(scene: &mut Scene, tls: Arc<ServerConfig>) -> Origin {
+    Origin::serve(scene.take_listeners().remove(0), tls).unwrap()
+}
+
+/// A server of `leaf` that speaks only these versions.
+fn server_of(leaf: &Leaf, versions: &[&'static rustls::SupportedProtocolVersion]) -> ServerConfig {
+    ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(leaf.chain.clone(), leaf.key.clone_key())
+        .unwrap()
+}
+
+/// `sha256/BASE64` of the leaf's public key, as `openssl pkey -pubin -outform der` would have it.
+fn pin(leaf: &Leaf) -> String {
+    let (_, certificate) = x509_parser::parse_x509_certificate(&leaf.chain[0]).unwrap();
+    let suite = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+    let SupportedCipherSuite::Tls13(suite) = suite else { panic!("no TLS 1.3 suite") };
+    let hash = suite.common.hash_provider.hash(certificate.public_key().raw);
+    format!("sha256/{}", STANDARD.encode(hash.as_ref()))
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_at_another_address_of_the_target() {
+    let mut scene = Scene::new(4).await;
+    let listeners = scene.take_listeners();
+    // The addresses are one service's, which shares the keys of its tickets: no ledger of one
+    // server would know the other's sessions.
+    let tls = trust::server(&[TRUE_NAME]);
+    let mut shared = (*tls).clone();
+    shared.ticketer = aws_lc_rs::Ticketer::new().unwrap();
+    let shared = Arc::new(shared);
+    let origins: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| Origin::serve(listener, shared.clone()).unwrap())
+        .collect();
+    let keys = "balance: round_robin\npool: {max_idle: 0}";
+    let proxy = Proxy::start(&format!("{}workers: 1\n", scene.yaml(keys))).await;
+    for _ in 0..8 {
+        assert_eq!(get(&proxy).await.status(), 200);
+    }
+    let counts: Vec<_> = origins.iter().map(Origin::counts).collect();
+    let connections: u64 = counts.iter().map(|count| count.connections).sum();
+    let resumed: u64 = counts.iter().map(|count| count.handshakes_resumed).sum();
+    assert_eq!((connections, resumed), (8, 7), "{counts:?}");
+    assert!(counts.iter().filter(|count| count.handshakes_resumed > 0).count() >= 3, "{counts:?}");
+    let series = format!(
+        "truename_upstream_tls_handshake_duration_seconds_count{{alias=\"{ALIAS}\",resumed=\"true\"}}"
+    );
+    assert_eq!(proxy.metric(&series).await, Some(7.0));
+}
+
+#[tokio::test]
+async fn files_add_to_the_roots_of_system_and_webpki() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.serve();
+    let yaml = scene.yaml("tls: {ca: {files: [\"$FOLDER/root.pem\"]}}");
+    assert_eq!(get(&Proxy::start(&yaml).await).await.status(), 200);
+}
+
+#[tokio::test]
+async fn files_are_trusted_beside_those_of_ssl_cert_file() {
+    let other = Authority::new("corporate root").unwrap();
+    let by_other = other.issue(&[TRUE_NAME], &[], LeafOptions::default()).unwrap();
+    for ours in [true, false] {
+        let mut scene = Scene::new(1).await;
+        let server = match ours {
+            true => trust::server(&[TRUE_NAME]),
+            false => by_other.server_config(&["http/1.1"]).unwrap(),
+        };
+        let _origin = serve(&mut scene, server);
+        let corporate = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(corporate.path(), other.root_pem()).unwrap();
+        let proxy = Setup::new(&scene.yaml("tls: {ca: {files: [\"$FOLDER/root.pem\"]}}"))
+            .variable("SSL_CERT_FILE", corporate.path().to_str().unwrap())
+            .start()
+            .await;
+        assert_eq!(get(&proxy).await.status(), 200, "ours: {ours}");
+    }
+}
+
+#[tokio::test]
+async fn a_root_that_nobody_named_is_not_trusted() {
+    let mut scene = Scene::new(1).await;
+    let other = Authority::new("another root").unwrap();
+    let leaf = other.issue(&[TRUE_NAME], &[], LeafOptions::default()).unwrap();
+    let origin = serve(&mut scene, leaf.server_config(&["http/1.1"]).unwrap());
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    let problem = problem(&get(&proxy).await, 502, "tls_certificate_error");
+    assert_eq!(problem["stage"], "tls");
+    assert!(problem["fix"].as_str().unwrap().contains("tls.ca.files"), "{problem}");
+    assert_eq!(origin.counts().requests, 0);
+}
+
+#[tokio::test]
+async fn insecure_skip_verify_takes_any_certificate_and_says_so() {
+    let mut scene = Scene::new(1).await;
+    let other = Authority::new("another root").unwrap();
+    let expired = other.issue(&["example.org"], &[], LeafOptions::expired()).unwrap();
+    let origin = serve(&mut scene, expired.server_config(&["http/1.1"]).unwrap());
+    let proxy = Proxy::start(&scene.yaml("tls: {mode: insecure_skip_verify}")).await;
+    proxy.logged("insecure_skip_verify").await;
+    assert_eq!(get(&proxy).await.status(), 200);
+    assert_eq!(origin.visits()[0].sni.as_deref(), Some(TRUE_NAME));
+}
+
+#[tokio::test]
+async fn plaintext_speaks_no_tls_and_still_names_the_true_name() {
+    let mut scene = Scene::new(1).await;
+    let listener = scene.take_listeners().remove(0);
+    let origin = RawOrigin::start(listener, None, scripts::answer);
+    let proxy = Proxy::start(&scene.yaml("tls: {mode: plaintext}")).await;
+    assert_eq!(get(&proxy).await.text(), "ok");
+    let seen = origin.seen();
+    let host = format!("{TRUE_NAME}:{}", scene.port);
+    assert_eq!(seen.requests[0].field("host"), Some(&*host));
+}
+
+#[tokio::test]
+async fn a_server_below_min_version_is_refused() {
+    let leaf = leaf(LeafOptions::default());
+    let old = Arc::new(server_of(&leaf, &[&TLS12]));
+    let mut scene = Scene::new(1).await;
+    let _origin = serve(&mut scene, old.clone());
+    let proxy = Proxy::start(&scene.yaml(&tls("min_version: \"1.3\""))).await;
+    let problem = problem(&get(&proxy).await, 502, "tls_protocol_error");
+    assert!(problem["fix"].as_str().unwrap().contains("tls.min_version"), "{problem}");
+
+    let mut scene = Scene::new(1).await;
+    let _origin = serve(&mut scene, old);
+    assert_eq!(get(&Proxy::start(&scene.yaml(&tls(""))).await).await.status(), 200);
+
+    let mut scene = Scene::new(1).await;
+    let _origin = serve(&mut scene, Arc::new(server_of(&leaf, &[&TLS13])));
+    let proxy = Proxy::start(&scene.yaml(&tls("min_version: \"1.3\""))).await;
+    assert_eq!(get(&proxy).await.status(), 200);
+}
+
+#[tokio::test]
+async fn one_of_the_pins_must_be_in_the_chain() {
+    let leaf = leaf(LeafOptions::default());
+    let (right, wrong) = (pin(&leaf), format!("sha256/{}", STANDARD.encode([7; 32])));
+    for (pins, trusted) in [(format!("{wrong}\", \"{right}"), true), (wrong, false)] {
+        let mut scene = Scene::new(1).await;
+        let origin = serve(&mut scene, leaf.server_config(&["http/1.1"]).unwrap());
+        let proxy = Proxy::start(&scene.yaml(&tls(&format!("pins: [\"{pins}\"]")))).await;
+        let answer = get(&proxy).await;
+        if trusted {
+            assert_eq!(answer.status(), 200, "{}", answer.text());
+        } else {
+            problem(&answer, 502, "tls_certificate_error");
+            assert_eq!(origin.counts().requests, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_and_another_of_the_same_issuer_is_not() {
+    let (good, bad) = (leaf(LeafOptions::default()), leaf(LeafOptions::default()));
+    let list = trust::authority().revocation_list(&[&bad]).unwrap();
+    for (leaf, revoked) in [(&good, false), (&bad, true)] {
+        let mut scene = Scene::new(1).await;
+        let origin = serve(&mut scene, leaf.server_config(&["http/1.1"]).unwrap());
+        let yaml = scene.yaml(&tls("crls: [\"$FOLDER/list.pem\"]"));
+        let proxy = Setup::new(&yaml).file("list.pem", list.clone()).start().await;
+        let answer = get(&proxy).await;
+        if revoked {
+            let problem = problem(&answer, 502, "tls_certificate_error");
+            assert!(problem["detail"].as_str().unwrap().contains("revoked"), "{problem}");
+            assert_eq!(origin.counts().requests, 0);
+        } else {
+            assert_eq!(answer.status(), 200, "{}", answer.text());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_client_certificate_is_shown_to_a_server_that_asks() {
+    let verifier = WebPkiClientVerifier::builder_with_provider(
+        trust::authority().roots(),
+        Arc::new(aws_lc_rs::default_provider()),
+    );
+    let leaf_of_server = leaf(LeafOptions::default());
+    let server = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(leaf_of_server.chain.clone(), leaf_of_server.key.clone_key())
+        .unwrap();
+    let server = Arc::new(server);
+    let options = LeafOptions { usage: Usage::Client, ..LeafOptions::default() };
+    let client = trust::authority().issue(&["application"], &[], options).unwrap();
+
+    let mut scene = Scene::new(1).await;
+    let _origin = serve(&mut scene, server.clone());
+    let keys = "client_certificate: {cert: \"$FOLDER/client.pem\", key: \"$FOLDER/client.key\"}";
+    let proxy = Setup::new(&scene.yaml(&tls(keys)))
+        .file("client.pem", client.chain_pem.clone())
+        .file("client.key", client.key_pem.clone())
+        .start()
+        .await;
+    assert_eq!(get(&proxy).await.status(), 200);
+
+    let mut scene = Scene::new(1).await;
+    let origin = serve(&mut scene, server);
+    let proxy = Proxy::start(&scene.yaml(&tls(""))).await;
+    let answer = get(&proxy).await;
+    assert_eq!(answer.status(), 502, "{}", answer.text());
+    let problem = answer.json();
+    assert!(problem["fix"].as_str().unwrap().contains("tls.client_certificate"), "{problem}");
+    assert_eq!(origin.counts().requests, 0);
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_accepted_is_explained() {
+    let other_name = trust::authority().issue(&["example.org"], &[], LeafOptions::default());
+    for (leaf, word) in
+        [(leaf(LeafOptions::expired()), "expired"), (other_name.unwrap(), "example.org")]
+    {
+        let mut scene = Scene::new(1).await;
+        let origin = serve(&mut scene, leaf.server_config(&["http/1.1"]).unwrap());
+        let proxy = Proxy::start(&scene.yaml("")).await;
+        let problem = problem(&get(&proxy).await, 502, "tls_certificate_error");
+        assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
+        assert_eq!(origin.counts().requests, 0);
+        let expiry =
+            format!("truename_upstream_certificate_not_after_seconds{{alias=\"{ALIAS}\"}}");
+        assert!(proxy.metric(&expiry).await.unwrap() > 0.0);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_certificate_at_one_of_four_addresses_costs_no_request() {
+    let mut scene = Scene::new(4).await;
+    let mut listeners = scene.take_listeners();
+    let wrong = trust::server_with_alpn(&["example.org"], &["http/1.1"]);
+    let right = trust::server_with_alpn(&[TRUE_NAME], &["http/1.1"]);
+    let misconfigured = RawOrigin::start(listeners.remove(0), Some(wrong), scripts::answer);
+    let start = |listener| RawOrigin::start(listener, Some(right.clone()), scripts::answer);
+    let origins: Vec<_> = listeners.into_iter().map(start).collect();
+    let proxy = Proxy::start(&scene.yaml("balance: round_robin")).await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    for _ in 0..20 {
+        peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 1\r\n\r\n1")).await;
+        assert_eq!(peer.response().await.status(), 200);
+    }
+    assert!(misconfigured.until(|seen| seen.failed_handshakes > 0).await.requests.is_empty());
+    assert!(origins.iter().all(|origin| !origin.seen().requests.is_empty()));
+}
+
+#[tokio::test]
+async fn a_server_that_never_shakes_hands_is_given_up_after_timeouts_connect() {
+    let mut scene = Scene::new(1).await;
+    let origins = scene.script(|arrival: Arrival| scripts::never_shake_hands(arrival));
+    let keys = "timeouts: {connect: 200ms}\nretry: {attempts: 0}";
+    let proxy = Proxy::start(&scene.yaml(keys)).await;
+    let problem = problem(&get(&proxy).await, 504, "connection_timeout");
+    assert_eq!(problem["stage"], "tls");
+    assert!(problem["fix"].as_str().unwrap().contains("timeouts.connect"), "{problem}");
+    assert_eq!(origins[0].seen().connections, 1);
+}
+
+#[tokio::test]
+async fn no_root_is_an_error_at_the_start() {
+    let scene = Scene::new(1).await;
+    let yaml = scene.yaml("tls: {ca: {system: false, webpki: false}}");
+    let status = Setup::new(&yaml).spawn().exit().await;
+    assert_eq!(status.code(), Some(2));
+}
