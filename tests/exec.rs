@@ -1,7 +1,7 @@
 //! `truename exec`: real programs under it, and the life of a command.
 
 // Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

@@ -237,6 +237,19 @@ async fn a_tunnel_that_stays_silent_or_is_left_is_closed() {
 }
 
 #[tokio::test]
+async fn an_open_tunnel_is_not_held_to_the_time_for_heads() {
+    let world = World::new(Scene::new(1).await, "listener: {header_timeout: 250ms}").await;
+    let origin = world.elsewhere(scripts::echo);
+    let mut tunnel = world.tunnel(&format!("{OTHER}:{}", origin.address.port())).await;
+    tunnel.send("one").await;
+    assert_eq!(tunnel.exactly(3).await, b"one");
+    // Opened later, and given up when its time is over.
+    world.tunnel(&format!("{ALIAS}:443")).await.closed().await;
+    tunnel.send("two").await;
+    assert_eq!(tunnel.exactly(3).await, b"two");
+}
+
+#[tokio::test]
 async fn another_host_is_asked_in_the_clear_as_the_client_asked() {
     let world = World::new(Scene::new(1).await, "").await;
     let origin = world.elsewhere(scripts::answer);

@@ -65,7 +65,7 @@ fn an_absolute_url_has_the_port_of_http_unless_it_says_another() {
     assert_eq!(get("http://A.example:80/x?y").unwrap().http_host(), "a.example");
     assert_eq!(get("http://[::1]/").unwrap().http_host(), "[::1]");
     assert_eq!(get("http://u:p@a.example/"), Err(DestinationError::UserInfo));
-    assert_eq!(get("http://a.example:99999/").is_err(), true);
+    assert!(get("http://a.example:99999/").is_err());
     assert_eq!(get("https://a.example/"), Err(DestinationError::Scheme("https".into())));
     assert_eq!(get("ftp://a.example/"), Err(DestinationError::Scheme("ftp".into())));
     assert_eq!(get("/x"), Err(DestinationError::NotForProxy));
