@@ -382,6 +382,59 @@ async fn signals_are_the_commands() {
     }
 }
 
+/// Runs its arguments on a terminal of their own: types Ctrl-C when they are ready, Ctrl-\ when they
+/// have counted that, and prints all they said.
+const TERMINAL: &str = r#"
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+said, keys = b"", [(b"ready", b"\x03"), (b"interrupted", b"\x1c")]
+while True:
+    try:
+        more = os.read(terminal, 1024)
+    except OSError:
+        break
+    if not more:
+        break
+    said += more
+    if keys and keys[0][0] in said:
+        os.write(terminal, keys.pop(0)[1])
+print(said.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+
+const COUNTER: &str = r#"
+import os, signal
+count = 0
+def interrupted(*_):
+    global count
+    count += 1
+    print("interrupted", flush=True)
+def quit(*_):
+    print("count", count, "terminal", os.isatty(0), flush=True)
+    os._exit(5)
+signal.signal(signal.SIGINT, interrupted)
+signal.signal(signal.SIGQUIT, quit)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"#;
+
+#[tokio::test]
+async fn what_is_typed_reaches_the_command_once() {
+    let stage = Stage::new().await;
+    let inner = stage.exec(&["python3", "-c", COUNTER]);
+    let mut command = Command::new("python3");
+    command.args(["-c", TERMINAL]).arg(inner.as_std().get_program());
+    command.args(inner.as_std().get_args()).env("TMPDIR", stage.path("tmp"));
+    command.current_dir(stage.folder.path()).stdin(Stdio::null());
+    let output = output(&mut command).await;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("count 1 terminal True"), "{said}");
+}
+
 #[tokio::test]
 async fn a_signal_that_was_ignored_stays_ignored() {
     let stage = Stage::new().await;
