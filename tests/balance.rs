@@ -78,10 +78,8 @@ async fn answer_after(arrival: Arrival, delay: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn equal_endpoints_are_neither_starved_nor_flooded_by_p2c() {
-    // It heeds peaks of latency for ten seconds, and a busy machine has them at one endpoint or
-    // another.
-    assert_equal_shares("p2c", 600).await;
+async fn equal_endpoints_get_equal_shares_by_p2c() {
+    assert_equal_shares("p2c", 100).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
