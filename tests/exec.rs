@@ -382,14 +382,14 @@ async fn signals_are_the_commands() {
     }
 }
 
-/// Runs its arguments on a terminal of their own: types Ctrl-C when they are ready, Ctrl-\ when they
-/// have counted that, and prints all they said.
+/// Runs its arguments on a terminal of their own, types Ctrl-C when they are ready, and prints all
+/// they said.
 const TERMINAL: &str = r#"
 import os, pty, sys
 pid, terminal = pty.fork()
 if pid == 0:
     os.execvp(sys.argv[1], sys.argv[1:])
-said, keys = b"", [(b"ready", b"\x03"), (b"interrupted", b"\x1c")]
+said, typed = b"", False
 while True:
     try:
         more = os.read(terminal, 1024)
@@ -398,27 +398,30 @@ while True:
     if not more:
         break
     said += more
-    if keys and keys[0][0] in said:
-        os.write(terminal, keys.pop(0)[1])
+    if not typed and b"ready" in said:
+        typed = os.write(terminal, b"\x03")
 print(said.decode())
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 "#;
 
+/// Counts interrupts until signals of its own have come back from its parent, one after the other:
+/// whatever the parent has to say of the first interrupt comes before them.
 const COUNTER: &str = r#"
 import os, signal
-count = 0
-def interrupted(*_):
-    global count
-    count += 1
-    print("interrupted", flush=True)
-def quit(*_):
-    print("count", count, "terminal", os.isatty(0), flush=True)
-    os._exit(5)
-signal.signal(signal.SIGINT, interrupted)
-signal.signal(signal.SIGQUIT, quit)
+awaited = {signal.SIGINT, signal.SIGUSR1}
+signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+count = back = 0
 print("ready", flush=True)
-while True:
-    signal.pause()
+while back < 10:
+    if signal.sigwait(awaited) == signal.SIGINT:
+        count += 1
+        if count > 1:
+            continue
+    else:
+        back += 1
+    os.kill(os.getppid(), signal.SIGUSR1)
+print("count", count, "terminal", os.isatty(0), flush=True)
+os._exit(5)
 "#;
 
 #[tokio::test]
