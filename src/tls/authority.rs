@@ -89,12 +89,19 @@ pub struct Leaf {
 impl Authority {
     /// Makes a root for exactly `names`.
     pub fn generate(names: &BTreeSet<String>) -> Result<Self, AuthorityError> {
+        Self::lasting(names, ROOT_LIFETIME)
+    }
+
+    pub(super) fn lasting(
+        names: &BTreeSet<String>,
+        lifetime: Duration,
+    ) -> Result<Self, AuthorityError> {
         // No name permitted would be no constraint at all: then, one that nobody can have
         // (RFC 6761 §6.4).
         let nobody = BTreeSet::from(["invalid".to_owned()]);
         let names = if names.is_empty() { &nobody } else { names };
         let now = SystemTime::now();
-        let (not_before, not_after) = (now - CLOCK_SKEW, now + ROOT_LIFETIME);
+        let (not_before, not_after) = (now - CLOCK_SKEW, now + lifetime);
         let excluded: Vec<String> = names
             .iter()
             .filter(|name| !names.iter().any(|other| is_beneath(other, name)))
@@ -116,7 +123,9 @@ impl Authority {
         let root_params = constrained("truename local root", 1);
         let root = root_params.self_signed(&root_key)?.der().clone();
         let key = KeyPair::generate()?;
-        let params = constrained("truename local authority", 0);
+        let mut params = constrained("truename local authority", 0);
+        // The names of people, which no constraint above is about, are not for servers.
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let signed = params.signed_by(&key, &Issuer::new(root_params, root_key))?;
         Ok(Self {
             issuer_certificate: signed.der().clone(),
@@ -280,7 +289,7 @@ fn constraints(names: &BTreeSet<String>, excluded: &[String]) -> NameConstraints
     // A permitted name permits all beneath it too, which for an alias called `shop` would be a
     // whole top-level domain.
     let beneath = excluded.iter().cloned().map(GeneralSubtree::DnsName);
-    // A form of name that no constraint mentions is permitted whole: so all are mentioned.
+    // A form of name that no constraint mentions is permitted whole.
     let addresses = [
         GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])),
         GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
