@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How often files are compared, and the clock is: a laptop's may jump while it sleeps.
-const CHECK: Duration = Duration::from_secs(2);
+const CHECK: Duration = Duration::from_secs(1);
 
 /// The least time between two looks, however short-lived the certificates.
 const MIN_CHECK: Duration = Duration::from_millis(100);
