@@ -181,22 +181,22 @@ fn retries(reason: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_post_fails_or_arrives_twice_when_origins_say_farewell_at_reuse() {
-    assert_no_post_fails_or_arrives_twice(Ending::Farewell, 4_000).await;
+    assert_no_post_fails_or_arrives_twice(Ending::Farewell, 3_400).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_post_fails_or_arrives_twice_when_origins_close_at_reuse() {
-    assert_no_post_fails_or_arrives_twice(Ending::Fin, 4_000).await;
+    assert_no_post_fails_or_arrives_twice(Ending::Fin, 3_400).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_post_fails_or_arrives_twice_when_origins_reset_at_reuse() {
-    assert_no_post_fails_or_arrives_twice(Ending::Reset, 4_000).await;
+    assert_no_post_fails_or_arrives_twice(Ending::Reset, 3_400).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_get_fails_whatever_origins_do_at_reuse() {
-    let storm = storm("GET", Ending::Reset, 4_000).await;
+    let storm = storm("GET", Ending::Reset, 2_000).await;
     assert!(storm.failed.is_empty(), "{} failed", storm.failed.len());
 }
 

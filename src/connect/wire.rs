@@ -163,7 +163,10 @@ impl Wire {
                 Ok(0) => return true,
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
+                Err(e) => {
+                    self.note(e);
+                    return false;
+                }
             }
         }
         false
@@ -274,5 +277,80 @@ impl AsyncWrite for WireStream {
             Err(e) if e.kind() != io::ErrorKind::NotConnected => Poll::Ready(Err(e)),
             _ => Poll::Ready(Ok(())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    /// A connection that has served one request, and its other end.
+    async fn kept() -> (Arc<Wire>, WireStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let wire = Wire::new(TcpStream::connect(address).await.unwrap());
+        let mut stream = WireStream(wire.clone());
+        let (mut peer, _) = listener.accept().await.unwrap();
+        stream.write_all(b"request").await.unwrap();
+        peer.read_exact(&mut [0; 7]).await.unwrap();
+        peer.write_all(b"answer").await.unwrap();
+        stream.read_exact(&mut [0; 6]).await.unwrap();
+        (wire, stream, peer)
+    }
+
+    #[tokio::test]
+    async fn a_request_to_a_peer_that_had_closed_was_refused() {
+        let (wire, mut stream, peer) = kept().await;
+        drop(peer);
+        let mark = wire.mark();
+        stream.write_all(b"lost").await.unwrap();
+        assert!(wire.refused_since(mark).await);
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        assert!(wire.refused_since(mark).await, "also once the end was read");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_the_kernel_did_not_take_was_refused() {
+        let (wire, mut stream, peer) = kept().await;
+        SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        let mark = wire.mark();
+        assert!(stream.write_all(b"lost").await.is_err());
+        assert!(wire.refused_since(mark).await);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_the_peer_read_was_not_refused_however_the_peer_ends() {
+        for (reset, read) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (wire, mut stream, mut peer) = kept().await;
+            let mark = wire.mark();
+            stream.write_all(b"taken").await.unwrap();
+            peer.read_exact(&mut [0; 5]).await.unwrap();
+            if reset {
+                SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(peer);
+            if read {
+                assert_eq!(stream.read(&mut [0]).await.is_err(), reset);
+            }
+            for _ in 0..2 {
+                assert!(!wire.refused_since(mark).await, "reset: {reset}, read: {read}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_the_request_is_there_is_told_apart() {
+        let (wire, mut stream, mut peer) = kept().await;
+        let mark = wire.mark();
+        stream.write_all(b"request").await.unwrap();
+        peer.write_all(b"answer").await.unwrap();
+        stream.read_exact(&mut [0; 6]).await.unwrap();
+        assert!(!wire.is_unacknowledged_since(mark), "an answer acknowledges its request");
+        assert!(!wire.is_unacknowledged_since(wire.mark()), "nothing was written");
     }
 }

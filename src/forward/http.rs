@@ -19,7 +19,7 @@ use crate::{
     config::{HostHeader, HttpVersion, RetryOn},
     drain::Drain,
     route::Routes,
-    telemetry::DownstreamConnection,
+    telemetry::{Access, DownstreamConnection},
     tls::TlsError,
     upstream::{AcquireError, Generation, Lease, Upstream, Want},
 };
@@ -51,11 +51,13 @@ pub async fn serve(
     arrival: &Arrival,
     routes: &Routes,
 ) -> Response<Body> {
+    let started = Instant::now();
     let (head, body) = request.into_parts();
     let upstream = match route(&head, arrival, routes).await {
         Ok(upstream) => upstream,
         Err(error) => {
             let problem = Problem::new(&error, None);
+            log_refused(&head, &problem, started);
             tracing::info!(
                 listener = %arrival.listener,
                 error = problem.error().as_str(),
@@ -69,6 +71,38 @@ pub async fn serve(
         connection.belongs_to(&upstream.config().name);
     }
     forward(Request::from_parts(head, body), &upstream, arrival).await
+}
+
+/// The access log's line for a request that no alias answers to.
+fn log_refused(head: &request::Parts, problem: &Problem, started: Instant) {
+    Access {
+        alias: "",
+        true_name: "",
+        endpoint: None,
+        protocol: protocol(head.version),
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        status: problem.status().as_u16(),
+        error: problem.error().as_str(),
+        bytes_in: 0,
+        bytes_out: 0,
+        duration: started.elapsed(),
+        upstream: None,
+        retries: 0,
+        reused: false,
+        tls_version: "",
+        trace_id: headers::trace_id(&head.headers).unwrap_or(""),
+    }
+    .log();
+}
+
+/// The access log's word for a version of HTTP.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "h2",
+        Version::HTTP_10 => "http/1.0",
+        _ => "http/1.1",
+    }
 }
 
 async fn route(
@@ -101,13 +135,13 @@ pub async fn forward(
     arrival: &Arrival,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let protocol = match head.version {
-        Version::HTTP_2 => "h2",
-        Version::HTTP_10 => "http/1.0",
-        _ => "http/1.1",
-    };
-    let exchange =
-        Exchange::begin(upstream.clone(), arrival.worker, &head, protocol, body.handle());
+    let exchange = Exchange::begin(
+        upstream.clone(),
+        arrival.worker,
+        &head,
+        protocol(head.version),
+        body.handle(),
+    );
     let mut journey = Journey { upstream, arrival, exchange };
     match journey.run(head, body).await {
         Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),
@@ -343,7 +377,7 @@ impl Journey<'_> {
         again: Option<&request::Parts>,
         body: &RequestBody,
     ) -> Option<&'static str> {
-        if error.is_some_and(is_of_the_body) {
+        if error.is_some_and(|error| is_of_the_body(error, lease.generation())) {
             return None;
         }
         // Nothing was written, or the origin's HTTP/2 says that it took nothing.
@@ -531,10 +565,10 @@ fn was_unprocessed(error: &hyper::Error) -> bool {
     false
 }
 
-/// Whether the request's own body broke off. hyper blames its user for that, and also, then without
-/// a cause, for a connection whose task was ended, as those to an old true name are.
-fn is_of_the_body(error: &hyper::Error) -> bool {
-    error.is_user() && std::error::Error::source(error).is_some()
+/// Whether the request's own body broke off. hyper blames its user for that, and also for a
+/// connection whose task was ended, as those to an old true name are.
+fn is_of_the_body(error: &hyper::Error, generation: &Generation) -> bool {
+    error.is_user() && !generation.killed().is_cancelled()
 }
 
 fn exchange_error(
@@ -542,7 +576,7 @@ fn exchange_error(
     endpoint: SocketAddr,
     generation: Arc<Generation>,
 ) -> ForwardError {
-    if is_of_the_body(&error) {
+    if is_of_the_body(&error, &generation) {
         return ForwardError::ClientBody(error);
     }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));

@@ -39,6 +39,9 @@ const MAX_STREAMS: usize = 100;
 /// that none would choose, since that is how its saying so is noticed.
 const STREAMS_UNKNOWN: usize = 0x7fff_fff1;
 
+/// For how long a peer's say about its streams is awaited, before it is taken for no limit.
+const STREAMS_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Response heads larger than this are refused.
 const MAX_RESPONSE_HEAD: usize = 256 * 1024;
 
@@ -201,8 +204,13 @@ async fn learn_streams(
     mut connection: http2::Connection<TokioIo<UpstreamIo>, RequestBody, TokioExecutor>,
     streams: Arc<Streams>,
 ) -> Result<(), hyper::Error> {
+    let deadline = Instant::now() + STREAMS_PATIENCE;
     let mut pause = Duration::from_millis(1);
     while !streams.learn(connection.current_max_send_streams()) {
+        if Instant::now() >= deadline {
+            streams.learn(MAX_STREAMS);
+            break;
+        }
         tokio::select! {
             end = &mut connection => {
                 streams.flight.lock().take();
@@ -286,12 +294,15 @@ impl Http2 {
 impl Streams {
     /// Takes note of how many streams the peer allows; `false` while it has not said.
     fn learn(&self, limit: usize) -> bool {
+        if limit == STREAMS_UNKNOWN {
+            return false;
+        }
         if self.limit.load(Ordering::Relaxed) != limit {
             let mut flight = self.flight.lock();
             self.limit.store(limit, Ordering::Relaxed);
             flight.take();
         }
-        limit != STREAMS_UNKNOWN
+        true
     }
 }
 

@@ -107,15 +107,13 @@ impl Upstream {
         };
         let endpoint = pick(tried).ok_or(AcquireError::NoEndpoint)?;
         let dialling = Dialling { upstream: self, worker, generation, want };
-        // Of a shared connection the pool knows whether it is alive.
-        let fresh = fresh && want == Want::Http1;
         if !fresh && let Some(lease) = dialling.pooled(&endpoint, now) {
             return Ok(lease);
         }
         // A request that waits for its connection is on its way too: without this a burst would
         // see no load anywhere, but on the endpoint whose connection it found idle.
         let _waiting = endpoint.begin(now);
-        dialling.dial(endpoint, tried).await
+        dialling.dial(endpoint, tried, fresh).await
     }
 }
 
@@ -171,6 +169,7 @@ impl Dialling<'_> {
         &self,
         mut endpoint: Arc<Endpoint>,
         tried: &[SocketAddr],
+        mut fresh: bool,
     ) -> Result<Lease, AcquireError> {
         if self.want == Want::Http1 {
             return self.dial_beside(endpoint, tried).await;
@@ -195,6 +194,10 @@ impl Dialling<'_> {
                         return Err(AcquireError::Connect(error));
                     }
                 }
+            }
+            if std::mem::take(&mut fresh) {
+                // That flight may have been the one whose connection has just failed.
+                continue;
             }
             if let Some(lease) = self.pooled(&endpoint, Instant::now()) {
                 return Ok(lease);
