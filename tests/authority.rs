@@ -329,7 +329,7 @@ async fn a_temporary_folder_survives_a_reload_and_goes_with_the_proxy() {
     proxy.rewrite(&format!("{yaml}admin: {{listen: \"127.0.0.1:0\"}}\nshutdown_grace: 1s\n"));
     proxy.signal(Signal::SIGHUP);
     proxy.logged("configuration reloaded").await;
-    assert_eq!(folders(), [folder.clone()]);
+    assert_eq!(folders(), std::slice::from_ref(&folder));
     assert_eq!(fingerprint(&folder.join("ca.pem")), before);
     proxy.signal(Signal::SIGTERM);
     assert_eq!(proxy.exit().await.code(), Some(0));

@@ -11,7 +11,8 @@ use std::{
 
 use ::http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN}, uri::Authority,
+    header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN},
+    uri::Authority,
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
