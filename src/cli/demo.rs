@@ -82,8 +82,8 @@ impl Demo {
     async fn tell(&self, world: &World, proxy: &App) -> Result<Story, DemoError> {
         let address = proxy.listeners().first().copied().ok_or(DemoError::NotListening)?;
         let forward = proxy.proxy().ok_or(DemoError::NotListening)?;
-        let root = Store::new(Some(&world.authority_folder())).map(|store| store.root());
-        let roots = root.and_then(|file| story::roots(&file).ok()).ok_or(DemoError::NoAuthority)?;
+        let root = Store::at(&world.authority_folder()).root();
+        let roots = story::roots(&root).map_err(|_| DemoError::NoAuthority)?;
         let proxy = story::Proxy { alias: address, forward, roots };
         let mut page = Page::stdout();
         introduce(world, address, &mut page)?;

@@ -32,7 +32,7 @@ use crate::{
     resolve::names,
     telemetry,
     tls::{
-        store::{Store, StoreError},
+        store::{self, Store, StoreError},
         truststore::TrustStore,
     },
 };
@@ -122,8 +122,8 @@ impl Exec {
     }
 
     fn perform(&self) -> Result<ExitStatus, ExecError> {
-        let folder = Folder(Store::temporary()?);
-        let config = self.configuration(folder.0.directory())?;
+        let store = Store::temporary()?;
+        let config = self.configuration(store.directory())?;
         telemetry::init_log(&config.log);
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -131,7 +131,7 @@ impl Exec {
             let signals = signals()?;
             let names = names_of(&config);
             let app = App::start(config)?;
-            let result = match self.start(&app, &folder.0, &names) {
+            let result = match self.start(&app, &store, &names) {
                 Ok(child) => attend(child, signals).await.map_err(ExecError::Io),
                 Err(error) => Err(error),
             };
@@ -163,11 +163,11 @@ impl Exec {
         let proxy = app.proxy().ok_or(ExecError::NoProxy)?;
         let Some(Ok(authority)) = store.read()? else { return Err(ExecError::NoProxy) };
         let files = environment::ROOTS.into_iter().filter_map(env::var_os).map(PathBuf::from);
-        let trust = TrustStore::with(authority.root(), files);
+        let trust = TrustStore::with(&authority.root_pem(), files);
         let bundle = store.bundle();
-        store.write(file_name(&bundle), 0o644, trust.to_pem().as_bytes())?;
+        store::write(&bundle, 0o644, trust.to_pem().as_bytes())?;
         let truststore = store.directory().join("roots.jks");
-        store.write(file_name(&truststore), 0o644, &trust.to_jks())?;
+        store::write(&truststore, 0o644, &trust.to_jks())?;
         if !self.quiet {
             let aliases = self.aliases.join(", ");
             let aliases = if aliases.is_empty() { "the file's aliases" } else { &aliases };
@@ -250,18 +250,4 @@ fn names_of(config: &Config) -> Vec<String> {
     };
     let aliases = config.aliases.iter();
     aliases.flat_map(|alias| forms(alias).into_iter().chain(alias.hosts.clone())).collect()
-}
-
-fn file_name(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
-}
-
-/// The private folder, gone when the command is.
-struct Folder(Store);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What cannot be removed is left to the system, which empties its temporary folder.
-        let _ = fs::remove_dir_all(self.0.directory());
-    }
 }

@@ -35,6 +35,8 @@ pub struct Arrival {
     pub local: SocketAddr,
     /// `http`, or `https` on TLS.
     pub scheme: &'static str,
+    /// The name that the application asked for by TLS' SNI; none without TLS.
+    pub server_name: Option<String>,
     /// The worker that serves the connection.
     pub worker: usize,
     /// What a tunnel must not outlive unnoticed.
@@ -121,6 +123,8 @@ async fn route(
     }
     let authority = headers::authority(head)?;
     let host = authority.as_ref().map(|authority| authority.host());
+    // HTTP/1.0 need not say a Host; TLS has said it for it.
+    let host = host.or(arrival.server_name.as_deref());
     let find = || routes.find(arrival.listener, arrival.local.ip(), host);
     if let Ok(upstream) = find() {
         return Ok(upstream);

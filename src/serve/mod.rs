@@ -4,10 +4,13 @@ mod downstream;
 mod proxy;
 mod socket;
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, io::ErrorKind, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+};
 
 use ::http::{Request, Response};
 use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -15,7 +18,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
@@ -23,19 +26,19 @@ use tokio::{
 pub use proxy::ForwardProxy;
 
 use downstream::{Downstream, Served, Turn};
-use socket::{Socket, linger};
+use socket::{Prefixed, Socket, linger};
 
 use crate::{
     body::RequestBody,
     config,
-    detect::{DetectError, Protocol, detect},
+    detect::{DetectError, HTTP2_PREFACE, Protocol, detect},
     drain::Drain,
     forward::{self, Arrival},
     route::Routes,
     telemetry::DownstreamConnection,
     tls::{
         Negotiated,
-        server::{Accepted, ServerTls},
+        server::{AcceptError, Accepted, ServerTls},
     },
 };
 
@@ -94,7 +97,7 @@ impl Server {
             }
         };
         let stream = Arc::new(stream);
-        let socket = Socket::new(prefix, stream.clone());
+        let socket = Prefixed::new(prefix, Socket::new(stream.clone()));
         let client = Client { listener, peer, local, worker };
         let proxy = self.proxy.load_full().filter(|proxy| proxy.listen == listener);
         let end = match proxy {
@@ -119,20 +122,24 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let plaintext = |protocol| self.arrival(client, protocol, false);
-        let encrypted = |protocol| self.arrival(client, protocol, true);
+        let arrival = |protocol, server_name| self.arrival(client, protocol, server_name);
         match protocol {
-            Protocol::Http1 => self.requests(stream, plaintext("http/1.1"), settings).await,
-            Protocol::Http2 => self.http2(stream, plaintext("h2"), settings).await,
+            Protocol::Http1 => self.requests(stream, arrival("http/1.1", None), settings).await,
+            Protocol::Http2 => self.http2(stream, arrival("h2", None), settings).await,
             Protocol::Tls => match self.accept(stream, client, deadline).await {
-                Some(Accepted { stream, alpn: Negotiated::Http2, .. }) => {
-                    self.http2(stream, encrypted("h2"), settings).await
+                Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
+                    let arrival = arrival("h2", Some(server_name));
+                    match preface(stream, deadline).await {
+                        Some(stream) => self.http2(stream, arrival, settings).await,
+                        None => End::Done,
+                    }
                 }
-                Some(Accepted { stream, .. }) => {
-                    self.requests(stream, encrypted("http/1.1"), settings).await
+                Some(Accepted { stream, server_name, .. }) => {
+                    let arrival = arrival("http/1.1", Some(server_name));
+                    self.requests(stream, arrival, settings).await
                 }
                 None => {
-                    drop(encrypted("none"));
+                    drop(self.counted(client.listener, "none", true));
                     End::Refused
                 }
             },
@@ -140,15 +147,32 @@ impl Server {
     }
 
     /// What the connection says of its requests. Counts it for as long as the value lives.
-    fn arrival(&self, client: Client, protocol: &'static str, tls: bool) -> Arrival {
+    fn arrival(
+        &self,
+        client: Client,
+        protocol: &'static str,
+        server_name: Option<String>,
+    ) -> Arrival {
         let Client { listener, peer, local, worker } = client;
+        let tls = server_name.is_some();
+        let connection = Some(self.counted(listener, protocol, tls));
+        let scheme = if tls { "https" } else { "http" };
+        let drain = self.drain.clone();
+        Arrival { listener, peer, local, scheme, server_name, worker, drain, connection }
+    }
+
+    /// The connection in the metrics.
+    fn counted(
+        &self,
+        listener: SocketAddr,
+        protocol: &'static str,
+        tls: bool,
+    ) -> Arc<DownstreamConnection> {
         let connection = Arc::new(DownstreamConnection::new(protocol, tls));
         if let [only] = self.routes.load().upstreams(listener) {
             connection.belongs_to(&only.config().name);
         }
-        let scheme = if tls { "https" } else { "http" };
-        let drain = self.drain.clone();
-        Arrival { listener, peer, local, scheme, worker, drain, connection: Some(connection) }
+        connection
     }
 
     /// Shakes hands with an application that speaks TLS; `None` where that fails.
@@ -158,10 +182,15 @@ impl Server {
     {
         let Client { listener, peer, .. } = client;
         let routes = self.routes.load_full();
-        let served = |name: &str| routes.has_name(listener, name);
+        let served = |name: &str| routes.serves(listener, name);
         let handshake = self.tls.accept(stream, served, || routes.names(listener));
         match timeout_at(deadline, handshake).await {
             Ok(Ok(accepted)) => Some(accepted),
+            // It changed its mind, as browsers do that connect ahead of need.
+            Ok(Err(AcceptError::Handshake(error))) if error.kind() == ErrorKind::UnexpectedEof => {
+                tracing::debug!(%listener, %peer, %error, "a client left during its TLS handshake");
+                None
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
                 None
@@ -279,6 +308,15 @@ enum End {
     Done,
     /// With an answer that the client may not have read yet.
     Refused,
+}
+
+/// Reads an HTTP/2 client's preface: hyper would wait for it without end. `None` where it does not
+/// come in time.
+async fn preface<S: AsyncRead + Unpin>(mut stream: S, deadline: Instant) -> Option<Prefixed<S>> {
+    let mut preface = [0; HTTP2_PREFACE.len()];
+    timeout_at(deadline, stream.read_exact(&mut preface)).await.ok()?.ok()?;
+    // Whether it is one is for hyper to say.
+    Some(Prefixed::new(Bytes::copy_from_slice(&preface), stream))
 }
 
 fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {

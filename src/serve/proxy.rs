@@ -13,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Client, End, Server};
+use super::{Client, End, Server, socket::Prefixed};
 use crate::{
     body::RequestBody,
     config,
@@ -57,7 +57,7 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let handover = Handover::default();
-        let arrival = self.arrival(client, "http/1.1", false);
+        let arrival = self.arrival(client, "http/1.1", None);
         let end = {
             let answer = |request| self.answer(proxy, request, &arrival, &handover);
             self.http1(stream, &arrival, settings, answer).await
@@ -137,9 +137,7 @@ impl Server {
         };
         match detected {
             Ok((protocol, prefix)) => {
-                let (read, write) = tokio::io::split(stream);
-                let read = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(prefix), read);
-                let stream = tokio::io::join(read, write);
+                let stream = Prefixed::new(prefix, stream);
                 self.speak(protocol, stream, client, deadline, settings).await;
             }
             Err(error) => {
