@@ -226,10 +226,12 @@ impl Journey<'_> {
             let mut lease = match lease {
                 Ok(lease) => lease,
                 Err(error) => {
-                    let endpoint = error.endpoint();
-                    if self.may_reconnect(&error, &mut tries) {
-                        tries.failed.extend(endpoint);
-                        generation = upstream.target().await?;
+                    tries.failed.extend(error.endpoint());
+                    let next = upstream.target().await?;
+                    let elsewhere = !Arc::ptr_eq(&next, &generation)
+                        || next.balancer().has_untried(Instant::now(), &tries.failed);
+                    if elsewhere && self.may_reconnect(&error, &mut tries) {
+                        generation = next;
                         continue;
                     }
                     upstream.refresh();
