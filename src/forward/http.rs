@@ -543,6 +543,9 @@ fn exchange_error(
     if is_of_the_body(&error, &generation) {
         return ForwardError::ClientBody(error);
     }
+    if generation.killed().is_cancelled() && (error.is_user() || error.is_canceled()) {
+        return ForwardError::Moved { endpoint, generation };
+    }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
     ForwardError::Exchange { endpoint, error, tls, generation }
 }

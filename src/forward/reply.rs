@@ -261,7 +261,7 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         ForwardError::Exchange { error, .. } if error.is_parse() => {
             (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
         }
-        ForwardError::Exchange { .. } => {
+        ForwardError::Exchange { .. } | ForwardError::Moved { .. } => {
             (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
         }
         ForwardError::Switch { .. } => (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response),
@@ -383,6 +383,11 @@ fn fix(error: &ForwardError) -> Option<String> {
             ConnectError::Tls { source, .. } => return source.hint(),
         },
         ForwardError::Exchange { tls: Some(error), .. } => return error.hint(),
+        ForwardError::Moved { .. } => {
+            "send the request again; `on_change` and `drain` say how long open connections have \
+             after a change"
+                .into()
+        }
         ForwardError::ResponseTimeout { .. } => "raise `timeouts.response`".into(),
         _ => return None,
     };
