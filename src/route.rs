@@ -86,8 +86,7 @@ impl Routes {
     /// may be shown for.
     pub fn has_name(&self, listener: SocketAddr, name: &str) -> bool {
         self.listeners.get(&listener).is_some_and(|routes| {
-            routes.by_host.contains_key(name)
-                || routes.by_host.contains_key(&name.trim_end_matches('.').to_ascii_lowercase())
+            routes.by_host.contains_key(name) || routes.by_host.contains_key(&folded(name))
         })
     }
 
@@ -111,7 +110,7 @@ impl ListenerRoutes {
         if let Some(upstream) = self.by_host.get(host) {
             return Some(upstream.clone());
         }
-        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let host = folded(host);
         let by_true_name = || self.upstreams.iter().find(|upstream| upstream.is_true_name(&host));
         self.by_host
             .get(&host)
@@ -132,6 +131,11 @@ impl ListenerRoutes {
     fn served(&self) -> Vec<String> {
         self.upstreams.iter().map(|upstream| upstream.config().name.clone()).collect()
     }
+}
+
+/// Without the dot of an absolute name. Two dots make it no name at all.
+fn folded(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
 fn is_own(local: IpAddr, host: &str) -> bool {
