@@ -302,6 +302,10 @@ fn classify_acquire(error: &AcquireError) -> (StatusCode, Kind, Stage) {
                 std::io::ErrorKind::TimedOut => {
                     (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, Stage::Connect)
                 }
+                // A reset right behind the accept: whether TCP or TLS meets it is a race.
+                std::io::ErrorKind::ConnectionReset => {
+                    (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Connect)
+                }
                 _ => (S::SERVICE_UNAVAILABLE, Kind::DestinationUnavailable, Stage::Connect),
             },
             ConnectError::Tls { source, .. } => classify_tls(source),
