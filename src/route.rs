@@ -107,12 +107,11 @@ impl Routes {
     /// Whether an alias of `listener` answers to a name that a client gave by SNI.
     pub fn serves(&self, listener: SocketAddr, name: &str) -> bool {
         let Some(routes) = self.listeners.get(&listener) else { return false };
-        let folded = || name.trim_end_matches('.').to_ascii_lowercase();
         let is_true_name = |name: &str| routes.upstreams.iter().any(|u| u.is_true_name(name));
         routes.any.is_some()
             || routes.by_host.contains_key(name)
-            || routes.by_host.contains_key(&folded())
-            || is_true_name(&folded())
+            || routes.by_host.contains_key(&folded(name))
+            || is_true_name(&folded(name))
     }
 
     /// The names that a listener answers to whatever DNS says, in order.
@@ -135,7 +134,7 @@ impl ListenerRoutes {
         if let Some(upstream) = self.by_host.get(host) {
             return Some(upstream.clone());
         }
-        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let host = folded(host);
         let by_true_name = || self.upstreams.iter().find(|upstream| upstream.is_true_name(&host));
         self.by_host
             .get(&host)
@@ -156,6 +155,11 @@ impl ListenerRoutes {
     fn served(&self) -> Vec<String> {
         self.upstreams.iter().map(|upstream| upstream.config().name.clone()).collect()
     }
+}
+
+/// Without the dot of an absolute name. Two dots make it no name at all.
+fn folded(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
 fn is_own(local: IpAddr, host: &str) -> bool {

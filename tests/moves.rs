@@ -233,6 +233,25 @@ async fn a_rotated_address_keeps_its_open_connections_and_gets_no_new_ones() {
     assert_eq!(proxy.metric(changes).await, None, "a rotation is no failover");
 }
 
+#[tokio::test]
+async fn a_request_that_a_change_cuts_off_is_told_that_the_alias_leads_elsewhere() {
+    let (scene, old, new) = two_targets(&[TRUE_NAME], scripts::never_answer).await;
+    let proxy = Proxy::start(&scene.restless_yaml("on_change: close")).await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 1\r\n\r\n1")).await;
+    old.until(|seen| !seen.requests.is_empty()).await;
+    point(&scene, OTHER);
+    let answer = peer.response().await;
+    assert_eq!(answer.status(), 502, "{}", answer.text());
+    let problem = answer.json();
+    assert_eq!(problem["type"], "urn:truename:error:connection_terminated", "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("leads elsewhere") && detail.contains(TRUE_NAME), "{detail}");
+    assert!(problem["fix"].as_str().unwrap().contains("`on_change`"), "{problem}");
+    // It was taken, and may have had its effect: nobody gets it a second time.
+    assert!(new.seen().requests.is_empty());
+}
+
 /// A streaming response and a WebSocket on the way to a true name that then changes.
 struct Open {
     scene: Scene,

@@ -112,6 +112,15 @@ impl Balancer {
             .cloned()
     }
 
+    /// Whether [`pick`](Self::pick) would now find an endpoint that is not in `tried`.
+    pub fn has_untried(&self, now: Instant, tried: &[SocketAddr]) -> bool {
+        let members = self.set.members.load();
+        let none_usable = !members.iter().any(|endpoint| endpoint.is_usable(now));
+        members.iter().any(|endpoint| {
+            !tried.contains(&endpoint.address()) && (none_usable || endpoint.is_usable(now))
+        })
+    }
+
     /// Whether any endpoint works as far as is known. When none does, a failover target is due; this
     /// one is worth another trial when it turns true again.
     pub fn has_healthy(&self, now: Instant) -> bool {

@@ -464,6 +464,8 @@ proptest! {
                     prop_assert!(usable.is_empty() || picked.state(now) == State::Active);
                     let elsewhere = usable.iter().any(|e| !tried.contains(&e.address()));
                     prop_assert!(!elsewhere || !tried.contains(&picked.address()));
+                    let untried = !tried.contains(&picked.address());
+                    prop_assert_eq!(balancer.has_untried(now, &tried), untried);
                     open.push(picked.begin(now));
                 }
                 Step::Answer(n) if !open.is_empty() => {

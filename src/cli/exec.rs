@@ -122,8 +122,8 @@ impl Exec {
     }
 
     fn perform(&self) -> Result<ExitStatus, ExecError> {
-        let store = Store::temporary()?;
-        let config = self.configuration(store.directory())?;
+        let folder = Store::temporary()?;
+        let config = self.configuration(folder.directory())?;
         telemetry::init_log(&config.log);
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -131,7 +131,7 @@ impl Exec {
             let signals = signals()?;
             let names = names_of(&config);
             let app = App::start(config)?;
-            let result = match self.start(&app, &store, &names) {
+            let result = match self.start(&app, &folder, &names) {
                 Ok(child) => attend(child, signals).await.map_err(ExecError::Io),
                 Err(error) => Err(error),
             };
@@ -163,7 +163,7 @@ impl Exec {
         let proxy = app.proxy().ok_or(ExecError::NoProxy)?;
         let Some(Ok(authority)) = store.read()? else { return Err(ExecError::NoProxy) };
         let files = environment::ROOTS.into_iter().filter_map(env::var_os).map(PathBuf::from);
-        let trust = TrustStore::with(&authority.root_pem(), files);
+        let trust = TrustStore::with(authority.root(), files);
         let bundle = store.bundle();
         store::write(&bundle, 0o644, trust.to_pem().as_bytes())?;
         let truststore = store.directory().join("roots.jks");

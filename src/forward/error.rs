@@ -66,6 +66,18 @@ pub enum ForwardError {
         /// For which true name.
         generation: Arc<Generation>,
     },
+    /// `on_change` ended the connection before the answer's head had come.
+    #[error(
+        "the connection to {endpoint} was closed before it had answered, for the alias leads \
+         elsewhere now than to `{}`",
+        generation.true_name().as_str()
+    )]
+    Moved {
+        /// With whom.
+        endpoint: SocketAddr,
+        /// For which true name.
+        generation: Arc<Generation>,
+    },
     /// A pooled connection gave an answer before the request was there.
     #[error("{endpoint} sent an answer that nobody had asked for, and so none to this request")]
     Unsolicited {
@@ -105,6 +117,7 @@ impl ForwardError {
         match self {
             Self::Acquire { generation, .. }
             | Self::Exchange { generation, .. }
+            | Self::Moved { generation, .. }
             | Self::Unsolicited { generation, .. }
             | Self::ResponseTimeout { generation, .. }
             | Self::Switch { generation, .. } => Some(generation),
@@ -118,6 +131,7 @@ impl ForwardError {
             Self::Acquire { error, .. } => error.endpoint(),
             Self::Passthrough(error) => error.endpoint(),
             Self::Exchange { endpoint, .. }
+            | Self::Moved { endpoint, .. }
             | Self::Unsolicited { endpoint, .. }
             | Self::ResponseTimeout { endpoint, .. }
             | Self::Switch { endpoint, .. } => Some(*endpoint),

@@ -272,10 +272,12 @@ impl Journey<'_> {
             let mut lease = match lease {
                 Ok(lease) => lease,
                 Err(error) => {
-                    let endpoint = error.endpoint();
-                    if self.may_reconnect(&error, &mut tries) {
-                        tries.failed.extend(endpoint);
-                        generation = upstream.target().await?;
+                    tries.failed.extend(error.endpoint());
+                    let next = upstream.target().await?;
+                    let elsewhere = !Arc::ptr_eq(&next, &generation)
+                        || next.balancer().has_untried(Instant::now(), &tries.failed);
+                    if elsewhere && self.may_reconnect(&error, &mut tries) {
+                        generation = next;
                         continue;
                     }
                     upstream.refresh();
@@ -586,6 +588,9 @@ fn exchange_error(
 ) -> ForwardError {
     if is_of_the_body(&error, &generation) {
         return ForwardError::ClientBody(error);
+    }
+    if generation.killed().is_cancelled() && (error.is_user() || error.is_canceled()) {
+        return ForwardError::Moved { endpoint, generation };
     }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
     ForwardError::Exchange { endpoint, error, tls, generation }

@@ -261,7 +261,7 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         ForwardError::Exchange { error, .. } if error.is_parse() => {
             (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
         }
-        ForwardError::Exchange { .. } => {
+        ForwardError::Exchange { .. } | ForwardError::Moved { .. } => {
             (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
         }
         ForwardError::Switch { .. } => (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response),
@@ -336,6 +336,10 @@ fn classify_connect(error: &ConnectError) -> (StatusCode, Kind, Stage) {
             std::io::ErrorKind::TimedOut => {
                 (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, Stage::Connect)
             }
+            // A reset right behind the accept: whether TCP or TLS meets it is a race.
+            std::io::ErrorKind::ConnectionReset => {
+                (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Connect)
+            }
             _ => (S::SERVICE_UNAVAILABLE, Kind::DestinationUnavailable, Stage::Connect),
         },
         ConnectError::Tls { source, .. } => classify_tls(source),
@@ -408,6 +412,11 @@ fn fix(error: &ForwardError) -> Option<String> {
         }
         ForwardError::Destination(error) => return error.fix(),
         ForwardError::Exchange { tls: Some(error), .. } => return error.hint(),
+        ForwardError::Moved { .. } => {
+            "send the request again; `on_change` and `drain` say how long open connections have \
+             after a change"
+                .into()
+        }
         ForwardError::ResponseTimeout { .. } => "raise `timeouts.response`".into(),
         _ => return None,
     };

@@ -61,6 +61,8 @@ pub struct Turn {
     /// When the phase began, in milliseconds after `born`.
     since: AtomicU64,
     refused: AtomicBool,
+    /// Nothing of an answer is still on its way out: what is written next, unasked, is hyper's own.
+    flushed: AtomicBool,
 }
 
 impl Turn {
@@ -71,17 +73,25 @@ impl Turn {
             born: Instant::now(),
             since: AtomicU64::new(0),
             refused: AtomicBool::new(false),
+            flushed: AtomicBool::new(true),
         })
     }
 
     /// A request's head is complete.
     pub fn serve(&self) {
+        self.flushed.store(false, Ordering::Relaxed);
         self.phase.store(SERVED, Ordering::Relaxed);
     }
 
     /// Whether the client's last head was refused, or given up on.
     pub fn was_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Whether hyper has nobody's answer to write but its own. Its next request may have come with
+    /// the last one, so that a client that seems idle can be refused too.
+    fn is_hypers(&self) -> bool {
+        self.phase() != SERVED && self.flushed.load(Ordering::Relaxed)
     }
 
     fn begin(&self, phase: u8) {
@@ -171,7 +181,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
             }
             Poll::Pending => {
                 ready!(self.poll_patience(cx));
-                if self.turn.phase() == HEAD {
+                // Never into the middle of an answer that the client is slow to read.
+                if self.turn.phase() == HEAD && self.turn.is_hypers() {
                     self.refuse(RefusedHead::TooSlow);
                     ready!(self.poll_answer(cx))?;
                 }
@@ -187,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.turn.phase() == HEAD {
+        if self.turn.is_hypers() {
             ready!(self.poll_answer(cx))?;
             if let Some((_, head)) = REFUSALS.iter().find(|(refusal, _)| *refusal == buf) {
                 self.refuse(*head);
@@ -203,7 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.turn.phase() == HEAD {
+        if self.turn.is_hypers() {
             let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| &**buf);
             return self.poll_write(cx, first);
         }
@@ -215,7 +226,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_answer(cx)
+        ready!(self.poll_answer(cx))?;
+        // hyper flushes when it has written all that it had.
+        if self.turn.phase() != SERVED {
+            self.turn.flushed.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

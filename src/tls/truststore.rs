@@ -22,11 +22,11 @@ pub struct TrustStore {
 }
 
 impl TrustStore {
-    /// What `root` (as PEM) is first; then what this machine trusts (as `SSL_CERT_FILE` has it, where that is set;
+    /// `root` first; then what this machine trusts (as `SSL_CERT_FILE` has it, where that is set;
     /// the public roots where there is nothing), and what is in `files` as far as they can be
     /// read: a program that is given one file loses all others.
-    pub fn with(root: &str, files: impl IntoIterator<Item = PathBuf>) -> Self {
-        let mut roots: Vec<_> = CertificateDer::pem_slice_iter(root.as_bytes()).flatten().collect();
+    pub fn with(root: &CertificateDer<'_>, files: impl IntoIterator<Item = PathBuf>) -> Self {
+        let mut roots = vec![root.clone().into_owned()];
         let native = rustls_native_certs::load_native_certs().certs;
         if native.is_empty() {
             roots.extend_from_slice(webpki_root_certs::TLS_SERVER_ROOT_CERTS);

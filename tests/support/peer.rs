@@ -132,6 +132,16 @@ impl Peer {
         })
     }
 
+    /// Exactly so many bytes, or `None` where the connection ends before.
+    pub async fn try_exactly(&mut self, count: usize) -> Option<Vec<u8>> {
+        while self.unread.len() < count {
+            if self.fill().await.unwrap_or_default() == 0 {
+                return None;
+            }
+        }
+        Some(self.take(count))
+    }
+
     /// All bytes until the other end closes.
     #[track_caller]
     pub fn rest(&mut self) -> impl Future<Output = io::Result<Vec<u8>>> {

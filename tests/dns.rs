@@ -1,0 +1,310 @@
+//! DNS at its worst, with the whole proxy before it: dead servers, answers that flap, addresses
+//! that change with every answer, names at the limits of what is a name.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use support::{
+    client,
+    proxy::Proxy,
+    raw_origin::RawOrigin,
+    scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
+    scripts, trust, within,
+};
+use tokio::{net::UdpSocket, task::JoinSet};
+use truename::demo::dns::{self, Answer, RecordType};
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
+
+#[tokio::test]
+async fn a_dead_server_ahead_of_a_good_one_fails_no_request() {
+    // One says nothing, at the other nobody listens.
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for dead in [silent.local_addr().unwrap(), gone] {
+        let mut scene = Scene::new(1).await;
+        let _origins = scene.script(scripts::answer);
+        let servers = format!("servers: [\"{dead}\", ");
+        let proxy = Proxy::start(&scene.restless_yaml("").replace("servers: [", &servers)).await;
+        let address = proxy.address(ALIAS).await;
+        assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+
+        // A change is seen all the same.
+        scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, "nowhere.example")]);
+        scene.dns.zone([dns::address("nowhere.example", 0, scene.addresses[0])]);
+        proxy.logged("nowhere.example").await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_dies_while_it_runs_is_followed_by_the_next() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let second = dns::DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+    second.zone([dns::cname(ALIAS_IN_DNS, 0, "second.example")]);
+    second.zone([dns::address("second.example", 0, scene.addresses[0])]);
+    let servers = format!("\", \"{}\"], cluster", second.address());
+    let yaml = scene.restless_yaml("").replace("\"], cluster", &servers);
+    let proxy = Proxy::start(&yaml).await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    assert_eq!(second.queries(ALIAS_IN_DNS, RecordType::A), 0, "asked out of turn");
+
+    scene.dns.answer(ALIAS_IN_DNS, Answer::Silence);
+    within("the second server to be asked", second.wait_for_queries(ALIAS_IN_DNS, 2)).await;
+    proxy.logged("second.example").await;
+}
+
+#[tokio::test]
+async fn a_name_that_flaps_ends_where_dns_ends() {
+    const OTHER: &str = "other.example";
+    let mut scene = Scene::new(2).await;
+    let mut listeners = scene.take_listeners().into_iter();
+    let mut start = |name: &'static str| {
+        let tls = trust::server_with_alpn(&[name], &["http/1.1"]);
+        RawOrigin::start(listeners.next().unwrap(), Some(tls), move |arrival| {
+            scripts::always(arrival, scripts::ok(name))
+        })
+    };
+    let (old, new) = (start(TRUE_NAME), start(OTHER));
+    scene.dns.zone([dns::address(TRUE_NAME, 0, scene.addresses[0])]);
+    scene.dns.zone([dns::address(OTHER, 0, scene.addresses[1])]);
+    let proxy = Proxy::start(&scene.restless_yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+
+    // Requests all the while; none may fail, or reach one origin by the other's name.
+    let over = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn({
+        let over = over.clone();
+        async move {
+            let mut peer = client::connect(address).await;
+            while !over.load(Ordering::Relaxed) {
+                peer.send(GET).await;
+                let answer = peer.response().await;
+                assert_eq!(answer.status(), 200, "{}", answer.text());
+            }
+        }
+    });
+    for name in [OTHER, TRUE_NAME, OTHER, TRUE_NAME, OTHER] {
+        scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, name)]);
+        within(name, async {
+            while proxy.status().await["aliases"][0]["targets"][0]["true_name"] != name {}
+        })
+        .await;
+    }
+    over.store(true, Ordering::Relaxed);
+    load.await.unwrap();
+    let before = old.seen().requests.len();
+    for _ in 0..20 {
+        assert_eq!(client::get(address, ALIAS, "/").await.text(), OTHER);
+    }
+    assert_eq!(old.seen().requests.len(), before);
+    old.assert_called(TRUE_NAME, &scene.authority(TRUE_NAME));
+    new.assert_called(OTHER, &scene.authority(OTHER));
+    let changes = "truename_true_name_changes_total{alias=\"webscaler-manual\"}";
+    assert_eq!(proxy.metric(changes).await, Some(5.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_that_change_with_every_answer_fail_no_request_and_pile_up_no_connections() {
+    const SHOWN: usize = 8;
+    const CLIENTS: usize = 4;
+    const ANSWERS: usize = 12;
+    let mut scene = Scene::new(100).await;
+    let origins = scene.script(scripts::answer);
+    let show = |first: usize| {
+        let shown = (first * SHOWN..).take(SHOWN).map(|n| scene.addresses[n % 100]);
+        scene.dns.zone(shown.map(|ip| dns::address(TRUE_NAME, 0, ip)));
+    };
+    show(0);
+    let proxy = Proxy::start(&scene.restless_yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+
+    let over = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicUsize::new(0));
+    let mut load = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let (over, served) = (over.clone(), served.clone());
+        load.spawn(async move {
+            let mut peer = client::connect(address).await;
+            while !over.load(Ordering::Relaxed) {
+                peer.send(GET).await;
+                let answer = peer.response().await;
+                assert_eq!(answer.status(), 200, "{}", answer.text());
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    for answer in 1..=ANSWERS {
+        show(answer);
+        let asked = scene.dns.queries(TRUE_NAME, RecordType::A)
+            + scene.dns.queries(ALIAS_IN_DNS, RecordType::A);
+        within("the next question", async {
+            while scene.dns.queries(TRUE_NAME, RecordType::A)
+                + scene.dns.queries(ALIAS_IN_DNS, RecordType::A)
+                == asked
+            {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        // And until somebody was served by what it brought.
+        let first = &origins[answer * SHOWN % 100..];
+        within("a request to the new addresses", async {
+            while first.iter().take(SHOWN).all(|origin| origin.seen().connections == 0) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    over.store(true, Ordering::Relaxed);
+    while let Some(client) = load.join_next().await {
+        client.unwrap();
+    }
+    assert!(served.load(Ordering::Relaxed) > ANSWERS * CLIENTS);
+    // What is open is to addresses of the last answer, and no more than there were clients.
+    within("connections to addresses that left to be closed", async {
+        loop {
+            let open = |origin: &RawOrigin| origin.seen().connections - origin.seen().ended;
+            let total: usize = origins.iter().map(open).sum();
+            let last = ANSWERS * SHOWN;
+            let shown: usize = (last..last + SHOWN).map(|n| open(&origins[n % 100])).sum();
+            if total == shown {
+                assert!(total <= SHOWN * CLIENTS, "{total} connections");
+                return;
+            }
+            client::get(proxy.admin().await, "localhost", "/livez").await;
+        }
+    })
+    .await;
+    let most = origins.iter().map(|origin| origin.seen().connections).max().unwrap();
+    assert!(most <= 2 * CLIENTS, "{most} connections to one address");
+}
+
+#[tokio::test]
+async fn dns_is_asked_once_a_ttl_however_many_workers_and_requests() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let proxy = Proxy::start(&format!("workers: 4\n{}", scene.yaml(""))).await;
+    let address = proxy.address(ALIAS).await;
+    for _ in 0..40 {
+        assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    }
+    for kind in [RecordType::A, RecordType::AAAA] {
+        assert_eq!(scene.dns.queries(ALIAS_IN_DNS, kind), 1, "{kind}");
+        assert!(scene.dns.queries(TRUE_NAME, kind) <= 1, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn the_shortest_ttl_of_the_chain_rules() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 1, TRUE_NAME)]);
+    scene.dns.zone([dns::address(TRUE_NAME, 86_400, scene.addresses[0])]);
+    scene.dns.zone([dns::address("next.example", 86_400, scene.addresses[0])]);
+    let yaml = scene.yaml("").replace("namespace: default", "namespace: default, min_ttl: 250ms");
+    let proxy = Proxy::start(&yaml).await;
+    proxy.logged(TRUE_NAME).await;
+    // By the addresses' TTL, even at `max_ttl`, nobody would look for a minute.
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 1, "next.example")]);
+    proxy.logged("next.example").await;
+}
+
+/// An origin that proves `name`, where DNS leads by whatever spelling of it, and the proxy.
+async fn leads_to(spelling: &str, name: &'static str, keys: &str) -> (RawOrigin, Proxy, Scene) {
+    let mut scene = Scene::new(1).await;
+    let tls = trust::server_with_alpn(&[name], &["http/1.1"]);
+    let listener = scene.take_listeners().remove(0);
+    let origin = RawOrigin::start(listener, Some(tls), scripts::answer);
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 60, spelling)]);
+    scene.dns.zone([dns::address(name, 60, scene.addresses[0])]);
+    let proxy = Proxy::start(&scene.yaml(keys)).await;
+    (origin, proxy, scene)
+}
+
+#[tokio::test]
+async fn every_spelling_of_a_name_is_one_name_on_the_wire() {
+    for (spelling, name, keys) in [
+        ("HTTPBIN.Org", "httpbin.org", ""),
+        ("httpbin.org.", "httpbin.org", ""),
+        ("", "httpbin.org", "target: HTTPBIN.org."),
+        ("", "xn--bcher-kva.example", "target: bücher.example"),
+        ("", "xn--bcher-kva.example", "target: BÜCHER.example."),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example", ""),
+        ("my_service.example", "my_service.example", ""),
+    ] {
+        let spelling = if spelling.is_empty() { name } else { spelling };
+        let (origin, proxy, scene) = leads_to(spelling, name, keys).await;
+        let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+        assert_eq!(answer.status(), 200, "{spelling} {keys}: {}", answer.text());
+        origin.assert_called(name, &scene.authority(name));
+    }
+}
+
+#[tokio::test]
+async fn the_longest_name_there_is_works_and_a_longer_one_is_explained() {
+    // 253 characters, of labels of 63 and less.
+    let label = "a".repeat(63);
+    let longest = format!("{label}.{label}.{label}.{}.example", "b".repeat(53));
+    assert_eq!(longest.len(), 253);
+    let longest: &'static str = longest.leak();
+    let (origin, proxy, scene) = leads_to(longest, longest, "").await;
+    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    origin.assert_called(longest, &scene.authority(longest));
+
+    // CoreDNS does not answer at all for an `externalName` that no DNS message can hold.
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 60, &format!("{}.example", "a".repeat(64)))]);
+    let proxy = Proxy::start(&scene.yaml("timeouts: {connect: 1s}")).await;
+    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    assert!([503, 504].contains(&answer.status()), "{}", answer.text());
+    let problem = answer.json();
+    assert_eq!(problem["stage"], "resolve", "{problem}");
+    assert!(!problem["fix"].as_str().unwrap().is_empty(), "{problem}");
+}
+
+#[tokio::test]
+async fn a_target_that_is_no_name_is_told_before_anything_starts() {
+    let scene = Scene::new(1).await;
+    for target in [format!("{}.example", "a".repeat(64)), "a..b".to_owned(), "a b".to_owned()] {
+        let yaml = scene.yaml(&format!("target: \"{target}\""));
+        let proxy = support::proxy::Setup::new(&yaml).spawn();
+        let status = proxy.exit().await;
+        assert_eq!(status.code(), Some(2), "{target}: {}", proxy.log());
+        assert!(proxy.log().contains("target"), "{}", proxy.log());
+    }
+}
+
+#[tokio::test]
+async fn the_alias_is_found_by_any_case_port_and_dot_and_by_nothing_longer() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    let address: SocketAddr = proxy.address(ALIAS).await;
+    for host in [
+        "WebScaler-Manual",
+        "webscaler-manual.",
+        "webscaler-manual.default.SVC.",
+        "webscaler-manual:99",
+    ] {
+        assert_eq!(client::get(address, host, "/").await.status(), 200, "{host}");
+    }
+    let long = format!("{}.example", "a".repeat(64));
+    let longer = "a.".repeat(1000) + "example";
+    for host in ["webscaler-manual..", "webscaler_manual", ".webscaler-manual", &*long, &*longer] {
+        let status = client::get(address, host, "/").await.status();
+        assert!([400, 404].contains(&status), "{host}: {status}");
+    }
+}
