@@ -123,6 +123,7 @@ impl Client {
             peer: NOWHERE,
             local: NOWHERE,
             scheme: "http",
+            server_name: None,
             worker: 0,
             drain: Drain::default(),
             connection: None,

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::Config,
     listener::BindError,
-    tls::{TlsConfigError, server::SourceError},
+    tls::{TlsConfigError, source::SourceError},
 };
 
 /// Commands that wait their turn; whoever has one more waits to ask.

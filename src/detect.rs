@@ -8,8 +8,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// RFC 9113 §3.4.
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What an HTTP/2 client says first (RFC 9113 §3.4).
+pub const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The content type of a handshake record (RFC 8446 §5.1): no HTTP method begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -83,6 +83,8 @@ pub fn classify(bytes: &[u8]) -> Option<Protocol> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use tokio::{io::AsyncWriteExt, net::TcpListener};
 
     #[test]
     fn a_preface_is_known_at_its_last_byte_and_a_method_at_its_first_difference() {
@@ -94,5 +96,53 @@ mod tests {
         assert_eq!(classify(b"PO"), Some(Protocol::Http1));
         assert_eq!(classify(b"PRI * HTTP/1"), Some(Protocol::Http1));
         assert_eq!(classify(&[0x16]), Some(Protocol::Tls));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_decided_stays_so_whatever_follows(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+            preface in 0..=HTTP2_PREFACE.len(),
+        ) {
+            let bytes = [&HTTP2_PREFACE[..preface], &bytes].concat();
+            let whole = classify(&bytes);
+            for length in 0..bytes.len() {
+                let part = classify(&bytes[..length]);
+                prop_assert!(part.is_none() || part == whole, "{length} of {bytes:?}");
+            }
+            prop_assert!(whole.is_some() || bytes.len() < HTTP2_PREFACE.len());
+        }
+
+        #[test]
+        fn any_bytes_are_detected_and_given_back(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..700), 0..8),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let (detected, sent) = runtime.unwrap().block_on(meet(pieces));
+            match detected {
+                Ok((protocol, read)) => {
+                    prop_assert!(sent.starts_with(&read) && !read.is_empty());
+                    prop_assert_eq!(protocol, classify(&sent).unwrap_or(Protocol::Http1));
+                }
+                Err(error) => prop_assert!(sent.is_empty(), "{}", error),
+            }
+        }
+    }
+
+    /// A client sends this and closes.
+    async fn meet(pieces: Vec<Vec<u8>>) -> (Result<(Protocol, Bytes), DetectError>, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let deadline = Instant::now() + std::time::Duration::from_secs(20);
+        let sent = pieces.concat();
+        let send = async {
+            for piece in pieces {
+                client.write_all(&piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            client.shutdown().await.unwrap();
+        };
+        (tokio::join!(detect(&server, deadline), send).0, sent)
     }
 }

@@ -82,15 +82,17 @@ impl Routes {
         .ok_or_else(|| RouteError { host: host.map(Into::into), served: routes.served() })
     }
 
-    /// Whether a name belongs to an alias of `listener` whatever DNS says: one that a certificate
-    /// may be shown for.
-    pub fn has_name(&self, listener: SocketAddr, name: &str) -> bool {
-        self.listeners.get(&listener).is_some_and(|routes| {
-            routes.by_host.contains_key(name) || routes.by_host.contains_key(&folded(name))
-        })
+    /// Whether an alias of `listener` answers to a name that a client gave by SNI.
+    pub fn serves(&self, listener: SocketAddr, name: &str) -> bool {
+        let Some(routes) = self.listeners.get(&listener) else { return false };
+        let is_true_name = |name: &str| routes.upstreams.iter().any(|u| u.is_true_name(name));
+        routes.any.is_some()
+            || routes.by_host.contains_key(name)
+            || routes.by_host.contains_key(&folded(name))
+            || is_true_name(&folded(name))
     }
 
-    /// The names that [`has_name`](Self::has_name) knows, in order.
+    /// The names that a listener answers to whatever DNS says, in order.
     pub fn names(&self, listener: SocketAddr) -> Vec<String> {
         let routes = self.listeners.get(&listener);
         let mut names: Vec<String> =

@@ -11,7 +11,8 @@ use std::{
 
 use ::http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, ORIGIN},
+    header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN},
+    uri::Authority,
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
@@ -137,9 +138,19 @@ fn forbidden(
     if !is_for_all && !peer.to_canonical().is_loopback() {
         return Some("answered on loopback only: reach it with `kubectl port-forward`\n");
     }
+    if !is_for_all && !headers.get(HOST).is_none_or(is_own_host) {
+        return Some("answered by address or as localhost only: another Host is a rebound name\n");
+    }
     // A page in a browser can send such a request across origins, but not without this.
     let changes_something = method == Method::POST;
     (changes_something && headers.contains_key(ORIGIN)).then_some("not from a browser\n")
+}
+
+/// A page whose name was rebound to loopback still says its own name.
+fn is_own_host(host: &HeaderValue) -> bool {
+    let Ok(authority) = Authority::try_from(host.as_bytes()) else { return false };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
 }
 
 fn metrics(snapshot: &Snapshot) -> Response<Full<Bytes>> {
@@ -206,6 +217,22 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_of_a_name_rebound_to_loopback_reads_nothing() {
+        let answers = |host: &'static str, path: &str| {
+            let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
+            forbidden(&Method::GET, path, &headers, IpAddr::from([127, 0, 0, 1])).is_none()
+        };
+        for host in ["localhost:9990", "LOCALHOST", "127.0.0.1:9990", "[::1]:9990"] {
+            assert!(answers(host, "/status"), "{host}");
+        }
+        for host in ["attacker.example:9990", "localhost.attacker.example", "", "a b"] {
+            assert!(!answers(host, "/status"), "{host}");
+            assert!(!answers(host, "/config"), "{host}");
+            assert!(answers(host, "/readyz"), "{host}");
+        }
+    }
 
     #[test]
     fn from_outside_only_probes_and_metrics_are_answered() {

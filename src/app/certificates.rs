@@ -3,44 +3,56 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    hash::{DefaultHasher, Hash, Hasher},
-    path::{Path, PathBuf},
+    path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     config::Config,
     tls::{
-        authority::Authority,
-        server::{Issued, ServerTls, Source, SourceError},
-        store::{Store, StoreError},
+        authority::{Authority, is_certifiable},
+        server::{self, ServerTls},
+        source::{Issued, Source, SourceError},
+        store::{Opened, Store, StoreError},
     },
 };
 
 /// How often files are compared, and the clock is: a laptop's may jump while it sleeps.
-const CHECK: Duration = Duration::from_secs(2);
+const CHECK: Duration = Duration::from_secs(1);
+
+/// The least time between two looks, however short-lived the certificates.
+const MIN_CHECK: Duration = Duration::from_millis(100);
 
 /// Where the certificates in force come from.
 pub struct Certificates {
     source: Source,
+    /// `ca.directory`
+    directory: Option<PathBuf>,
     /// The names of each alias.
     aliases: Vec<BTreeSet<String>>,
     renew_at: Option<SystemTime>,
     /// Of the files' contents when they were last looked at, usable or not.
     seen: u64,
+    next_check: Instant,
 }
 
 impl Certificates {
-    /// Issues a certificate for each alias, given by its names.
+    /// Issues a certificate for each alias, given by its names. An authority that was in use
+    /// `before` a reload stays, as far as it can.
     ///
-    /// Fails only where files are configured that cannot be used.
+    /// Fails only where files or a folder are configured that cannot be used.
     pub fn issue(
         config: &Config,
-        aliases: Vec<BTreeSet<String>>,
-    ) -> Result<(Self, Issued), SourceError> {
+        mut aliases: Vec<BTreeSet<String>>,
+        before: Option<&Self>,
+    ) -> Result<(Self, server::Certificates), SourceError> {
+        for names in &mut aliases {
+            names.retain(|name| is_certifiable(name));
+        }
+        let directory = &config.ca.directory;
         let files = &config.listener.tls;
         let source = match (&files.certificate, &files.key) {
             (Some(certificate), Some(key)) => {
@@ -48,90 +60,143 @@ impl Certificates {
             }
             _ => {
                 let names = aliases.iter().flatten().cloned().collect();
-                let authority = authority(config.ca.directory.as_deref(), &names)?;
-                Source::Local(Box::new(authority), config.ca.leaf_lifetime)
+                let before = before.filter(|before| before.directory == *directory);
+                let (authority, store) = match before.map(|before| &before.source) {
+                    Some(Source::Local { authority, store, .. }) => {
+                        reopened(store.as_ref(), &names, authority)?
+                    }
+                    _ => opened(directory.as_ref(), &names)?,
+                };
+                Source::Local { authority, store, lifetime: config.ca.leaf_lifetime }
             }
         };
-        let seen = fingerprint(&source);
-        let issued = source.issue(&aliases)?;
-        for name in &issued.uncovered {
+        let mut certificates = Self {
+            seen: source.fingerprint(),
+            source,
+            directory: directory.clone(),
+            aliases,
+            renew_at: None,
+            next_check: Instant::now(),
+        };
+        let shown = certificates.take()?;
+        certificates.schedule();
+        Ok((certificates, shown))
+    }
+
+    /// Waits until it is time to look whether something has to be done.
+    pub async fn tick(&self) {
+        sleep_until(self.next_check).await;
+    }
+
+    /// Renews what ends soon, and takes changed files into service. What cannot be used leaves
+    /// the last good certificates in force.
+    pub fn refresh(&mut self, tls: &ServerTls) {
+        let now = self.source.fingerprint();
+        let changed = std::mem::replace(&mut self.seen, now) != now;
+        let due = self.renew_at.is_some_and(|at| at <= SystemTime::now());
+        if changed || due {
+            match self.renew() {
+                Ok(certificates) => {
+                    tls.serve(certificates);
+                    tracing::info!("the listeners' certificates have been renewed");
+                }
+                Err(error) => tracing::warn!(
+                    %error,
+                    "the listeners' certificates cannot be renewed; the last good ones stay",
+                ),
+            }
+        }
+        self.schedule();
+    }
+
+    fn renew(&mut self) -> Result<server::Certificates, SourceError> {
+        if let Source::Local { authority, store, .. } = &mut self.source {
+            let names = self.aliases.iter().flatten().cloned().collect();
+            (*authority, _) = reopened(store.as_ref(), &names, authority)?;
+            self.seen = self.source.fingerprint();
+        }
+        self.take()
+    }
+
+    fn take(&mut self) -> Result<server::Certificates, SourceError> {
+        let Issued { certificates, renew_at, uncovered } = self.source.issue(&self.aliases)?;
+        self.renew_at = renew_at;
+        for name in uncovered {
             tracing::warn!(
                 name,
                 "the certificate in `listener.tls.certificate` is not valid for this name of an \
                  alias: clients that ask for it over TLS will refuse it",
             );
         }
-        Ok((Self { source, aliases, renew_at: issued.renew_at, seen }, issued))
+        Ok(certificates)
     }
 
-    /// Waits until it is time to look whether something has to be done.
-    pub async fn tick(&self) {
-        sleep(CHECK).await;
-    }
-
-    /// Renews what ends soon, and takes changed files into service. What cannot be used leaves
-    /// the last good certificates in force.
-    pub fn refresh(&mut self, tls: &ServerTls) {
-        let now = fingerprint(&self.source);
-        let changed = std::mem::replace(&mut self.seen, now) != now;
-        let due = self.renew_at.is_some_and(|at| at <= SystemTime::now());
-        if !changed && !due {
-            return;
-        }
-        match self.source.issue(&self.aliases) {
-            Ok(issued) => {
-                self.renew_at = issued.renew_at;
-                tls.serve(issued.certificates);
-                tracing::info!("the listeners' certificates have been renewed");
-            }
-            Err(error) => tracing::warn!(
-                %error,
-                "the listeners' certificate files have changed and cannot be used; the last good \
-                 ones stay",
-            ),
-        }
+    fn schedule(&mut self) {
+        let until = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
+        let wait = self.renew_at.map_or(CHECK, until).clamp(MIN_CHECK, CHECK);
+        self.next_check = Instant::now() + wait;
     }
 }
 
-/// The authority of `directory`, or of a temporary folder, or of this process' memory only: TLS
-/// that nobody trusts yet is no reason not to start.
-fn authority(directory: Option<&Path>, names: &BTreeSet<String>) -> Result<Authority, SourceError> {
-    let open = |store: Store| -> Result<Authority, StoreError> {
-        let opened = store.open(names)?;
-        if let Some(reason) = opened.renewed {
-            tracing::info!(
-                reason,
-                root = %store.root().display(),
-                bundle = %store.bundle().display(),
-                "new local authority: let applications that speak TLS trust its root",
-            );
-        }
-        Ok(opened.authority)
+/// The authority of `ca.directory`; where none is configured, that of a temporary folder or of this
+/// process' memory will do: TLS that nobody trusts yet is no reason not to start.
+fn opened(
+    directory: Option<&PathBuf>,
+    names: &BTreeSet<String>,
+) -> Result<(Arc<Authority>, Option<Store>), SourceError> {
+    let open = |store: Store| -> Result<_, StoreError> {
+        Ok((told(&store, store.open(names, None)?), Some(store)))
     };
-    let first = match Store::new(directory) {
-        Some(store) => open(store),
-        None => Store::temporary().and_then(open),
+    if let Some(directory) = directory {
+        return Ok(open(Store::at(directory))?);
+    }
+    let temporary = || Store::temporary().and_then(open);
+    let first = match Store::of_user() {
+        Some(store) => open(store).or_else(|error| {
+            tracing::warn!(%error, "the local authority is kept in a temporary folder");
+            temporary()
+        }),
+        None => temporary(),
     };
-    let error = match first {
-        Ok(authority) => return Ok(authority),
-        Err(error) => error,
-    };
-    tracing::warn!(%error, "the local authority is kept in a temporary folder");
-    match Store::temporary().and_then(open) {
-        Ok(authority) => Ok(authority),
+    Ok(match first {
+        Ok(opened) => opened,
         Err(error) => {
             tracing::warn!(%error, "the local authority is kept in memory: nobody can trust it");
-            Ok(Authority::generate(names)?)
+            (Arc::new(Authority::generate(names)?), None)
         }
+    })
+}
+
+/// The authority in use, if it will still do; else what its folder has instead, or a new one.
+fn reopened(
+    store: Option<&Store>,
+    names: &BTreeSet<String>,
+    held: &Arc<Authority>,
+) -> Result<(Arc<Authority>, Option<Store>), StoreError> {
+    let Some(store) = store else {
+        let still = held.covers(names);
+        let authority = if still { held.clone() } else { Arc::new(Authority::generate(names)?) };
+        return Ok((authority, None));
+    };
+    match store.open(names, Some(held)) {
+        Ok(opened) => Ok((told(store, opened), Some(store.clone()))),
+        Err(error) if held.covers(names) => {
+            tracing::warn!(%error, "the local authority stays the one in memory");
+            Ok((held.clone(), Some(store.clone())))
+        }
+        Err(error) => Err(error),
     }
 }
 
-fn fingerprint(source: &Source) -> u64 {
-    let Source::Files { certificate, key } = source else { return 0 };
-    let mut hasher = DefaultHasher::new();
-    let files: [&PathBuf; 2] = [certificate, key];
-    for file in files {
-        fs::read(file).ok().hash(&mut hasher);
+/// Says in the log where a new authority is.
+fn told(store: &Store, opened: Opened) -> Arc<Authority> {
+    if let Some(reason) = opened.renewed {
+        tracing::info!(
+            reason,
+            root = %store.root().display(),
+            bundle = %store.bundle().display(),
+            "new local authority: let applications that speak TLS trust its root",
+        );
     }
-    hasher.finish()
+    Arc::new(opened.authority)
 }

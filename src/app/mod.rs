@@ -5,7 +5,7 @@ mod certificates;
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     thread,
     time::Duration,
@@ -196,15 +196,12 @@ impl Control {
             });
         }
 
-        // An address among `hosts` is no name that a certificate of ours may bear.
-        let names = aliases.iter().map(|(upstream, _)| {
-            let names = upstream.hosts().iter().filter(|host| host.parse::<IpAddr>().is_err());
-            names.cloned().collect()
-        });
-        let (certificates, issued) = Certificates::issue(&config, names.collect())?;
+        let names = aliases.iter().map(|(upstream, _)| upstream.hosts().iter().cloned().collect());
+        let (certificates, shown) =
+            Certificates::issue(&config, names.collect(), self.certificates.as_ref())?;
 
         // From here on nothing fails.
-        self.server.tls.serve(issued.certificates);
+        self.server.tls.serve(shown);
         self.certificates = Some(certificates);
         let kept = self.bound.iter().filter(|(configured, _)| wanted.contains(configured));
         let addresses = kept.map(|(_, listening)| listening.address);

@@ -4,6 +4,12 @@ use super::Endpoint;
 use std::sync::Arc;
 use tokio::time::Instant;
 
+/// Latencies within this factor, or this many seconds, of each other are alike: then only what is
+/// in flight counts. Between equal endpoints the averages differ by what happened to each lately,
+/// and to follow that would send one of them half as much as another, for nothing.
+const LIKE: f32 = 2.0;
+const NOISE: f32 = 0.002;
+
 /// Power of two choices: two at random, and of these the one with the shorter expected wait.
 ///
 /// Two are enough to keep away from a slow endpoint, and since each pick looks at another pair, a
@@ -81,9 +87,11 @@ pub(super) fn least_request<'a>(
 }
 
 fn lighter<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, now: Instant) -> &'a Arc<Endpoint> {
-    let b_is_lighter = match (a.expected_wait(now), b.expected_wait(now)) {
-        (Some(a), Some(b)) => b < a,
-        // An unknown one gets an equal share of what is in flight: neither a flood nor nothing.
+    let b_is_lighter = match (a.comparable_latency(now), b.comparable_latency(now)) {
+        (Some(of_a), Some(of_b)) if of_a.max(of_b) > of_a.min(of_b) * LIKE + NOISE => {
+            of_b * (b.in_flight() as f32 + 1.0) < of_a * (a.in_flight() as f32 + 1.0)
+        }
+        // Alike, or not known. An unknown one gets an equal share of what is in flight: neither a flood nor nothing.
         _ => b.in_flight() < a.in_flight(),
     };
     if b_is_lighter { b } else { a }

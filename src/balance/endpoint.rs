@@ -145,17 +145,16 @@ impl Endpoint {
         self.outlier.is_healthy(self.age(now))
     }
 
-    /// Seconds that one more request is expected to wait; `None` where it cannot be told.
+    /// The latency to compare by, in seconds; `None` where it cannot be told.
     ///
     /// While failures run and may end in an ejection, it cannot: the next request or two shall bring
     /// the verdict. Were the penalty heeded now, nobody would pick the endpoint, and it would be
     /// neither ejected nor cleared.
-    pub(super) fn expected_wait(&self, now: Instant) -> Option<f32> {
+    pub(super) fn comparable_latency(&self, now: Instant) -> Option<f32> {
         if self.ejectable && self.outlier.failures() > 0 {
             return None;
         }
-        let latency = self.latency.load(self.age(now))?;
-        Some(latency * (self.in_flight() as f32 + 1.0))
+        self.latency.load(self.age(now))
     }
 
     fn age(&self, now: Instant) -> u64 {

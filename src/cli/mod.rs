@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod ca;
 pub mod check;
 pub mod demo;
 pub mod run;
@@ -13,6 +14,8 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+/// A check or a request that failed.
+const EXIT_FAILED: u8 = 1;
 /// Bad usage, or a configuration that cannot be used.
 const EXIT_USAGE: u8 = 2;
 /// Something that should not happen (sysexits' `EX_SOFTWARE`).
@@ -38,6 +41,9 @@ enum Command {
     },
     /// The whole story on one machine, offline: cluster DNS, TLS upstreams and the proxy
     Demo(demo::Demo),
+    /// The local certificate authority for applications that speak TLS
+    #[command(subcommand)]
+    Ca(ca::Ca),
     /// JSON Schema of the configuration
     Schema,
     /// Completions for a shell
@@ -54,6 +60,7 @@ impl Cli {
             Command::Run(run) => run.run(),
             Command::Check { config } => print(|out| check::run(&config, out)),
             Command::Demo(demo) => demo.run(),
+            Command::Ca(ca) => print(|out| ca.run(out)),
             Command::Schema => print(|out| schema::run(out).map(|()| 0)),
             Command::Completions { shell } => print(|out| {
                 let mut text = Vec::new();

@@ -217,7 +217,15 @@ impl AsyncRead for UpstreamIo {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
         };
-        self.wire().count_received(buf.filled().len() - before);
+        let read = buf.filled().len() - before;
+        self.wire().count_received(read);
+        // rustls takes an end without `close_notify` for an error.
+        if read == 0
+            && buf.remaining() > 0
+            && matches!((&*self, &result), (Self::Tls(_), Poll::Ready(Ok(()))))
+        {
+            self.wire().note_farewell();
+        }
         result
     }
 }
@@ -260,6 +268,9 @@ impl AsyncWrite for UpstreamIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.wire().is_silent_end() {
+            return Poll::Ready(Ok(()));
+        }
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io) => Pin::new(io).poll_shutdown(cx),

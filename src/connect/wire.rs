@@ -13,7 +13,10 @@
 //!   request is acknowledged, it was done before it had any: [`Wire::refused_since`].
 //!
 //! A bare RST proves nothing: a kernel may delay its acknowledgement for 40 ms, in which the
-//! application can read the request, act upon it and reset the connection.
+//! application can read the request, act upon it and reset the connection. A RST after TLS'
+//! farewell (`close_notify`) is another matter: an application that closes politely sends a FIN,
+//! unless its kernel holds bytes that it never read. Where these can only be of the one record
+//! that the request is, it has not been read.
 
 use std::{
     io::{self, Read},
@@ -65,6 +68,12 @@ const STATE_CLOSED: u8 = 7;
 /// How long a verdict on a lost request may take: a FIN may be behind TLS' own farewell.
 const VERDICT_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How long after a polite end a reset may come: whoever shuts down and closes does both at once.
+const RESET_DEADLINE: Duration = Duration::from_millis(100);
+
+/// The largest TLS record with its overhead (RFC 8446 §5.2).
+const RECORD_SIZE: u64 = 16 * 1024 + 256 + 5;
+
 /// What the probe reads at most: an idle connection has a few session tickets to read, if anything.
 const PROBE_SIZE: usize = 4096;
 
@@ -79,12 +88,19 @@ pub struct Wire {
     received: AtomicU64,
     /// Whether it ended with a RST and no FIN before it. The kernel says so once.
     reset: AtomicBool,
+    /// Whether TLS' `close_notify` came.
+    farewell: AtomicBool,
+    /// Whether a request was sent on an idle connection and nothing of an answer has come.
+    asked: AtomicBool,
+    /// Writes that the kernel took.
+    writes: AtomicU64,
 }
 
 /// Where a connection stood when a request was given to it.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     written: u64,
+    writes: u64,
     received: u64,
 }
 
@@ -97,6 +113,9 @@ impl Wire {
             written: AtomicU64::new(0),
             received: AtomicU64::new(0),
             reset: AtomicBool::new(false),
+            farewell: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            writes: AtomicU64::new(0),
         })
     }
 
@@ -104,6 +123,7 @@ impl Wire {
     pub fn mark(&self) -> Mark {
         Mark {
             written: self.written.load(Ordering::Relaxed),
+            writes: self.writes.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
         }
     }
@@ -111,6 +131,7 @@ impl Wire {
     /// Says that the next request goes out on this idle connection.
     pub fn reuse(&self) -> Mark {
         self.probe.store(true, Ordering::Relaxed);
+        self.asked.store(true, Ordering::Relaxed);
         self.mark()
     }
 
@@ -135,18 +156,24 @@ impl Wire {
         if self.written.load(Ordering::Relaxed) == mark.written {
             return true;
         }
+        let one_farewell = self.is_farewell_to_one_record(mark);
         let deadline = Instant::now() + VERDICT_DEADLINE;
+        let reset_deadline = Instant::now() + RESET_DEADLINE;
         let mut pause = Duration::from_millis(1);
         while Instant::now() < deadline {
             let Ok(info) = getsockopt(&self.stream, TcpInfo) else { return false };
-            if !mark.is_all_of(&info) {
-                return false;
+            let none_taken = mark.is_all_of(&info);
+            if info.state == STATE_CLOSED {
+                let was_reset = !self.is_at_end() || self.has_failed();
+                return none_taken && !self.reset.load(Ordering::Relaxed)
+                    || one_farewell && was_reset;
             }
-            if STATES_PEER_DONE.contains(&info.state) {
+            if none_taken && STATES_PEER_DONE.contains(&info.state) {
                 return true;
             }
-            if info.state == STATE_CLOSED {
-                return self.is_at_end();
+            let hopeless = !none_taken && !one_farewell;
+            if hopeless || !none_taken && Instant::now() >= reset_deadline {
+                return false;
             }
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
@@ -163,10 +190,37 @@ impl Wire {
                 Ok(0) => return true,
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
+                Err(e) => {
+                    self.note(e);
+                    return false;
+                }
             }
         }
         false
+    }
+
+    /// Whether the peer closes politely, and all that was written since `mark` is one record. If
+    /// its kernel then resets the connection, it had bytes that were never read.
+    fn is_farewell_to_one_record(&self, mark: Mark) -> bool {
+        self.farewell.load(Ordering::Relaxed)
+            && self.writes.load(Ordering::Relaxed) == mark.writes + 1
+            && self.written.load(Ordering::Relaxed) - mark.written <= RECORD_SIZE
+    }
+
+    /// Whether a reset came behind the FIN: reading does not tell.
+    fn has_failed(&self) -> bool {
+        !matches!(self.stream.take_error(), Ok(None))
+    }
+
+    /// Whether TLS' own farewell is better left out: a verdict may depend on whether the peer resets
+    /// the connection, and it would answer one to a closed one with a reset, too.
+    pub(super) fn is_silent_end(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) && self.farewell.load(Ordering::Relaxed)
+    }
+
+    /// TLS' `close_notify` came.
+    pub(super) fn note_farewell(&self) {
+        self.farewell.store(true, Ordering::Relaxed);
     }
 
     fn note(&self, error: io::Error) -> io::Error {
@@ -178,7 +232,10 @@ impl Wire {
 
     /// Counts bytes that came for the application protocol.
     pub(super) fn count_received(&self, bytes: usize) {
-        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        if bytes > 0 {
+            self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.asked.store(false, Ordering::Relaxed);
+        }
     }
 
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -213,6 +270,7 @@ impl Wire {
             match write(&self.stream) {
                 Ok(n) => {
                     self.written.fetch_add(n as u64, Ordering::Relaxed);
+                    self.writes.fetch_add(1, Ordering::Relaxed);
                     return Poll::Ready(Ok(n));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -274,5 +332,121 @@ impl AsyncWrite for WireStream {
             Err(e) if e.kind() != io::ErrorKind::NotConnected => Poll::Ready(Err(e)),
             _ => Poll::Ready(Ok(())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    /// A connection that has served one request, and its other end.
+    async fn kept() -> (Arc<Wire>, WireStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let wire = Wire::new(TcpStream::connect(address).await.unwrap());
+        let mut stream = WireStream(wire.clone());
+        let (mut peer, _) = listener.accept().await.unwrap();
+        stream.write_all(b"request").await.unwrap();
+        peer.read_exact(&mut [0; 7]).await.unwrap();
+        peer.write_all(b"answer").await.unwrap();
+        stream.read_exact(&mut [0; 6]).await.unwrap();
+        (wire, stream, peer)
+    }
+
+    #[tokio::test]
+    async fn a_request_to_a_peer_that_had_closed_was_refused() {
+        let (wire, mut stream, peer) = kept().await;
+        drop(peer);
+        let mark = wire.mark();
+        stream.write_all(b"lost").await.unwrap();
+        assert!(wire.refused_since(mark).await);
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        assert!(wire.refused_since(mark).await, "also once the end was read");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_the_kernel_did_not_take_was_refused() {
+        let (wire, mut stream, peer) = kept().await;
+        SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        let mark = wire.mark();
+        assert!(stream.write_all(b"lost").await.is_err());
+        assert!(wire.refused_since(mark).await);
+    }
+
+    #[tokio::test]
+    async fn a_request_unread_by_a_peer_that_said_farewell_was_refused() {
+        for fin_first in [true, false] {
+            let (wire, mut stream, mut peer) = kept().await;
+            let mark = wire.reuse();
+            stream.write_all(b"unread").await.unwrap();
+            peer.readable().await.unwrap();
+            if fin_first {
+                peer.shutdown().await.unwrap();
+            }
+            drop(peer);
+            wire.note_farewell();
+            assert!(wire.refused_since(mark).await, "fin_first: {fin_first}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_read_by_a_peer_that_said_farewell_was_not_refused() {
+        let (wire, mut stream, mut peer) = kept().await;
+        let mark = wire.reuse();
+        stream.write_all(b"read").await.unwrap();
+        peer.read_exact(&mut [0; 4]).await.unwrap();
+        peer.shutdown().await.unwrap();
+        drop(peer);
+        wire.note_farewell();
+        assert!(!wire.refused_since(mark).await);
+    }
+
+    #[tokio::test]
+    async fn a_farewell_proves_nothing_of_a_request_in_several_pieces() {
+        let (wire, mut stream, mut peer) = kept().await;
+        let mark = wire.reuse();
+        stream.write_all(b"read").await.unwrap();
+        peer.read_exact(&mut [0; 4]).await.unwrap();
+        stream.write_all(b"unread").await.unwrap();
+        peer.readable().await.unwrap();
+        drop(peer);
+        wire.note_farewell();
+        assert!(!wire.refused_since(mark).await);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_the_peer_read_was_not_refused_however_the_peer_ends() {
+        for (reset, read) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (wire, mut stream, mut peer) = kept().await;
+            let mark = wire.mark();
+            stream.write_all(b"taken").await.unwrap();
+            peer.read_exact(&mut [0; 5]).await.unwrap();
+            if reset {
+                SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(peer);
+            if read {
+                assert_eq!(stream.read(&mut [0]).await.is_err(), reset);
+            }
+            for _ in 0..2 {
+                assert!(!wire.refused_since(mark).await, "reset: {reset}, read: {read}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_the_request_is_there_is_told_apart() {
+        let (wire, mut stream, mut peer) = kept().await;
+        let mark = wire.mark();
+        stream.write_all(b"request").await.unwrap();
+        peer.write_all(b"answer").await.unwrap();
+        stream.read_exact(&mut [0; 6]).await.unwrap();
+        assert!(!wire.is_unacknowledged_since(mark), "an answer acknowledges its request");
+        assert!(!wire.is_unacknowledged_since(wire.mark()), "nothing was written");
     }
 }

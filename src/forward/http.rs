@@ -19,7 +19,7 @@ use crate::{
     config::{HostHeader, HttpVersion, RetryOn},
     drain::Drain,
     route::Routes,
-    telemetry::DownstreamConnection,
+    telemetry::{Access, DownstreamConnection},
     tls::TlsError,
     upstream::{AcquireError, Generation, Lease, Upstream, Want},
 };
@@ -35,6 +35,8 @@ pub struct Arrival {
     pub local: SocketAddr,
     /// `http`, or `https` on TLS.
     pub scheme: &'static str,
+    /// The name that the application asked for by TLS' SNI; none without TLS.
+    pub server_name: Option<String>,
     /// The worker that serves the connection.
     pub worker: usize,
     /// What a tunnel must not outlive unnoticed.
@@ -49,11 +51,13 @@ pub async fn serve(
     arrival: &Arrival,
     routes: &Routes,
 ) -> Response<Body> {
+    let started = Instant::now();
     let (head, body) = request.into_parts();
     let upstream = match route(&head, arrival, routes).await {
         Ok(upstream) => upstream,
         Err(error) => {
             let problem = Problem::new(&error, None);
+            log_refused(&head, &problem, started);
             tracing::info!(
                 listener = %arrival.listener,
                 error = problem.error().as_str(),
@@ -69,6 +73,38 @@ pub async fn serve(
     forward(Request::from_parts(head, body), &upstream, arrival).await
 }
 
+/// The access log's line for a request that no alias answers to.
+fn log_refused(head: &request::Parts, problem: &Problem, started: Instant) {
+    Access {
+        alias: "",
+        true_name: "",
+        endpoint: None,
+        protocol: protocol(head.version),
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        status: problem.status().as_u16(),
+        error: problem.error().as_str(),
+        bytes_in: 0,
+        bytes_out: 0,
+        duration: started.elapsed(),
+        upstream: None,
+        retries: 0,
+        reused: false,
+        tls_version: "",
+        trace_id: headers::trace_id(&head.headers).unwrap_or(""),
+    }
+    .log();
+}
+
+/// The access log's word for a version of HTTP.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "h2",
+        Version::HTTP_10 => "http/1.0",
+        _ => "http/1.1",
+    }
+}
+
 async fn route(
     head: &request::Parts,
     arrival: &Arrival,
@@ -79,6 +115,8 @@ async fn route(
     }
     let authority = headers::authority(head)?;
     let host = authority.as_ref().map(|authority| authority.host());
+    // HTTP/1.0 need not say a Host; TLS has said it for it.
+    let host = host.or(arrival.server_name.as_deref());
     let find = || routes.find(arrival.listener, arrival.local.ip(), host);
     if let Ok(upstream) = find() {
         return Ok(upstream);
@@ -97,13 +135,13 @@ pub async fn forward(
     arrival: &Arrival,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let protocol = match head.version {
-        Version::HTTP_2 => "h2",
-        Version::HTTP_10 => "http/1.0",
-        _ => "http/1.1",
-    };
-    let exchange =
-        Exchange::begin(upstream.clone(), arrival.worker, &head, protocol, body.handle());
+    let exchange = Exchange::begin(
+        upstream.clone(),
+        arrival.worker,
+        &head,
+        protocol(head.version),
+        body.handle(),
+    );
     let mut journey = Journey { upstream, arrival, exchange };
     match journey.run(head, body).await {
         Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),

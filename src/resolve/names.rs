@@ -94,6 +94,14 @@ pub fn forms(alias: &str, namespace: &str, domain: &str) -> Vec<String> {
     forms
 }
 
+/// The names that an alias answers to, whatever DNS says: its forms, and those of its `hosts` that are no pattern.
+pub fn of_alias(alias: &config::Alias, environment: &Environment) -> Vec<String> {
+    let mut names = forms(&alias.name, &environment.namespace, &environment.cluster_domain);
+    let extra = alias.hosts.iter().filter(|host| *host != "*");
+    names.extend(extra.map(|host| fold(host)));
+    names
+}
+
 /// Whether the name is the domain or lies under it; both folded.
 pub fn in_domain(name: &str, domain: &str) -> bool {
     name.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))

@@ -3,10 +3,13 @@
 mod downstream;
 mod socket;
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, io::ErrorKind, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+};
 
 use ::http::{Request, Response};
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -14,25 +17,25 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
 
 use downstream::{Downstream, Served, Turn};
-use socket::{Socket, linger};
+use socket::{Prefixed, Socket, linger};
 
 use crate::{
     body::RequestBody,
     config,
-    detect::{DetectError, Protocol, detect},
+    detect::{DetectError, HTTP2_PREFACE, Protocol, detect},
     drain::Drain,
     forward::{self, Arrival},
     route::Routes,
     telemetry::DownstreamConnection,
     tls::{
         Negotiated,
-        server::{Accepted, ServerTls},
+        server::{AcceptError, Accepted, ServerTls},
     },
 };
 
@@ -79,28 +82,30 @@ impl Server {
             }
         };
         let stream = Arc::new(stream);
-        let socket = Socket::new(prefix, stream.clone());
-        let plaintext = |protocol| self.arrival(listener, peer, local, worker, protocol, false);
+        let socket = Prefixed::new(prefix, Socket::new(stream.clone()));
+        let arrival = |protocol, server_name| {
+            self.arrival(listener, peer, local, worker, protocol, server_name)
+        };
         let end = match protocol {
-            Protocol::Http1 => self.http1(socket, plaintext("http/1.1"), &settings).await,
-            Protocol::Http2 => self.http2(socket, plaintext("h2"), &settings).await,
-            Protocol::Tls => {
-                let accepted = self.accept(socket, peer, listener, deadline).await;
-                let arrival =
-                    |protocol| self.arrival(listener, peer, local, worker, protocol, true);
-                match accepted {
-                    Some(Accepted { stream, alpn: Negotiated::Http2, .. }) => {
-                        self.http2(stream, arrival("h2"), &settings).await
-                    }
-                    Some(Accepted { stream, .. }) => {
-                        self.http1(stream, arrival("http/1.1"), &settings).await
-                    }
-                    None => {
-                        drop(arrival("none"));
-                        End::Refused
+            Protocol::Http1 => self.http1(socket, arrival("http/1.1", None), &settings).await,
+            Protocol::Http2 => self.http2(socket, arrival("h2", None), &settings).await,
+            Protocol::Tls => match self.accept(socket, peer, listener, deadline).await {
+                Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
+                    let arrival = arrival("h2", Some(server_name));
+                    match preface(stream, deadline).await {
+                        Some(stream) => self.http2(stream, arrival, &settings).await,
+                        None => End::Done,
                     }
                 }
-            }
+                Some(Accepted { stream, server_name, .. }) => {
+                    let arrival = arrival("http/1.1", Some(server_name));
+                    self.http1(stream, arrival, &settings).await
+                }
+                None => {
+                    drop(self.counted(listener, "none", true));
+                    End::Refused
+                }
+            },
         };
         if end == End::Refused {
             linger(&stream).await;
@@ -115,30 +120,47 @@ impl Server {
         local: SocketAddr,
         worker: usize,
         protocol: &'static str,
-        tls: bool,
+        server_name: Option<String>,
     ) -> Arrival {
+        let tls = server_name.is_some();
+        let connection = Some(self.counted(listener, protocol, tls));
+        let scheme = if tls { "https" } else { "http" };
+        let drain = self.drain.clone();
+        Arrival { listener, peer, local, scheme, server_name, worker, drain, connection }
+    }
+
+    /// The connection in the metrics.
+    fn counted(
+        &self,
+        listener: SocketAddr,
+        protocol: &'static str,
+        tls: bool,
+    ) -> Arc<DownstreamConnection> {
         let connection = Arc::new(DownstreamConnection::new(protocol, tls));
         if let [only] = self.routes.load().upstreams(listener) {
             connection.belongs_to(&only.config().name);
         }
-        let scheme = if tls { "https" } else { "http" };
-        let drain = self.drain.clone();
-        Arrival { listener, peer, local, scheme, worker, drain, connection: Some(connection) }
+        connection
     }
 
     /// Shakes hands with an application that speaks TLS; `None` where that fails.
     async fn accept(
         &self,
-        stream: Socket,
+        stream: Prefixed<Socket>,
         peer: SocketAddr,
         listener: SocketAddr,
         deadline: Instant,
-    ) -> Option<Accepted<Socket>> {
+    ) -> Option<Accepted<Prefixed<Socket>>> {
         let routes = self.routes.load_full();
-        let served = |name: &str| routes.has_name(listener, name);
+        let served = |name: &str| routes.serves(listener, name);
         let handshake = self.tls.accept(stream, served, || routes.names(listener));
         match timeout_at(deadline, handshake).await {
             Ok(Ok(accepted)) => Some(accepted),
+            // It changed its mind, as browsers do that connect ahead of need.
+            Ok(Err(AcceptError::Handshake(error))) if error.kind() == ErrorKind::UnexpectedEof => {
+                tracing::debug!(%listener, %peer, %error, "a client left during its TLS handshake");
+                None
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
                 None
@@ -238,6 +260,15 @@ enum End {
     Done,
     /// With an answer that the client may not have read yet.
     Refused,
+}
+
+/// Reads an HTTP/2 client's preface: hyper would wait for it without end. `None` where it does not
+/// come in time.
+async fn preface<S: AsyncRead + Unpin>(mut stream: S, deadline: Instant) -> Option<Prefixed<S>> {
+    let mut preface = [0; HTTP2_PREFACE.len()];
+    timeout_at(deadline, stream.read_exact(&mut preface)).await.ok()?.ok()?;
+    // Whether it is one is for hyper to say.
+    Some(Prefixed::new(Bytes::copy_from_slice(&preface), stream))
 }
 
 fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {

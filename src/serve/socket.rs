@@ -1,4 +1,5 @@
-//! An application's socket, with what was read from it before anyone knew what it speaks.
+//! An application's socket, and a stream with what was read from it before anyone knew what it
+//! speaks.
 
 use std::{
     io,
@@ -24,14 +25,13 @@ const LINGER_BYTES: usize = 1024 * 1024;
 /// The byte stream of a socket. The socket itself is shared with whoever closes it in the end.
 #[derive(Debug)]
 pub struct Socket {
-    prefix: Bytes,
     stream: Arc<TcpStream>,
 }
 
 impl Socket {
-    /// `prefix` was read already.
-    pub fn new(prefix: Bytes, stream: Arc<TcpStream>) -> Self {
-        Self { prefix, stream }
+    /// Its bytes.
+    pub fn new(stream: Arc<TcpStream>) -> Self {
+        Self { stream }
     }
 
     fn poll_write(
@@ -51,20 +51,10 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.prefix.is_empty() {
-            let length = self.prefix.len().min(buf.remaining());
-            buf.put_slice(&self.prefix[..length]);
-            self.prefix.advance(length);
-            if self.prefix.is_empty() {
-                // Gives the memory back.
-                self.prefix = Bytes::new();
-            }
-            return Poll::Ready(Ok(()));
-        }
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
             match self.stream.try_read_buf(buf) {
@@ -106,6 +96,70 @@ impl AsyncWrite for Socket {
             Err(error) if error.kind() != io::ErrorKind::NotConnected => Poll::Ready(Err(error)),
             _ => Poll::Ready(Ok(())),
         }
+    }
+}
+
+/// A stream whose first bytes were read already.
+#[derive(Debug)]
+pub struct Prefixed<S> {
+    prefix: Bytes,
+    stream: S,
+}
+
+impl<S> Prefixed<S> {
+    /// `prefix` comes before what `stream` still has.
+    pub fn new(prefix: Bytes, stream: S) -> Self {
+        Self { prefix, stream }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let length = self.prefix.len().min(buf.remaining());
+        buf.put_slice(&self.prefix[..length]);
+        self.prefix.advance(length);
+        if self.prefix.is_empty() {
+            // Gives the memory back.
+            self.prefix = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

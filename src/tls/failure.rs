@@ -316,7 +316,7 @@ fn printable(text: &str) -> String {
 }
 
 /// Unix seconds as RFC 3339.
-struct Date(i64);
+pub(super) struct Date(pub(super) i64);
 
 impl Display for Date {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

@@ -10,6 +10,7 @@ mod failure;
 mod pins;
 mod roots;
 pub mod server;
+pub mod source;
 pub mod store;
 #[cfg(test)]
 mod tests;

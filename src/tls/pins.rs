@@ -84,7 +84,7 @@ fn parse(pin: &str) -> Result<Vec<u8>, TlsConfigError> {
 }
 
 /// From the TLS provider, so that no second implementation comes in.
-fn sha256(data: &[u8]) -> Vec<u8> {
+pub(super) fn sha256(data: &[u8]) -> Vec<u8> {
     let hash = match TLS13_AES_128_GCM_SHA256 {
         SupportedCipherSuite::Tls13(suite) => suite.common.hash_provider,
         SupportedCipherSuite::Tls12(suite) => suite.common.hash_provider,

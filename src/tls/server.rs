@@ -1,31 +1,18 @@
 //! TLS from applications: which certificate a name gets, and the handshake.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashMap, io, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{
     ServerConfig,
-    client::verify_server_name,
     crypto::aws_lc_rs::{self, Ticketer},
-    pki_types::{PrivateKeyDer, ServerName, pem::PemObject},
-    server::{Acceptor, ClientHello, ParsedCertificate, ResolvesServerCert},
+    server::{Acceptor, ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::{
-    TlsConfigError,
-    authority::{Authority, AuthorityError},
-    client::Negotiated,
-    roots::{certificates, read},
-};
+use super::{TlsConfigError, client::Negotiated};
 
 /// RFC 6066 §3: the server knows no such name.
 const UNRECOGNIZED_NAME: u8 = 112;
@@ -35,26 +22,32 @@ const MISSING_EXTENSION: u8 = 109;
 /// What is served to applications that speak TLS. Shared by all listeners and workers.
 pub struct ServerTls {
     config: Arc<ServerConfig>,
-    certificates: Arc<Certificates>,
+    certificates: Arc<Current>,
 }
 
-/// The certificate of each name, replaced whole.
+/// What is shown to whom.
 #[derive(Debug, Default)]
-struct Certificates(ArcSwap<HashMap<String, Arc<CertifiedKey>>>);
+pub struct Certificates {
+    /// By the name that the client asks for.
+    pub by_name: HashMap<String, Arc<CertifiedKey>>,
+    /// For every other name that a listener serves.
+    pub other: Option<Arc<CertifiedKey>>,
+}
 
-impl ResolvesServerCert for Certificates {
+/// The certificates of now, replaced whole.
+#[derive(Debug, Default)]
+struct Current(ArcSwap<Certificates>);
+
+impl ResolvesServerCert for Current {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.find(hello.server_name()?)
+        self.0.load().find(hello.server_name()?).cloned()
     }
 }
 
 impl Certificates {
-    fn find(&self, name: &str) -> Option<Arc<CertifiedKey>> {
-        let certificates = self.0.load();
-        match certificates.get(name) {
-            Some(key) => Some(key.clone()),
-            None => certificates.get(&name.trim_end_matches('.').to_ascii_lowercase()).cloned(),
-        }
+    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let folded = || self.by_name.get(&name.trim_end_matches('.').to_ascii_lowercase());
+        self.by_name.get(name).or_else(folded).or(self.other.as_ref())
     }
 }
 
@@ -82,7 +75,11 @@ pub enum AcceptError {
         served: Vec<String>,
     },
     /// A name without a certificate.
-    #[error("the client asked for `{name}`; this listener serves {}", .served.join(", "))]
+    #[error(
+        "the client asked for `{name}`; this listener serves {}; another name has to be among the \
+         alias' `hosts`, or be borne by a certificate of `listener.tls`",
+        .served.join(", ")
+    )]
     UnknownName {
         /// What it asked for.
         name: String,
@@ -98,7 +95,7 @@ impl ServerTls {
     /// No certificates yet.
     pub fn new() -> Result<Self, TlsConfigError> {
         let library = |error: rustls::Error| TlsConfigError::Library(error.to_string());
-        let certificates = Arc::new(Certificates::default());
+        let certificates = Arc::<Current>::default();
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -112,7 +109,7 @@ impl ServerTls {
     }
 
     /// Serves these certificates from the next handshake on.
-    pub fn serve(&self, certificates: HashMap<String, Arc<CertifiedKey>>) {
+    pub fn serve(&self, certificates: Certificates) {
         self.certificates.0.store(Arc::new(certificates));
     }
 
@@ -132,7 +129,7 @@ impl ServerTls {
         // rustls answers a ClientHello that is none with an alert; the acceptor sends it.
         let start = (&mut acceptor).await?;
         let name = start.client_hello().server_name().map(str::to_owned);
-        let known = |name: &String| served(name) && self.certificates.find(name).is_some();
+        let known = |name: &String| served(name) && self.certificates.0.load().find(name).is_some();
         let name = match name {
             Some(name) if known(&name) => name,
             name => {
@@ -156,106 +153,4 @@ impl ServerTls {
         };
         Ok(Accepted { stream, server_name: name, alpn })
     }
-}
-
-/// Certificates for aliases: where they come from, and when they have to be made anew.
-pub enum Source {
-    /// `listener.tls`: one certificate, with its key, for all names.
-    Files {
-        /// A chain as PEM.
-        certificate: PathBuf,
-        /// Its key as PEM.
-        key: PathBuf,
-    },
-    /// The local authority.
-    Local(Box<Authority>, Duration),
-}
-
-/// The certificates of some aliases.
-pub struct Issued {
-    /// By the names that they are served for.
-    pub certificates: HashMap<String, Arc<CertifiedKey>>,
-    /// When to issue anew, well before the first ends; `None` where files change by themselves.
-    pub renew_at: Option<SystemTime>,
-    /// Names that a configured certificate does not bear.
-    pub uncovered: Vec<String>,
-}
-
-/// Why there is no certificate for an alias.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// A file of `listener.tls` cannot be read, or is not what it should be.
-    #[error("{0}")]
-    Files(#[from] TlsConfigError),
-    /// The two files of `listener.tls` do not go together.
-    #[error(
-        "`listener.tls`: {} and {} are no pair: {detail}",
-        .certificate.display(), .key.display()
-    )]
-    Pair {
-        /// `listener.tls.certificate`
-        certificate: PathBuf,
-        /// `listener.tls.key`
-        key: PathBuf,
-        /// What is wrong.
-        detail: String,
-    },
-    /// The local authority.
-    #[error("{0}")]
-    Authority(#[from] AuthorityError),
-}
-
-impl Source {
-    /// A certificate for each of `aliases`, given by their names.
-    pub fn issue(&self, aliases: &[BTreeSet<String>]) -> Result<Issued, SourceError> {
-        let mut certificates = HashMap::new();
-        match self {
-            Self::Files { certificate, key } => {
-                let key = Arc::new(certified_key(certificate, key)?);
-                let mut uncovered = Vec::new();
-                for name in aliases.iter().flatten() {
-                    if !bears(&key, name) {
-                        uncovered.push(name.clone());
-                    }
-                    certificates.insert(name.clone(), key.clone());
-                }
-                Ok(Issued { certificates, renew_at: None, uncovered })
-            }
-            Self::Local(authority, lifetime) => {
-                let mut ends = authority.not_after();
-                for names in aliases {
-                    let leaf = authority.issue(names, *lifetime)?;
-                    ends = ends.min(leaf.not_after);
-                    let key = Arc::new(leaf.certified()?);
-                    for name in names {
-                        certificates.entry(name.clone()).or_insert_with(|| key.clone());
-                    }
-                }
-                let left = ends.duration_since(SystemTime::now()).unwrap_or_default();
-                let renew_at = Some(SystemTime::now() + left.mul_f64(2.0 / 3.0));
-                Ok(Issued { certificates, renew_at, uncovered: Vec::new() })
-            }
-        }
-    }
-}
-
-fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, SourceError> {
-    let no_pair = |detail: String| SourceError::Pair {
-        certificate: certificate.into(),
-        key: key.into(),
-        detail,
-    };
-    let chain = certificates(certificate, "listener.tls.certificate")?;
-    let der = PrivateKeyDer::from_pem_slice(&read(key, "listener.tls.key")?)
-        .map_err(|error| no_pair(format!("the key: {error}")))?;
-    CertifiedKey::from_der(chain, der, &aws_lc_rs::default_provider())
-        .map_err(|error| no_pair(error.to_string()))
-}
-
-/// Whether a certificate is valid for `name`.
-fn bears(key: &CertifiedKey, name: &str) -> bool {
-    let Ok(leaf) = key.end_entity_cert().and_then(ParsedCertificate::try_from) else {
-        return false;
-    };
-    ServerName::try_from(name).is_ok_and(|name| verify_server_name(&leaf, &name).is_ok())
 }

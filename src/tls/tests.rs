@@ -1,7 +1,9 @@
 //! Real handshakes against rustls servers with certificates made for the purpose.
 
+mod acceptance;
 mod certificates;
 mod handshakes;
+mod local;
 mod settings;
 
 use super::{

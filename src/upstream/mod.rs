@@ -103,11 +103,7 @@ impl Upstream {
                 applied: watch::Sender::default(),
             });
         }
-        let environment = resolver.environment();
-        let mut hosts =
-            names::forms(&config.name, &environment.namespace, &environment.cluster_domain);
-        let extra = config.hosts.iter().filter(|host| *host != "*");
-        hosts.extend(extra.map(|host| names::fold(host)));
+        let hosts = names::of_alias(&config, &resolver.environment());
         let worker = |_| Worker {
             pool: Pool::new(&config.pool, workers),
             metrics: AliasMetrics::new(&config.name),
