@@ -108,6 +108,9 @@ pub enum StartError {
     /// The admin listener's address cannot be listened on.
     #[error("{0}; the key is `admin.listen`, the flag --admin")]
     Admin(BindError),
+    /// The forward proxy's address cannot be listened on.
+    #[error("{0}; the key is `proxy.listen`, the flag --proxy")]
+    Proxy(BindError),
     /// An alias' TLS settings cannot be used.
     #[error("alias `{alias}`: {source}")]
     Tls {

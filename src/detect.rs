@@ -4,6 +4,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
+    io::{AsyncRead, AsyncReadExt},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
@@ -62,6 +63,25 @@ pub async fn detect(
         match classify(&read) {
             // An end in the middle of a preface is for the HTTP/1 parser to complain about.
             None if !end => {}
+            protocol => return Ok((protocol.unwrap_or(Protocol::Http1), read.freeze())),
+        }
+    }
+}
+
+/// The same on a stream within another, as in a tunnel.
+pub async fn detect_stream<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    deadline: Instant,
+) -> Result<(Protocol, Bytes), DetectError> {
+    let mut read = BytesMut::with_capacity(FIRST_READ);
+    loop {
+        let length = timeout_at(deadline, stream.read_buf(&mut read)).await;
+        let length = length.map_err(|_| DetectError::Timeout)??;
+        if length == 0 && read.is_empty() {
+            return Err(DetectError::Silent);
+        }
+        match classify(&read) {
+            None if length > 0 => {}
             protocol => return Ok((protocol.unwrap_or(Protocol::Http1), read.freeze())),
         }
     }

@@ -2,16 +2,22 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
 use crate::upstream::Upstream;
 
+/// Stands for the listener of aliases that have none, and are reached by the forward proxy only:
+/// no socket can have this address.
+const UNBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::BROADCAST), 0);
+
 /// Every listener's aliases. Immutable: a reload makes a new one.
 #[derive(Default)]
 pub struct Routes {
     listeners: HashMap<SocketAddr, ListenerRoutes>,
+    /// By the names that are theirs whatever DNS says.
+    aliases: HashMap<String, Arc<Upstream>>,
 }
 
 #[derive(Default)]
@@ -48,9 +54,14 @@ impl Routes {
     /// The routes of these aliases, each on the listeners that its configuration names.
     pub fn new(upstreams: &[Arc<Upstream>]) -> Self {
         let mut listeners: HashMap<SocketAddr, ListenerRoutes> = HashMap::new();
+        let mut aliases = HashMap::new();
         for upstream in upstreams {
-            for listen in &upstream.config().listen {
-                let routes = listeners.entry(*listen).or_default();
+            for host in upstream.hosts() {
+                aliases.entry(host.clone()).or_insert_with(|| upstream.clone());
+            }
+            let unbound = upstream.config().listen.is_empty().then_some(UNBOUND);
+            for listen in upstream.config().listen.iter().copied().chain(unbound) {
+                let routes = listeners.entry(listen).or_default();
                 routes.upstreams.push(upstream.clone());
                 for host in upstream.hosts() {
                     // The alias listed first keeps a name that two could claim.
@@ -61,7 +72,7 @@ impl Routes {
                 }
             }
         }
-        Self { listeners }
+        Self { listeners, aliases }
     }
 
     /// The alias that serves `host` (without port, in any case) on `listener`, whose address is
@@ -80,6 +91,17 @@ impl Routes {
             None => routes.only().or(routes.any.as_ref()).cloned(),
         }
         .ok_or_else(|| RouteError { host: host.map(Into::into), served: routes.served() })
+    }
+
+    /// The alias that the forward proxy knows `host` (in lower case, without the final dot) by. A
+    /// true name is none of its names here: who tells a proxy the vendor's name means the vendor.
+    pub fn alias(&self, host: &str) -> Option<&Arc<Upstream>> {
+        self.aliases.get(host)
+    }
+
+    /// The listener as which the tunnels of an alias are served.
+    pub fn entrance(upstream: &Upstream) -> SocketAddr {
+        upstream.config().listen.first().copied().unwrap_or(UNBOUND)
     }
 
     /// Whether an alias of `listener` answers to a name that a client gave by SNI.

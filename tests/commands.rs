@@ -67,7 +67,7 @@ fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
         (&["a", "--listen", "nowhere"], &["--listen: ", "nowhere"]),
         (&["a", "--listen", "0.0.0.0:8080"], &["allow_non_loopback"]),
         (&["a", "--admin", "127.0.0.1"], &["--admin: "]),
-        (&["a", "--proxy", "127.0.0.1:3128"], &["proxy.listen", "not available"]),
+        (&["a", "--proxy", "0.0.0.0:3128"], &["proxy.listen", "allow_non_loopback"]),
         (&["a", "--proxy", "x"], &["--proxy: "]),
         (&["a", "--config", "/nowhere/truename.yaml"], &["/nowhere/truename.yaml", "--config"]),
         (&["a", "--lisen", "8080"], &["--lisen", "--listen"]),
@@ -80,7 +80,7 @@ fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
         ("TRUENAME_ALIASES", "a,b:1", &["gives a port without a target"]),
         ("TRUENAME_LISTEN", "nowhere", &["--listen: "]),
         ("TRUENAME_ADMIN", "nowhere", &["--admin: "]),
-        ("TRUENAME_PROXY", "127.0.0.1:3128", &["proxy.listen", "not available"]),
+        ("TRUENAME_PROXY", "0.0.0.0:3128", &["proxy.listen", "allow_non_loopback"]),
         ("TRUENAME_CONFIG", "/nowhere/truename.yaml", &["/nowhere/truename.yaml"]),
     ];
     for (name, value, parts) in variables {

@@ -24,6 +24,7 @@ fn told_once_the_story_holds_and_leaves_nothing_behind() {
         "webscaler-manual.default.svc.cluster.local  canonical name = httpbin.org",
         "target host name 'webscaler-manual'",
         "SNI   httpbin.org",
+        "https://webscaler-manual is answered, and both certificates are verified",
         "40 of 40 were answered",
     ] {
         assert!(page.contains(part), "{part:?} is not in\n{page}");
@@ -57,6 +58,11 @@ fn it_stays_up_for_its_curl_lines_until_it_is_told_to_go() {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("{first} --silent --max-time 10")]).env("NO_PROXY", "*");
         let output = shell.output().unwrap();
+        let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(shown["args"]["test"], "value");
+
+        let exec = lines.find(|line| line.contains(" exec --config ")).unwrap();
+        let output = Command::new("sh").args(["-c", &format!("{exec} -sS")]).output().unwrap();
         let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(shown["args"]["test"], "value");
 

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
     runtime::{self, Runtime},
     sync::{mpsc, watch},
@@ -27,10 +27,11 @@ use crate::{
     config::{self, Config},
     connect::AddressPolicy,
     drain::Drain,
+    forward::Passthrough,
     listener::{Bound, Listeners},
     resolve::Resolver,
     route::Routes,
-    serve::Server,
+    serve::{ForwardProxy, Server},
     telemetry::{Metrics, set_log_level},
     tls::{RootStores, server::ServerTls},
     upstream::Upstream,
@@ -43,6 +44,7 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 pub struct App {
     commands: Commands,
     listeners: Vec<SocketAddr>,
+    proxy: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     ended: watch::Receiver<bool>,
 }
@@ -72,19 +74,27 @@ impl App {
                 return Err(error);
             }
         };
-        let listeners = control.bound.values().map(|listening| listening.address).collect();
+        let address = |configured| control.bound.get(configured).map(|bound| bound.address);
+        let configured = control.config.aliases.iter().flat_map(|alias| &alias.listen);
+        let listeners = configured.filter_map(address).collect();
+        let proxy = control.proxy.as_ref().map(|listening| listening.address);
         let admin_address = admin.as_ref().map(|bound| bound.address);
         let (end, ended) = watch::channel(false);
         thread::Builder::new().name("control".into()).spawn(move || {
             control.run(runtime, admin, queue);
             end.send_replace(true);
         })?;
-        Ok(Self { commands, listeners, admin: admin_address, ended })
+        Ok(Self { commands, listeners, proxy, admin: admin_address, ended })
     }
 
-    /// The addresses listened on.
+    /// The addresses that the aliases listen on, in the configuration's order.
     pub fn listeners(&self) -> &[SocketAddr] {
         &self.listeners
+    }
+
+    /// The forward proxy's address.
+    pub fn proxy(&self) -> Option<SocketAddr> {
+        self.proxy
     }
 
     /// The admin listener's address.
@@ -130,6 +140,8 @@ struct Control {
     server: Arc<Server>,
     listeners: Listeners,
     bound: HashMap<SocketAddr, Listening>,
+    /// The forward proxy's.
+    proxy: Option<Listening>,
     running: Vec<Running>,
     admin: Option<SocketAddr>,
     snapshot: Arc<Snapshot>,
@@ -148,6 +160,7 @@ impl Control {
         let server = Arc::new(Server {
             routes: ArcSwap::default(),
             settings: ArcSwap::from_pointee(config.listener.clone()),
+            proxy: ArcSwapOption::empty(),
             tls: ServerTls::new()?,
             drain: Drain::default(),
         });
@@ -158,6 +171,7 @@ impl Control {
             policy: Arc::default(),
             listeners: Listeners::start(&server, workers, config.listener.max_connections)?,
             bound: HashMap::new(),
+            proxy: None,
             running: Vec::new(),
             admin: admin.as_ref().map(|bound| bound.address),
             snapshot: Arc::new(Snapshot::new(commands, metrics.clone())),
@@ -182,6 +196,12 @@ impl Control {
         for address in wanted.iter().filter(|address| !self.bound.contains_key(address)) {
             new_bounds.push(Bound::bind(*address)?);
         }
+        let new_proxy = match config.proxy.listen {
+            Some(listen) if self.config.proxy.listen != Some(listen) => {
+                Some(Bound::bind(listen).map_err(StartError::Proxy)?)
+            }
+            _ => None,
+        };
         let same_dns = self.config.dns == config.dns;
         let resolver =
             if same_dns { self.resolver.clone() } else { Resolver::new(config.dns.clone()) };
@@ -206,14 +226,24 @@ impl Control {
         let kept = self.bound.iter().filter(|(configured, _)| wanted.contains(configured));
         let addresses = kept.map(|(_, listening)| listening.address);
         let new_addresses = new_bounds.iter().map(|bound| bound.address);
-        let own = addresses.chain(new_addresses).chain(self.admin);
+        let kept_proxy = self.proxy.as_ref().filter(|_| config.proxy.listen.is_some());
+        let proxy = new_proxy.as_ref().map(|bound| bound.address);
+        let proxy = proxy.or(kept_proxy.map(|listening| listening.address));
+        let own = addresses.chain(new_addresses).chain(proxy).chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
         let upstreams: Vec<_> = aliases.iter().map(|(upstream, _)| upstream.clone()).collect();
         self.server.routes.store(Arc::new(Routes::new(&upstreams)));
         self.server.settings.store(Arc::new(config.listener.clone()));
+        self.server.proxy.store(proxy.map(|listen| {
+            let allowed = config.proxy.passthrough == config::Passthrough::Allow;
+            let passthrough =
+                allowed.then(|| Passthrough::new(resolver.clone(), self.policy.clone()));
+            Arc::new(ForwardProxy { listen, passthrough })
+        }));
         for bound in new_bounds {
             self.listen(bound);
         }
+        self.replace_proxy(new_proxy, proxy.is_some());
         self.announce(&config);
         self.bound.retain(|configured, listening| {
             let keep = wanted.contains(configured);
@@ -258,6 +288,24 @@ impl Control {
         let (configured, address) = (bound.configured, bound.address);
         let stop = self.listeners.add(bound);
         self.bound.insert(configured, Listening { address, stop });
+    }
+
+    /// Puts `new` in the place of the forward proxy's socket; without one, `keep` says whether the
+    /// old one stays.
+    fn replace_proxy(&mut self, new: Option<Bound>, keep: bool) {
+        if new.is_none() && keep {
+            return;
+        }
+        let new = new.map(|mut bound| {
+            // Port 0 is another port for each who asks for it: what was bound tells them apart.
+            bound.configured = bound.address;
+            let address = bound.address;
+            tracing::info!(%address, "forward proxy listening");
+            Listening { address, stop: self.listeners.add(bound) }
+        });
+        if let Some(old) = std::mem::replace(&mut self.proxy, new) {
+            old.stop.cancel();
+        }
     }
 
     /// Says where each alias listens, as far as that is new.

@@ -20,6 +20,7 @@ use crate::{
         story::{self, Story},
         world::{ADDRESSES, ALIAS, TRUE_NAME, World, WorldError},
     },
+    tls::store::Store,
 };
 
 /// Embedded cluster DNS, TLS upstreams and the proxy: the whole story on one machine, offline
@@ -80,9 +81,13 @@ impl Demo {
 
     async fn tell(&self, world: &World, proxy: &App) -> Result<Story, DemoError> {
         let address = proxy.listeners().first().copied().ok_or(DemoError::NotListening)?;
+        let forward = proxy.proxy().ok_or(DemoError::NotListening)?;
+        let root = Store::at(&world.authority_folder()).root();
+        let roots = story::roots(&root).map_err(|_| DemoError::NoAuthority)?;
+        let proxy = story::Proxy { alias: address, forward, roots };
         let mut page = Page::stdout();
         introduce(world, address, &mut page)?;
-        let story = story::tell(world, address, &mut page).await?;
+        let story = story::tell(world, &proxy, &mut page).await?;
         conclude(&story, &mut page)?;
         if !self.once {
             story::curl_lines(world, address, &mut page)?;
@@ -129,6 +134,8 @@ enum DemoError {
     Proxy(#[from] StartError),
     #[error("the proxy started, but listens nowhere")]
     NotListening,
+    #[error("the proxy started, but has no local authority")]
+    NoAuthority,
     #[error("cannot write: {0}")]
     Page(#[from] io::Error),
     #[error("interrupted before the story's end")]

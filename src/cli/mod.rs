@@ -3,6 +3,7 @@
 pub mod ca;
 pub mod check;
 pub mod demo;
+pub mod exec;
 pub mod run;
 pub mod schema;
 
@@ -33,6 +34,7 @@ pub struct Cli {
 enum Command {
     /// The proxy
     Run(run::Run),
+    Exec(exec::Exec),
     /// Lint a configuration file: every problem in one run; exit 0 or 1
     Check {
         /// The configuration file
@@ -58,6 +60,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Run(run) => run.run(),
+            Command::Exec(exec) => exec.run(),
             Command::Check { config } => print(|out| check::run(&config, out)),
             Command::Demo(demo) => demo.run(),
             Command::Ca(ca) => print(|out| ca.run(out)),

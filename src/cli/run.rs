@@ -1,6 +1,12 @@
 //! `truename run`: the proxy, until a signal ends it.
 
-use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use metrics::counter;
 use tokio::{
@@ -47,7 +53,7 @@ pub struct Run {
 
 /// Why there is no configuration to run.
 #[derive(Debug, thiserror::Error)]
-enum ConfigError {
+pub(super) enum ConfigError {
     #[error("{0}")]
     Load(#[from] LoadError),
     #[error("{0}")]
@@ -100,18 +106,7 @@ impl Run {
 
     /// The file, and what the command line adds to it or says instead.
     fn configuration(&self) -> Result<Config, ConfigError> {
-        let mut config = match &self.config {
-            Some(path) => Config::load(path)?,
-            None => Config::default(),
-        };
-        for argument in &self.aliases {
-            let told = Alias::from_arg(argument)?;
-            match config.aliases.iter_mut().find(|alias| alias.name == told.name) {
-                Some(alias) if told.target.is_some() => alias.target = told.target,
-                Some(_) => {}
-                None => config.aliases.push(told),
-            }
-        }
+        let mut config = with_aliases(self.config.as_deref(), &self.aliases)?;
         if !self.listen.is_empty() {
             let listen = self
                 .listen
@@ -209,6 +204,26 @@ impl Run {
         counter!("truename_config_reloads_total", "result" => label).increment(1);
         result
     }
+}
+
+/// The file, if there is one, and the aliases that the command line tells besides.
+pub(super) fn with_aliases(
+    file: Option<&Path>,
+    arguments: &[String],
+) -> Result<Config, ConfigError> {
+    let mut config = match file {
+        Some(path) => Config::load(path)?,
+        None => Config::default(),
+    };
+    for argument in arguments {
+        let told = Alias::from_arg(argument)?;
+        match config.aliases.iter_mut().find(|alias| alias.name == told.name) {
+            Some(alias) if told.target.is_some() => alias.target = told.target,
+            Some(_) => {}
+            None => config.aliases.push(told),
+        }
+    }
+    Ok(config)
 }
 
 fn address(flag: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {

@@ -8,7 +8,7 @@ use super::{Alias, Config, table::Section};
 const ALIAS: &[&str] = &["protocol", "health.active", "limits.queue"];
 
 /// Keys outside the aliases that can only have their default.
-const PROCESS: &[&str] = &["proxy.listen", "kubernetes.watch"];
+const PROCESS: &[&str] = &["kubernetes.watch"];
 
 /// The path of each key that asks for what does not exist, with the key as its documentation calls it.
 pub(super) fn refused(config: &Config) -> Vec<(String, &'static str)> {

@@ -17,7 +17,7 @@ use tokio::{
     net::TcpStream,
     time::{error::Elapsed, timeout},
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const MAX_BODY: usize = 1024 * 1024;
@@ -45,19 +45,51 @@ pub async fn https(
     roots: Arc<RootCertStore>,
     target: &str,
 ) -> Result<Reply, CurlError> {
+    timeout(DEADLINE, async {
+        exchange(handshake(dial(address).await?, name, roots).await?, name, target).await
+    })
+    .await?
+}
+
+/// `curl --cacert ROOTS --proxy PROXY https://NAME/TARGET`: through CONNECT, and all of [`https`]
+/// inside of it.
+pub async fn https_through(
+    proxy: SocketAddr,
+    name: &str,
+    roots: Arc<RootCertStore>,
+    target: &str,
+) -> Result<Reply, CurlError> {
+    timeout(DEADLINE, async {
+        let authority = format!("{name}:443");
+        let request = Request::connect(&authority).header(header::HOST, &authority);
+        let (mut sender, connection) = http1::handshake(TokioIo::new(dial(proxy).await?)).await?;
+        tokio::spawn(connection.with_upgrades());
+        let mut answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+        if !answer.status().is_success() {
+            return Err(CurlError::Tunnel(answer.status()));
+        }
+        let tunnel = TokioIo::new(hyper::upgrade::on(&mut answer).await?);
+        exchange(handshake(tunnel, name, roots).await?, name, target).await
+    })
+    .await?
+}
+
+async fn handshake<S>(
+    stream: S,
+    name: &str,
+    roots: Arc<RootCertStore>,
+) -> Result<TlsStream<S>, CurlError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
     let server_name = ServerName::try_from(name.to_owned())?;
-    timeout(DEADLINE, async {
-        let tcp = dial(address).await?;
-        let tls = TlsConnector::from(Arc::new(config)).connect(server_name, tcp).await;
-        let tls = tls.map_err(|error| CurlError::of_handshake(error, name))?;
-        exchange(tls, name, target).await
-    })
-    .await?
+    let tls = TlsConnector::from(Arc::new(config)).connect(server_name, stream).await;
+    tls.map_err(|error| CurlError::of_handshake(error, name))
 }
 
 async fn dial(address: SocketAddr) -> Result<TcpStream, CurlError> {
@@ -99,6 +131,9 @@ pub enum CurlError {
         /// Why.
         source: io::Error,
     },
+    /// The proxy opens no tunnel.
+    #[error("(56) CONNECT tunnel failed, response {0}")]
+    Tunnel(StatusCode),
     /// The certificate is for other names.
     #[error(
         "(60) SSL: no alternative certificate subject name matches target host name '{expected}'"

@@ -5,8 +5,14 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
 };
 
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 use tokio::task::JoinSet;
 
 use super::{
@@ -22,6 +28,15 @@ const TARGET: &str = "/anything?test=value";
 const REQUESTS: usize = 40;
 /// Long enough that all of them are under way together: the balance is that of a busy proxy.
 const BUSY_TARGET: &str = "/delay/0.1";
+
+/// The roots in a file.
+pub fn roots(file: &Path) -> Result<Arc<RootCertStore>, Box<dyn std::error::Error>> {
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(file)? {
+        roots.add(root?)?;
+    }
+    Ok(Arc::new(roots))
+}
 
 /// What the story claims, and whether it was so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,17 +84,25 @@ impl Story {
     }
 }
 
-/// Tells the story of `world` with a proxy that listens at `proxy`; fails only where the page does.
-pub async fn tell(
-    world: &World,
-    proxy: SocketAddr,
-    page: &mut Page<impl Write>,
-) -> io::Result<Story> {
+/// Where the proxy of the story is.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    /// The alias' listener.
+    pub alias: SocketAddr,
+    /// The forward proxy.
+    pub forward: SocketAddr,
+    /// The root of its local authority, for those who trust it.
+    pub roots: Arc<RootCertStore>,
+}
+
+/// Tells the story of `world` with a proxy; fails only where the page does.
+pub async fn tell(world: &World, proxy: &Proxy, page: &mut Page<impl Write>) -> io::Result<Story> {
     let mut story = Story::default();
     what_dns_says(world, page, &mut story).await?;
     without_truename(world, page, &mut story).await?;
-    with_truename(world, proxy, page, &mut story).await?;
-    the_balance(proxy, page, &mut story).await?;
+    with_truename(world, proxy.alias, page, &mut story).await?;
+    through_the_forward_proxy(world, proxy, page, &mut story).await?;
+    the_balance(proxy.alias, page, &mut story).await?;
     Ok(story)
 }
 
@@ -183,12 +206,44 @@ async fn with_truename(
     story.claim(page, held, format!("the origin was called {TRUE_NAME}, in SNI and in Host"))
 }
 
+async fn through_the_forward_proxy(
+    world: &World,
+    proxy: &Proxy,
+    page: &mut Page<impl Write>,
+    story: &mut Story,
+) -> io::Result<()> {
+    page.chapter("4. The very URL that failed, through truename as a forward proxy")?;
+    page.command(&command_with_proxy(world, proxy.forward))?;
+    let answer = curl::https_through(proxy.forward, ALIAS, proxy.roots.clone(), TARGET).await;
+    let reply = match &answer {
+        Ok(reply) => {
+            page.line(&describe(reply))?;
+            Some(reply)
+        }
+        Err(error) => {
+            page.line(&format!("curl: {error}"))?;
+            None
+        }
+    };
+    let visit = reply.and_then(|reply| visit_of(world, reply));
+    let held = reply
+        .is_some_and(|reply| reply.status == 200 && reply.body["args"]["test"] == "value")
+        && visit.is_some_and(|visit| visit.sni.as_deref() == Some(TRUE_NAME));
+    page.line("a program is told all of this, in variables, by")?;
+    page.to_try(&command_with_exec(world))?;
+    story.claim(
+        page,
+        held,
+        format!("https://{ALIAS} is answered, and both certificates are verified"),
+    )
+}
+
 async fn the_balance(
     proxy: SocketAddr,
     page: &mut Page<impl Write>,
     story: &mut Story,
 ) -> io::Result<()> {
-    page.chapter(&format!("4. {REQUESTS} requests at once, over all addresses of the true name"))?;
+    page.chapter(&format!("5. {REQUESTS} requests at once, over all addresses of the true name"))?;
     let mut requests = JoinSet::new();
     for _ in 0..REQUESTS {
         requests.spawn(curl::http(proxy, ALIAS, BUSY_TARGET));
@@ -228,6 +283,7 @@ pub fn curl_lines(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>)
         "curl -i -H 'Host: {ALIAS}' 'http://{proxy}/redirect-to?url=https://{TRUE_NAME}:{}/get'",
         world.port()
     ))?;
+    page.to_try(&command_with_exec(world))?;
     page.line("a name that is no alias here, to see what an error says:")?;
     page.to_try(&format!("curl -H 'Host: elsewhere' 'http://{proxy}/'"))?;
     page.line("and what fails without truename:")?;
@@ -236,6 +292,18 @@ pub fn curl_lines(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>)
 
 fn command_with_truename(proxy: SocketAddr) -> String {
     format!("curl -H 'Host: {ALIAS}' 'http://{proxy}{TARGET}'")
+}
+
+fn command_with_proxy(world: &World, proxy: SocketAddr) -> String {
+    let root = world.authority_folder().join("ca.pem");
+    format!("curl --cacert {} --proxy http://{proxy} 'https://{ALIAS}{TARGET}'", root.display())
+}
+
+fn command_with_exec(world: &World) -> String {
+    let file = world.config_file().display();
+    // As it was called: a build of one's own is on nobody's path.
+    let truename = std::env::args().next().unwrap_or_else(|| "truename".to_owned());
+    format!("{truename} exec --config {file} -- curl 'https://{ALIAS}{TARGET}'")
 }
 
 fn command_without_truename(world: &World) -> String {

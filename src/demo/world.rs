@@ -40,8 +40,9 @@ const TTL: u32 = 5;
 #[derive(Debug)]
 pub struct World {
     inhabitants: Inhabitants,
-    _folder: PrivateFolder,
+    folder: PrivateFolder,
     root_file: PathBuf,
+    config_file: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -69,7 +70,19 @@ impl World {
         let root_file = folder
             .write("root.pem", inhabitants.authority.root_pem())
             .map_err(WorldError::Folder)?;
-        Ok(Self { inhabitants, _folder: folder, root_file, stop: Some(stop), thread: Some(thread) })
+        let mut world = Self {
+            inhabitants,
+            folder,
+            root_file,
+            config_file: PathBuf::new(),
+            stop: Some(stop),
+            thread: Some(thread),
+        };
+        // For `truename exec`, which takes what it needs of it.
+        let config = world.config().to_yaml();
+        world.config_file =
+            world.folder.write("truename.yaml", &config).map_err(WorldError::Folder)?;
+        Ok(world)
     }
 
     /// The cluster's DNS.
@@ -85,6 +98,16 @@ impl World {
     /// The authority's root, as a file.
     pub fn root_file(&self) -> &Path {
         &self.root_file
+    }
+
+    /// [`config`](Self::config), as a file.
+    pub fn config_file(&self) -> &Path {
+        &self.config_file
+    }
+
+    /// The folder that the local authority of a proxy in this world has.
+    pub fn authority_folder(&self) -> PathBuf {
+        self.folder.path().join("truename")
     }
 
     /// The origins, in the order of [`ADDRESSES`].
@@ -112,7 +135,8 @@ impl World {
         // Loopback is denied unless allowed: nobody's DNS should lead a proxy to its own machine.
         let loopback = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
         config.policy.allow_addresses = vec![loopback.into()];
-        config.ca.directory = self.root_file.parent().map(|folder| folder.join("truename"));
+        config.proxy.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        config.ca.directory = Some(self.authority_folder());
         config.admin.listen = None;
         // There is nothing here that Ctrl-C should wait for.
         config.shutdown_grace = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ::http::StatusCode;
 
-use super::headers::BadRequest;
+use super::{destination::DestinationError, headers::BadRequest, passthrough::PassthroughError};
 use crate::{
     route::RouteError,
     tls::TlsError,
@@ -20,6 +20,12 @@ pub enum ForwardError {
     /// `CONNECT` to an alias' listener.
     #[error("CONNECT is for a forward proxy, and this listener is the alias itself")]
     Connect,
+    /// Nobody can tell what the forward proxy is to do.
+    #[error("{0}")]
+    Destination(#[from] DestinationError),
+    /// It is for a host that is no alias, which cannot be reached.
+    #[error("{0}")]
+    Passthrough(#[from] PassthroughError),
     /// Nobody answers to its Host.
     #[error("{0}")]
     Route(#[from] RouteError),
@@ -123,6 +129,7 @@ impl ForwardError {
     pub fn endpoint(&self) -> Option<SocketAddr> {
         match self {
             Self::Acquire { error, .. } => error.endpoint(),
+            Self::Passthrough(error) => error.endpoint(),
             Self::Exchange { endpoint, .. }
             | Self::Moved { endpoint, .. }
             | Self::Unsolicited { endpoint, .. }

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{ForwardError, Problem, headers};
+use super::{ForwardError, Problem, headers, passthrough::Passing};
 use crate::{
     body::{BoxError, RequestBody},
     error::ProxyErrorType,
@@ -177,6 +177,8 @@ enum Kind {
     Whole(Option<Bytes>, Option<Box<Exchange>>),
     /// The origin's.
     Streaming(Box<Streaming>),
+    /// That of a host that is no alias.
+    Passing(Box<Passing>),
 }
 
 /// A response on its way: keeps the connection until its end, and then gives it back.
@@ -216,6 +218,11 @@ impl Body {
         Self(Kind::Streaming(streaming))
     }
 
+    /// The body of a host that is no alias.
+    pub(super) fn passing(passing: Passing) -> Self {
+        Self(Kind::Passing(Box::new(passing)))
+    }
+
     /// Attaches the record of the request to truename's own answer.
     pub(super) fn record(&mut self, record: Box<Exchange>) {
         if let Kind::Whole(_, exchange) = &mut self.0 {
@@ -241,6 +248,7 @@ impl HttpBody for Body {
                 Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
             Kind::Streaming(streaming) => streaming.poll_frame(cx),
+            Kind::Passing(passing) => passing.poll_frame(cx),
         }
     }
 
@@ -248,6 +256,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Whole(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Kind::Streaming(streaming) => streaming.incoming.is_end_stream(),
+            Kind::Passing(passing) => passing.incoming.is_end_stream(),
         }
     }
 
@@ -257,6 +266,7 @@ impl HttpBody for Body {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Kind::Streaming(streaming) => streaming.incoming.size_hint(),
+            Kind::Passing(passing) => passing.incoming.size_hint(),
         }
     }
 }

@@ -155,6 +155,14 @@ pub fn strip_response(headers: &mut HeaderMap, switching: bool) {
     }
 }
 
+/// Drops what a client tells a forward proxy only: credentials for it above all.
+pub fn strip_proxy(headers: &mut HeaderMap) {
+    let names = headers.keys().filter(|name| name.as_str().starts_with("proxy-"));
+    for name in names.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
+}
+
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let nominated: Vec<HeaderName> = tokens(headers, &CONNECTION)

@@ -55,22 +55,30 @@ pub async fn serve(
     let (head, body) = request.into_parts();
     let upstream = match route(&head, arrival, routes).await {
         Ok(upstream) => upstream,
-        Err(error) => {
-            let problem = Problem::new(&error, None);
-            log_refused(&head, &problem, started);
-            tracing::info!(
-                listener = %arrival.listener,
-                error = problem.error().as_str(),
-                "{}",
-                problem.detail(),
-            );
-            return problem.into_response();
-        }
+        Err(error) => return refuse(&head, &error, arrival, started),
     };
     if let Some(connection) = &arrival.connection {
         connection.belongs_to(&upstream.config().name);
     }
     forward(Request::from_parts(head, body), &upstream, arrival).await
+}
+
+/// Answers a request that is for no alias, and has not gone anywhere.
+pub fn refuse(
+    head: &request::Parts,
+    error: &ForwardError,
+    arrival: &Arrival,
+    started: Instant,
+) -> Response<Body> {
+    let problem = Problem::new(error, None);
+    log_refused(head, &problem, started);
+    tracing::info!(
+        listener = %arrival.listener,
+        error = problem.error().as_str(),
+        "{}",
+        problem.detail(),
+    );
+    problem.into_response()
 }
 
 /// The access log's line for a request that no alias answers to.
@@ -543,7 +551,7 @@ fn is_idle_timeout(status: StatusCode, lease: &Lease, body: &RequestBody) -> boo
 
 /// The body is sent when the origin says `100 Continue`; until then nobody reads it, so that
 /// the client is not told to go on either.
-fn hold_until_continue(request: &mut Request<RequestBody>) {
+pub(super) fn hold_until_continue(request: &mut Request<RequestBody>) {
     request.body().hold();
     let body = request.body().handle();
     hyper::ext::on_informational(request, move |response| {

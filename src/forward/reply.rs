@@ -8,10 +8,11 @@ use ::http::{
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{Body, ForwardError};
+use super::{Body, ForwardError, PassthroughError};
 use crate::{
     connect::{ConnectError, Denied},
     error::{ProxyErrorType as Kind, Stage},
+    resolve::ResolveError,
     tls::TlsError,
     upstream::{AcquireError, NoTarget, Upstream},
 };
@@ -51,6 +52,9 @@ impl Problem {
         let chain: Vec<String> = match (error, &resolution, &state) {
             (ForwardError::NoTarget(NoTarget::Resolve(error)), ..) => names(error.chain()),
             (ForwardError::NoTarget(NoTarget::Refused(refusal)), ..) => names(&refusal.chain),
+            (ForwardError::Passthrough(PassthroughError::Resolve(error)), ..) => {
+                names(error.chain())
+            }
             (_, Some(resolution), _) => names(&resolution.chain),
             (_, None, Some(state)) => {
                 state.current.as_ref().map(|current| names(&current.chain)).unwrap_or_default()
@@ -233,9 +237,10 @@ fn sf_string(text: &str) -> String {
 fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
     use StatusCode as S;
     match error {
-        ForwardError::BadRequest(_) | ForwardError::ClientBody(_) => {
-            (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request)
-        }
+        ForwardError::BadRequest(_)
+        | ForwardError::ClientBody(_)
+        | ForwardError::Destination(_) => (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request),
+        ForwardError::Passthrough(error) => classify_passthrough(error),
         ForwardError::Connect => (S::METHOD_NOT_ALLOWED, Kind::HttpRequestError, Stage::Request),
         ForwardError::Route(_) => (S::NOT_FOUND, Kind::DestinationNotFound, Stage::Route),
         ForwardError::SignedHost { .. } => {
@@ -247,12 +252,7 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         ForwardError::NoTarget(NoTarget::Refused(_)) => {
             (S::FORBIDDEN, Kind::HttpRequestDenied, Stage::Policy)
         }
-        ForwardError::NoTarget(NoTarget::Resolve(error)) if error.is_timeout() => {
-            (S::GATEWAY_TIMEOUT, Kind::DnsTimeout, Stage::Resolve)
-        }
-        ForwardError::NoTarget(NoTarget::Resolve(_)) => {
-            (S::SERVICE_UNAVAILABLE, Kind::DnsError, Stage::Resolve)
-        }
+        ForwardError::NoTarget(NoTarget::Resolve(error)) => classify_resolve(error),
         ForwardError::NoTarget(NoTarget::Pending(_)) => {
             (S::GATEWAY_TIMEOUT, Kind::DnsTimeout, Stage::Resolve)
         }
@@ -284,32 +284,65 @@ fn classify_acquire(error: &AcquireError) -> (StatusCode, Kind, Stage) {
             (S::SERVICE_UNAVAILABLE, Kind::ConnectionLimitReached, Stage::Connect)
         }
         AcquireError::Http { .. } => (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Connect),
-        AcquireError::Connect(error) => match &**error {
-            ConnectError::Denied(Denied::OwnListener(_)) => {
-                (S::LOOP_DETECTED, Kind::ProxyLoopDetected, Stage::Policy)
+        AcquireError::Connect(error) => classify_connect(error),
+    }
+}
+
+fn classify_passthrough(error: &PassthroughError) -> (StatusCode, Kind, Stage) {
+    use StatusCode as S;
+    match error {
+        PassthroughError::Refused(_) => (S::FORBIDDEN, Kind::HttpRequestDenied, Stage::Policy),
+        PassthroughError::Resolve(error) => classify_resolve(error),
+        PassthroughError::Connect(error) => classify_connect(error),
+        PassthroughError::Exchange { error, .. } if error.is_user() => {
+            (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request)
+        }
+        PassthroughError::Exchange { error, .. } if error.is_parse() => {
+            (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
+        }
+        PassthroughError::Exchange { .. } => {
+            (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
+        }
+        PassthroughError::UnaskedSwitch(_) => {
+            (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response)
+        }
+    }
+}
+
+fn classify_resolve(error: &ResolveError) -> (StatusCode, Kind, Stage) {
+    if error.is_timeout() {
+        return (StatusCode::GATEWAY_TIMEOUT, Kind::DnsTimeout, Stage::Resolve);
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, Kind::DnsError, Stage::Resolve)
+}
+
+fn classify_connect(error: &ConnectError) -> (StatusCode, Kind, Stage) {
+    use StatusCode as S;
+    match error {
+        ConnectError::Denied(Denied::OwnListener(_)) => {
+            (S::LOOP_DETECTED, Kind::ProxyLoopDetected, Stage::Policy)
+        }
+        ConnectError::Denied(Denied::Class { .. }) => {
+            (S::FORBIDDEN, Kind::DestinationIpProhibited, Stage::Policy)
+        }
+        ConnectError::Timeout { tcp_done, .. } => {
+            let stage = if *tcp_done { Stage::Tls } else { Stage::Connect };
+            (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, stage)
+        }
+        ConnectError::Tcp { source, .. } => match source.kind() {
+            std::io::ErrorKind::ConnectionRefused => {
+                (S::BAD_GATEWAY, Kind::ConnectionRefused, Stage::Connect)
             }
-            ConnectError::Denied(Denied::Class { .. }) => {
-                (S::FORBIDDEN, Kind::DestinationIpProhibited, Stage::Policy)
+            std::io::ErrorKind::TimedOut => {
+                (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, Stage::Connect)
             }
-            ConnectError::Timeout { tcp_done, .. } => {
-                let stage = if *tcp_done { Stage::Tls } else { Stage::Connect };
-                (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, stage)
+            // A reset right behind the accept: whether TCP or TLS meets it is a race.
+            std::io::ErrorKind::ConnectionReset => {
+                (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Connect)
             }
-            ConnectError::Tcp { source, .. } => match source.kind() {
-                std::io::ErrorKind::ConnectionRefused => {
-                    (S::BAD_GATEWAY, Kind::ConnectionRefused, Stage::Connect)
-                }
-                std::io::ErrorKind::TimedOut => {
-                    (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, Stage::Connect)
-                }
-                // A reset right behind the accept: whether TCP or TLS meets it is a race.
-                std::io::ErrorKind::ConnectionReset => {
-                    (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Connect)
-                }
-                _ => (S::SERVICE_UNAVAILABLE, Kind::DestinationUnavailable, Stage::Connect),
-            },
-            ConnectError::Tls { source, .. } => classify_tls(source),
+            _ => (S::SERVICE_UNAVAILABLE, Kind::DestinationUnavailable, Stage::Connect),
         },
+        ConnectError::Tls { source, .. } => classify_tls(source),
     }
 }
 
@@ -325,7 +358,7 @@ fn classify_tls(error: &TlsError) -> (StatusCode, Kind, Stage) {
 fn title(kind: Kind) -> &'static str {
     match kind {
         Kind::DnsTimeout => "DNS did not answer in time",
-        Kind::DnsError => "The alias cannot be resolved",
+        Kind::DnsError => "The name cannot be resolved",
         Kind::DestinationNotFound => "No alias answers to this Host",
         Kind::DestinationUnavailable => "The target cannot be reached",
         Kind::DestinationIpProhibited => "The target's address is not allowed",
@@ -341,7 +374,7 @@ fn title(kind: Kind) -> &'static str {
         Kind::HttpResponseTimeout => "The target did not answer in time",
         Kind::HttpUpgradeFailed => "The upgrade failed",
         Kind::HttpProtocolError => "The target does not speak proper HTTP",
-        Kind::ProxyLoopDetected => "The alias leads back to this proxy",
+        Kind::ProxyLoopDetected => "The way leads back to this proxy",
         Kind::ProxyInternalError => "Internal error",
     }
 }
@@ -369,23 +402,15 @@ fn fix(error: &ForwardError) -> Option<String> {
         ForwardError::Acquire { error: AcquireError::ConnectionLimit { .. }, .. } => {
             "raise `pool.max_connections`".into()
         }
-        ForwardError::Acquire { error: AcquireError::Connect(error), .. } => match &**error {
-            ConnectError::Denied(Denied::OwnListener(_)) => {
-                "let the Service, or `target`, lead to another address than the proxy's own".into()
-            }
-            ConnectError::Denied(Denied::Class { endpoint, .. }) => {
-                format!("if it is meant, add {} to `policy.allow_addresses`", endpoint.ip())
-            }
-            ConnectError::Timeout { .. } => {
-                "check that nothing between here and there drops packets (a NetworkPolicy, a \
-                 firewall), or raise `timeouts.connect`"
-                    .into()
-            }
-            ConnectError::Tcp { .. } => {
-                "check that something listens there; `port` sets the target's port".into()
-            }
-            ConnectError::Tls { source, .. } => return source.hint(),
-        },
+        ForwardError::Acquire { error: AcquireError::Connect(error), .. } => {
+            return fix_connect(error);
+        }
+        ForwardError::Passthrough(PassthroughError::Connect(error)) => return fix_connect(error),
+        ForwardError::Passthrough(PassthroughError::Resolve(error)) => error.fix(),
+        ForwardError::Passthrough(PassthroughError::Refused(_)) => {
+            "make the host an alias, or set `proxy.passthrough: allow`".into()
+        }
+        ForwardError::Destination(error) => return error.fix(),
         ForwardError::Exchange { tls: Some(error), .. } => return error.hint(),
         ForwardError::Moved { .. } => {
             "send the request again; `on_change` and `drain` say how long open connections have \
@@ -394,6 +419,27 @@ fn fix(error: &ForwardError) -> Option<String> {
         }
         ForwardError::ResponseTimeout { .. } => "raise `timeouts.response`".into(),
         _ => return None,
+    };
+    Some(fix)
+}
+
+fn fix_connect(error: &ConnectError) -> Option<String> {
+    let fix = match error {
+        ConnectError::Denied(Denied::OwnListener(_)) => {
+            "let the Service, or `target`, lead to another address than the proxy's own".into()
+        }
+        ConnectError::Denied(Denied::Class { endpoint, .. }) => {
+            format!("if it is meant, add {} to `policy.allow_addresses`", endpoint.ip())
+        }
+        ConnectError::Timeout { .. } => {
+            "check that nothing between here and there drops packets (a NetworkPolicy, a \
+                 firewall), or raise `timeouts.connect`"
+                .into()
+        }
+        ConnectError::Tcp { .. } => {
+            "check that something listens there; `port` sets the target's port".into()
+        }
+        ConnectError::Tls { source, .. } => return source.hint(),
     };
     Some(fix)
 }

@@ -38,6 +38,8 @@ pub enum Place {
     Target,
     /// A later name of the chain.
     Chain,
+    /// A client of the forward proxy.
+    Client,
 }
 
 impl ResolveError {
@@ -127,6 +129,9 @@ fn lookup_fix(name: &str, place: Place, failure: &Failure) -> &'static str {
             "correct the alias' `name:`, or say where it leads in `target:`"
         }
         (Failure::NxDomain | Failure::NoData, Place::Target) => "correct `target:`",
+        (Failure::NxDomain | Failure::NoData | Failure::Unaskable(_), Place::Client) => {
+            "correct the host in the request, or make it an alias with a `target:`"
+        }
         (Failure::NxDomain | Failure::NoData, Place::Chain) => {
             "correct the Service's `externalName` or the CNAME record that leads there, or name the target in `target:`"
         }

@@ -71,6 +71,15 @@ pub struct Round {
 }
 
 impl Round {
+    /// The addresses of both families. Where there are none, the error is the one that time may mend, if either is.
+    pub fn into_addresses(self) -> Result<Vec<IpAddr>, ResolveError> {
+        match (self.v4, self.v6) {
+            (Ok(v4), Ok(v6)) => Ok([v4.addresses(), v6.addresses()].concat()),
+            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one.addresses().to_vec()),
+            (Err(v4), Err(v6)) => Err(if v4.is_denial() { v6 } else { v4 }),
+        }
+    }
+
     /// For a target in digits: they are the whole answer, whichever family is asked.
     pub fn of_ip(ip: IpAddr) -> Round {
         Round { v4: Ok(Chain::of_ip(ip)), v6: Ok(Chain::of_ip(ip)) }

@@ -78,6 +78,18 @@ pub fn absolute(alias: &str, namespace: &str, domain: &str) -> String {
     }
 }
 
+/// The name to ask for, for a host that is no alias, and another where DNS does not know the first: as it stands, or
+/// as the Service that it is in a pod.
+pub fn candidates(host: &str, namespace: &str, domain: &str) -> (String, Option<String>) {
+    let name = fold(host);
+    let service = absolute(&name, namespace, domain);
+    // `payments.prod` is a Service of another namespace only if the internet knows no such name.
+    if name.split('.').count() == 2 && !name.ends_with(".svc") && service != name {
+        return (name, Some(service));
+    }
+    (service, None)
+}
+
 /// Every form in which an application may write the alias, the shortest first: what routing answers to.
 pub fn forms(alias: &str, namespace: &str, domain: &str) -> Vec<String> {
     let full = absolute(alias, namespace, domain);

@@ -5,13 +5,13 @@ use super::{
     error::Place,
     lookup::{Client, Round},
     memory::{Memory, Outlook},
-    names::{Environment, NameError, in_domain, normalise},
+    names::{Environment, NameError, candidates, in_domain, normalise},
     report::Report,
 };
 use crate::config::{self, TargetHost};
 use parking_lot::Mutex;
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -76,6 +76,25 @@ impl Resolver {
         let (round, cluster_domain) = self.ask(question).await;
         memory.absorb(round, &cluster_domain, Instant::now());
         memory.state().clone()
+    }
+
+    /// The addresses of a host that is no alias, in order: asked for now, and kept by nobody.
+    pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, ResolveError> {
+        // RFC 6761 §6.3.
+        if host == "localhost" || host.ends_with(".localhost") {
+            return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+        }
+        let environment = self.environment();
+        let client = self.client(&environment.servers);
+        let (first, second) = candidates(host, &environment.namespace, &environment.cluster_domain);
+        let answer = client.both(&first, Place::Client).await.into_addresses();
+        match (answer, second) {
+            (Err(error), Some(second)) if error.is_denial() => {
+                let answer = client.both(&second, Place::Client).await.into_addresses();
+                answer.map_err(|_| error)
+            }
+            (answer, _) => answer,
+        }
     }
 
     /// One round, and the cluster domain that it is to be judged by.

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use ::http::StatusCode;
+use ::http::{Method, StatusCode};
 use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
@@ -247,10 +247,11 @@ pub struct Served {
 }
 
 impl Served {
-    /// A switch of protocols hands the stream over for good: then no turn follows.
-    pub fn new(status: StatusCode, body: Body, turn: &Arc<Turn>) -> Self {
-        let turn = (status != StatusCode::SWITCHING_PROTOCOLS).then(|| turn.clone());
-        Self { body, turn }
+    /// A switch of protocols or a tunnel hands the stream over for good: then no turn follows.
+    pub fn new(method: &Method, status: StatusCode, body: Body, turn: &Arc<Turn>) -> Self {
+        let switch = status == StatusCode::SWITCHING_PROTOCOLS;
+        let hands_over = switch || method == Method::CONNECT && status.is_success();
+        Self { body, turn: (!hands_over).then(|| turn.clone()) }
     }
 }
 

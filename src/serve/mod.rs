@@ -1,6 +1,7 @@
 //! One connection from an application: detected, then served request by request.
 
 mod downstream;
+mod proxy;
 mod socket;
 
 use std::{
@@ -8,7 +9,7 @@ use std::{
 };
 
 use ::http::{Request, Response};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use hyper::{
     body::Incoming,
@@ -21,6 +22,8 @@ use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
+
+pub use proxy::ForwardProxy;
 
 use downstream::{Downstream, Served, Turn};
 use socket::{Prefixed, Socket, linger};
@@ -49,10 +52,22 @@ pub struct Server {
     pub routes: ArcSwap<Routes>,
     /// The listeners' settings.
     pub settings: ArcSwap<config::Listener>,
+    /// The forward proxy, where there is one.
+    pub proxy: ArcSwapOption<ForwardProxy>,
     /// For those who speak TLS.
     pub tls: ServerTls,
     /// The end.
     pub drain: Drain,
+}
+
+/// Who is served, and where it came in.
+#[derive(Clone, Copy)]
+struct Client {
+    /// As configured. Inside of a tunnel, the alias'.
+    listener: SocketAddr,
+    peer: SocketAddr,
+    local: SocketAddr,
+    worker: usize,
 }
 
 impl Server {
@@ -83,45 +98,62 @@ impl Server {
         };
         let stream = Arc::new(stream);
         let socket = Prefixed::new(prefix, Socket::new(stream.clone()));
-        let arrival = |protocol, server_name| {
-            self.arrival(listener, peer, local, worker, protocol, server_name)
-        };
-        let end = match protocol {
-            Protocol::Http1 => self.http1(socket, arrival("http/1.1", None), &settings).await,
-            Protocol::Http2 => self.http2(socket, arrival("h2", None), &settings).await,
-            Protocol::Tls => match self.accept(socket, peer, listener, deadline).await {
-                Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
-                    let arrival = arrival("h2", Some(server_name));
-                    match preface(stream, deadline).await {
-                        Some(stream) => self.http2(stream, arrival, &settings).await,
-                        None => End::Done,
-                    }
-                }
-                Some(Accepted { stream, server_name, .. }) => {
-                    let arrival = arrival("http/1.1", Some(server_name));
-                    self.http1(stream, arrival, &settings).await
-                }
-                None => {
-                    drop(self.counted(listener, "none", true));
-                    End::Refused
-                }
-            },
+        let client = Client { listener, peer, local, worker };
+        let proxy = self.proxy.load_full().filter(|proxy| proxy.listen == listener);
+        let end = match proxy {
+            // Whatever it speaks: HTTP/1 is where it is told that nothing else is spoken here.
+            Some(proxy) => self.proxied(&proxy, socket, client, &settings).await,
+            None => self.speak(protocol, socket, client, deadline, &settings).await,
         };
         if end == End::Refused {
             linger(&stream).await;
         }
     }
 
+    /// Serves what was detected.
+    async fn speak<S>(
+        self: &Arc<Self>,
+        protocol: Protocol,
+        stream: S,
+        client: Client,
+        deadline: Instant,
+        settings: &config::Listener,
+    ) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let arrival = |protocol, server_name| self.arrival(client, protocol, server_name);
+        match protocol {
+            Protocol::Http1 => self.requests(stream, arrival("http/1.1", None), settings).await,
+            Protocol::Http2 => self.http2(stream, arrival("h2", None), settings).await,
+            Protocol::Tls => match self.accept(stream, client, deadline).await {
+                Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
+                    let arrival = arrival("h2", Some(server_name));
+                    match preface(stream, deadline).await {
+                        Some(stream) => self.http2(stream, arrival, settings).await,
+                        None => End::Done,
+                    }
+                }
+                Some(Accepted { stream, server_name, .. }) => {
+                    let arrival = arrival("http/1.1", Some(server_name));
+                    self.requests(stream, arrival, settings).await
+                }
+                None => {
+                    drop(self.counted(client.listener, "none", true));
+                    End::Refused
+                }
+            },
+        }
+    }
+
     /// What the connection says of its requests. Counts it for as long as the value lives.
     fn arrival(
         &self,
-        listener: SocketAddr,
-        peer: SocketAddr,
-        local: SocketAddr,
-        worker: usize,
+        client: Client,
         protocol: &'static str,
         server_name: Option<String>,
     ) -> Arrival {
+        let Client { listener, peer, local, worker } = client;
         let tls = server_name.is_some();
         let connection = Some(self.counted(listener, protocol, tls));
         let scheme = if tls { "https" } else { "http" };
@@ -144,13 +176,11 @@ impl Server {
     }
 
     /// Shakes hands with an application that speaks TLS; `None` where that fails.
-    async fn accept(
-        &self,
-        stream: Prefixed<Socket>,
-        peer: SocketAddr,
-        listener: SocketAddr,
-        deadline: Instant,
-    ) -> Option<Accepted<Prefixed<Socket>>> {
+    async fn accept<S>(&self, stream: S, client: Client, deadline: Instant) -> Option<Accepted<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Client { listener, peer, .. } = client;
         let routes = self.routes.load_full();
         let served = |name: &str| routes.serves(listener, name);
         let handshake = self.tls.accept(stream, served, || routes.names(listener));
@@ -172,16 +202,34 @@ impl Server {
         }
     }
 
-    async fn http1<S>(&self, stream: S, arrival: Arrival, settings: &config::Listener) -> End
+    /// HTTP/1 requests for the listener's aliases.
+    async fn requests<S>(&self, stream: S, arrival: Arrival, settings: &config::Listener) -> End
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let answer = |request| self.respond(request, &arrival);
+        self.http1(stream, &arrival, settings, answer).await
+    }
+
+    async fn http1<S, A, F>(
+        &self,
+        stream: S,
+        arrival: &Arrival,
+        settings: &config::Listener,
+        answer: A,
+    ) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Response<forward::Body>>,
+    {
         let turn = Turn::new();
         let io = Downstream::new(stream, turn.clone(), settings.header_timeout);
-        let service = service_fn(|request| async {
+        let service = service_fn(|request: Request<Incoming>| async {
             turn.serve();
-            let (head, body) = self.respond(request, &arrival).await.into_parts();
-            let body = Served::new(head.status, body, &turn);
+            let method = request.method().clone();
+            let (head, body) = answer(request).await.into_parts();
+            let body = Served::new(&method, head.status, body, &turn);
             Ok::<_, Infallible>(Response::from_parts(head, body))
         });
         let connection = http1::Builder::new()
@@ -202,7 +250,7 @@ impl Server {
                 }
             }
         };
-        explain(result, &arrival);
+        explain(result, arrival);
         if turn.was_refused() { End::Refused } else { End::Done }
     }
 

@@ -225,6 +225,11 @@ impl Authority {
         bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
     }
 
+    /// The root.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
     /// The root as PEM.
     pub fn root_pem(&self) -> String {
         pem(&self.root)

@@ -14,6 +14,7 @@ pub mod source;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod truststore;
 mod verify;
 
 pub use client::{Alpn, ClientTls, Handshake, Negotiated, handshake, server_name};

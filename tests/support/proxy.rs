@@ -141,10 +141,22 @@ impl Proxy {
         let bound = |state: &State| {
             state.bound.iter().find_map(|bound| match bound {
                 Bound::Admin(address) => Some(*address),
-                Bound::Alias(..) => None,
+                Bound::Alias(..) | Bound::Forward(_) => None,
             })
         };
         bound(&self.until("the admin listener", |state| bound(state).is_some()).await).unwrap()
+    }
+
+    /// Where the forward proxy listens: the latest address, if there were several.
+    pub async fn forward_proxy(&self) -> SocketAddr {
+        let bound = |state: &State| {
+            state.bound.iter().rev().find_map(|bound| match bound {
+                Bound::Forward(address) => Some(*address),
+                Bound::Alias(..) | Bound::Admin(_) => None,
+            })
+        };
+        let state = self.until("the forward proxy's listener", |state| bound(state).is_some());
+        bound(&state.await).unwrap()
     }
 
     /// Waits until every listener is bound.
@@ -257,6 +269,8 @@ pub enum Bound {
     Alias(String, SocketAddr),
     /// The admin listener.
     Admin(SocketAddr),
+    /// The forward proxy.
+    Forward(SocketAddr),
 }
 
 impl State {
@@ -281,7 +295,8 @@ impl State {
 }
 
 impl Bound {
-    /// `listening` with `address` and `alias`, or `admin listening` with `address`: as JSON (the
+    /// `listening` with `address` and `alias`, or `admin listening` or `forward proxy listening`
+    /// with `address`: as JSON (the
     /// default where stderr is no terminal), or as text.
     pub fn parse(line: &str) -> Option<Self> {
         match serde_json::from_str::<Value>(line) {
@@ -293,6 +308,7 @@ impl Bound {
                         Some(Self::Alias(fields.get("alias")?.as_str()?.to_owned(), address))
                     }
                     "admin listening" => Some(Self::Admin(address)),
+                    "forward proxy listening" => Some(Self::Forward(address)),
                     _ => None,
                 }
             }
@@ -305,6 +321,8 @@ impl Bound {
                 let address = value(" address=")?.parse().ok()?;
                 if line.contains("admin listening ") {
                     Some(Self::Admin(address))
+                } else if line.contains("forward proxy listening ") {
+                    Some(Self::Forward(address))
                 } else if line.contains("listening ") {
                     Some(Self::Alias(value(" alias=")?.to_owned(), address))
                 } else {

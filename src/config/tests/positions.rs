@@ -286,15 +286,13 @@ aliases:
     protocol: tcp
     health: {active: {path: /healthz}}
     limits: {queue: 1}
-proxy: {listen: 3128}
 kubernetes: {watch: true}
 ",
         &[
             "t.yaml:4:15: aliases[0].protocol: `protocol` is not available in this version; leave it out",
             "t.yaml:5:22: aliases[0].health.active: `health.active` is not available in this version; leave it out",
             "t.yaml:6:21: aliases[0].limits.queue: `limits.queue` is not available in this version; leave it out",
-            "t.yaml:7:17: proxy.listen: `proxy.listen` is not available in this version; leave it out",
-            "t.yaml:8:21: kubernetes.watch: `kubernetes.watch` is not available in this version; leave it out",
+            "t.yaml:7:21: kubernetes.watch: `kubernetes.watch` is not available in this version; leave it out",
         ],
     );
 }

@@ -8,12 +8,13 @@ use std::{
 
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
+use crate::demo::authority::LeafOptions;
 
 #[tokio::test]
 async fn the_story_holds_with_a_proxy_that_does_its_part() {
@@ -30,6 +31,7 @@ async fn the_story_holds_with_a_proxy_that_does_its_part() {
         "the certificate's only name   httpbin.org",
         "SNI   httpbin.org\n",
         "  127.0.0.11   ##########",
+        "ok  https://webscaler-manual is answered, and both certificates are verified",
         "ok  40 of 40 were answered",
     ] {
         assert!(page.contains(part), "{part:?} is not in\n{page}");
@@ -65,10 +67,12 @@ async fn the_story_does_not_hold_where_nobody_listens() {
     let nobody = listener.local_addr().unwrap();
     drop(listener);
     let mut page = Page::plain(Vec::new());
-    let story = tell(&world, nobody, &mut page).await.unwrap();
+    let roots = world.authority().roots();
+    let nobody = Proxy { alias: nobody, forward: nobody, roots };
+    let story = tell(&world, &nobody, &mut page).await.unwrap();
 
     assert!(!story.held());
-    assert_eq!(story.failures().count(), 4, "{story:?}");
+    assert_eq!(story.failures().count(), 5, "{story:?}");
     let page = String::from_utf8(page.into_inner()).unwrap();
     assert!(page.contains("curl: (7) Failed to connect"), "{page}");
 }
@@ -99,7 +103,12 @@ struct StandIn {
 
 async fn told(world: &World, stand_in: StandIn) -> (Story, String) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let proxy = listener.local_addr().unwrap();
+    let alias = listener.local_addr().unwrap();
+    let forward_listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let forward = forward_listener.local_addr().unwrap();
+    let leaf = world.authority().issue(&[ALIAS], &[], LeafOptions::default()).unwrap();
+    let acceptor = TlsAcceptor::from(leaf.server_config(&["http/1.1"]).unwrap());
+    let proxy = Proxy { alias, forward, roots: world.authority().roots() };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -111,31 +120,60 @@ async fn told(world: &World, stand_in: StandIn) -> (Story, String) {
     let mut connections = JoinSet::new();
     let accepting = async {
         loop {
-            let (tcp, _) = listener.accept().await.unwrap();
+            let (tcp, tunnelled) = tokio::select! {
+                accepted = listener.accept() => (accepted.unwrap().0, false),
+                accepted = forward_listener.accept() => (accepted.unwrap().0, true),
+            };
             let turn = next.fetch_add(1, Ordering::Relaxed);
             let ip = stand_in.addresses[turn % stand_in.addresses.len()];
-            connections.spawn(pass(tcp, (ip, port).into(), tls.clone(), stand_in.host.clone()));
+            let (tls, host) = (tls.clone(), stand_in.host.clone());
+            if tunnelled {
+                connections.spawn(open(tcp, acceptor.clone(), (ip, port).into(), tls, host));
+            } else {
+                connections.spawn(pass(tcp, (ip, port).into(), tls, host));
+            }
         }
     };
 
     let mut page = Page::plain(Vec::new());
     let story = tokio::select! {
-        story = tell(world, proxy, &mut page) => story.unwrap(),
+        story = tell(world, &proxy, &mut page) => story.unwrap(),
         never = accepting => never,
     };
     (story, String::from_utf8(page.into_inner()).unwrap())
 }
 
-async fn pass(mut tcp: TcpStream, origin: SocketAddr, tls: TlsConnector, host: String) {
+/// A forward proxy's part: the tunnel, and TLS in the alias' name inside of it.
+async fn open(
+    mut tcp: TcpStream,
+    acceptor: TlsAcceptor,
+    origin: SocketAddr,
+    tls: TlsConnector,
+    host: String,
+) {
+    let head = read_head(&mut tcp).await;
+    assert!(head.starts_with("CONNECT webscaler-manual:443 HTTP/1.1\r\n"), "{head}");
+    tcp.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+    pass(acceptor.accept(tcp).await.unwrap(), origin, tls, host).await;
+}
+
+async fn read_head<S: AsyncRead + Unpin>(stream: &mut S) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(tcp.read_u8().await.unwrap());
+        head.push(stream.read_u8().await.unwrap());
     }
-    let head = String::from_utf8(head).unwrap().replace(ALIAS, &host);
+    String::from_utf8(head).unwrap()
+}
+
+async fn pass<S>(mut client: S, origin: SocketAddr, tls: TlsConnector, host: String)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let head = read_head(&mut client).await.replace(ALIAS, &host);
     let name = ServerName::try_from(TRUE_NAME).unwrap();
     let upstream = TcpStream::connect(origin).await.unwrap();
     let mut upstream = tls.connect(name, upstream).await.unwrap();
     upstream.write_all(head.as_bytes()).await.unwrap();
     // The client ends the connection, which is an error to one side or none.
-    let _ = copy_bidirectional(&mut tcp, &mut upstream).await;
+    let _ = copy_bidirectional(&mut client, &mut upstream).await;
 }

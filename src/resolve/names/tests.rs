@@ -128,3 +128,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_host_that_is_no_alias_is_asked_for_as_it_stands_and_then_as_a_service() {
+    let of = |host| candidates(host, "prod", "cluster.local");
+    let only = |name: &str| (name.to_owned(), None);
+    assert_eq!(of("payments"), only("payments.prod.svc.cluster.local"));
+    assert_eq!(of("payments.other.svc"), only("payments.other.svc.cluster.local"));
+    let full = "payments.other.svc.cluster.local";
+    assert_eq!(of(full), only(full));
+    assert_eq!(of("www.httpbin.org"), only("www.httpbin.org"));
+    let service = "httpbin.org.svc.cluster.local".to_owned();
+    assert_eq!(of("HttpBin.org"), ("httpbin.org".to_owned(), Some(service)));
+}

@@ -1,0 +1,253 @@
+//! `truename exec`: a command with a private proxy of its own.
+
+mod environment;
+
+use std::{
+    env,
+    ffi::OsString,
+    fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{ExitCode, ExitStatus},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, getpgrp, tcgetpgrp},
+};
+use tokio::{
+    process::{Child, Command},
+    runtime,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{EXIT_INTERNAL, EXIT_USAGE, run};
+use crate::{
+    app::App,
+    command::StartError,
+    config::{self, Config, LogLevel},
+    resolve::names,
+    telemetry,
+    tls::{
+        store::{self, Store, StoreError},
+        truststore::TrustStore,
+    },
+};
+
+/// As shells have it.
+const EXIT_NOT_EXECUTABLE: u8 = 126;
+/// As shells have it.
+const EXIT_NOT_FOUND: u8 = 127;
+/// As shells have it: and the signal's number.
+const EXIT_SIGNAL: i32 = 128;
+
+/// Who started the command is gone with it: nobody is left to wait for.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What is passed on to the command.
+const SIGNALS: [Signal; 6] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
+/// Run a command with a private proxy: proxy and CA variables set; exits with its status
+///
+/// The proxy listens on a free port of 127.0.0.1 for as long as the command runs. Its certificates
+/// are those of an authority that is made for the command, and for the aliases' names only. Java
+/// gets a trust store in `JAVA_TOOL_OPTIONS`; programs that read no variable at all (GnuTLS, as in
+/// Debian's wget) trust it only if told to, as with `--ca-certificate=$SSL_CERT_FILE`. Node obeys
+/// proxy variables from version 22.21 or 24 on.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Exec {
+    /// The aliases: a name that DNS is asked for, or with its target told
+    #[arg(value_name = "ALIAS[=TARGET[:PORT]]")]
+    pub aliases: Vec<String>,
+
+    /// A configuration file: its aliases and settings are used, its listeners are not
+    #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Say nothing about the proxy
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// The command, with its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// Why the command was not run, or its end not seen.
+#[derive(Debug, thiserror::Error)]
+enum ExecError {
+    #[error("{0}")]
+    Config(#[from] run::ConfigError),
+    #[error("{0}")]
+    Start(#[from] StartError),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("the private proxy has no address or no authority")]
+    NoProxy,
+    #[error("cannot run {}: {source}", command.display())]
+    Spawn { command: OsString, source: io::Error },
+    #[error("cannot follow the command: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Exec {
+    /// Runs the command to its end.
+    pub fn run(&self) -> ExitCode {
+        match self.perform() {
+            Ok(status) => ExitCode::from(code(status)),
+            Err(error) => {
+                eprintln!("truename exec: {error}");
+                ExitCode::from(match &error {
+                    ExecError::Config(_) => EXIT_USAGE,
+                    ExecError::Start(StartError::Io(_) | StartError::Ended) => EXIT_INTERNAL,
+                    ExecError::Start(_) => EXIT_USAGE,
+                    ExecError::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                        EXIT_NOT_FOUND
+                    }
+                    ExecError::Spawn { .. } => EXIT_NOT_EXECUTABLE,
+                    ExecError::Store(_) | ExecError::NoProxy | ExecError::Io(_) => EXIT_INTERNAL,
+                })
+            }
+        }
+    }
+
+    fn perform(&self) -> Result<ExitStatus, ExecError> {
+        let folder = Store::temporary()?;
+        let config = self.configuration(folder.directory())?;
+        telemetry::init_log(&config.log);
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            // Before there is a command: a signal that comes early must find its handler.
+            let signals = signals()?;
+            let names = names_of(&config);
+            let app = App::start(config)?;
+            let result = match self.start(&app, &folder, &names) {
+                Ok(child) => attend(child, signals).await.map_err(ExecError::Io),
+                Err(error) => Err(error),
+            };
+            app.shutdown().await;
+            result
+        })
+    }
+
+    /// What the file and the arguments say of aliases and how to reach them; the rest is private.
+    fn configuration(&self, folder: &Path) -> Result<Config, ExecError> {
+        let mut config = run::with_aliases(self.config.as_deref(), &self.aliases)?;
+        for alias in &mut config.aliases {
+            alias.listen.clear();
+        }
+        config.proxy.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        config.admin.listen = None;
+        config.ca.directory = Some(folder.to_owned());
+        config.listener.tls = config::ListenerTls::default();
+        config.shutdown_grace = GRACE;
+        // The terminal is the command's, unless somebody wants to see more.
+        if config.log.level == LogLevel::Info {
+            config.log.level = LogLevel::Error;
+        }
+        config.validate("the command line").map_err(run::ConfigError::from)?;
+        Ok(config)
+    }
+
+    fn start(&self, app: &App, store: &Store, names: &[String]) -> Result<Child, ExecError> {
+        let proxy = app.proxy().ok_or(ExecError::NoProxy)?;
+        let Some(Ok(authority)) = store.read()? else { return Err(ExecError::NoProxy) };
+        let files = environment::ROOTS.into_iter().filter_map(env::var_os).map(PathBuf::from);
+        let trust = TrustStore::with(authority.root(), files);
+        let bundle = store.bundle();
+        store::write(&bundle, 0o644, trust.to_pem().as_bytes())?;
+        let truststore = store.directory().join("roots.jks");
+        store::write(&truststore, 0o644, &trust.to_jks())?;
+        if !self.quiet {
+            let aliases = self.aliases.join(", ");
+            let aliases = if aliases.is_empty() { "the file's aliases" } else { &aliases };
+            eprintln!(
+                "truename exec: proxy http://{proxy} for {aliases}, roots in {}",
+                bundle.display()
+            );
+        }
+
+        let told = environment::Told { proxy, names, bundle: &bundle, truststore: &truststore };
+        let mut words = self.command.iter();
+        let program = words.next().cloned().unwrap_or_default();
+        Command::new(&program)
+            .args(words)
+            .envs(told.variables(|name| env::var_os(name)))
+            .spawn()
+            .map_err(|source| ExecError::Spawn { command: program, source })
+    }
+}
+
+/// Passes signals on until the command ends.
+async fn attend(mut child: Child, mut signals: mpsc::Receiver<Signal>) -> io::Result<ExitStatus> {
+    let pid = child.id().and_then(|pid| pid.try_into().ok()).map(Pid::from_raw);
+    loop {
+        tokio::select! {
+            status = child.wait() => return status,
+            Some(signal) = signals.recv() => {
+                // The terminal gives these to the command, too: twice would be once too often.
+                let from_terminal = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
+                if let Some(pid) = pid
+                    && !(from_terminal && is_in_foreground())
+                {
+                    // It may have ended just now, which the next turn sees.
+                    let _ = kill(pid, signal);
+                }
+            }
+        }
+    }
+}
+
+/// The signals that arrive. One that was ignored when we were started (`nohup`) stays so.
+fn signals() -> io::Result<mpsc::Receiver<Signal>> {
+    let ignored = ignored_signals();
+    let (sender, receiver) = mpsc::channel(SIGNALS.len());
+    for number in SIGNALS {
+        if ignored & (1 << (number as u32 - 1)) != 0 {
+            continue;
+        }
+        let mut arrivals = signal(SignalKind::from_raw(number as i32))?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while arrivals.recv().await.is_some() && sender.send(number).await.is_ok() {}
+        });
+    }
+    Ok(receiver)
+}
+
+/// The mask in `/proc/self/status`: asking the kernel directly takes unsafe code.
+fn ignored_signals() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn is_in_foreground() -> bool {
+    let terminal = fs::File::open("/dev/tty");
+    terminal.is_ok_and(|terminal| tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp()))
+}
+
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or(status.signal().map(|signal| EXIT_SIGNAL + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(EXIT_INTERNAL)
+}
+
+/// All names of all aliases.
+fn names_of(config: &Config) -> Vec<String> {
+    let environment = names::Environment::read(&config.dns, Path::new("/etc/resolv.conf"));
+    let forms = |alias: &config::Alias| {
+        names::forms(&alias.name, &environment.namespace, &environment.cluster_domain)
+    };
+    let aliases = config.aliases.iter();
+    aliases.flat_map(|alias| forms(alias).into_iter().chain(alias.hosts.clone())).collect()
+}

@@ -1,0 +1,362 @@
+//! Hosts that are no alias, through the forward proxy: their bytes pass, and nothing of them is
+//! changed. What guards them is the policy, asked for each address before it is dialled.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicBool},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use http_body::{Body as HttpBody, Frame};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep},
+};
+
+use super::{
+    Body, ForwardError, Problem,
+    destination::Destination,
+    headers,
+    tunnel::{End, tunnel},
+};
+use crate::{
+    body::{BoxError, RequestBody},
+    config::{Alias, Timeouts},
+    connect::{self, AddressPolicy, ConnectError, Connected},
+    drain::Drain,
+    error::ProxyErrorType,
+    resolve::{ResolveError, Resolver},
+    telemetry::Access,
+};
+
+/// How long one address is tried alone before the next is tried beside it (RFC 8305 §5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Of a host with more addresses, the others are not tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// The way to hosts that are no alias.
+pub struct Passthrough {
+    resolver: Arc<Resolver>,
+    policy: Arc<ArcSwap<AddressPolicy>>,
+    timeouts: Timeouts,
+}
+
+/// Why a host that is no alias cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum PassthroughError {
+    /// `proxy.passthrough: deny`.
+    #[error("{0} is no alias, and `proxy.passthrough` is `deny`")]
+    Refused(Destination),
+    /// DNS does not lead to an address.
+    #[error("{}", .0.what())]
+    Resolve(ResolveError),
+    /// Nobody answers, or nobody may be asked.
+    #[error("{0}")]
+    Connect(ConnectError),
+    /// The connection failed while the request or its answer's head was on it.
+    #[error("{endpoint}: {error}")]
+    Exchange {
+        /// With whom.
+        endpoint: SocketAddr,
+        /// What hyper said.
+        error: hyper::Error,
+    },
+    /// The host said `101` to a request without `Upgrade`.
+    #[error("{0} switched protocols, which the request did not ask for")]
+    UnaskedSwitch(SocketAddr),
+}
+
+/// A connection to a host, for a client's tunnel.
+pub struct Tunnel {
+    connected: Connected,
+    record: Record,
+    idle: Duration,
+}
+
+impl Passthrough {
+    /// With the DNS settings and the policy of the aliases, and the time limits of one that says
+    /// nothing of them.
+    pub fn new(resolver: Arc<Resolver>, policy: Arc<ArcSwap<AddressPolicy>>) -> Self {
+        Self { resolver, policy, timeouts: Alias::named("").timeouts }
+    }
+
+    /// Connects, for a CONNECT. The error is the answer to give.
+    pub async fn tunnel(
+        &self,
+        head: &request::Parts,
+        destination: &Destination,
+    ) -> Result<Box<Tunnel>, Response<Body>> {
+        let mut record = Record::begin(head, destination);
+        match self.connect(destination).await {
+            Ok((connected, endpoint)) => {
+                record.status = StatusCode::OK;
+                record.endpoint = Some(endpoint);
+                Ok(Box::new(Tunnel { connected, record, idle: self.timeouts.idle }))
+            }
+            Err(error) => Err(record.failed(error)),
+        }
+    }
+
+    /// Sends a request on as plain HTTP, and gives its answer. Never fails: what goes wrong is
+    /// answered.
+    pub async fn forward(
+        &self,
+        request: Request<RequestBody>,
+        destination: &Destination,
+    ) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let mut record = Record::begin(&head, destination);
+        record.request = body.handle();
+        match self.exchange(head, body, destination, &mut record).await {
+            Ok(response) => {
+                record.status = response.status();
+                let idle = self.timeouts.idle;
+                response.map(|incoming| Body::passing(Passing::new(incoming, record, idle)))
+            }
+            Err(error) => record.failed(error),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        mut head: request::Parts,
+        body: RequestBody,
+        destination: &Destination,
+        record: &mut Record,
+    ) -> Result<Response<Incoming>, ForwardError> {
+        headers::strip_request(&mut head.headers, false);
+        headers::strip_proxy(&mut head.headers);
+        let host = destination.http_host();
+        let host =
+            HeaderValue::try_from(&host).map_err(|_| headers::BadRequest::InvalidHost(host))?;
+        let streams = !body.is_end_stream();
+        headers::address(&mut head, "http", &host, false, streams)?;
+        let mut request = Request::from_parts(head, body);
+        if streams && headers::expects_continue(request.headers()) {
+            super::http::hold_until_continue(&mut request);
+        }
+
+        let (connected, endpoint) = self.connect(destination).await?;
+        record.endpoint = Some(endpoint);
+        let sent = Instant::now();
+        let failed = |error| PassthroughError::Exchange { endpoint, error };
+        let (mut sender, connection) = http1::Builder::new()
+            .preserve_header_case(true)
+            .handshake(TokioIo::new(connected.io))
+            .await
+            .map_err(failed)?;
+        // Ends with the answer, or with who waits for it. Like an alias' requests, it may take
+        // its time to begin: `timeouts.response` is off.
+        tokio::spawn(connection);
+        let mut response = sender.send_request(request).await.map_err(failed)?;
+        record.upstream_time = Some(sent.elapsed());
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(PassthroughError::UnaskedSwitch(endpoint).into());
+        }
+        headers::strip_response(response.headers_mut(), false);
+        *response.version_mut() = Version::HTTP_11;
+        Ok(response)
+    }
+
+    async fn connect(
+        &self,
+        destination: &Destination,
+    ) -> Result<(Connected, SocketAddr), PassthroughError> {
+        let addresses = match destination.ip() {
+            Some(ip) => vec![ip],
+            None => {
+                let addresses = self.resolver.addresses(destination.host()).await;
+                addresses.map_err(PassthroughError::Resolve)?
+            }
+        };
+        let policy = self.policy.load_full();
+        let limit = self.timeouts.connect;
+        let up = AtomicBool::new(false);
+        let dial = |endpoint| {
+            let (policy, up) = (&policy, &up);
+            async move {
+                let connected = connect::connect(endpoint, None, policy, limit, up).await;
+                connected.map(|connected| (connected, endpoint))
+            }
+        };
+        let endpoints = addresses.iter().take(MAX_ADDRESSES);
+        let mut waiting = endpoints.map(|ip| SocketAddr::new(*ip, destination.port()));
+        let mut dials = FuturesUnordered::new();
+        let mut first_error = None;
+        loop {
+            if let Some(endpoint) = waiting.next() {
+                dials.push(dial(endpoint));
+            }
+            let more = waiting.len() > 0;
+            tokio::select! {
+                Some(result) = dials.next() => match result {
+                    Ok(connected) => return Ok(connected),
+                    Err(error) if first_error.is_none() => first_error = Some(error),
+                    Err(_) => {}
+                },
+                () = sleep(HEAD_START), if more => {}
+                else => break,
+            }
+        }
+        // DNS gives no empty answer: there was an address to fail at.
+        let nobody = || ConnectError::Tcp {
+            endpoint: SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), destination.port()),
+            source: std::io::ErrorKind::AddrNotAvailable.into(),
+        };
+        Err(PassthroughError::Connect(first_error.unwrap_or_else(nobody)))
+    }
+}
+
+impl PassthroughError {
+    /// Who was dialled, or was not.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Refused(_) | Self::Resolve(_) => None,
+            Self::Connect(error) => error.endpoint(),
+            Self::Exchange { endpoint, .. } | Self::UnaskedSwitch(endpoint) => Some(*endpoint),
+        }
+    }
+}
+
+impl Tunnel {
+    /// Carries bytes both ways until both sides are done, nothing has moved for long, or the
+    /// proxy stops.
+    pub async fn run<D: AsyncRead + AsyncWrite>(mut self, client: D, drain: &Drain) {
+        let carried = tunnel(client, self.connected.io, self.idle, drain.stopped()).await;
+        self.record.bytes_in = carried.bytes_in;
+        self.record.bytes_out = carried.bytes_out;
+        match carried.end {
+            End::Closed | End::Killed => {}
+            End::Broken(error) => tracing::debug!(%error, "a tunnel broke"),
+            End::Idle => self.record.error = Some(ProxyErrorType::ConnectionTimeout),
+        }
+    }
+}
+
+/// One request or tunnel as the access log sees it. Written down when it drops.
+struct Record {
+    started: Instant,
+    method: Method,
+    /// Only where an access log is written: a URL without its query, or a tunnel's end.
+    path: Option<Box<str>>,
+    trace_id: Option<Box<str>>,
+    status: StatusCode,
+    error: Option<ProxyErrorType>,
+    endpoint: Option<SocketAddr>,
+    upstream_time: Option<Duration>,
+    request: RequestBody,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl Record {
+    fn begin(head: &request::Parts, destination: &Destination) -> Self {
+        let logged = tracing::enabled!(target: "access", tracing::Level::INFO);
+        let path = || match head.method {
+            Method::CONNECT => destination.to_string().into(),
+            _ => format!("http://{}{}", destination.http_host(), head.uri.path()).into(),
+        };
+        Self {
+            started: Instant::now(),
+            method: head.method.clone(),
+            path: logged.then(path),
+            trace_id: logged.then(|| headers::trace_id(&head.headers).map(Into::into)).flatten(),
+            // What a log calls a request whose client left before it was answered.
+            status: StatusCode::from_u16(499).unwrap_or_default(),
+            error: None,
+            endpoint: None,
+            upstream_time: None,
+            request: RequestBody::empty(),
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    fn failed(mut self, error: impl Into<ForwardError>) -> Response<Body> {
+        let error = error.into();
+        let problem = Problem::new(&error, None);
+        self.status = problem.status();
+        self.error = Some(problem.error());
+        self.endpoint = error.endpoint();
+        tracing::info!(
+            stage = problem.stage().as_str(),
+            error = problem.error().as_str(),
+            fix = problem.fix(),
+            "{}",
+            problem.detail(),
+        );
+        problem.into_response()
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let Some(path) = &self.path else { return };
+        Access {
+            alias: "",
+            true_name: "",
+            endpoint: self.endpoint,
+            protocol: "http/1.1",
+            method: self.method.as_str(),
+            path,
+            status: self.status.as_u16(),
+            error: self.error.map_or("", ProxyErrorType::as_str),
+            bytes_in: self.bytes_in + self.request.bytes(),
+            bytes_out: self.bytes_out,
+            duration: self.started.elapsed(),
+            upstream: self.upstream_time,
+            retries: 0,
+            reused: false,
+            tls_version: "",
+            trace_id: self.trace_id.as_deref().unwrap_or(""),
+        }
+        .log();
+    }
+}
+
+/// The body of a host's answer, on its way to the client.
+pub(super) struct Passing {
+    /// The answer's.
+    pub(super) incoming: Incoming,
+    record: Record,
+    idle: Duration,
+    /// Set while nothing comes.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Passing {
+    fn new(incoming: Incoming, record: Record, idle: Duration) -> Self {
+        Self { incoming, record, idle, timer: None }
+    }
+
+    /// As a body has it.
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            let idle = self.idle;
+            ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));
+            self.record.error = Some(ProxyErrorType::HttpResponseTimeout);
+            return Poll::Ready(Some(Err(format!("nothing came for {idle:?}").into())));
+        };
+        self.timer = None;
+        match &frame {
+            Some(Ok(frame)) => {
+                self.record.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
+            }
+            Some(Err(_)) => self.record.error = Some(ProxyErrorType::HttpResponseIncomplete),
+            None => {}
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+}

@@ -1,0 +1,150 @@
+//! The forward proxy: whoever is told to use one says whom it wants, and an alias among those is
+//! served as on its own listener.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use ::http::{Method, Request, Response};
+use bytes::Bytes;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
+
+use super::{Client, End, Server};
+use crate::{
+    body::RequestBody,
+    config,
+    detect::detect_stream,
+    forward::{self, Arrival, Passthrough, PassthroughError, Tunnel, destination::Destination},
+    route::Routes,
+    upstream::Upstream,
+};
+
+/// The forward proxy, as configured.
+pub struct ForwardProxy {
+    /// The address that it listens on.
+    pub listen: SocketAddr,
+    /// The way to hosts that are no alias; `None` where they are refused.
+    pub passthrough: Option<Passthrough>,
+}
+
+/// What follows a CONNECT on its connection.
+enum Onward {
+    /// The alias, as if on its listener.
+    Alias(Arc<Upstream>),
+    /// Somebody else's bytes.
+    Host(Box<Tunnel>),
+}
+
+/// Where a CONNECT that is answered with 200 leaves what follows. The client's side of it is
+/// ready once the answer is written.
+type Handover = Mutex<Option<(OnUpgrade, Onward)>>;
+
+impl Server {
+    /// Serves a connection to the forward proxy: request by request, and then what a CONNECT
+    /// made of it. HTTP/1.1 in the clear is all that it speaks.
+    pub(super) async fn proxied<S>(
+        self: &Arc<Self>,
+        proxy: &ForwardProxy,
+        stream: S,
+        client: Client,
+        settings: &config::Listener,
+    ) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let handover = Handover::default();
+        let arrival = self.arrival(client, "http/1.1", None);
+        let end = {
+            let answer = |request| self.answer(proxy, request, &arrival, &handover);
+            self.http1(stream, &arrival, settings, answer).await
+        };
+        let Some((upgrade, onward)) = handover.into_inner() else { return end };
+        let tunnel = match upgrade.await {
+            Ok(upgraded) => TokioIo::new(upgraded),
+            Err(error) => {
+                tracing::debug!(peer = %client.peer, %error, "a CONNECT came to nothing");
+                return End::Done;
+            }
+        };
+        match onward {
+            Onward::Host(host) => host.run(tunnel, &self.drain).await,
+            Onward::Alias(alias) => {
+                let client = Client { listener: Routes::entrance(&alias), ..client };
+                self.inside(tunnel, client, settings).await;
+            }
+        }
+        End::Done
+    }
+
+    async fn answer(
+        &self,
+        proxy: &ForwardProxy,
+        mut request: Request<Incoming>,
+        arrival: &Arrival,
+        handover: &Handover,
+    ) -> Response<forward::Body> {
+        let started = Instant::now();
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (mut head, body) = request.into_parts();
+        let destination = match Destination::of(&head) {
+            Ok(destination) => destination,
+            Err(error) => return forward::refuse(&head, &error.into(), arrival, started),
+        };
+        let connects = head.method == Method::CONNECT;
+        let alias = self.routes.load().alias(destination.host()).cloned();
+        let onward = match (alias, &proxy.passthrough) {
+            (Some(alias), _) if connects => Onward::Alias(alias),
+            (Some(alias), _) => {
+                if let Some(connection) = &arrival.connection {
+                    connection.belongs_to(&alias.config().name);
+                }
+                forward::headers::strip_proxy(&mut head.headers);
+                let request = Request::from_parts(head, RequestBody::incoming(body));
+                return forward::forward(request, &alias, arrival).await;
+            }
+            (None, None) => {
+                let error = PassthroughError::Refused(destination).into();
+                return forward::refuse(&head, &error, arrival, started);
+            }
+            (None, Some(passthrough)) if connects => {
+                match passthrough.tunnel(&head, &destination).await {
+                    Ok(tunnel) => Onward::Host(tunnel),
+                    Err(refusal) => return refusal,
+                }
+            }
+            (None, Some(passthrough)) => {
+                let request = Request::from_parts(head, RequestBody::incoming(body));
+                return passthrough.forward(request, &destination).await;
+            }
+        };
+        *handover.lock() = Some((upgrade, onward));
+        Response::new(forward::Body::whole(Bytes::new()))
+    }
+
+    /// The inside of a tunnel to an alias: as a connection to the alias' listener.
+    async fn inside<S>(self: &Arc<Self>, mut stream: S, client: Client, settings: &config::Listener)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let deadline = Instant::now() + settings.header_timeout;
+        let detected = tokio::select! {
+            detected = detect_stream(&mut stream, deadline) => detected,
+            () = self.drain.stopped().cancelled_owned() => return,
+        };
+        match detected {
+            Ok((protocol, prefix)) => {
+                let (read, write) = tokio::io::split(stream);
+                let read = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(prefix), read);
+                let stream = tokio::io::join(read, write);
+                self.speak(protocol, stream, client, deadline, settings).await;
+            }
+            Err(error) => {
+                tracing::debug!(peer = %client.peer, %error, "a tunnel was given up");
+            }
+        }
+    }
+}
