@@ -81,6 +81,8 @@ async fn a_name_that_flaps_ends_where_dns_ends() {
     let proxy = Proxy::start(&scene.restless_yaml("")).await;
     let address = proxy.address(ALIAS).await;
 
+    assert_eq!(client::get(address, ALIAS, "/").await.text(), TRUE_NAME);
+
     // Requests all the while; none may fail, or reach one origin by the other's name.
     let over = Arc::new(AtomicBool::new(false));
     let load = tokio::spawn({
@@ -103,6 +105,10 @@ async fn a_name_that_flaps_ends_where_dns_ends() {
     }
     over.store(true, Ordering::Relaxed);
     load.await.unwrap();
+    within("an answer from where DNS ended", async {
+        while client::get(address, ALIAS, "/").await.text() != OTHER {}
+    })
+    .await;
     let before = old.seen().requests.len();
     for _ in 0..20 {
         assert_eq!(client::get(address, ALIAS, "/").await.text(), OTHER);
