@@ -6,6 +6,7 @@ pub mod demo;
 pub mod exec;
 pub mod run;
 pub mod schema;
+pub mod wait;
 
 use std::{
     io::{self, Write},
@@ -43,6 +44,7 @@ enum Command {
     },
     /// The whole story on one machine, offline: cluster DNS, TLS upstreams and the proxy
     Demo(demo::Demo),
+    Wait(wait::Wait),
     /// The local certificate authority for applications that speak TLS
     #[command(subcommand)]
     Ca(ca::Ca),
@@ -63,6 +65,7 @@ impl Cli {
             Command::Exec(exec) => exec.run(),
             Command::Check { config } => print(|out| check::run(&config, out)),
             Command::Demo(demo) => demo.run(),
+            Command::Wait(wait) => wait.run(),
             Command::Ca(ca) => print(|out| ca.run(out)),
             Command::Schema => print(|out| schema::run(out).map(|()| 0)),
             Command::Completions { shell } => print(|out| {

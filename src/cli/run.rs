@@ -226,7 +226,8 @@ pub(super) fn with_aliases(
     Ok(config)
 }
 
-fn address(flag: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+/// The address that a flag says.
+pub(super) fn address(flag: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
     listen_address(text).map_err(|source| ConfigError::Flag { flag, source })
 }
 

@@ -1,0 +1,168 @@
+//! `truename wait`: until a running proxy listens; a start-up probe that needs no shell.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    runtime,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE,
+    run::{self, ConfigError},
+};
+use crate::config::{Admin, Config, duration};
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
+/// A proxy that is ready answers at once: one that hangs is asked again on a new connection.
+const TRY_LIMIT: Duration = Duration::from_secs(1);
+/// Also for the last try, though the time be up: what it meets is what is told.
+const TRY_LEAST: Duration = Duration::from_millis(250);
+/// More than any status line of ours.
+const MAX_STATUS_LINE: usize = 256;
+
+/// Block until a running proxy listens; exit 0, or 1 after the timeout
+#[derive(Clone, Debug, clap::Args)]
+pub struct Wait {
+    /// How long, as `250ms`, `30s` or `1m`
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub timeout: Duration,
+
+    /// The proxy's admin listener, instead of what the file says: an address, or a port on 127.0.0.1
+    #[arg(long, value_name = "ADDR", env = "TRUENAME_ADMIN")]
+    pub admin: Option<String>,
+
+    /// The proxy's configuration file
+    #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// Why nobody can be asked.
+#[derive(Debug, thiserror::Error)]
+enum WaitError {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error(
+        "the proxy has no admin listener that could be asked: give it one with `admin.listen` or \
+         --admin ADDR"
+    )]
+    NoAdmin,
+    #[error(
+        "the proxy takes any free port for its admin listener, so that nobody knows which: name one \
+         in `admin.listen` or with --admin ADDR"
+    )]
+    AnyPort,
+}
+
+/// What came of a try that did not find the proxy ready.
+#[derive(Debug, thiserror::Error)]
+enum NotReady {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("no answer within {0:?}")]
+    Silent(Duration),
+    #[error("GET /readyz was answered `{0}`")]
+    Answered(String),
+    #[error("what answers there does not speak HTTP")]
+    NotHttp,
+}
+
+impl Wait {
+    /// Waits, and gives the exit code.
+    pub fn run(&self) -> ExitCode {
+        let admin = match self.address() {
+            Ok(admin) => admin,
+            Err(error) => {
+                eprintln!("truename: {error}");
+                return ExitCode::from(EXIT_USAGE);
+            }
+        };
+        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("truename: cannot start: {error}");
+                return ExitCode::from(EXIT_INTERNAL);
+            }
+        };
+        match runtime.block_on(until_ready(admin, self.timeout)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!(
+                    "truename: no proxy is ready at {admin} after {:?}: {error}; start one with \
+                     `truename run`, or say where its admin listener is with --admin ADDR or \
+                     --config FILE",
+                    self.timeout
+                );
+                ExitCode::from(EXIT_FAILED)
+            }
+        }
+    }
+
+    /// Where to ask: the address is enough, whatever is in the file.
+    fn address(&self) -> Result<SocketAddr, WaitError> {
+        let listen = match (self.admin.as_deref(), self.config.as_deref()) {
+            (Some("none"), _) => None,
+            (Some(admin), _) => Some(run::address("--admin", admin)?),
+            (None, Some(file)) => Config::load(file).map_err(ConfigError::from)?.admin.listen,
+            (None, None) => Admin::default().listen,
+        };
+        let mut admin = listen.ok_or(WaitError::NoAdmin)?;
+        if admin.port() == 0 {
+            return Err(WaitError::AnyPort);
+        }
+        // It listens on every address: on this machine that is loopback.
+        match admin {
+            SocketAddr::V4(v4) if v4.ip().is_unspecified() => {
+                admin.set_ip(Ipv4Addr::LOCALHOST.into());
+            }
+            SocketAddr::V6(v6) if v6.ip().is_unspecified() => {
+                admin.set_ip(Ipv6Addr::LOCALHOST.into());
+            }
+            _ => {}
+        }
+        Ok(admin)
+    }
+}
+
+/// Asks again and again, for so long; then gives what came of the last try.
+async fn until_ready(admin: SocketAddr, patience: Duration) -> Result<(), NotReady> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let limit = deadline.duration_since(Instant::now()).clamp(TRY_LEAST, TRY_LIMIT);
+        let asked = timeout(limit, ask(admin)).await;
+        let Err(error) = asked.unwrap_or(Err(NotReady::Silent(limit))) else { return Ok(()) };
+        if Instant::now() + PAUSE >= deadline {
+            return Err(error);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn ask(admin: SocketAddr) -> Result<(), NotReady> {
+    let mut stream = TcpStream::connect(admin).await?;
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::with_capacity(MAX_STATUS_LINE);
+    let mut answer_part = stream.take(MAX_STATUS_LINE as u64);
+    while !answer.contains(&b'\n') && answer_part.read_buf(&mut answer).await? > 0 {}
+    let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = String::from_utf8_lossy(line);
+    match line.trim_end().split_once(' ') {
+        Some((version, status)) if version.starts_with("HTTP/1.") => {
+            let is_ready = status.split(' ').next() == Some("200");
+            // A terminal's commands are not for a stranger to give.
+            let shown = || status.chars().filter(|c| !c.is_control()).collect();
+            if is_ready { Ok(()) } else { Err(NotReady::Answered(shown())) }
+        }
+        _ => Err(NotReady::NotHttp),
+    }
+}
