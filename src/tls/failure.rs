@@ -104,7 +104,7 @@ impl VerifyFailure {
         match &self.reason {
             Reason::NotValidForName => match self.name_to_try() {
                 Some(name) => format!(
-                    "if this is the right server, set `tls.server_name: {name}`; if not, `{expected}` leads to the wrong place: see `truename explain`"
+                    "if this is the right server, set `tls.server_name: {name}`; if not, `{expected}` leads to the wrong place"
                 ),
                 None => format!(
                     "have a certificate issued with `{expected}` as a subject alternative name, or set `tls.server_name` to a name that it bears"
