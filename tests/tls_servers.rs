@@ -55,7 +55,7 @@ async fn a_server_that_leaves_out_its_intermediates_has_an_unknown_issuer() {
     let (root, config) = chain(1, false);
     let (_scene, _origin, proxy) = behind(config, &root).await;
     let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    let problem: Value = serde_json::from_str(&answer.text()).unwrap();
+    let problem: Value = serde_json::from_str(answer.text()).unwrap();
     assert_eq!(problem["type"], "urn:truename:error:tls_certificate_error");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("intermediate 0"), "the issuer is named: {detail}");
@@ -101,7 +101,7 @@ async fn answer_of(arguments: &[&str]) -> Value {
     .await;
     let proxy = Proxy::start(&scene.yaml("")).await;
     let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    serde_json::from_str(&answer.text()).unwrap()
+    serde_json::from_str(answer.text()).unwrap()
 }
 
 struct Killed(Child);
