@@ -214,7 +214,12 @@ text_form! {
         "rewrite" => Ok(HostHeader::Rewrite),
         "preserve" => Ok(HostHeader::Preserve),
         literal => match literal.parse::<Target>() {
-            Ok(host) => Ok(HostHeader::Literal(host.to_string())),
+            Ok(host) => match host.to_string().as_str() {
+                word @ ("rewrite" | "preserve") => {
+                    Err(format!("`{literal}` is no literal Host: write `{word}`"))
+                }
+                host => Ok(HostHeader::Literal(host.to_owned())),
+            },
             Err(error) => Err(format!("neither `rewrite` nor `preserve`, nor a literal Host: {error}")),
         },
     },

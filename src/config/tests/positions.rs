@@ -308,3 +308,14 @@ fn an_unreadable_value_is_complained_about_once() {
         ],
     );
 }
+
+#[test]
+fn a_word_for_the_host_in_other_letters_is_no_literal_host() {
+    assert_wrong(
+        "version: 1\naliases:\n  - {name: a, host: pReserve}\n  - {name: b, host: rewrite.}\n",
+        &[
+            "t.yaml:3:21: aliases[0].host: `pReserve` is no literal Host: write `preserve`",
+            "t.yaml:4:21: aliases[1].host: `rewrite.` is no literal Host: write `rewrite`",
+        ],
+    );
+}
