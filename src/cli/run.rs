@@ -12,7 +12,7 @@ use metrics::counter;
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::{EXIT_INTERNAL, EXIT_USAGE};
@@ -26,6 +26,10 @@ use crate::{
 /// How often the configuration file is compared: a ConfigMap arrives by a swap of links that file
 /// watches miss from the second time on.
 const FILE_CHECK: Duration = Duration::from_secs(1);
+
+/// How long a file that changed must stay the same before it is read, and how often that is asked.
+const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE_ROUNDS: usize = 10;
 
 /// The proxy
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -161,15 +165,29 @@ impl Run {
                 }
                 _ = checks.tick(), if self.config.is_some() => {
                     // A file that is gone for a moment is being replaced.
-                    if let Some(now) = self.contents()
-                        && seen.as_ref() != Some(&now)
-                    {
+                    let changed = self.contents().is_some_and(|now| seen.as_ref() != Some(&now));
+                    if changed && let Some(now) = self.settled().await {
                         seen = Some(now);
                         let _ = self.reload(&app).await;
                     }
                 }
             }
         }
+    }
+
+    /// The file once it stays the same for a moment: an editor empties it before it writes, and what
+    /// stands between may well be a configuration, too.
+    async fn settled(&self) -> Option<Vec<u8>> {
+        let mut before = self.contents()?;
+        for _ in 0..SETTLE_ROUNDS {
+            sleep(SETTLE).await;
+            let now = self.contents()?;
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+        Some(before)
     }
 
     fn contents(&self) -> Option<Vec<u8>> {
