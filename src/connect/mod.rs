@@ -150,8 +150,7 @@ pub async fn connect(
         return Err(ConnectError::Tcp { endpoint, source });
     }
     set_options(&stream).map_err(|source| ConnectError::Tcp { endpoint, source })?;
-    let wire = Wire::new(stream);
-    let stream = WireStream(wire.clone());
+    let (stream, wire) = Wire::new(stream);
     let tcp_time = started.elapsed();
 
     let Some(Identity { tls, server_name, alpn }) = identity else {
@@ -200,8 +199,8 @@ pub enum UpstreamIo {
 impl UpstreamIo {
     fn wire(&self) -> &Wire {
         match self {
-            Self::Plain(io) => &io.0,
-            Self::Tls(io) => &io.get_ref().0.0,
+            Self::Plain(io) => io.wire(),
+            Self::Tls(io) => io.get_ref().0.wire(),
         }
     }
 }

@@ -26,7 +26,7 @@ use tokio::{
 pub use proxy::ForwardProxy;
 
 use downstream::{Downstream, Served, Turn};
-use socket::{Prefixed, Socket, linger};
+use socket::{Prefixed, SocketStream, linger};
 
 use crate::{
     body::RequestBody,
@@ -96,17 +96,17 @@ impl Server {
                 return;
             }
         };
-        let stream = Arc::new(stream);
-        let socket = Prefixed::new(prefix, Socket::new(stream.clone()));
+        let (stream, socket) = SocketStream::new(stream);
+        let stream = Prefixed::new(prefix, stream);
         let client = Client { listener, peer, local, worker };
         let proxy = self.proxy.load_full().filter(|proxy| proxy.listen == listener);
         let end = match proxy {
             // Whatever it speaks: HTTP/1 is where it is told that nothing else is spoken here.
-            Some(proxy) => self.proxied(&proxy, socket, client, &settings).await,
-            None => self.speak(protocol, socket, client, deadline, &settings).await,
+            Some(proxy) => self.proxied(&proxy, stream, client, &settings).await,
+            None => self.speak(protocol, stream, client, deadline, &settings).await,
         };
         if end == End::Refused {
-            linger(&stream).await;
+            linger(&socket).await;
         }
     }
 
@@ -139,7 +139,7 @@ impl Server {
                     self.requests(stream, arrival, settings).await
                 }
                 None => {
-                    drop(self.counted(client.listener, "none", true));
+                    drop(self.counted(client.listener, client.worker, "none", true));
                     End::Refused
                 }
             },
@@ -155,7 +155,7 @@ impl Server {
     ) -> Arrival {
         let Client { listener, peer, local, worker } = client;
         let tls = server_name.is_some();
-        let connection = Some(self.counted(listener, protocol, tls));
+        let connection = Some(self.counted(listener, worker, protocol, tls));
         let scheme = if tls { "https" } else { "http" };
         let drain = self.drain.clone();
         Arrival { listener, peer, local, scheme, server_name, worker, drain, connection }
@@ -165,12 +165,13 @@ impl Server {
     fn counted(
         &self,
         listener: SocketAddr,
+        worker: usize,
         protocol: &'static str,
         tls: bool,
     ) -> Arc<DownstreamConnection> {
         let connection = Arc::new(DownstreamConnection::new(protocol, tls));
         if let [only] = self.routes.load().upstreams(listener) {
-            connection.belongs_to(&only.config().name);
+            connection.belongs_to(&only.worker(worker).metrics);
         }
         connection
     }

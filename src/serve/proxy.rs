@@ -100,7 +100,7 @@ impl Server {
             (Some(alias), _) if connects => Onward::Alias(alias),
             (Some(alias), _) => {
                 if let Some(connection) = &arrival.connection {
-                    connection.belongs_to(&alias.config().name);
+                    connection.belongs_to(&alias.worker(arrival.worker).metrics);
                 }
                 forward::headers::strip_proxy(&mut head.headers);
                 let request = Request::from_parts(head, RequestBody::incoming(body));
