@@ -1,5 +1,6 @@
 //! One connection from an application: detected, then served request by request.
 
+mod credentials;
 mod downstream;
 mod proxy;
 mod socket;
@@ -23,6 +24,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+pub use credentials::Credentials;
 pub use proxy::ForwardProxy;
 
 use downstream::{Downstream, Served, Turn};

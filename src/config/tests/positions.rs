@@ -57,7 +57,9 @@ fn a_file_says_its_version() {
 fn an_unknown_key_with_no_neighbour_gets_the_list() {
     assert_wrong(
         "version: 1\nproxy: {upstream: x}",
-        &["t.yaml:2:9: unknown key `upstream`; the keys here are `listen` or `passthrough`"],
+        &[
+            "t.yaml:2:9: unknown key `upstream`; the keys here are `listen`, `passthrough` or `credentials`",
+        ],
     );
 }
 
