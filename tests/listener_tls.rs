@@ -155,6 +155,44 @@ async fn who_names_nobody_or_a_stranger_is_told_by_an_alert_and_the_log() {
 }
 
 #[tokio::test]
+async fn of_handshakes_that_fail_in_a_flood_some_are_logged_and_all_are_counted() {
+    const FLOOD: usize = 300;
+    let world = World::new("").await;
+    let mut strangers = tokio::task::JoinSet::new();
+    let name = ServerName::try_from("stranger.example").unwrap();
+    let mut hello = Vec::new();
+    let config = world.config(&[&TLS12, &TLS13]);
+    ClientConnection::new(config, name).unwrap().write_tls(&mut hello).unwrap();
+    for _ in 0..FLOOD {
+        let (address, hello) = (world.address, hello.clone());
+        strangers.spawn(async move {
+            let mut peer = client::connect(address).await;
+            peer.send(hello).await;
+            peer.closed().await;
+        });
+    }
+    within("every refusal", strangers.join_all()).await;
+    let lines = || world.proxy.log().matches("asked for `stranger.example`").count();
+    let left_out = || -> usize {
+        let log = world.proxy.log();
+        let sums = log.split("\"left_out\":").skip(1);
+        sums.map(|rest| rest.split([',', '}']).next().unwrap().parse::<usize>().unwrap()).sum()
+    };
+    within("the sum of those that were not logged", async {
+        while lines() + left_out() < FLOOD {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(lines() + left_out(), FLOOD);
+    assert!(lines() < FLOOD / 2, "{} lines", lines());
+    let sum = world.proxy.logged("more often than is logged one by one").await;
+    assert!(sum.contains("\"warn\"") && sum.contains("127.0.0.1:0"), "{sum}");
+    // A listener elsewhere, or this one later, is heard again.
+    assert_eq!(client::get(world.address, ALIAS, "/").await.text(), "ok");
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_trust_the_root_is_told_in_the_log() {
     let world = World::new("").await;
     let refused = curl(&[

@@ -31,7 +31,7 @@ use crate::{
     listener::{Bound, Listeners},
     resolve::Resolver,
     route::Routes,
-    serve::{Credentials, ForwardProxy, Server},
+    serve::{Credentials, Failures, ForwardProxy, Server},
     telemetry::{Metrics, set_log_level},
     tls::{RootStores, server::ServerTls},
     upstream::Upstream,
@@ -165,6 +165,7 @@ impl Control {
             settings: ArcSwap::from_pointee(config.listener.clone()),
             proxy: ArcSwapOption::empty(),
             tls: ServerTls::new()?,
+            failures: Failures::default(),
             drain: Drain::default(),
         });
         let admin = config.admin.listen.map(Bound::bind).transpose().map_err(StartError::Admin)?;

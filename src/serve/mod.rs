@@ -2,6 +2,7 @@
 
 mod credentials;
 mod downstream;
+mod failures;
 mod proxy;
 mod socket;
 
@@ -25,6 +26,7 @@ use tokio::{
 };
 
 pub use credentials::Credentials;
+pub use failures::Failures;
 pub use proxy::ForwardProxy;
 
 use downstream::{Downstream, Served, Turn};
@@ -58,6 +60,8 @@ pub struct Server {
     pub proxy: ArcSwapOption<ForwardProxy>,
     /// For those who speak TLS.
     pub tls: ServerTls,
+    /// Handshakes that failed, so that the log is not flooded with them.
+    pub failures: Failures,
     /// The end.
     pub drain: Drain,
 }
@@ -194,7 +198,9 @@ impl Server {
                 None
             }
             Ok(Err(error)) => {
-                tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
+                if self.failures.admit(listener) {
+                    tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
+                }
                 None
             }
             Err(_) => {
