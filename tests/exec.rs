@@ -293,6 +293,16 @@ async fn the_file_s_listeners_are_not_bound() {
 }
 
 #[tokio::test]
+async fn the_private_proxy_asks_for_no_credentials_whatever_the_file_says() {
+    let stage = Stage::new().await;
+    fs::write(stage.path("credentials"), "ann:one\n").unwrap();
+    let yaml = stage.scene.yaml("");
+    let proxy = "proxy: {listen: 3128, credentials: $FOLDER/credentials}";
+    stage.configure(&format!("{yaml}\n{proxy}\n"));
+    is_answered(&stage.prints(&["curl", "-sS", URL]).await);
+}
+
+#[tokio::test]
 async fn no_proxy_of_the_shell_keeps_what_is_no_alias() {
     let stage = Stage::new().await;
     let mut command = stage.exec(&["sh", "-c", "echo \"$NO_PROXY $no_proxy\"; curl -sS $0", URL]);
