@@ -147,6 +147,8 @@ impl Exec {
             alias.listen.clear();
         }
         config.proxy.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        // They are for the proxy that others reach: the command has none to show.
+        config.proxy.credentials = None;
         config.admin.listen = None;
         config.ca.directory = Some(folder.to_owned());
         config.listener.tls = config::ListenerTls::default();

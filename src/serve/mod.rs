@@ -1,6 +1,8 @@
 //! One connection from an application: detected, then served request by request.
 
+mod credentials;
 mod downstream;
+mod failures;
 mod proxy;
 mod socket;
 
@@ -23,6 +25,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+pub use credentials::Credentials;
+pub use failures::Failures;
 pub use proxy::ForwardProxy;
 
 use downstream::{Downstream, Served, Turn};
@@ -56,6 +60,8 @@ pub struct Server {
     pub proxy: ArcSwapOption<ForwardProxy>,
     /// For those who speak TLS.
     pub tls: ServerTls,
+    /// Handshakes that failed, so that the log is not flooded with them.
+    pub failures: Failures,
     /// The end.
     pub drain: Drain,
 }
@@ -193,7 +199,9 @@ impl Server {
                 None
             }
             Ok(Err(error)) => {
-                tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
+                if self.failures.admit(listener) {
+                    tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
+                }
                 None
             }
             Err(_) => {

@@ -108,6 +108,12 @@ impl ServerTls {
         Ok(Self { config: Arc::new(config), certificates })
     }
 
+    /// How long a ticket is good for: two terms of the key that it is under.
+    #[cfg(test)]
+    pub(super) fn ticket_lifetime(&self) -> Option<u32> {
+        self.config.ticketer.enabled().then(|| self.config.ticketer.lifetime())
+    }
+
     /// Serves these certificates from the next handshake on.
     pub fn serve(&self, certificates: Certificates) {
         self.certificates.0.store(Arc::new(certificates));

@@ -28,6 +28,7 @@ pub struct Setup {
     files: Vec<(String, Vec<u8>)>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    shell: String,
 }
 
 impl Setup {
@@ -44,6 +45,7 @@ impl Setup {
             files: vec![("root.pem".to_owned(), root.into_bytes())],
             arguments: Vec::new(),
             environment: Vec::new(),
+            shell: String::new(),
         }
     }
 
@@ -65,6 +67,12 @@ impl Setup {
         self
     }
 
+    /// Has a shell run these commands (`ulimit -n 9; `) in the process before the proxy does.
+    pub fn shell(mut self, commands: &str) -> Self {
+        commands.clone_into(&mut self.shell);
+        self
+    }
+
     /// Starts the process, without waiting for anything.
     pub fn spawn(self) -> Proxy {
         let folder = tempfile::tempdir().unwrap();
@@ -73,8 +81,13 @@ impl Setup {
         }
         write_config(folder.path(), &self.yaml);
 
-        let mut command = Command::new(env!("CARGO_BIN_EXE_truename"));
-        command.arg("run").arg("--config").arg(folder.path().join("truename.yaml"));
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{}exec \"$0\" \"$@\"", self.shell)]);
+        command
+            .arg(env!("CARGO_BIN_EXE_truename"))
+            .arg("run")
+            .arg("--config")
+            .arg(folder.path().join("truename.yaml"));
         command.args(&self.arguments).current_dir(folder.path());
         // What the developer's shell says about proxies must not reach the test.
         for (name, _) in std::env::vars_os() {
@@ -212,6 +225,14 @@ impl Proxy {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
         kib * 1024
+    }
+
+    /// How many files the process may open: the soft and the hard limit.
+    pub fn file_limit(&self) -> (String, String) {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.pid)).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        let mut words = line.split_whitespace().map(str::to_owned);
+        (words.next().unwrap(), words.next().unwrap())
     }
 
     /// Sends a signal.
