@@ -91,10 +91,8 @@ async fn a_proxy_that_starts_before_dns_serves_as_soon_as_there_is_one() {
     dns.zone([dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)]);
     dns.zone([dns::address(TRUE_NAME, 60, scene.addresses[0])]);
     dns.restore(ALIAS_IN_DNS);
-    within("an answer", async {
-        while client::get(listener, ALIAS, "/").await.status() != 200 {}
-    })
-    .await;
+    within("an answer", async { while client::get(listener, ALIAS, "/").await.status() != 200 {} })
+        .await;
 }
 
 /// Two servers at one port, as a line of resolv.conf has none.
@@ -159,10 +157,8 @@ async fn the_servers_of_a_changed_resolv_conf_are_asked_without_a_restart() {
     assert_eq!(get().await, TRUE_NAME, "the last good answer");
     assert_eq!(second.queries(ALIAS_IN_DNS, RecordType::A), 0, "nobody has named it yet");
     name_server(&second);
-    within("an answer from where the new server leads", async {
-        while get().await != OTHER {}
-    })
-    .await;
+    within("an answer from where the new server leads", async { while get().await != OTHER {} })
+        .await;
     old.assert_called(TRUE_NAME, &scene.authority(TRUE_NAME));
     new.assert_called(OTHER, &scene.authority(OTHER));
 }
