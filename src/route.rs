@@ -170,3 +170,6 @@ fn is_own(local: IpAddr, host: &str) -> bool {
     host == "localhost"
         || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical() == local.to_canonical())
 }
+
+#[cfg(test)]
+mod tests;

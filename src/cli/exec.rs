@@ -29,7 +29,7 @@ use crate::{
     app::App,
     command::StartError,
     config::{self, Config, LogLevel},
-    resolve::names,
+    resolve::{Resolver, names},
     telemetry,
     tls::{
         store::{self, Store, StoreError},
@@ -246,7 +246,7 @@ fn code(status: ExitStatus) -> u8 {
 
 /// All names of all aliases.
 fn names_of(config: &Config) -> Vec<String> {
-    let environment = names::Environment::read(&config.dns, Path::new("/etc/resolv.conf"));
+    let environment = Resolver::new(config.dns.clone()).environment();
     let forms = |alias: &config::Alias| {
         names::forms(&alias.name, &environment.namespace, &environment.cluster_domain)
     };
