@@ -300,9 +300,10 @@ impl Worker {
     }
 
     fn serve(&self, stream: TcpStream, peer: SocketAddr, listener: SocketAddr, taken: Taken) {
-        let connection = self.server.clone().connection(stream, peer, listener, self.index);
+        let (server, index) = (self.server.clone(), self.index);
         tokio::spawn(async move {
-            connection.await;
+            // Made in here, as a future that is moved into another is kept twice.
+            server.connection(stream, peer, listener, index).await;
             drop(taken);
         });
     }

@@ -108,15 +108,18 @@ impl Server {
         let proxy = self.proxy.load_full().filter(|proxy| proxy.listen == listener);
         let end = match proxy {
             // Whatever it speaks: HTTP/1 is where it is told that nothing else is spoken here.
-            Some(proxy) => self.proxied(&proxy, stream, client, &settings).await,
+            Some(proxy) => Box::pin(self.proxied(&proxy, stream, client, &settings)).await,
             None => self.speak(protocol, stream, client, deadline, &settings).await,
         };
         if end == End::Refused {
-            linger(&socket).await;
+            Box::pin(linger(&socket)).await;
         }
     }
 
     /// Serves what was detected.
+    ///
+    /// Here and above, what most connections do not come to is boxed: a connection's future has
+    /// room for the largest of its branches, for as long as it lives.
     async fn speak<S>(
         self: &Arc<Self>,
         protocol: Protocol,
@@ -131,18 +134,20 @@ impl Server {
         let arrival = |protocol, server_name| self.arrival(client, protocol, server_name);
         match protocol {
             Protocol::Http1 => self.requests(stream, arrival("http/1.1", None), settings).await,
-            Protocol::Http2 => self.http2(stream, arrival("h2", None), settings).await,
-            Protocol::Tls => match self.accept(stream, client, deadline).await {
+            Protocol::Http2 => {
+                Box::pin(self.http2(stream, arrival("h2", None), settings)).await
+            }
+            Protocol::Tls => match Box::pin(self.accept(stream, client, deadline)).await {
                 Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
                     let arrival = arrival("h2", Some(server_name));
-                    match preface(stream, deadline).await {
-                        Some(stream) => self.http2(stream, arrival, settings).await,
+                    match Box::pin(preface(stream, deadline)).await {
+                        Some(stream) => Box::pin(self.http2(stream, arrival, settings)).await,
                         None => End::Done,
                     }
                 }
                 Some(Accepted { stream, server_name, .. }) => {
                     let arrival = arrival("http/1.1", Some(server_name));
-                    self.requests(stream, arrival, settings).await
+                    Box::pin(self.requests(stream, arrival, settings)).await
                 }
                 None => {
                     drop(self.counted(client.listener, client.worker, "none", true));
@@ -234,12 +239,15 @@ impl Server {
     {
         let turn = Turn::new();
         let io = Downstream::new(stream, turn.clone(), settings.header_timeout);
-        let service = service_fn(|request: Request<Incoming>| async {
-            turn.serve();
-            let method = request.method().clone();
-            let (head, body) = answer(request).await.into_parts();
-            let body = Served::new(&method, head.status, body, &turn);
-            Ok::<_, Infallible>(Response::from_parts(head, body))
+        // hyper keeps room for an answer's future as long as the connection lives: for a pointer's.
+        let service = service_fn(|request: Request<Incoming>| {
+            Box::pin(async {
+                turn.serve();
+                let method = request.method().clone();
+                let (head, body) = answer(request).await.into_parts();
+                let body = Served::new(&method, head.status, body, &turn);
+                Ok::<_, Infallible>(Response::from_parts(head, body))
+            })
         });
         let connection = http1::Builder::new()
             .preserve_header_case(true)

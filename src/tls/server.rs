@@ -55,7 +55,7 @@ impl Certificates {
 #[derive(Debug)]
 pub struct Accepted<S> {
     /// The plaintext side of it.
-    pub stream: TlsStream<S>,
+    pub stream: Box<TlsStream<S>>,
     /// The name that the application asked for.
     pub server_name: String,
     /// What it will speak.
@@ -157,6 +157,6 @@ impl ServerTls {
             Some(_) => Negotiated::Http1,
             None => Negotiated::None,
         };
-        Ok(Accepted { stream, server_name: name, alpn })
+        Ok(Accepted { stream: Box::new(stream), server_name: name, alpn })
     }
 }

@@ -113,7 +113,8 @@ impl Upstream {
         // A request that waits for its connection is on its way too: without this a burst would
         // see no load anywhere, but on the endpoint whose connection it found idle.
         let _waiting = endpoint.begin(now);
-        dialling.dial(endpoint, tried, fresh).await
+        // Boxed, for most requests need it not and would carry its weight.
+        Box::pin(dialling.dial(endpoint, tried, fresh)).await
     }
 }
 
