@@ -87,11 +87,12 @@ impl Server {
     ) {
         let _guard = self.drain.guard();
         let settings = self.settings.load_full();
-        let Ok(local) = stream.local_addr() else { return };
+        let Some(local) = local_address(&stream, listener) else { return };
+        let (mut stream, socket) = SocketStream::new(stream);
 
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
-            detected = detect(&stream, deadline) => detected,
+            detected = detect(&mut stream, deadline) => detected,
             () = self.drain.stopped().cancelled_owned() => return,
         };
         let (protocol, prefix) = match detected {
@@ -102,7 +103,6 @@ impl Server {
                 return;
             }
         };
-        let (stream, socket) = SocketStream::new(stream);
         let stream = Prefixed::new(prefix, stream);
         let client = Client { listener, peer, local, worker };
         let proxy = self.proxy.load_full().filter(|proxy| proxy.listen == listener);
@@ -325,6 +325,14 @@ enum End {
     Done,
     /// With an answer that the client may not have read yet.
     Refused,
+}
+
+/// Where a client came in. The kernel is asked only where the listener does not say it.
+fn local_address(stream: &TcpStream, listener: SocketAddr) -> Option<SocketAddr> {
+    if listener.ip().is_unspecified() || listener.port() == 0 {
+        return stream.local_addr().ok();
+    }
+    Some(listener)
 }
 
 /// Reads an HTTP/2 client's preface: hyper would wait for it without end. `None` where it does not

@@ -17,7 +17,7 @@ use super::{Client, Credentials, End, Server, socket::Prefixed};
 use crate::{
     body::RequestBody,
     config,
-    detect::detect_stream,
+    detect::detect,
     forward::{
         self, Arrival, ForwardError, Passthrough, PassthroughError, Tunnel,
         destination::Destination,
@@ -147,7 +147,7 @@ impl Server {
     {
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
-            detected = detect_stream(&mut stream, deadline) => detected,
+            detected = detect(&mut stream, deadline) => detected,
             () = self.drain.stopped().cancelled_owned() => return,
         };
         match detected {
