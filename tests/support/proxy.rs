@@ -28,6 +28,7 @@ pub struct Setup {
     files: Vec<(String, Vec<u8>)>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    above: Vec<String>,
 }
 
 impl Setup {
@@ -44,6 +45,7 @@ impl Setup {
             files: vec![("root.pem".to_owned(), root.into_bytes())],
             arguments: Vec::new(),
             environment: Vec::new(),
+            above: Vec::new(),
         }
     }
 
@@ -65,6 +67,12 @@ impl Setup {
         self
     }
 
+    /// Runs it under another program, such as strace: signals go to that. `$FOLDER` as ever.
+    pub fn under(mut self, program: &[&str]) -> Self {
+        self.above = program.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// Starts the process, without waiting for anything.
     pub fn spawn(self) -> Proxy {
         let folder = tempfile::tempdir().unwrap();
@@ -73,7 +81,11 @@ impl Setup {
         }
         write_config(folder.path(), &self.yaml);
 
-        let mut command = Command::new(env!("CARGO_BIN_EXE_truename"));
+        let home = folder.path().to_str().unwrap();
+        let above = self.above.iter().map(|word| word.replace("$FOLDER", home));
+        let mut words = above.chain([env!("CARGO_BIN_EXE_truename").to_owned()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
         command.arg("run").arg("--config").arg(folder.path().join("truename.yaml"));
         command.args(&self.arguments).current_dir(folder.path());
         // What the developer's shell says about proxies must not reach the test.
