@@ -7,7 +7,7 @@
 
 mod support;
 
-use std::{collections::BTreeSet, fs, net::SocketAddr};
+use std::{collections::BTreeSet, fs, net::SocketAddr, slice};
 
 use support::{
     client,
@@ -17,6 +17,8 @@ use support::{
     scene::{ALIAS, Scene},
     scripts, within,
 };
+
+const ACTIVE: &str = "truename_downstream_connections_active{alias=\"webscaler-manual\"}";
 
 /// The numbers that the kernel gives sockets.
 type Sockets = BTreeSet<u64>;
@@ -40,13 +42,12 @@ async fn each_connection_goes_to_the_worker_that_has_the_fewest() {
 #[tokio::test]
 async fn connections_that_close_make_room_on_their_worker() {
     let stage = Stage::new(2).await;
-    let mut clients = stage.connect(8).await;
+    let clients = stage.connect(8).await;
     let one = stage.by_worker(&clients).pop_first().unwrap();
-    let (mut of_one, of_other): (Vec<Peer>, _) =
-        clients.drain(..).partition(|client| one.contains(&stage.socket(client).unwrap()));
-    clients = of_other;
-    let closing = of_one.split_off(1);
-    clients.append(&mut of_one);
+    let is_of_one = |client: &Peer| one.is_superset(&stage.sockets(slice::from_ref(client)));
+    let (mut closing, mut clients): (Vec<Peer>, Vec<Peer>) =
+        clients.into_iter().partition(is_of_one);
+    clients.extend(closing.pop());
     stage.close(closing, &mut clients).await;
     assert_eq!(stage.shares(&clients), [1, 4]);
 
@@ -95,12 +96,11 @@ impl Stage {
         clients
     }
 
-    /// Closes some, and returns when their workers have taken note.
+    /// Closes some, and returns when their workers have taken note. `others` are all that stay.
     async fn close(&self, clients: Vec<Peer>, others: &mut [Peer]) {
-        let ends: Vec<SocketAddr> = clients.iter().map(Peer::address).collect();
         drop(clients);
         within("the proxy to close its ends", async {
-            while ends.iter().any(|end| self.socket_to(*end).is_some()) {
+            while self.proxy.metric(ACTIVE).await != Some(others.len() as f64) {
                 tokio::task::yield_now().await;
             }
         })
@@ -122,7 +122,7 @@ impl Stage {
 
     /// The proxy's ends of the connections, as its epoll instances have them.
     fn by_worker(&self, clients: &[Peer]) -> BTreeSet<Sockets> {
-        let sockets: Sockets = clients.iter().filter_map(|client| self.socket(client)).collect();
+        let sockets = self.sockets(clients);
         assert_eq!(sockets.len(), clients.len(), "every connection is open");
         let folder = format!("/proc/{}/fdinfo", self.proxy.pid());
         let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -138,20 +138,17 @@ impl Stage {
         watched.filter(|watched| !watched.is_empty()).collect()
     }
 
-    fn socket(&self, client: &Peer) -> Option<u64> {
-        self.socket_to(client.address())
-    }
-
-    /// The proxy's end of a connection, while there is one.
-    fn socket_to(&self, client: SocketAddr) -> Option<u64> {
-        let (own, other) = (in_proc(self.address), in_proc(client));
+    /// The proxy's ends of the connections.
+    fn sockets(&self, clients: &[Peer]) -> Sockets {
+        let own = in_proc(self.address);
+        let others: BTreeSet<String> = clients.iter().map(|peer| in_proc(peer.address())).collect();
         let table = fs::read_to_string(format!("/proc/{}/net/tcp", self.proxy.pid())).unwrap();
-        table.lines().find_map(|line| {
+        let of_line = |line: &str| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let inode = fields.get(9)?.parse().ok()?;
-            // One that was closed belongs to nobody: its number is 0.
-            (fields[1] == own && fields[2] == other && inode != 0).then_some(inode)
-        })
+            let found = fields.get(1)? == &own && others.contains(*fields.get(2)?);
+            found.then(|| fields[9].parse().unwrap())
+        };
+        table.lines().filter_map(of_line).collect()
     }
 }
 
