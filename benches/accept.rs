@@ -1,6 +1,6 @@
-//! Two ways for connections to reach workers, side by side: one accepting thread that gives each to
-//! the worker with the fewest, and a listener of each worker's own with `SO_REUSEPORT`, where the
-//! kernel chooses by a hash:
+//! Ways for connections to reach workers, side by side. Who accepts gives each to the worker with the
+//! fewest, where that is one thread for all or every worker at the same socket; with `SO_REUSEPORT`
+//! each worker has a listener of its own, and the kernel chooses by a hash:
 //!
 //!     cargo bench --bench accept
 //!
@@ -46,11 +46,11 @@ fn main() {
         "| connections | way | on the busiest worker | requests/s | p99 ms | CPU us a request |\n\
          | --- | --- | --- | --- | --- | --- |"
     );
-    let servers = [Server::start(Way::Acceptor), Server::start(Way::ReusePort)];
+    let servers = [Way::Shared, Way::Acceptor, Way::ReusePort].map(Server::start);
     let runtime = runtime();
     for load in [Load::Kept(2), Load::Kept(8), Load::Kept(64), Load::Short(8)] {
-        let mut rounds = [Vec::new(), Vec::new()];
-        // In turns, so that both meet the same machine.
+        let mut rounds = servers.each_ref().map(|_| Vec::new());
+        // In turns, so that all meet the same machine.
         for _ in 0..ROUNDS {
             for (server, rounds) in servers.iter().zip(&mut rounds) {
                 rounds.push(runtime.block_on(round(server, load)));
@@ -72,7 +72,11 @@ enum Load {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
+    /// Every worker accepts from one socket.
+    Shared,
+    /// A thread of its own does.
     Acceptor,
+    /// Every worker accepts from a socket of its own.
     ReusePort,
 }
 
@@ -154,7 +158,11 @@ fn report(load: Load, way: Way, rounds: &[Round]) {
         Load::Kept(count) => format!("{count} kept"),
         Load::Short(count) => format!("{count} at a time, a request each"),
     };
-    let way = if way == Way::Acceptor { "acceptor" } else { "SO_REUSEPORT" };
+    let way = match way {
+        Way::Shared => "every worker, one socket",
+        Way::Acceptor => "one thread",
+        Way::ReusePort => "SO_REUSEPORT",
+    };
     println!(
         "| {load} | {way} | {:.0}%, worst {:.0}% | {:.0}, worst {:.0} | {:.2}, worst {:.2} | {:.1} |",
         shares[middle],
@@ -199,15 +207,21 @@ impl Server {
                     numbers.push(begin(Box::pin(accept_alone(listener, served.clone()))));
                 }
             }
-            Way::Acceptor => {
-                let mut seats = Vec::new();
-                for served in &served {
-                    let (queue, incoming) = mpsc::unbounded_channel();
-                    let open = Arc::new(AtomicUsize::new(0));
-                    seats.push((open.clone(), queue));
-                    numbers.push(begin(Box::pin(work(incoming, open, served.clone()))));
+            Way::Shared | Way::Acceptor => {
+                let (seats, queues): (Vec<Seat>, Vec<_>) = served.iter().map(Seat::new).unzip();
+                for (own, queue) in queues.into_iter().enumerate() {
+                    let (seat, seats) = (seats[own].clone(), seats.clone());
+                    let socket = (way == Way::Shared).then(|| first.try_clone().unwrap());
+                    numbers.push(begin(Box::pin(async move {
+                        if let Some(socket) = socket {
+                            tokio::spawn(accept_for_all(socket, seats, Some(own)));
+                        }
+                        work(queue, seat).await;
+                    })));
                 }
-                numbers.push(begin(Box::pin(accept_for_all(first, seats))));
+                if way == Way::Acceptor {
+                    numbers.push(begin(Box::pin(accept_for_all(first, seats, None))));
+                }
             }
         }
         Self { way, address, served, threads: numbers }
@@ -251,35 +265,52 @@ async fn accept_alone(listener: std::net::TcpListener, served: Arc<AtomicUsize>)
     }
 }
 
-type Seat = (Arc<AtomicUsize>, mpsc::UnboundedSender<std::net::TcpStream>);
-
-/// As `src/listener.rs` does.
-async fn accept_for_all(listener: std::net::TcpListener, seats: Vec<Seat>) {
-    let listener = TcpListener::from_std(listener).unwrap();
-    loop {
-        let (stream, _) = listener.accept().await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let stream = stream.into_std().unwrap();
-        let (open, queue) =
-            seats.iter().min_by_key(|(open, _)| open.load(Ordering::Relaxed)).unwrap();
-        open.fetch_add(1, Ordering::Relaxed);
-        queue.send(stream).unwrap();
-    }
-}
-
-async fn work(
-    mut incoming: mpsc::UnboundedReceiver<std::net::TcpStream>,
+/// A worker as those see it who give it connections.
+#[derive(Clone)]
+struct Seat {
     open: Arc<AtomicUsize>,
     served: Arc<AtomicUsize>,
-) {
-    while let Some(stream) = incoming.recv().await {
-        let stream = TcpStream::from_std(stream).unwrap();
-        served.fetch_add(1, Ordering::Relaxed);
-        let open = open.clone();
+    queue: mpsc::UnboundedSender<std::net::TcpStream>,
+}
+
+impl Seat {
+    fn new(served: &Arc<AtomicUsize>) -> (Self, mpsc::UnboundedReceiver<std::net::TcpStream>) {
+        let (queue, incoming) = mpsc::unbounded_channel();
+        (Self { open: Arc::default(), served: served.clone(), queue }, incoming)
+    }
+
+    /// Serves a connection that was counted when it was given.
+    fn take(&self, stream: TcpStream) {
+        self.served.fetch_add(1, Ordering::Relaxed);
+        let open = self.open.clone();
         tokio::spawn(async move {
             serve(stream).await;
             open.fetch_sub(1, Ordering::Relaxed);
         });
+    }
+}
+
+/// Gives each to the worker with the fewest; that may be `own`, which needs no hand-over.
+async fn accept_for_all(listener: std::net::TcpListener, seats: Vec<Seat>, own: Option<usize>) {
+    let listener = TcpListener::from_std(listener).unwrap();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let load =
+            |index: &usize| (seats[*index].open.load(Ordering::Relaxed), Some(*index) != own);
+        let least = (0..seats.len()).min_by_key(load).unwrap();
+        seats[least].open.fetch_add(1, Ordering::Relaxed);
+        if Some(least) == own {
+            seats[least].take(stream);
+        } else {
+            seats[least].queue.send(stream.into_std().unwrap()).unwrap();
+        }
+    }
+}
+
+async fn work(mut incoming: mpsc::UnboundedReceiver<std::net::TcpStream>, seat: Seat) {
+    while let Some(stream) = incoming.recv().await {
+        seat.take(TcpStream::from_std(stream).unwrap());
     }
 }
 

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use truename::{
     balance::Balancer,
     config::{self, Forwarded, TlsMode},
-    connect::{AddressPolicy, Connected, Facts, UpstreamIo, Wire, WireStream},
+    connect::{AddressPolicy, Connected, Facts, UpstreamIo, Wire},
     forward::headers::{self, ClientView, TargetView},
     pool::{Connection, EndpointConnections, Pool, PoolKey, Readiness},
     resolve::{
@@ -247,8 +247,8 @@ fn pooling() -> Pooling {
         let stream = TcpStream::connect(endpoint).await.unwrap();
         let (origin, _) = listener.accept().await.unwrap();
 
-        let wire = Wire::new(stream);
-        let io = UpstreamIo::Plain(WireStream(wire.clone()));
+        let (io, wire) = Wire::new(stream);
+        let io = UpstreamIo::Plain(io);
         let facts = Facts {
             alpn: Negotiated::None,
             tls_version: None,

@@ -92,9 +92,14 @@ impl Client {
     /// Blocking for some milliseconds, where trust stores are read. DNS is followed on the
     /// caller's runtime, which needs its timer and its I/O.
     pub fn new(config: &Config) -> Result<Self, ClientError> {
+        Self::with_resolver(config, &Resolver::new(config.dns.clone()))
+    }
+
+    /// The same with a resolver of the caller's own, such as one of another resolv.conf; it stands
+    /// in place of the configuration's `dns`.
+    pub fn with_resolver(config: &Config, resolver: &Arc<Resolver>) -> Result<Self, ClientError> {
         Handle::try_current().map_err(|_| ClientError::NoRuntime)?;
         config.validate("the program")?;
-        let resolver = Resolver::new(config.dns.clone());
         let policy = AddressPolicy::new(&config.policy, []);
         let policy = Arc::new(ArcSwap::from_pointee(policy));
         let mut roots = RootStores::default();
@@ -103,7 +108,7 @@ impl Client {
             let mut alias = alias.clone();
             alias.listen = vec![NOWHERE];
             let name = alias.name.clone();
-            let upstream = Upstream::new(Arc::new(alias), &resolver, &mut roots, policy.clone(), 1)
+            let upstream = Upstream::new(Arc::new(alias), resolver, &mut roots, policy.clone(), 1)
                 .map_err(|source| ClientError::Tls { alias: name, source })?;
             upstreams.push(Arc::new(upstream));
         }

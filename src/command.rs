@@ -3,13 +3,14 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::{Arc, OnceLock},
 };
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    config::Config,
+    config::{Config, CredentialsError},
     listener::BindError,
     tls::{TlsConfigError, source::SourceError},
 };
@@ -111,6 +112,14 @@ pub enum StartError {
     /// The forward proxy's address cannot be listened on.
     #[error("{0}; the key is `proxy.listen`, the flag --proxy")]
     Proxy(BindError),
+    /// The forward proxy's credentials cannot be used.
+    #[error("`proxy.credentials`: cannot use the file `{}`: {source}", .file.display())]
+    Credentials {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: CredentialsError,
+    },
     /// An alias' TLS settings cannot be used.
     #[error("alias `{alias}`: {source}")]
     Tls {

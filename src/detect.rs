@@ -1,11 +1,16 @@
 //! What a client speaks, from its first bytes.
 
-use std::io;
+use std::{
+    future::poll_fn,
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    task::{Poll, ready},
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    net::TcpStream,
+    io::{AsyncRead, ReadBuf},
     time::{Instant, timeout_at},
 };
 
@@ -44,47 +49,35 @@ pub enum DetectError {
 }
 
 /// Reads as little as decides, and gives what was read.
-pub async fn detect(
-    stream: &TcpStream,
+pub async fn detect<S: AsyncRead + Unpin>(
+    stream: &mut S,
     deadline: Instant,
 ) -> Result<(Protocol, Bytes), DetectError> {
     let mut read = BytesMut::new();
     loop {
-        let readable = timeout_at(deadline, stream.readable()).await;
-        readable.map_err(|_| DetectError::Timeout)??;
-        // The buffer is not allocated before there is something to put into it.
-        read.reserve(FIRST_READ - read.len());
-        let end = match stream.try_read_buf(&mut read) {
-            Ok(0) if read.is_empty() => return Err(DetectError::Silent),
-            Ok(length) => length == 0,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error.into()),
-        };
-        match classify(&read) {
-            // An end in the middle of a preface is for the HTTP/1 parser to complain about.
-            None if !end => {}
-            protocol => return Ok((protocol.unwrap_or(Protocol::Http1), read.freeze())),
-        }
-    }
-}
-
-/// The same on a stream within another, as in a tunnel.
-pub async fn detect_stream<S: AsyncRead + Unpin>(
-    stream: &mut S,
-    deadline: Instant,
-) -> Result<(Protocol, Bytes), DetectError> {
-    let mut read = BytesMut::with_capacity(FIRST_READ);
-    loop {
-        let length = timeout_at(deadline, stream.read_buf(&mut read)).await;
+        let length = timeout_at(deadline, receive(stream, &mut read)).await;
         let length = length.map_err(|_| DetectError::Timeout)??;
         if length == 0 && read.is_empty() {
             return Err(DetectError::Silent);
         }
         match classify(&read) {
+            // An end in the middle of a preface is for the HTTP/1 parser to complain about.
             None if length > 0 => {}
             protocol => return Ok((protocol.unwrap_or(Protocol::Http1), read.freeze())),
         }
     }
+}
+
+/// Appends what comes next. Waits without a buffer, for many connections may wait here.
+async fn receive<S: AsyncRead + Unpin>(stream: &mut S, read: &mut BytesMut) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut space = [const { MaybeUninit::uninit() }; FIRST_READ];
+        let mut space = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut space))?;
+        read.extend_from_slice(space.filled());
+        Poll::Ready(Ok(space.filled().len()))
+    })
+    .await
 }
 
 /// The protocol that begins with `bytes`; `None` while more bytes are needed.
@@ -104,7 +97,10 @@ pub fn classify(bytes: &[u8]) -> Option<Protocol> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use tokio::{io::AsyncWriteExt, net::TcpListener};
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+    };
 
     #[test]
     fn a_preface_is_known_at_its_last_byte_and_a_method_at_its_first_difference() {
@@ -153,7 +149,7 @@ mod tests {
     async fn meet(pieces: Vec<Vec<u8>>) -> (Result<(Protocol, Bytes), DetectError>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (server, _) = listener.accept().await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
         let deadline = Instant::now() + std::time::Duration::from_secs(20);
         let sent = pieces.concat();
         let send = async {
@@ -163,6 +159,6 @@ mod tests {
             }
             client.shutdown().await.unwrap();
         };
-        (tokio::join!(detect(&server, deadline), send).0, sent)
+        (tokio::join!(detect(&mut server, deadline), send).0, sent)
     }
 }

@@ -19,6 +19,7 @@ pub mod pool;
 pub mod resolve;
 pub mod route;
 pub mod serve;
+pub mod socket;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

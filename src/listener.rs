@@ -1,7 +1,10 @@
-//! Listening sockets, and the hand-over of their connections to the workers.
+//! Listening sockets, and which worker serves what comes in.
 //!
-//! One thread accepts for all and gives each connection to the worker with the fewest: with
-//! `SO_REUSEPORT` the kernel decides by a hash, and few connections can all meet on one worker.
+//! Every worker waits at every socket, and whoever is awake first accepts: no thread, no hop and
+//! no second registration stand between a connection and its worker. Who accepts is not who serves,
+//! though: a connection goes to the worker that has the fewest, which is the accepting one unless
+//! another has fewer. With `SO_REUSEPORT` the kernel would decide by a hash, and few connections
+//! could all meet on one worker.
 
 use std::{
     io,
@@ -14,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -85,9 +89,19 @@ fn listen(address: SocketAddr) -> io::Result<StdListener> {
     // A restart must not wait for the connections of the last run to leave TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // Connections inherit it.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// What a worker is told.
+enum Order {
+    /// To accept on this socket, with the others, until the token is cancelled.
+    Accept(Arc<StdListener>, SocketAddr, CancellationToken),
+    /// To serve what another has accepted.
+    Serve(Handover),
 }
 
 /// A connection on its way to a worker.
@@ -95,168 +109,86 @@ struct Handover {
     stream: std::net::TcpStream,
     peer: SocketAddr,
     listener: SocketAddr,
-    permit: OwnedSemaphorePermit,
+    taken: Taken,
 }
 
-/// A worker as the acceptor sees it.
+/// A worker as the others see it.
 struct Seat {
     connections: Arc<AtomicUsize>,
-    queue: mpsc::UnboundedSender<Handover>,
+    orders: mpsc::UnboundedSender<Order>,
 }
 
-/// The accepting thread and the workers.
+/// What the workers share.
+struct Seats {
+    seats: Vec<Seat>,
+    limit: Arc<Semaphore>,
+    /// Held to choose a seat and to take it: two that choose at once would choose the same.
+    choosing: Mutex<()>,
+}
+
+/// The workers, and where they accept.
 pub struct Listeners {
-    commands: mpsc::UnboundedSender<(Bound, CancellationToken)>,
-    loads: Vec<Arc<AtomicUsize>>,
+    seats: Arc<Seats>,
+    closed: CancellationToken,
 }
 
 impl Listeners {
-    /// Starts the threads. They end when this is dropped and their connections have ended, or
-    /// with the drain of `server`.
+    /// Starts the workers' threads. They end when this is dropped and their connections have
+    /// ended, or with the drain of `server`.
     pub fn start(server: &Arc<Server>, workers: usize, max_connections: usize) -> io::Result<Self> {
-        let mut seats = Vec::with_capacity(workers);
-        for index in 0..workers {
-            // Bounded by `max_connections`: a permit comes with each entry.
-            let (queue, incoming) = mpsc::unbounded_channel();
-            let connections = Arc::new(AtomicUsize::new(0));
-            seats.push(Seat { connections: connections.clone(), queue });
-            let server = server.clone();
-            spawn(format!("worker-{index}"), work(server, index, incoming, connections))?;
+        // Bounded by `max_connections`: a permit comes with each connection in a queue.
+        let (senders, queues): (Vec<_>, Vec<_>) =
+            (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+        let seat = |orders| Seat { connections: Arc::default(), orders };
+        let seats = Arc::new(Seats {
+            seats: senders.into_iter().map(seat).collect(),
+            limit: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
+            choosing: Mutex::new(()),
+        });
+        let closed = CancellationToken::new();
+        for (index, orders) in queues.into_iter().enumerate() {
+            let worker = Worker { server: server.clone(), index, seats: seats.clone() };
+            spawn(format!("worker-{index}"), Arc::new(worker).run(orders, closed.clone()))?;
         }
-        let loads = seats.iter().map(|seat| seat.connections.clone()).collect();
-        let (commands, bounds) = mpsc::unbounded_channel();
-        let stopped = server.drain.stopped();
-        spawn("accept".into(), accept_all(bounds, seats.into(), max_connections, stopped))?;
-        Ok(Self { commands, loads })
+        Ok(Self { seats, closed })
     }
 
     /// Accepts on a socket until the token is cancelled.
     pub fn add(&self, bound: Bound) -> CancellationToken {
-        let token = CancellationToken::new();
-        // The thread is there until this is dropped, or the whole proxy stops.
-        let _ = self.commands.send((bound, token.clone()));
+        let token = self.closed.child_token();
+        let socket = Arc::new(bound.socket);
+        for seat in &self.seats.seats {
+            // The threads are there until this is dropped, or the whole proxy stops.
+            let order = Order::Accept(socket.clone(), bound.configured, token.clone());
+            let _ = seat.orders.send(order);
+        }
         token
     }
 
     /// Connections now, for each worker.
     pub fn loads(&self) -> Vec<usize> {
-        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect()
+        self.seats.seats.iter().map(|seat| seat.connections.load(Ordering::Relaxed)).collect()
     }
 }
 
-/// A thread with a runtime of its own, for one future.
-fn spawn<F>(name: String, future: F) -> io::Result<()>
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::Builder::new().name(name).spawn(move || runtime.block_on(future))?;
-    Ok(())
-}
-
-async fn accept_all(
-    mut bounds: mpsc::UnboundedReceiver<(Bound, CancellationToken)>,
-    seats: Arc<[Seat]>,
-    max_connections: usize,
-    stopped: CancellationToken,
-) {
-    let limit = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-    loop {
-        let (bound, token) = tokio::select! {
-            bound = bounds.recv() => match bound {
-                Some(bound) => bound,
-                None => return,
-            },
-            () = stopped.cancelled() => return,
-        };
-        let (seats, limit) = (seats.clone(), limit.clone());
-        tokio::spawn(async move {
-            let (configured, address) = (bound.configured, bound.address);
-            tokio::select! {
-                result = accept(bound, &seats, &limit) => if let Err(error) = result {
-                    tracing::error!(%address, %error, "listening has ended");
-                },
-                () = token.cancelled() => {
-                    tracing::debug!(%configured, %address, "no longer listening");
-                }
-            }
-        });
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.closed.cancel();
     }
 }
 
-async fn accept(bound: Bound, seats: &[Seat], limit: &Arc<Semaphore>) -> io::Result<()> {
-    let configured = bound.configured;
-    let listener = bound.into_tokio()?;
-    let mut back_off = BACK_OFF.0;
-    loop {
-        // Before the accept: what is over the limit waits in the kernel's backlog.
-        let Ok(permit) = limit.clone().acquire_owned().await else { return Ok(()) };
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                back_off = BACK_OFF.0;
-                hand_over(stream, peer, configured, permit, seats);
-            }
-            Err(error) if is_clients_own(&error) => {}
-            Err(error) => {
-                tracing::warn!(listener = %configured, %error, "accepting failed; trying again");
-                sleep(back_off).await;
-                back_off = (back_off * 2).min(BACK_OFF.1);
-            }
-        }
-    }
-}
-
-/// The connection died before it was accepted: nothing is wrong here.
-fn is_clients_own(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
-}
-
-fn hand_over(
-    stream: TcpStream,
-    peer: SocketAddr,
-    listener: SocketAddr,
-    permit: OwnedSemaphorePermit,
-    seats: &[Seat],
-) {
-    let _ = stream.set_nodelay(true);
-    let Ok(stream) = stream.into_std() else { return };
-    let Some(seat) = seats.iter().min_by_key(|seat| seat.connections.load(Ordering::Relaxed))
-    else {
-        return;
-    };
-    seat.connections.fetch_add(1, Ordering::Relaxed);
-    let _ = seat.queue.send(Handover { stream, peer, listener, permit });
-}
-
-async fn work(
-    server: Arc<Server>,
-    worker: usize,
-    mut incoming: mpsc::UnboundedReceiver<Handover>,
-    connections: Arc<AtomicUsize>,
-) {
-    let stopped = server.drain.stopped();
-    loop {
-        let handover = tokio::select! {
-            handover = incoming.recv() => handover,
-            () = stopped.cancelled() => return,
-        };
-        let Some(Handover { stream, peer, listener, permit }) = handover else {
-            stopped.cancelled().await;
-            return;
-        };
-        let taken = Taken { connections: connections.clone(), _permit: permit };
-        let Ok(stream) = TcpStream::from_std(stream) else { continue };
-        let connection = server.clone().connection(stream, peer, listener, worker);
-        tokio::spawn(async move {
-            connection.await;
-            drop(taken);
-        });
+impl Seats {
+    /// Takes a place at the worker with the fewest connections: at `own`, if none has fewer.
+    fn take(&self, own: usize, permit: OwnedSemaphorePermit) -> (usize, Taken) {
+        let _choosing = self.choosing.lock();
+        let load = |index: usize| self.seats[index].connections.load(Ordering::Relaxed);
+        let others = (0..self.seats.len()).filter(|index| *index != own);
+        let least =
+            others.min_by_key(|index| load(*index)).filter(|least| load(*least) < load(own));
+        let index = least.unwrap_or(own);
+        let connections = self.seats[index].connections.clone();
+        connections.fetch_add(1, Ordering::Relaxed);
+        (index, Taken { connections, _permit: permit })
     }
 }
 
@@ -270,6 +202,122 @@ impl Drop for Taken {
     fn drop(&mut self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// A thread with a runtime of its own, for one future.
+fn spawn<F>(name: String, future: F) -> io::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name(name).spawn(move || runtime.block_on(future))?;
+    Ok(())
+}
+
+/// One thread's part.
+struct Worker {
+    server: Arc<Server>,
+    index: usize,
+    seats: Arc<Seats>,
+}
+
+impl Worker {
+    async fn run(
+        self: Arc<Self>,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+        closed: CancellationToken,
+    ) {
+        let stopped = self.server.drain.stopped();
+        loop {
+            let order = tokio::select! {
+                order = orders.recv() => order,
+                () = closed.cancelled() => break,
+                () = stopped.cancelled() => return,
+            };
+            match order {
+                Some(Order::Serve(Handover { stream, peer, listener, taken })) => {
+                    if let Ok(stream) = TcpStream::from_std(stream) {
+                        self.serve(stream, peer, listener, taken);
+                    }
+                }
+                Some(Order::Accept(socket, address, token)) => {
+                    let worker = self.clone();
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            result = worker.accept(&socket, address) => if let Err(error) = result {
+                                tracing::error!(%address, %error, "listening has ended");
+                            },
+                            () = token.cancelled() => {
+                                tracing::debug!(%address, "no longer listening");
+                            }
+                        }
+                    });
+                }
+                None => break,
+            }
+        }
+        stopped.cancelled().await;
+    }
+
+    async fn accept(&self, socket: &StdListener, configured: SocketAddr) -> io::Result<()> {
+        let listener = TcpListener::from_std(socket.try_clone()?)?;
+        let mut back_off = BACK_OFF.0;
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    back_off = BACK_OFF.0;
+                    // What is over the limit waits in the kernel's backlog, behind this one. A
+                    // permit taken before would be kept from other sockets while nobody comes here.
+                    let permit = self.seats.limit.clone().acquire_owned();
+                    let Ok(permit) = permit.await else { return Ok(()) };
+                    self.take(stream, peer, configured, permit);
+                }
+                Err(error) if is_clients_own(&error) => {}
+                Err(error) => {
+                    tracing::warn!(listener = %configured, %error, "accepting failed; trying again");
+                    sleep(back_off).await;
+                    back_off = (back_off * 2).min(BACK_OFF.1);
+                }
+            }
+        }
+    }
+
+    /// Serves a new connection, or has it served.
+    fn take(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        listener: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let (index, taken) = self.seats.take(self.index, permit);
+        if index == self.index {
+            self.serve(stream, peer, listener, taken);
+        } else if let Ok(stream) = stream.into_std() {
+            let handover = Handover { stream, peer, listener, taken };
+            let _ = self.seats.seats[index].orders.send(Order::Serve(handover));
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, peer: SocketAddr, listener: SocketAddr, taken: Taken) {
+        let (server, index) = (self.server.clone(), self.index);
+        tokio::spawn(async move {
+            // Made in here, as a future that is moved into another is kept twice.
+            server.connection(stream, peer, listener, index).await;
+            drop(taken);
+        });
+    }
+}
+
+/// The connection died before it was accepted: nothing is wrong here.
+fn is_clients_own(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
 }
 
 #[cfg(test)]

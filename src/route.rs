@@ -1,10 +1,13 @@
 //! From a listener and a Host to the alias that serves it.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
+
+// Clients choose what is looked up, and nothing of what is kept: no defence against collisions made
+// on purpose is needed.
+use foldhash::{HashMap, HashMapExt};
 
 use crate::upstream::Upstream;
 
@@ -167,3 +170,6 @@ fn is_own(local: IpAddr, host: &str) -> bool {
     host == "localhost"
         || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical() == local.to_canonical())
 }
+
+#[cfg(test)]
+mod tests;

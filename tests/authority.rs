@@ -61,6 +61,42 @@ async fn openssl_accepts_an_alias_and_refuses_whatever_else_the_key_signs() {
     }
 }
 
+#[test]
+fn root_issuer_and_leaf_are_what_openssl_says_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    init(folder.path(), &[ALIAS]);
+    let issued = text(&truename_ca(&["issue", ALIAS], folder.path()).stdout);
+    let end = issued.find("-----END CERTIFICATE-----\n").unwrap();
+    let (leaf, issuer) = issued.split_at(end + "-----END CERTIFICATE-----\n".len());
+    let root = fs::read_to_string(folder.path().join("ca.pem")).unwrap();
+    let described = |pem: &str| {
+        let file = folder.path().join("one.pem");
+        fs::write(&file, pem).unwrap();
+        let mut openssl = Command::new("openssl");
+        let output = openssl.args(["x509", "-noout", "-text", "-in"]).arg(file).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let words = text(&output.stdout);
+        words.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let names = ["", ".default", ".default.svc", ".default.svc.cluster.local"];
+    let names = names.map(|rest| format!("DNS:{ALIAS}{rest}")).join(" ");
+    let permitted = format!("X509v3 Name Constraints: critical Permitted: {names} Excluded: ");
+    for (pem, path_length) in [(root.as_str(), 1), (issuer, 0)] {
+        let description = described(pem);
+        for part in [
+            "ASN1 OID: prime256v1",
+            &permitted,
+            &format!("X509v3 Basic Constraints: critical CA:TRUE, pathlen:{path_length}"),
+            "IP:0.0.0.0/0.0.0.0",
+        ] {
+            assert!(description.contains(part), "{part}: {description}");
+        }
+    }
+    let description = described(leaf);
+    assert!(description.contains("ASN1 OID: prime256v1"), "{description}");
+    assert!(!description.contains("CA:TRUE"), "{description}");
+}
+
 #[tokio::test]
 async fn curl_accepts_an_alias_and_refuses_whatever_else_the_key_signs() {
     let thief = Thief::new();

@@ -5,7 +5,9 @@
 mod support;
 
 use std::{
+    fs,
     net::SocketAddr,
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,7 +24,8 @@ use support::{
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{process::Command, task::JoinSet, time::sleep};
+use truename::demo::authority::LeafOptions;
 
 const QUIET: &str = "log: {access: false}\n";
 
@@ -289,6 +292,46 @@ async fn an_endpoint_killed_under_load_fails_no_request_and_comes_back() {
     .await;
     until_state(&proxy, dead, "active").await;
     assert_eq!(endpoint(&proxy, dead).await["failures"], 0);
+}
+
+#[tokio::test]
+async fn an_endpoint_whose_process_is_killed_is_put_aside_and_found_again() {
+    let mut scene = Scene::new(4).await;
+    let (first, _origins) = three_good(&mut scene).await;
+    let address = first.local_addr().unwrap();
+    drop(first);
+    let leaf = trust::authority().issue(&[TRUE_NAME], &[], LeafOptions::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("cert.pem"), &leaf.chain_pem).unwrap();
+    fs::write(folder.path().join("key.pem"), &leaf.key_pem).unwrap();
+    let start = || {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["s_server", "-www", "-cert", "cert.pem", "-key", "key.pem", "-accept"]);
+        openssl.arg(address.to_string()).current_dir(&folder).kill_on_drop(true);
+        openssl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let keys = "health: {passive: {failures: 2, eject: 300ms, max_eject: 300ms}}";
+    let proxy = Proxy::start(&format!("{}{QUIET}", scene.yaml(keys))).await;
+    let listener = proxy.address(ALIAS).await;
+    // Whether the process was the one to answer.
+    let ask = async || {
+        let answer = client::get(listener, ALIAS, "/").await;
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        answer.text().contains("s_server")
+    };
+
+    let mut process = start();
+    within("an answer from the process", async { while !ask().await {} }).await;
+    process.kill().await.unwrap();
+    within("ejection", async {
+        while endpoint(&proxy, address).await["state"] != "ejected" {
+            assert!(!ask().await, "an answer from the dead");
+        }
+    })
+    .await;
+    let _process = start();
+    within("an answer from the new process", async { while !ask().await {} }).await;
+    until_state(&proxy, address, "active").await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 mod support;
 
 use std::{
+    fs,
     net::SocketAddr,
     sync::{
         Arc,
@@ -13,15 +14,22 @@ use std::{
     },
 };
 
+use http::Request;
+use http_body_util::BodyExt;
 use support::{
-    client,
+    client, loopback,
     proxy::Proxy,
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
 use tokio::{net::UdpSocket, task::JoinSet};
-use truename::demo::dns::{self, Answer, RecordType};
+use truename::{
+    Client,
+    config::{self, Config},
+    demo::dns::{self, Answer, DnsServer, RecordType},
+    resolve::{ResolvConf, Resolver},
+};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
 
@@ -49,7 +57,7 @@ async fn a_dead_server_ahead_of_a_good_one_fails_no_request() {
 async fn a_server_that_dies_while_it_runs_is_followed_by_the_next() {
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::answer);
-    let second = dns::DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let second = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
     second.zone([dns::cname(ALIAS_IN_DNS, 0, "second.example")]);
     second.zone([dns::address("second.example", 0, scene.addresses[0])]);
     let servers = format!("\", \"{}\"], cluster", second.address());
@@ -62,6 +70,97 @@ async fn a_server_that_dies_while_it_runs_is_followed_by_the_next() {
     scene.dns.answer(ALIAS_IN_DNS, Answer::Silence);
     within("the second server to be asked", second.wait_for_queries(ALIAS_IN_DNS, 2)).await;
     proxy.logged("second.example").await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_starts_before_dns_serves_as_soon_as_there_is_one() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let address = SocketAddr::new(loopback::address(), scene.dns.address().port());
+    let yaml = scene.yaml("").replace(&scene.dns.address().to_string(), &address.to_string());
+    let proxy = Proxy::start(&yaml).await;
+    let listener = proxy.address(ALIAS).await;
+    let answer = client::get(listener, ALIAS, "/").await;
+    assert!([503, 504].contains(&answer.status()), "{}", answer.text());
+    assert_eq!(answer.json()["stage"], "resolve");
+
+    // As CoreDNS does: refused connections at first, then SERVFAIL until it has seen the cluster.
+    let dns = DnsServer::start(address).await.unwrap();
+    dns.answer(ALIAS_IN_DNS, Answer::ServFail);
+    within("a question", dns.wait_for_queries(ALIAS_IN_DNS, 2)).await;
+    dns.zone([dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)]);
+    dns.zone([dns::address(TRUE_NAME, 60, scene.addresses[0])]);
+    dns.restore(ALIAS_IN_DNS);
+    within("an answer", async { while client::get(listener, ALIAS, "/").await.status() != 200 {} })
+        .await;
+}
+
+/// Two servers at one port, as a line of resolv.conf has none.
+async fn servers_at_one_port() -> [DnsServer; 2] {
+    for _ in 0..16 {
+        let first = DnsServer::start((loopback::address(), 0).into()).await.unwrap();
+        let port = first.address().port();
+        if let Ok(second) = DnsServer::start((loopback::address(), port).into()).await {
+            return [first, second];
+        }
+    }
+    panic!("no port is free at two addresses");
+}
+
+#[tokio::test]
+async fn the_servers_of_a_changed_resolv_conf_are_asked_without_a_restart() {
+    const OTHER: &str = "other.example";
+    let mut scene = Scene::new(2).await;
+    let mut listeners = scene.take_listeners().into_iter();
+    let mut start = |name: &'static str| {
+        let tls = trust::server_with_alpn(&[name], &["http/1.1"]);
+        RawOrigin::start(listeners.next().unwrap(), Some(tls), move |arrival| {
+            scripts::always(arrival, scripts::ok(name))
+        })
+    };
+    let (old, new) = (start(TRUE_NAME), start(OTHER));
+    let [first, second] = servers_at_one_port().await;
+    for (server, name, ip) in
+        [(&first, TRUE_NAME, scene.addresses[0]), (&second, OTHER, scene.addresses[1])]
+    {
+        server.zone([dns::cname(ALIAS_IN_DNS, 0, name), dns::address(name, 0, ip)]);
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("resolv.conf");
+    // By rename, as the kubelet writes it.
+    let name_server = |server: &DnsServer| {
+        let fresh = folder.path().join("fresh");
+        fs::write(&fresh, format!("nameserver {}\n", server.address().ip())).unwrap();
+        fs::rename(fresh, &path).unwrap();
+    };
+    name_server(&first);
+    let root = folder.path().join("root.pem");
+    fs::write(&root, trust::authority().root_pem()).unwrap();
+    let yaml = scene.restless_yaml("").replace("$FOLDER", folder.path().to_str().unwrap());
+    let config = Config::parse(&yaml, "the test").unwrap();
+    let dns = config::Dns { servers: Vec::new(), ..config.dns.clone() };
+    let resolv_conf = ResolvConf { path: path.clone(), port: first.address().port() };
+    let resolver = Resolver::with_resolv_conf(dns, resolv_conf);
+    let client = Client::with_resolver(&config, &resolver).unwrap();
+    let get = async || {
+        let response = client.send(Request::get("/").body(String::new()).unwrap()).await;
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert_eq!(status, 200, "{text}");
+        text
+    };
+
+    assert_eq!(get().await, TRUE_NAME);
+    drop(first);
+    assert_eq!(get().await, TRUE_NAME, "the last good answer");
+    assert_eq!(second.queries(ALIAS_IN_DNS, RecordType::A), 0, "nobody has named it yet");
+    name_server(&second);
+    within("an answer from where the new server leads", async { while get().await != OTHER {} })
+        .await;
+    old.assert_called(TRUE_NAME, &scene.authority(TRUE_NAME));
+    new.assert_called(OTHER, &scene.authority(OTHER));
 }
 
 #[tokio::test]
@@ -213,17 +312,35 @@ async fn dns_is_asked_once_a_ttl_however_many_workers_and_requests() {
 
 #[tokio::test]
 async fn the_shortest_ttl_of_the_chain_rules() {
-    let mut scene = Scene::new(1).await;
+    // The alias' own, an address', and all of them, as a cache in front of CoreDNS writes them.
+    for (of_alias, of_addresses) in [(1, 86_400), (86_400, 1), (1, 1)] {
+        let mut scene = Scene::new(1).await;
+        let _origins = scene.script(scripts::answer);
+        scene.dns.zone([dns::cname(ALIAS_IN_DNS, of_alias, TRUE_NAME)]);
+        scene.dns.zone([dns::address(TRUE_NAME, of_addresses, scene.addresses[0])]);
+        scene.dns.zone([dns::address("next.example", 60, scene.addresses[0])]);
+        let dns = "namespace: default, min_ttl: 250ms";
+        let proxy = Proxy::start(&scene.yaml("").replace("namespace: default", dns)).await;
+        proxy.logged(TRUE_NAME).await;
+        // By the longer TTL, even at `max_ttl`, nobody would look for a minute.
+        scene.dns.zone([dns::cname(ALIAS_IN_DNS, 60, "next.example")]);
+        proxy.logged("next.example").await;
+    }
+}
+
+#[tokio::test]
+async fn sixty_addresses_that_fit_into_no_datagram_are_all_endpoints() {
+    let mut scene = Scene::new(60).await;
     let _origins = scene.script(scripts::answer);
-    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 1, TRUE_NAME)]);
-    scene.dns.zone([dns::address(TRUE_NAME, 86_400, scene.addresses[0])]);
-    scene.dns.zone([dns::address("next.example", 86_400, scene.addresses[0])]);
-    let yaml = scene.yaml("").replace("namespace: default", "namespace: default, min_ttl: 250ms");
-    let proxy = Proxy::start(&yaml).await;
-    proxy.logged(TRUE_NAME).await;
-    // By the addresses' TTL, even at `max_ttl`, nobody would look for a minute.
-    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 1, "next.example")]);
-    proxy.logged("next.example").await;
+    let addresses = scene.addresses.iter().map(|ip| dns::address(TRUE_NAME, 60, *ip));
+    let records = std::iter::once(dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)).chain(addresses);
+    scene.dns.answer_type(ALIAS_IN_DNS, RecordType::A, Answer::Truncated(records.collect()));
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
+    let endpoints = proxy.status().await["aliases"][0]["endpoints"].as_array().unwrap().len();
+    assert_eq!(endpoints, 60);
+    assert_eq!(scene.dns.queries(ALIAS_IN_DNS, RecordType::A), 2, "by UDP, then by TCP");
+    assert_eq!(scene.dns.queries(TRUE_NAME, RecordType::A), 0, "the CNAME left was the answer");
 }
 
 /// An origin that proves `name`, where DNS leads by whatever spelling of it, and the proxy.

@@ -21,7 +21,7 @@ use nix::{
 use support::{
     scene::{ALIAS, Scene, TRUE_NAME},
     service_origin::{self, ServiceOrigin},
-    trust,
+    tools, trust,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -167,35 +167,54 @@ async fn python_gets_through() {
         "import urllib.request\nprint(urllib.request.urlopen('{URL}', timeout=20).read().decode())"
     );
     is_answered(&stage.prints(&["python3", "-c", &script]).await);
-    // What the test command installs where it can.
+    let python = tools::python();
     for library in ["requests", "httpx"] {
-        let import = format!("import {library}");
-        let found = output(Command::new("python3").args(["-c", &import])).await;
-        if found.status.success() {
-            let script = format!("{import}\nprint({library}.get('{URL}', timeout=20).text)");
-            is_answered(&stage.prints(&["python3", "-c", &script]).await);
-        }
+        let script = format!("import {library}\nprint({library}.get('{URL}', timeout=20).text)");
+        is_answered(&stage.prints(&[python.to_str().unwrap(), "-c", &script]).await);
     }
 }
 
 #[tokio::test]
-async fn node_gets_through() {
+async fn a_rust_client_gets_through() {
+    const ANSWER: &str = "ANSWER_OF_THE_RUST_CLIENT";
+    // This very test is the client, too, when it runs under the command.
+    if let Some(file) = std::env::var_os(ANSWER) {
+        let answer = reqwest::get(URL).await.unwrap();
+        fs::write(file, answer.text().await.unwrap()).unwrap();
+        return;
+    }
     let stage = Stage::new().await;
-    // What a proxy agent does; Node's own fetch obeys the variables from version 24 on.
+    let this = std::env::current_exe().unwrap();
+    let mut command =
+        stage.exec(&[this.to_str().unwrap(), "--exact", "a_rust_client_gets_through"]);
+    let ran = succeeded(output(command.env(ANSWER, stage.path("answer"))).await);
+    is_answered(&fs::read_to_string(stage.path("answer")).expect(&ran));
+}
+
+#[tokio::test]
+async fn node_s_own_fetch_gets_through() {
+    let stage = Stage::new().await;
+    let fetch = format!(
+        "const fail = e => {{ console.error(e); process.exit(1) }};
+         fetch('{URL}').then(r => r.text()).then(body => console.log(body), fail);"
+    );
+    is_answered(&stage.prints(&[tools::node().to_str().unwrap(), "-e", &fetch]).await);
+}
+
+#[tokio::test]
+async fn a_node_of_any_age_gets_through_with_a_proxy_agent() {
+    let stage = Stage::new().await;
+    // What such an agent does.
     let script = format!(
         "const proxy = new URL(process.env.https_proxy), url = new URL('{URL}');
-         const say = body => console.log(body), fail = e => {{ console.error(e); process.exit(1) }};
-         if (+process.versions.node.split('.')[0] >= 24) {{
-             fetch(url).then(r => r.text()).then(say, fail);
-         }} else {{
-             const connect = {{host: proxy.hostname, port: proxy.port, method: 'CONNECT',
-                 path: url.hostname + ':443'}};
-             require('http').request(connect).on('connect', (_, socket) =>
-                 require('https').get(url, {{socket, agent: false}}, answer => {{
-                     let body = '';
-                     answer.on('data', data => body += data).on('end', () => say(body));
-                 }}).on('error', fail)).on('error', fail).end();
-         }}"
+         const fail = e => {{ console.error(e); process.exit(1) }};
+         const connect = {{host: proxy.hostname, port: proxy.port, method: 'CONNECT',
+             path: url.hostname + ':443'}};
+         require('http').request(connect).on('connect', (_, socket) =>
+             require('https').get(url, {{socket, agent: false}}, answer => {{
+                 let body = '';
+                 answer.on('data', data => body += data).on('end', () => console.log(body));
+             }}).on('error', fail)).on('error', fail).end();"
     );
     is_answered(&stage.prints(&["node", "-e", &script]).await);
 }
@@ -271,6 +290,16 @@ async fn the_file_s_listeners_are_not_bound() {
     let (one, two) = tokio::join!(output(&mut one), output(&mut two));
     is_answered(&succeeded(one));
     is_answered(&succeeded(two));
+}
+
+#[tokio::test]
+async fn the_private_proxy_asks_for_no_credentials_whatever_the_file_says() {
+    let stage = Stage::new().await;
+    fs::write(stage.path("credentials"), "ann:one\n").unwrap();
+    let yaml = stage.scene.yaml("");
+    let proxy = "proxy: {listen: 3128, credentials: $FOLDER/credentials}";
+    stage.configure(&format!("{yaml}\n{proxy}\n"));
+    is_answered(&stage.prints(&["curl", "-sS", URL]).await);
 }
 
 #[tokio::test]

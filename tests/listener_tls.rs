@@ -7,6 +7,7 @@ mod support;
 
 use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, HandshakeKind, RootCertStore,
     SupportedProtocolVersion,
@@ -17,7 +18,7 @@ use support::{
     client::{self, H2},
     curl::{Curl, curl},
     peer::Peer,
-    proxy::Proxy,
+    proxy::{Proxy, Setup},
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
@@ -155,6 +156,44 @@ async fn who_names_nobody_or_a_stranger_is_told_by_an_alert_and_the_log() {
 }
 
 #[tokio::test]
+async fn of_handshakes_that_fail_in_a_flood_some_are_logged_and_all_are_counted() {
+    const FLOOD: usize = 300;
+    let world = World::new("").await;
+    let mut strangers = tokio::task::JoinSet::new();
+    let name = ServerName::try_from("stranger.example").unwrap();
+    let mut hello = Vec::new();
+    let config = world.config(&[&TLS12, &TLS13]);
+    ClientConnection::new(config, name).unwrap().write_tls(&mut hello).unwrap();
+    for _ in 0..FLOOD {
+        let (address, hello) = (world.address, hello.clone());
+        strangers.spawn(async move {
+            let mut peer = client::connect(address).await;
+            peer.send(hello).await;
+            peer.closed().await;
+        });
+    }
+    within("every refusal", strangers.join_all()).await;
+    let lines = || world.proxy.log().matches("asked for `stranger.example`").count();
+    let left_out = || -> usize {
+        let log = world.proxy.log();
+        let sums = log.split("\"left_out\":").skip(1);
+        sums.map(|rest| rest.split([',', '}']).next().unwrap().parse::<usize>().unwrap()).sum()
+    };
+    within("the sum of those that were not logged", async {
+        while lines() + left_out() < FLOOD {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(lines() + left_out(), FLOOD);
+    assert!(lines() < FLOOD / 2, "{} lines", lines());
+    let sum = world.proxy.logged("more often than is logged one by one").await;
+    assert!(sum.contains("\"warn\"") && sum.contains("127.0.0.1:0"), "{sum}");
+    // A listener elsewhere, or this one later, is heard again.
+    assert_eq!(client::get(world.address, ALIAS, "/").await.text(), "ok");
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_trust_the_root_is_told_in_the_log() {
     let world = World::new("").await;
     let refused = curl(&[
@@ -208,6 +247,71 @@ async fn a_client_hello_may_come_in_any_two_pieces() {
 }
 
 #[tokio::test]
+async fn a_client_hello_may_come_byte_by_byte() {
+    let world = World::new("").await;
+    let (near, far) = tokio::io::duplex(1);
+    let tcp = TcpStream::connect(world.address).await.unwrap();
+    tcp.set_nodelay(true).unwrap();
+    // What is written into a pipe of one byte comes out, and is sent, one by one.
+    let (mut from_proxy, mut to_proxy) = tcp.into_split();
+    let (mut from_client, mut to_client) = tokio::io::split(far);
+    tokio::spawn(async move {
+        let mut byte = [0];
+        while from_client.read(&mut byte).await.is_ok_and(|count| count == 1) {
+            to_proxy.write_all(&byte).await.unwrap();
+        }
+    });
+    tokio::spawn(async move {
+        tokio::io::copy(&mut from_proxy, &mut to_client).await.unwrap();
+        to_client.shutdown().await.unwrap();
+    });
+    let name = ServerName::try_from(ALIAS).unwrap();
+    let connector = TlsConnector::from(world.config(&[&TLS12, &TLS13]));
+    let mut tls = within("a handshake", connector.connect(name, near)).await.unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n");
+    tls.write_all(request.as_bytes()).await.unwrap();
+    tls.flush().await.unwrap();
+    let mut answer = Vec::new();
+    within("the answer", tls.read_to_end(&mut answer)).await.unwrap();
+    assert!(answer.ends_with(b"ok"));
+}
+
+#[tokio::test]
+async fn a_ticket_of_a_former_life_is_no_obstacle() {
+    let mut scene = Scene::new(1).await;
+    let _origin = scene.script(scripts::answer);
+    let authority = tempfile::tempdir().unwrap();
+    let yaml = format!("{}ca: {{directory: {:?}}}\n", scene.yaml(""), authority.path());
+    let mut config = None;
+    // The second proxy has the same root, and other keys for its tickets.
+    for expected in [[false, true], [false, true]] {
+        let proxy = Proxy::start(&yaml).await;
+        let address = proxy.address(ALIAS).await;
+        let config = config.get_or_insert_with(|| {
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let builder = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap();
+            let roots = roots_of(&authority.path().join("ca.pem"));
+            Arc::new(builder.with_root_certificates(roots).with_no_client_auth())
+        });
+        for resumed in expected {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from(ALIAS).unwrap();
+            let handshake = TlsConnector::from(config.clone()).connect(name, tcp);
+            let mut tls = within("a handshake", handshake).await.unwrap();
+            let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n");
+            tls.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            within("the answer", tls.read_to_end(&mut answer)).await.unwrap();
+            assert!(answer.ends_with(b"ok"));
+            let kind = tls.get_ref().1.handshake_kind();
+            assert_eq!(kind == Some(HandshakeKind::Resumed), resumed, "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_handshake_or_preface_that_never_ends_is_given_up_on() {
     // The default of 30 seconds is beyond the test's patience.
     let world = World::with("listener: {header_timeout: 1s}\n", "").await;
@@ -229,18 +333,39 @@ async fn a_handshake_or_preface_that_never_ends_is_given_up_on() {
 }
 
 #[tokio::test]
-async fn half_open_handshakes_do_not_keep_others_from_being_served() {
-    let world = World::new("").await;
+async fn ten_thousand_half_open_handshakes_do_not_keep_others_from_being_served() {
+    const HALF_OPEN: usize = 10_000;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    assert!(most > HALF_OPEN as u64 + 500, "this test needs more open files: `ulimit -Hn`");
+    let listener = format!("listener: {{max_connections: {}}}\n", HALF_OPEN + 10);
+    let world = World::with(&listener, "").await;
     let hello = world.client_hello();
+    let before = world.proxy.peak_memory();
     let mut open = Vec::new();
-    for number in 0..1100 {
+    for number in 0..HALF_OPEN {
         let mut tcp = TcpStream::connect(world.address).await.unwrap();
         tcp.write_all(&hello[..1 + number % (hello.len() - 1)]).await.unwrap();
         open.push(tcp);
-        if number % 100 == 99 {
+        if number % 1000 == 999 {
             let answer = world.curl(ALIAS, &[]).await;
             assert_eq!(answer.stdout, "ok", "{answer:?}");
         }
+    }
+    let each = (world.proxy.peak_memory() - before) / HALF_OPEN;
+    assert!(each < 32 * 1024, "{each} bytes for each that says too little");
+}
+
+#[tokio::test]
+async fn the_shells_limit_of_open_files_is_raised_as_far_as_it_may_be() {
+    let scene = Scene::new(1).await;
+    for (hard, warned) in [("", false), ("ulimit -Hn 512; ", true)] {
+        let proxy = Setup::new(&scene.yaml("")).shell(&format!("ulimit -Sn 256; {hard}"));
+        let proxy = proxy.start().await;
+        let (soft, hard) = proxy.file_limit();
+        assert_eq!(soft, hard);
+        assert_ne!(soft, "256");
+        assert_eq!(proxy.log().contains("fewer files than `listener.max_connections`"), warned);
     }
 }
 

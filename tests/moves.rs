@@ -103,14 +103,19 @@ async fn a_silent_dns_server_delays_no_request() {
 
 #[tokio::test]
 async fn while_dns_fails_the_last_good_answer_serves_for_stale() {
-    async fn serves(failure: Answer) {
+    async fn serves(failure: Answer, name: &str) {
         let mut scene = Scene::new(1).await;
         let _origins = scene.script(scripts::answer);
         let proxy = Proxy::start(&with_dns(&scene, "stale: 3s, nxdomain_hold: 0s")).await;
         let address = proxy.address(ALIAS).await;
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 
-        scene.dns.answer(ALIAS_IN_DNS, failure.clone());
+        scene.dns.answer(name, failure.clone());
+        if name == TRUE_NAME {
+            // What CoreDNS makes of all of them: NOERROR, and the CNAME alone.
+            let alone = dns::cname(ALIAS_IN_DNS, 0, TRUE_NAME);
+            scene.dns.answer(ALIAS_IN_DNS, Answer::Records(vec![alone]));
+        }
         proxy.logged("serving the last good answer").await;
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200, "{failure:?}");
         until_status(address, [503, 504]).await;
@@ -118,10 +123,12 @@ async fn while_dns_fails_the_last_good_answer_serves_for_stale() {
         until_status(address, [200, 200]).await;
     }
     tokio::join!(
-        serves(Answer::ServFail),
-        serves(Answer::Refused),
-        serves(Answer::Silence),
-        serves(Answer::Garbage),
+        serves(Answer::ServFail, ALIAS_IN_DNS),
+        serves(Answer::Refused, ALIAS_IN_DNS),
+        serves(Answer::Silence, ALIAS_IN_DNS),
+        serves(Answer::Garbage, ALIAS_IN_DNS),
+        serves(Answer::ServFail, TRUE_NAME),
+        serves(Answer::Silence, TRUE_NAME),
     );
 }
 
@@ -141,6 +148,36 @@ async fn a_name_that_was_deleted_serves_for_nxdomain_hold() {
     assert!(problem["detail"].as_str().unwrap().contains("NXDOMAIN"), "{problem}");
     // `externalName: 10.0.0.1` looks like this, too.
     assert!(problem["fix"].as_str().unwrap().contains("`target:`"), "{problem}");
+}
+
+#[tokio::test]
+async fn a_name_that_comes_to_lead_nowhere_serves_for_nxdomain_hold() {
+    async fn serves(gone: &str, denial: Answer, told: &str) {
+        let mut scene = Scene::new(1).await;
+        let _origins = scene.script(scripts::answer);
+        let proxy = Proxy::start(&with_dns(&scene, "nxdomain_hold: 2s")).await;
+        let address = proxy.address(ALIAS).await;
+        assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+
+        scene.dns.answer(gone, denial);
+        if gone == TRUE_NAME {
+            let alone = dns::cname(ALIAS_IN_DNS, 0, TRUE_NAME);
+            scene.dns.answer(ALIAS_IN_DNS, Answer::Records(vec![alone]));
+        }
+        proxy.logged("serving the last good answer").await;
+        assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+        let problem = until_status(address, [503, 503]).await;
+        assert!(problem.text().contains(told), "{}", problem.text());
+    }
+    tokio::join!(
+        serves(
+            ALIAS_IN_DNS,
+            Answer::NoData { soa: true },
+            "the Service is there but leads nowhere"
+        ),
+        serves(TRUE_NAME, Answer::NoData { soa: true }, "has no address for httpbin.org (NODATA)"),
+        serves(TRUE_NAME, Answer::NxDomain, "httpbin.org does not exist (NXDOMAIN)"),
+    );
 }
 
 #[tokio::test]

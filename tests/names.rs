@@ -5,7 +5,10 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    sync::Arc,
+};
 
 use rustls::ServerConfig;
 use serde_json::json;
@@ -14,7 +17,7 @@ use support::{
     proxy::{Proxy, Setup},
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
-    scripts, trust,
+    scripts, trust, within,
 };
 use truename::demo::{
     authority::LeafOptions,
@@ -186,6 +189,185 @@ async fn an_alias_that_leads_to_the_proxy_itself_is_a_loop_not_a_storm() {
     let total = "truename_downstream_connections_total{alias=\"webscaler-manual\",\
                  protocol=\"http/1.1\",tls=\"false\"}";
     assert_eq!(proxy.metric(total).await, Some(1.0), "it called itself");
+}
+
+#[tokio::test]
+async fn the_proxy_is_known_behind_two_names_another_alias_and_a_mapped_address() {
+    let [own, others] = [(); 2].map(|()| loopback::listen_anywhere().local_addr().unwrap());
+    let scene = Scene::new(1).await;
+    let IpAddr::V4(own_v4) = own.ip() else { panic!("{own}") };
+    scene.dns.zone([
+        dns::cname("loop.example", 60, "again.example"),
+        dns::address("again.example", 60, own_v4),
+        dns::address("mapped.example", 60, own_v4.to_ipv6_mapped()),
+        dns::address("others.example", 60, others.ip()),
+    ]);
+    let mut yaml = scene.yaml(&format!("target: \"loop.example:{}\"", own.port()));
+    yaml = yaml.replace("127.0.0.1:0", &own.to_string());
+    for (name, listen, target) in [
+        ("mapped", others, format!("mapped.example:{}", own.port())),
+        ("third", own, format!("others.example:{}", others.port())),
+    ] {
+        yaml += &format!(
+            "\n  - {{name: {name}, listen: [\"{listen}\"], target: \"{target}\", \
+             tls: {{mode: plaintext}}}}"
+        );
+    }
+    let proxy = Proxy::start(&yaml).await;
+    for (listener, alias) in [(own, ALIAS), (others, "mapped"), (own, "third")] {
+        let answer = client::get(listener, alias, "/").await;
+        assert_eq!(answer.status(), 508, "{alias}: {}", answer.text());
+        let series = "truename_downstream_connections_total";
+        let total = format!("{series}{{alias=\"{alias}\",protocol=\"http/1.1\",tls=\"false\"}}");
+        assert_eq!(proxy.metric(&total).await, Some(1.0), "{alias}: it called itself");
+    }
+}
+
+/// Which addresses a wildcard listener takes, only the kernel knows.
+#[tokio::test]
+async fn a_wildcard_listener_is_known_by_any_address_of_its_host() {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: this asks for a route.
+    if socket.connect("192.0.2.1:9").is_err() {
+        eprintln!("this machine has no address but loopback: nothing to be known by");
+        return;
+    }
+    let host = socket.local_addr().unwrap().ip();
+    let own = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap();
+    let scene = Scene::new(1).await;
+    scene.dns.zone([dns::address("loop.example", 60, host)]);
+    let keys = format!("target: \"loop.example:{}\"\ntls: {{mode: plaintext}}", own.port());
+    let yaml = scene.yaml(&keys).replace("127.0.0.1:0", &own.to_string());
+    let _proxy = Proxy::start(&format!("allow_non_loopback: true\n{yaml}")).await;
+    let at_loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), own.port());
+    let answer = client::get(at_loopback, ALIAS, "/").await;
+    assert_eq!(answer.status(), 508, "{}", answer.text());
+    assert_eq!(answer.json()["endpoint"], SocketAddr::new(host, own.port()).to_string());
+}
+
+#[tokio::test]
+async fn chain_match_server_name_and_allow_go_together() {
+    const MATCHED: &str = "db.rds.example";
+    const MATCH: &str = "chain_match: [\"*.rds.example\"]";
+    for (tls_keys, allow, leads_to) in [
+        (MATCH.to_owned(), "\"*.rds.example\"", Some(MATCHED)),
+        (MATCH.to_owned(), "\"*.example\"", Some(MATCHED)),
+        // What was not chosen need not be allowed, and its being allowed does not help.
+        (MATCH.to_owned(), "httpbin.org", None),
+        (MATCH.to_owned(), "\"*.db.rds.example\"", None),
+        (format!("{MATCH}, server_name: {OTHER}"), OTHER, Some(OTHER)),
+        (format!("{MATCH}, server_name: {OTHER}"), "\"*.example\"", Some(OTHER)),
+        ("chain_match: [\"*.nowhere.example\"]".to_owned(), "\"*.org\"", Some(TRUE_NAME)),
+        ("chain_match: [\"*.nowhere.example\"]".to_owned(), "\"*.rds.example\"", None),
+    ] {
+        let mut scene = Scene::new(1).await;
+        let origin = serve(&mut scene, &[TRUE_NAME, MATCHED, OTHER], "ok");
+        scene.dns.zone([
+            dns::cname(TRUE_NAME, 60, MATCHED),
+            dns::address(MATCHED, 60, scene.addresses[0]),
+        ]);
+        let keys = format!("{}\nallow: [{allow}]", tls(&tls_keys));
+        let proxy = Proxy::start(&scene.yaml(&keys)).await;
+        let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+        match leads_to {
+            Some(name) => {
+                assert_eq!(answer.status(), 200, "{keys}: {}", answer.text());
+                origin.assert_called(name, &scene.authority(name));
+            }
+            None => {
+                assert_eq!(answer.status(), 403, "{keys}: {}", answer.text());
+                assert_eq!(origin.seen().connections, 0, "{keys}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_form_of_a_denied_address_is_dialled() {
+    for ip in [
+        "169.254.169.254",
+        "::ffff:169.254.169.254",
+        "64:ff9b::169.254.169.254",
+        "::169.254.0.1",
+        "fe80::1",
+        "fd00:ec2::254",
+        "0.0.0.0",
+        "::ffff:224.0.0.1",
+    ] {
+        let scene = Scene::new(1).await;
+        let ip: IpAddr = ip.parse().unwrap();
+        scene.dns.zone([dns::address(TRUE_NAME, 60, ip)]);
+        let proxy = Proxy::start(&scene.yaml("")).await;
+        let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+        assert_eq!(answer.status(), 403, "{ip}: {}", answer.text());
+        let problem = answer.json();
+        assert_eq!(problem["type"], "urn:truename:error:destination_ip_prohibited", "{problem}");
+        assert_eq!(problem["endpoint"], SocketAddr::new(ip, scene.port).to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_comes_to_a_denied_address_is_not_followed_there() {
+    let mut scene = Scene::new(2).await;
+    let origins = scene.script(scripts::answer);
+    let [good, denied] = [scene.addresses[0], scene.addresses[1]];
+    let show = |ips: &[IpAddr]| {
+        scene.dns.zone(ips.iter().map(|ip| dns::address(TRUE_NAME, 0, *ip)));
+    };
+    show(&[good]);
+    let yaml = scene.restless_yaml("").replace("127.0.0.0/8", &format!("{good}/32"));
+    let proxy = Proxy::start(&yaml).await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+
+    show(&[denied]);
+    within("a refusal", async {
+        loop {
+            match client::get(address, ALIAS, "/").await.status() {
+                200 => {}
+                status => return assert_eq!(status, 403),
+            }
+        }
+    })
+    .await;
+    // Beside an address that is allowed, it costs nobody a request.
+    show(&[denied, good]);
+    within("an answer", async { while client::get(address, ALIAS, "/").await.status() != 200 {} })
+        .await;
+    for _ in 0..20 {
+        assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    }
+    assert_eq!(origins[1].seen().connections, 0);
+}
+
+#[tokio::test]
+async fn sixteen_links_are_followed_and_a_seventeenth_is_explained() {
+    for (links, in_one_packet) in [(16, true), (16, false), (17, true), (17, false)] {
+        let mut scene = Scene::new(1).await;
+        let origin = serve(&mut scene, &["1.example"], "ok");
+        let mut owner = ALIAS_IN_DNS.to_owned();
+        for link in 1..=links {
+            let next = format!("{link}.example");
+            let record = dns::cname(&owner, 60, &next);
+            match in_one_packet {
+                true => scene.dns.zone([record]),
+                false => scene.dns.answer(&owner, Answer::Records(vec![record])),
+            }
+            owner = next;
+        }
+        scene.dns.zone([dns::address(&owner, 60, scene.addresses[0])]);
+        let proxy = Proxy::start(&scene.yaml("")).await;
+        let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+        if links == 16 {
+            assert_eq!(answer.status(), 200, "{}", answer.text());
+            origin.assert_called("1.example", &scene.authority("1.example"));
+        } else {
+            assert_eq!(answer.status(), 503, "{}", answer.text());
+            let problem = answer.json();
+            assert_eq!(problem["stage"], "resolve");
+            assert!(problem["detail"].as_str().unwrap().contains("16"), "{problem}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -86,7 +86,9 @@ fn every_metric_is_in_the_reference() {
 fn every_link_to_a_file_leads_somewhere() {
     let pages = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"];
     let mut followed = 0;
-    for page in pages.into_iter().chain(["docs/reference.md", "docs/performance.md"]) {
+    for page in
+        pages.into_iter().chain(["docs/reference.md", "docs/performance.md", "tests/README.md"])
+    {
         let text = read(page);
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let file = link.split('#').next().unwrap();
@@ -99,6 +101,41 @@ fn every_link_to_a_file_leads_somewhere() {
         }
     }
     assert!(followed > 5, "only {followed} were found");
+}
+
+#[test]
+fn every_case_has_its_tests() {
+    let page = read("tests/README.md");
+    let is_heading = |row: &&str| row.starts_with("| the ") || row.starts_with("| what |");
+    let is_ruler = |row: &&str| row.starts_with("| ---");
+    let rows = page.lines().filter(|line| line.starts_with('|'));
+    let mut found = 0;
+    for row in rows.filter(|row| !is_heading(row) && !is_ruler(row)) {
+        let tests: Vec<_> =
+            row.split('`').skip(1).step_by(2).filter_map(|code| code.split_once("::")).collect();
+        assert!(!tests.is_empty(), "no test: {row}");
+        for (file, name) in tests {
+            assert!(has_test(file, name), "{file} has no test {name}");
+            found += 1;
+        }
+    }
+    assert!(found > 150, "only {found} were found");
+}
+
+/// Whether `file`, of this folder unless it says another, has a test of that name.
+fn has_test(file: &str, name: &str) -> bool {
+    let file = if file.contains('/') { file.to_owned() } else { format!("tests/{file}") };
+    let text = read(&file);
+    let lines: Vec<_> = text.lines().map(str::trim_start).collect();
+    let is_it = |line: &str| {
+        let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+        function.and_then(|rest| rest.split('(').next()) == Some(name)
+    };
+    let Some(at) = lines.iter().position(|line| is_it(line)) else { return false };
+    let attributes = lines[..at].iter().rev().take_while(|line| line.starts_with("#["));
+    attributes
+        .into_iter()
+        .any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"))
 }
 
 fn truename(arguments: &[&str]) -> Output {

@@ -4,7 +4,10 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls::{
@@ -22,6 +25,8 @@ use support::{
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, trust,
 };
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
 use truename::demo::{
     authority::{Authority, Leaf, LeafOptions, Usage},
     origin::Origin,
@@ -265,11 +270,24 @@ async fn the_client_certificate_is_shown_to_a_server_that_asks() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_cannot_be_accepted_is_explained() {
-    let other_name = trust::authority().issue(&["example.org"], &[], LeafOptions::default());
-    for (leaf, word) in
-        [(leaf(LeafOptions::expired()), "expired"), (other_name.unwrap(), "example.org")]
-    {
+async fn a_certificate_that_proves_nothing_is_explained_and_its_end_is_told() {
+    let issue = |names: &[&str], options| trust::authority().issue(names, &[], options).unwrap();
+    let tomorrow = Some(SystemTime::now() + Duration::from_secs(86_400));
+    let next_week = Some(SystemTime::now() + Duration::from_secs(7 * 86_400));
+    let own = |options| issue(&[TRUE_NAME], options);
+    let any = LeafOptions::default;
+    for (leaf, word) in [
+        (own(LeafOptions::expired()), "has expired"),
+        (own(LeafOptions { not_before: tomorrow, not_after: next_week, ..any() }), "not valid yet"),
+        (own(LeafOptions { usage: Usage::Client, ..any() }), "was not issued for servers"),
+        (issue(&["example.org"], any()), "it bears `example.org`"),
+        (issue(&["*.httpbin.org"], any()), "it bears `*.httpbin.org`"),
+        (issue(&["*.*.org"], any()), "it bears `*.*.org`"),
+        (
+            issue(&[], LeafOptions { common_name: Some(TRUE_NAME.to_owned()), ..any() }),
+            "only the common name `httpbin.org`",
+        ),
+    ] {
         let mut scene = Scene::new(1).await;
         let origin = serve(&mut scene, leaf.server_config(&["http/1.1"]).unwrap());
         let proxy = Proxy::start(&scene.yaml("")).await;
@@ -278,7 +296,9 @@ async fn a_certificate_that_cannot_be_accepted_is_explained() {
         assert_eq!(origin.counts().requests, 0);
         let expiry =
             format!("truename_upstream_certificate_not_after_seconds{{alias=\"{ALIAS}\"}}");
-        assert!(proxy.metric(&expiry).await.unwrap() > 0.0);
+        let (_, parsed) = X509Certificate::from_der(&leaf.chain[0]).unwrap();
+        let not_after = parsed.validity().not_after.timestamp() as f64;
+        assert_eq!(proxy.metric(&expiry).await, Some(not_after), "{word}");
     }
 }
 

@@ -31,13 +31,16 @@ use crate::{
     listener::{Bound, Listeners},
     resolve::Resolver,
     route::Routes,
-    serve::{ForwardProxy, Server},
+    serve::{Credentials, Failures, ForwardProxy, Server},
     telemetry::{Metrics, set_log_level},
     tls::{RootStores, server::ServerTls},
     upstream::Upstream,
 };
 
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// How often the file of `proxy.credentials` is looked at; a change is taken at the second look.
+const CREDENTIALS_CHECK: Duration = Duration::from_millis(500);
 
 /// A running proxy. It goes on when this is dropped; [`shutdown`](Self::shutdown) ends it.
 #[derive(Debug)]
@@ -162,6 +165,7 @@ impl Control {
             settings: ArcSwap::from_pointee(config.listener.clone()),
             proxy: ArcSwapOption::empty(),
             tls: ServerTls::new()?,
+            failures: Failures::default(),
             drain: Drain::default(),
         });
         let admin = config.admin.listen.map(Bound::bind).transpose().map_err(StartError::Admin)?;
@@ -202,6 +206,7 @@ impl Control {
             }
             _ => None,
         };
+        let credentials = credentials(&config.proxy)?;
         let same_dns = self.config.dns == config.dns;
         let resolver =
             if same_dns { self.resolver.clone() } else { Resolver::new(config.dns.clone()) };
@@ -238,7 +243,7 @@ impl Control {
             let allowed = config.proxy.passthrough == config::Passthrough::Allow;
             let passthrough =
                 allowed.then(|| Passthrough::new(resolver.clone(), self.policy.clone()));
-            Arc::new(ForwardProxy { listen, passthrough })
+            Arc::new(ForwardProxy { listen, passthrough, credentials })
         }));
         for bound in new_bounds {
             self.listen(bound);
@@ -310,6 +315,12 @@ impl Control {
 
     /// Says where each alias listens, as far as that is new.
     fn announce(&self, new: &Config) {
+        if is_open(&new.proxy) && !is_open(&self.config.proxy) {
+            tracing::warn!(
+                "whoever reaches the forward proxy may use it: name a file of USER:PASSWORD lines \
+                 in `proxy.credentials`",
+            );
+        }
         for alias in &new.aliases {
             let before = self.config.aliases.iter().find(|before| before.name == alias.name);
             for configured in &alias.listen {
@@ -347,6 +358,7 @@ impl Control {
 
     async fn obey(&mut self, mut queue: mpsc::Receiver<Command>) {
         let mut upkeep = interval(METRICS_UPKEEP);
+        let mut credentials = interval(CREDENTIALS_CHECK);
         loop {
             tokio::select! {
                 command = queue.recv() => match command {
@@ -356,6 +368,12 @@ impl Control {
                     Some(Command::Shutdown) | None => return,
                 },
                 _ = upkeep.tick() => self.metrics.upkeep(),
+                _ = credentials.tick() => {
+                    let proxy = self.server.proxy.load_full();
+                    if let Some(credentials) = proxy.as_ref().and_then(|p| p.credentials.as_ref()) {
+                        credentials.refresh();
+                    }
+                }
                 () = tick(&self.certificates) => {
                     if let Some(certificates) = &mut self.certificates {
                         certificates.refresh(&self.server.tls);
@@ -381,6 +399,20 @@ impl Control {
         }
         Ok(())
     }
+}
+
+fn credentials(proxy: &config::ForwardProxy) -> Result<Option<Arc<Credentials>>, StartError> {
+    let Some(file) = proxy.credentials.clone() else { return Ok(None) };
+    match Credentials::load(file.clone()) {
+        Ok(credentials) => Ok(Some(Arc::new(credentials))),
+        Err(source) => Err(StartError::Credentials { file, source }),
+    }
+}
+
+/// Whether anybody who reaches this machine may use the forward proxy.
+fn is_open(proxy: &config::ForwardProxy) -> bool {
+    let beyond = proxy.listen.is_some_and(|listen| !listen.ip().to_canonical().is_loopback());
+    beyond && proxy.credentials.is_none()
 }
 
 /// The keys that were changed and are read at the start only.

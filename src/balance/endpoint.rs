@@ -177,14 +177,14 @@ impl InFlight {
         &self.endpoint
     }
 
-    /// The response's head arrived: this is the latency to learn from. Only the first call counts.
-    pub fn answered(&mut self, now: Instant) {
-        if self.answered {
-            return;
-        }
-        self.answered = true;
+    /// The response's head arrived: this is the latency to learn from, and is returned. Only the
+    /// first call counts.
+    pub fn answered(&mut self, now: Instant) -> Duration {
         let latency = now.saturating_duration_since(self.begun);
-        self.endpoint.latency.observe(latency, self.endpoint.age(now));
+        if !std::mem::replace(&mut self.answered, true) {
+            self.endpoint.latency.observe(latency, self.endpoint.age(now));
+        }
+        latency
     }
 }
 

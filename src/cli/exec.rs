@@ -29,7 +29,7 @@ use crate::{
     app::App,
     command::StartError,
     config::{self, Config, LogLevel},
-    resolve::names,
+    resolve::{Resolver, names},
     telemetry,
     tls::{
         store::{self, Store, StoreError},
@@ -147,6 +147,8 @@ impl Exec {
             alias.listen.clear();
         }
         config.proxy.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        // They are for the proxy that others reach: the command has none to show.
+        config.proxy.credentials = None;
         config.admin.listen = None;
         config.ca.directory = Some(folder.to_owned());
         config.listener.tls = config::ListenerTls::default();
@@ -244,7 +246,7 @@ fn code(status: ExitStatus) -> u8 {
 
 /// All names of all aliases.
 fn names_of(config: &Config) -> Vec<String> {
-    let environment = names::Environment::read(&config.dns, Path::new("/etc/resolv.conf"));
+    let environment = Resolver::new(config.dns.clone()).environment();
     let forms = |alias: &config::Alias| {
         names::forms(&alias.name, &environment.namespace, &environment.cluster_domain)
     };

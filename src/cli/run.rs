@@ -9,6 +9,7 @@ use std::{
 };
 
 use metrics::counter;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -79,6 +80,7 @@ impl Run {
             }
         };
         telemetry::init_log(&config.log);
+        raise_file_limit(config.listener.max_connections);
         let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -242,6 +244,25 @@ pub(super) fn with_aliases(
         }
     }
     Ok(config)
+}
+
+/// Every connection is an open file. The soft limit on those, often 1024, is there for programs that
+/// `select()`; the hard limit is what the administrator means.
+fn raise_file_limit(max_connections: usize) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    match raised {
+        Ok(limit) if limit < max_connections as u64 => tracing::warn!(
+            limit,
+            max_connections,
+            "this process may open fewer files than `listener.max_connections`: raise its limit \
+             (`ulimit -Hn`), or lower the key",
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 /// The address that a flag says.

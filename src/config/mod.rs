@@ -4,6 +4,7 @@ mod alias;
 mod answers;
 mod argument;
 mod available;
+mod credentials;
 mod document;
 mod form;
 mod names;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 pub use alias::*;
 pub use argument::ArgumentError;
+pub use credentials::{CredentialsError, read_credentials};
 pub use document::LoadError;
 pub use names::{BadName, BadTarget, NamePattern, Target, TargetHost, normal_name};
 pub use problems::{Position, Problem, Problems};

@@ -42,6 +42,8 @@ section! {
         listen: Option<SocketAddr> as Nullable<ListenAddress> = None,
         /// What happens to hosts that are no alias.
         passthrough: Passthrough as OneOf<Passthrough> = Passthrough::Allow,
+        /// A file with one `USER:PASSWORD` a line, of which clients have to send one; null asks for none.
+        credentials: Option<PathBuf> as Nullable<File> = None,
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     Alias, Config, Protocol, Target, TargetHost, TlsMode, answers, available,
+    credentials::read_credentials,
     problems::{Places, Problem},
 };
 
@@ -30,6 +31,7 @@ pub(super) fn problems(config: &Config, places: &Places) -> Vec<Problem> {
         check.trust(&path, alias);
     }
     check.listener_certificate();
+    check.proxy_credentials();
     check.problems
 }
 
@@ -300,6 +302,15 @@ impl Check<'_> {
             if let Some(file) = file {
                 self.file(path, file);
             }
+        }
+    }
+
+    fn proxy_credentials(&mut self) {
+        if let Some(file) = &self.config.proxy.credentials
+            && let Err(error) = read_credentials(file)
+        {
+            let what = format!("cannot use the file `{}`: {error}", file.display());
+            self.report("proxy.credentials", &what);
         }
     }
 

@@ -144,14 +144,16 @@ pub async fn connect(
         Err(_) => return Err(ConnectError::Timeout { endpoint, limit, tcp_done: false }),
     };
     up.store(true, Ordering::Relaxed);
-    // A port that dialled itself (simultaneous open on loopback) echoes instead of answering.
-    if stream.local_addr().is_ok_and(|local| local == endpoint) {
-        let source = io::Error::from(io::ErrorKind::ConnectionRefused);
-        return Err(ConnectError::Tcp { endpoint, source });
+    if let Ok(local) = stream.local_addr() {
+        // A port that dialled itself (simultaneous open on loopback) echoes instead of answering.
+        if local == endpoint {
+            let source = io::Error::from(io::ErrorKind::ConnectionRefused);
+            return Err(ConnectError::Tcp { endpoint, source });
+        }
+        policy.check_connected(local, endpoint)?;
     }
     set_options(&stream).map_err(|source| ConnectError::Tcp { endpoint, source })?;
-    let wire = Wire::new(stream);
-    let stream = WireStream(wire.clone());
+    let (stream, wire) = Wire::new(stream);
     let tcp_time = started.elapsed();
 
     let Some(Identity { tls, server_name, alpn }) = identity else {
@@ -200,8 +202,8 @@ pub enum UpstreamIo {
 impl UpstreamIo {
     fn wire(&self) -> &Wire {
         match self {
-            Self::Plain(io) => &io.0,
-            Self::Tls(io) => &io.get_ref().0.0,
+            Self::Plain(io) => io.wire(),
+            Self::Tls(io) => io.get_ref().0.wire(),
         }
     }
 }

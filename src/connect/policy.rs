@@ -82,6 +82,19 @@ impl AddressPolicy {
         }
     }
 
+    /// Says whether a connection that is up may be used: it may have come back to this proxy.
+    ///
+    /// A wildcard listener takes connections to every address of its host, which the kernel alone
+    /// knows. To such an address it dials from that very address.
+    pub fn check_connected(&self, local: SocketAddr, endpoint: SocketAddr) -> Result<(), Denied> {
+        let wildcard =
+            |own: &SocketAddr| own.port() == endpoint.port() && own.ip().is_unspecified();
+        match local.ip() == endpoint.ip() && self.listeners.iter().any(wildcard) {
+            true => Err(Denied::OwnListener(endpoint)),
+            false => Ok(()),
+        }
+    }
+
     /// A wildcard listener takes connections to every loopback address, and the unspecified
     /// address dials loopback.
     fn is_own(&self, endpoint: SocketAddr) -> bool {
@@ -223,5 +236,24 @@ mod tests {
             AddressPolicy::new(&config::Policy::default(), ["0.0.0.0:80".parse().unwrap()]);
         let own = "127.3.2.1:80".parse().unwrap();
         assert_eq!(policy.check(own), Err(Denied::OwnListener(own)));
+    }
+
+    #[test]
+    fn a_wildcard_listener_is_its_own_at_the_address_that_the_connection_comes_from() {
+        let own = ["0.0.0.0:80".parse().unwrap(), "10.0.0.9:81".parse().unwrap()];
+        let policy = AddressPolicy::new(&config::Policy::default(), own);
+        let check = |local: &str, endpoint: &str| {
+            policy.check_connected(local.parse().unwrap(), endpoint.parse().unwrap())
+        };
+        let own = "10.0.0.5:80";
+        assert_eq!(check("10.0.0.5:40000", own), Err(Denied::OwnListener(own.parse().unwrap())));
+        for (local, endpoint) in [
+            ("10.0.0.5:40000", "10.0.0.6:80"),
+            ("10.0.0.5:40000", "10.0.0.5:443"),
+            // Another process may listen there.
+            ("10.0.0.5:40000", "10.0.0.5:81"),
+        ] {
+            assert_eq!(check(local, endpoint), Ok(()), "{local} {endpoint}");
+        }
     }
 }

@@ -33,9 +33,11 @@ use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpStream, tcp::OwnedReadHalf},
     time::{Instant, sleep},
 };
+
+use crate::socket::Socket;
 
 sockopt_impl!(
     /// Linux' `struct tcp_info`, as far as it is needed.
@@ -80,7 +82,7 @@ const PROBE_SIZE: usize = 4096;
 /// A connected socket that the HTTP client writes to and the pool keeps an eye on.
 #[derive(Debug)]
 pub struct Wire {
-    stream: TcpStream,
+    socket: Socket,
     probe: AtomicBool,
     /// Bytes handed to the kernel since the connection was made.
     written: AtomicU64,
@@ -105,10 +107,11 @@ pub struct Mark {
 }
 
 impl Wire {
-    /// Takes a stream that nothing has been written to yet.
-    pub fn new(stream: TcpStream) -> Arc<Self> {
-        Arc::new(Self {
-            stream,
+    /// Takes a connection that nothing has been written to yet, and gives its bytes.
+    pub fn new(stream: TcpStream) -> (WireStream, Arc<Self>) {
+        let (read, socket) = Socket::split(stream);
+        let wire = Arc::new(Self {
+            socket,
             probe: AtomicBool::new(false),
             written: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -116,7 +119,8 @@ impl Wire {
             farewell: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             writes: AtomicU64::new(0),
-        })
+        });
+        (WireStream { read, wire: wire.clone() }, wire)
     }
 
     /// Where the connection stands.
@@ -145,7 +149,7 @@ impl Wire {
     /// What the peer has sent until now is then no answer to it. It may still arrive.
     pub fn is_unacknowledged_since(&self, mark: Mark) -> bool {
         self.written.load(Ordering::Relaxed) > mark.written
-            && getsockopt(&self.stream, TcpInfo).is_ok_and(|info| mark.is_all_of(&info))
+            && getsockopt(self.socket.stream(), TcpInfo).is_ok_and(|info| mark.is_all_of(&info))
     }
 
     /// Whether it is certain that the peer took no byte of what was written since `mark`, and
@@ -161,7 +165,7 @@ impl Wire {
         let reset_deadline = Instant::now() + RESET_DEADLINE;
         let mut pause = Duration::from_millis(1);
         while Instant::now() < deadline {
-            let Ok(info) = getsockopt(&self.stream, TcpInfo) else { return false };
+            let Ok(info) = getsockopt(self.socket.stream(), TcpInfo) else { return false };
             let none_taken = mark.is_all_of(&info);
             if info.state == STATE_CLOSED {
                 let was_reset = !self.is_at_end() || self.has_failed();
@@ -186,7 +190,7 @@ impl Wire {
     fn is_at_end(&self) -> bool {
         let mut rest = [0; PROBE_SIZE];
         while !self.reset.load(Ordering::Relaxed) {
-            match (&*SockRef::from(&self.stream)).read(&mut rest) {
+            match (&*SockRef::from(self.socket.stream())).read(&mut rest) {
                 Ok(0) => return true,
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -209,7 +213,7 @@ impl Wire {
 
     /// Whether a reset came behind the FIN: reading does not tell.
     fn has_failed(&self) -> bool {
-        !matches!(self.stream.take_error(), Ok(None))
+        !matches!(self.socket.stream().take_error(), Ok(None))
     }
 
     /// Whether TLS' own farewell is better left out: a verdict may depend on whether the peer resets
@@ -238,25 +242,17 @@ impl Wire {
         }
     }
 
-    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.probe.swap(false, Ordering::Relaxed) {
-            let len = buf.remaining().min(PROBE_SIZE);
-            match (&*SockRef::from(&self.stream)).read(buf.initialize_unfilled_to(len)) {
-                Ok(n) => {
-                    buf.advance(n);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(self.note(e))),
+    /// What the kernel knows now; `None` where that is nothing.
+    fn probe(&self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
+        let len = buf.remaining().min(PROBE_SIZE);
+        let mut socket = &*SockRef::from(self.socket.stream());
+        match socket.read(buf.initialize_unfilled_to(len)) {
+            Ok(n) => {
+                buf.advance(n);
+                Some(Ok(()))
             }
-        }
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read_buf(buf) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(self.note(e))),
-            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
+            Err(e) => Some(Err(self.note(e))),
         }
     }
 
@@ -265,18 +261,10 @@ impl Wire {
         cx: &mut Context<'_>,
         write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_write_ready(cx))?;
-            match write(&self.stream) {
-                Ok(n) => {
-                    self.written.fetch_add(n as u64, Ordering::Relaxed);
-                    self.writes.fetch_add(1, Ordering::Relaxed);
-                    return Poll::Ready(Ok(n));
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(self.note(e))),
-            }
-        }
+        let written = ready!(self.socket.poll_write(cx, write)).map_err(|e| self.note(e))?;
+        self.written.fetch_add(written as u64, Ordering::Relaxed);
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
     }
 }
 
@@ -290,15 +278,31 @@ impl Mark {
 
 /// The byte stream of a [`Wire`].
 #[derive(Debug)]
-pub struct WireStream(pub Arc<Wire>);
+pub struct WireStream {
+    read: OwnedReadHalf,
+    wire: Arc<Wire>,
+}
+
+impl WireStream {
+    /// The connection.
+    pub fn wire(&self) -> &Wire {
+        &self.wire
+    }
+}
 
 impl AsyncRead for WireStream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.0.poll_read(cx, buf)
+        if self.wire.probe.swap(false, Ordering::Relaxed)
+            && let Some(result) = self.wire.probe(buf)
+        {
+            return Poll::Ready(result);
+        }
+        let result = ready!(Pin::new(&mut self.read).poll_read(cx, buf));
+        Poll::Ready(result.map_err(|e| self.wire.note(e)))
     }
 }
 
@@ -308,7 +312,7 @@ impl AsyncWrite for WireStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, |stream| stream.try_write(buf))
+        self.wire.poll_write(cx, |stream| stream.try_write(buf))
     }
 
     fn poll_write_vectored(
@@ -316,7 +320,7 @@ impl AsyncWrite for WireStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, |stream| stream.try_write_vectored(bufs))
+        self.wire.poll_write(cx, |stream| stream.try_write_vectored(bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -328,10 +332,7 @@ impl AsyncWrite for WireStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match SockRef::from(&self.0.stream).shutdown(std::net::Shutdown::Write) {
-            Err(e) if e.kind() != io::ErrorKind::NotConnected => Poll::Ready(Err(e)),
-            _ => Poll::Ready(Ok(())),
-        }
+        Poll::Ready(self.wire.socket.shutdown())
     }
 }
 
@@ -347,8 +348,7 @@ mod tests {
     async fn kept() -> (Arc<Wire>, WireStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let wire = Wire::new(TcpStream::connect(address).await.unwrap());
-        let mut stream = WireStream(wire.clone());
+        let (mut stream, wire) = Wire::new(TcpStream::connect(address).await.unwrap());
         let (mut peer, _) = listener.accept().await.unwrap();
         stream.write_all(b"request").await.unwrap();
         peer.read_exact(&mut [0; 7]).await.unwrap();

@@ -84,7 +84,7 @@ pub enum Answer {
     Refused,
     /// Nothing at all.
     Silence,
-    /// TC and no records over UDP, these records over TCP.
+    /// TC and the CNAMEs alone over UDP, these records over TCP.
     Truncated(Vec<Record>),
     /// Octets that are no DNS message, behind the right id.
     Garbage,
@@ -270,8 +270,8 @@ impl Table {
             Answer::ServFail => (ResponseCode::ServFail, Vec::new(), false),
             Answer::Refused => (ResponseCode::Refused, Vec::new(), false),
             Answer::Silence => return None,
-            Answer::Truncated(_) if transport == Transport::Udp => {
-                return reply.truncate().to_vec().ok();
+            Answer::Truncated(records) if transport == Transport::Udp => {
+                return truncated(reply, &records);
             }
             Answer::Truncated(records) => (ResponseCode::NoError, records, false),
             Answer::Garbage => {
@@ -287,7 +287,7 @@ impl Table {
         }
         let octets = reply.to_vec().ok()?;
         if transport == Transport::Udp && octets.len() > usize::from(request.max_payload()) {
-            return reply.truncate().to_vec().ok();
+            return truncated(reply, &records);
         }
         Some(octets)
     }
@@ -340,6 +340,15 @@ impl Entries {
             _ => Answer::NoData { soa: true },
         }
     }
+}
+
+/// TC, and of the records what CoreDNS leaves.
+fn truncated(reply: Message, records: &[Record]) -> Option<Vec<u8>> {
+    let mut reply = reply.truncate();
+    for record in records.iter().filter(|record| record.kind() == RecordType::CNAME) {
+        reply.add_answer(wire(record)?);
+    }
+    reply.to_vec().ok()
 }
 
 impl Record {
@@ -430,7 +439,10 @@ mod tests {
     async fn what_does_not_fit_into_512_octets_is_truncated() {
         let server = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
         server.zone((0..60).map(|last| address("big.example", 5, Ipv4Addr::new(192, 0, 2, last))));
+        server.zone([cname("alias.example", 5, "big.example")]);
         let reply = ask(&server, "big.example", RecordType::A).await;
         assert!(reply.truncation && reply.answers.is_empty());
+        let reply = ask(&server, "alias.example", RecordType::A).await;
+        assert!(reply.truncation && reply.answers.len() == 1, "the CNAME is left");
     }
 }

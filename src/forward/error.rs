@@ -20,6 +20,15 @@ pub enum ForwardError {
     /// `CONNECT` to an alias' listener.
     #[error("CONNECT is for a forward proxy, and this listener is the alias itself")]
     Connect,
+    /// The forward proxy asks for credentials.
+    #[error(
+        "the forward proxy is for those with credentials only, and the request has {}",
+        if *.given { "none that are accepted" } else { "none" }
+    )]
+    Credentials {
+        /// Whether there were any.
+        given: bool,
+    },
     /// Nobody can tell what the forward proxy is to do.
     #[error("{0}")]
     Destination(#[from] DestinationError),

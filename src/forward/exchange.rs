@@ -95,14 +95,14 @@ impl Exchange {
         self.upstream.worker(self.worker).metrics.retry(reason);
     }
 
-    /// The origin's head arrived on `lease`.
-    pub fn answered(&mut self, status: StatusCode, lease: &Lease, sent: Instant) {
+    /// The origin's head arrived on `lease`, this long after the request was given to it.
+    pub fn answered(&mut self, status: StatusCode, lease: &Lease, took: Duration) {
         self.status = status;
         self.generation = Some(lease.generation().clone());
         self.endpoint = Some(lease.endpoint());
         self.reused = lease.is_reused();
         self.tls_version = lease.line().facts.tls_version.unwrap_or("");
-        self.upstream_time = Some(sent.elapsed());
+        self.upstream_time = Some(took);
     }
 
     /// truename answers itself.

@@ -6,8 +6,8 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
     header::{
         ACCESS_CONTROL_ALLOW_ORIGIN, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE,
-        EXPECT, FORWARDED, HOST, LOCATION, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-        REFERER, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+        EXPECT, FORWARDED, HOST, LOCATION, ORIGIN, REFERER, SET_COOKIE, TE, TRANSFER_ENCODING,
+        UPGRADE,
     },
     request,
     uri::{Authority, PathAndQuery, Scheme},
@@ -16,15 +16,15 @@ use http::{
 use crate::config::Forwarded;
 
 /// RFC 9110 §7.6.1, and two that the world invented. `Transfer-Encoding` is each side's own.
-const HOP_BY_HOP: [HeaderName; 8] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "transfer-encoding",
+    "upgrade",
 ];
 
 /// A request that cannot be understood in one way only.
@@ -116,13 +116,54 @@ pub struct TargetView<'a> {
     pub authority: &'a Authority,
 }
 
+/// Which of [`HOP_BY_HOP`] a message has. Most have none, or one: a pass over the names that are
+/// there costs a fraction of a look-up for each that might be.
+#[derive(Clone, Copy)]
+struct Hops(u8);
+
+impl Hops {
+    fn of(headers: &HeaderMap) -> Self {
+        let hop = |name: &HeaderName| HOP_BY_HOP.iter().position(|hop| *hop == name.as_str());
+        Self(headers.keys().filter_map(hop).fold(0, |hops, hop| hops | 1 << hop))
+    }
+
+    fn none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// What was nominated in `Connection` goes too (RFC 9110 §7.6.1).
+    fn strip(self, headers: &mut HeaderMap) {
+        if headers.contains_key(CONNECTION) {
+            let nominated: Vec<HeaderName> = tokens(headers, &CONNECTION)
+                // The field itself, which most name so.
+                .filter(|token| !token.eq_ignore_ascii_case("keep-alive"))
+                .filter_map(|token| HeaderName::try_from(token).ok())
+                // Nominating an end-to-end field would let a client remove what routing relies on.
+                .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+                .collect();
+            for name in nominated {
+                headers.remove(name);
+            }
+        }
+        for (hop, name) in HOP_BY_HOP.into_iter().enumerate() {
+            if self.0 & 1 << hop != 0 {
+                headers.remove(name);
+            }
+        }
+    }
+}
+
 /// Drops what concerns only the connection that the request came on.
 ///
 /// An upgrade keeps its own two fields; `TE: trailers` is passed on, for gRPC needs it.
 pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) {
+    let hops = Hops::of(headers);
+    if hops.none() {
+        return;
+    }
     let trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     let protocol = upgrade.then(|| headers.get(UPGRADE).cloned()).flatten();
-    strip_hop_by_hop(headers);
+    hops.strip(headers);
     let mut connection = Vec::new();
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -143,12 +184,16 @@ pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) {
 
 /// Drops what concerns only the connection that the response came on. A `101` keeps its two.
 pub fn strip_response(headers: &mut HeaderMap, switching: bool) {
+    let hops = Hops::of(headers);
+    if hops.none() {
+        return;
+    }
     // RFC 9112 §6.3: with both, Transfer-Encoding overrides, and the length must not be passed on.
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
     let protocol = switching.then(|| headers.get(UPGRADE).cloned()).flatten();
-    strip_hop_by_hop(headers);
+    hops.strip(headers);
     if let Some(protocol) = protocol {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -159,22 +204,6 @@ pub fn strip_response(headers: &mut HeaderMap, switching: bool) {
 pub fn strip_proxy(headers: &mut HeaderMap) {
     let names = headers.keys().filter(|name| name.as_str().starts_with("proxy-"));
     for name in names.cloned().collect::<Vec<_>>() {
-        headers.remove(name);
-    }
-}
-
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let nominated: Vec<HeaderName> = tokens(headers, &CONNECTION)
-            .filter_map(|token| HeaderName::try_from(token).ok())
-            // Nominating an end-to-end field would let a client remove what routing relies on.
-            .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
-            .collect();
-        for name in nominated {
-            headers.remove(name);
-        }
-    }
-    for name in &HOP_BY_HOP {
         headers.remove(name);
     }
 }
@@ -190,8 +219,8 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 
 /// The protocol that a request asks to switch to (RFC 9110 §7.8).
 pub fn upgrade(head: &request::Parts) -> Option<&HeaderValue> {
-    let asked = tokens(&head.headers, &CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"));
     let protocol = head.headers.get(UPGRADE)?;
+    let asked = tokens(&head.headers, &CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"));
     // h2c is an upgrade of this hop, which ALPN decides upstream.
     let h2c = protocol.as_bytes().eq_ignore_ascii_case(b"h2c");
     (asked && head.version == Version::HTTP_11 && !h2c).then_some(protocol)
@@ -205,6 +234,9 @@ pub fn expects_continue(headers: &HeaderMap) -> bool {
 /// Whether the connection may be used again after this response, and for how long the origin
 /// says that it keeps it.
 pub fn keep_alive(version: Version, headers: &HeaderMap) -> (bool, Option<std::time::Duration>) {
+    if Hops::of(headers).none() {
+        return (version != Version::HTTP_10, None);
+    }
     let has = |wanted: &str| tokens(headers, &CONNECTION).any(|t| t.eq_ignore_ascii_case(wanted));
     // A message with both lengths is how requests are smuggled: its connection is not trusted.
     let ambiguous = headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH);

@@ -58,7 +58,7 @@ pub async fn serve(
         Err(error) => return refuse(&head, &error, arrival, started),
     };
     if let Some(connection) = &arrival.connection {
-        connection.belongs_to(&upstream.config().name);
+        connection.belongs_to(&upstream.worker(arrival.worker).metrics);
     }
     forward(Request::from_parts(head, body), &upstream, arrival).await
 }
@@ -307,7 +307,6 @@ impl Journey<'_> {
                 hold_until_continue(&mut request);
             }
 
-            let sent = Instant::now();
             let result = match config.timeouts.response {
                 None => lease.send(request).await,
                 Some(limit) => match timeout(limit, lease.send(request)).await {
@@ -321,7 +320,7 @@ impl Journey<'_> {
             };
             let mut failure = match result {
                 Ok(response) if !lease.is_answer_unsolicited() => {
-                    lease.answered();
+                    let took = lease.answered();
                     let timed_out = is_idle_timeout(response.status(), &lease, &handle);
                     if timed_out
                         && let Some(again) = spare.clone()
@@ -341,7 +340,7 @@ impl Journey<'_> {
                         continue;
                     }
                     handle.settle();
-                    self.exchange.answered(response.status(), &lease, sent);
+                    self.exchange.answered(response.status(), &lease, took);
                     return Ok((response, lease, client));
                 }
                 Ok(_) => None,

@@ -2,7 +2,7 @@
 
 use ::http::{
     HeaderName, HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    header::{CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER},
     response,
 };
 use bytes::Bytes;
@@ -161,6 +161,10 @@ impl Problem {
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if self.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            let challenge = "Basic realm=\"truename\", charset=\"UTF-8\"";
+            headers.insert(PROXY_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
         response.into_parts()
     }
 }
@@ -240,6 +244,9 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         ForwardError::BadRequest(_)
         | ForwardError::ClientBody(_)
         | ForwardError::Destination(_) => (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request),
+        ForwardError::Credentials { .. } => {
+            (S::PROXY_AUTHENTICATION_REQUIRED, Kind::HttpRequestDenied, Stage::Request)
+        }
         ForwardError::Passthrough(error) => classify_passthrough(error),
         ForwardError::Connect => (S::METHOD_NOT_ALLOWED, Kind::HttpRequestError, Stage::Request),
         ForwardError::Route(_) => (S::NOT_FOUND, Kind::DestinationNotFound, Stage::Route),
@@ -409,6 +416,11 @@ fn fix(error: &ForwardError) -> Option<String> {
         ForwardError::Passthrough(PassthroughError::Resolve(error)) => error.fix(),
         ForwardError::Passthrough(PassthroughError::Refused(_)) => {
             "make the host an alias, or set `proxy.passthrough: allow`".into()
+        }
+        ForwardError::Credentials { .. } => {
+            "give the client the proxy as `http://USER:PASSWORD@HOST:PORT`, with a line of the file \
+             that `proxy.credentials` names"
+                .into()
         }
         ForwardError::Destination(error) => return error.fix(),
         ForwardError::Exchange { tls: Some(error), .. } => return error.hint(),

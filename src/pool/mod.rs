@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
@@ -85,7 +86,8 @@ impl EndpointConnections {
 /// One worker's connections for one alias.
 #[derive(Debug)]
 pub struct Pool {
-    slots: Mutex<HashMap<PoolKey, Slot>>,
+    /// Whoever asks is one of ours: the keys need no defence against collisions made on purpose.
+    slots: Mutex<HashMap<PoolKey, Slot, RandomState>>,
     limits: config::Pool,
     /// This worker's share of `pool.max_idle`.
     max_idle: usize,

@@ -16,6 +16,7 @@ mod tests;
 
 pub use chain::TrueName;
 pub use error::{Refusal, ResolveError};
+pub use names::ResolvConf;
 pub use refresh::{Resolver, Subscription};
 
 use crate::config::{self, NamePattern, TargetHost, TlsMode};

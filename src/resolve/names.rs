@@ -3,10 +3,23 @@
 use crate::config;
 use std::{
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::PathBuf,
 };
 
-const DNS_PORT: u16 = 53;
+/// The file that says what the configuration leaves open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvConf {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The port of its servers, as its lines have none.
+    pub port: u16,
+}
+
+impl Default for ResolvConf {
+    fn default() -> ResolvConf {
+        ResolvConf { path: PathBuf::from("/etc/resolv.conf"), port: 53 }
+    }
+}
 
 /// Where names are resolved: the servers, and what a bare alias is completed with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,12 +35,13 @@ pub struct Environment {
 impl Environment {
     /// The configuration, completed from a resolv.conf. A file that cannot be read counts as empty: with `dns.servers`
     /// nobody needs it, and without them the lookup's error says that there are none.
-    pub fn read(dns: &config::Dns, resolv_conf: &Path) -> Environment {
-        Environment::parse(dns, &std::fs::read(resolv_conf).unwrap_or_default())
+    pub fn read(dns: &config::Dns, resolv_conf: &ResolvConf) -> Environment {
+        let text = std::fs::read(&resolv_conf.path).unwrap_or_default();
+        Environment::parse(dns, &text, resolv_conf.port)
     }
 
-    /// The configuration, completed from the text of a resolv.conf.
-    pub fn parse(dns: &config::Dns, resolv_conf: &[u8]) -> Environment {
+    /// The configuration, completed from the text of a resolv.conf, whose servers have this port.
+    pub fn parse(dns: &config::Dns, resolv_conf: &[u8], port: u16) -> Environment {
         // As in glibc, a line that cannot be understood does not spoil the others.
         let (parsed, _) = resolv_conf::Config::parse_with_errors(resolv_conf);
         let search = parsed.get_search().into_iter().flatten();
@@ -37,7 +51,7 @@ impl Environment {
         let mut servers = dns.servers.clone();
         if servers.is_empty() {
             let ips = parsed.nameservers.into_iter().map(IpAddr::from);
-            servers.extend(ips.map(|ip| SocketAddr::new(ip, DNS_PORT)));
+            servers.extend(ips.map(|ip| SocketAddr::new(ip, port)));
         }
         Environment {
             servers,

@@ -5,14 +5,13 @@ use super::{
     error::Place,
     lookup::{Client, Round},
     memory::{Memory, Outlook},
-    names::{Environment, NameError, candidates, in_domain, normalise},
+    names::{Environment, NameError, ResolvConf, candidates, in_domain, normalise},
     report::Report,
 };
 use crate::config::{self, TargetHost};
 use parking_lot::Mutex;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -31,18 +30,18 @@ const LAST_RETRY_UNSERVED: Duration = Duration::from_secs(5);
 /// Resolves the questions of all aliases with one set of DNS settings. Lives on the control thread.
 pub struct Resolver {
     dns: config::Dns,
-    resolv_conf: PathBuf,
+    resolv_conf: ResolvConf,
     client: Mutex<Arc<Client>>,
 }
 
 impl Resolver {
     /// With `/etc/resolv.conf` for what the settings leave open.
     pub fn new(dns: config::Dns) -> Arc<Resolver> {
-        Resolver::with_resolv_conf(dns, PathBuf::from("/etc/resolv.conf"))
+        Resolver::with_resolv_conf(dns, ResolvConf::default())
     }
 
     /// With another file in place of `/etc/resolv.conf`.
-    pub fn with_resolv_conf(dns: config::Dns, resolv_conf: PathBuf) -> Arc<Resolver> {
+    pub fn with_resolv_conf(dns: config::Dns, resolv_conf: ResolvConf) -> Arc<Resolver> {
         Arc::new(Resolver { dns, resolv_conf, client: Mutex::new(Arc::new(Client::new(&[]))) })
     }
 

@@ -33,7 +33,11 @@ fn resolver(server: &DnsServer) -> Arc<Resolver> {
 }
 
 fn with(dns: config::Dns) -> Arc<Resolver> {
-    Resolver::with_resolv_conf(dns, PathBuf::from("/nonexistent/resolv.conf"))
+    Resolver::with_resolv_conf(dns, resolv_conf("/nonexistent/resolv.conf"))
+}
+
+fn resolv_conf(path: impl Into<PathBuf>) -> ResolvConf {
+    ResolvConf { path: path.into(), ..ResolvConf::default() }
 }
 
 fn question() -> Question {
@@ -529,8 +533,8 @@ async fn a_changed_resolv_conf_is_noticed() {
     }
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "search default.svc.k8s.corp").unwrap();
-    let resolver =
-        Resolver::with_resolv_conf(settings(vec![server.address()]), file.path().to_owned());
+    let settings = settings(vec![server.address()]);
+    let resolver = Resolver::with_resolv_conf(settings, resolv_conf(file.path()));
     let mut subscription = resolver.watch(question());
     until(&mut subscription, |state| true_name(state) == Some("default.example")).await;
     std::fs::write(file.path(), "search prod.svc.k8s.corp\n").unwrap();

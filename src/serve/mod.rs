@@ -1,6 +1,8 @@
 //! One connection from an application: detected, then served request by request.
 
+mod credentials;
 mod downstream;
+mod failures;
 mod proxy;
 mod socket;
 
@@ -23,10 +25,12 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+pub use credentials::Credentials;
+pub use failures::Failures;
 pub use proxy::ForwardProxy;
 
 use downstream::{Downstream, Served, Turn};
-use socket::{Prefixed, Socket, linger};
+use socket::{Prefixed, SocketStream, linger};
 
 use crate::{
     body::RequestBody,
@@ -56,6 +60,8 @@ pub struct Server {
     pub proxy: ArcSwapOption<ForwardProxy>,
     /// For those who speak TLS.
     pub tls: ServerTls,
+    /// Handshakes that failed, so that the log is not flooded with them.
+    pub failures: Failures,
     /// The end.
     pub drain: Drain,
 }
@@ -81,11 +87,12 @@ impl Server {
     ) {
         let _guard = self.drain.guard();
         let settings = self.settings.load_full();
-        let Ok(local) = stream.local_addr() else { return };
+        let Some(local) = local_address(&stream, listener) else { return };
+        let (mut stream, socket) = SocketStream::new(stream);
 
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
-            detected = detect(&stream, deadline) => detected,
+            detected = detect(&mut stream, deadline) => detected,
             () = self.drain.stopped().cancelled_owned() => return,
         };
         let (protocol, prefix) = match detected {
@@ -96,21 +103,23 @@ impl Server {
                 return;
             }
         };
-        let stream = Arc::new(stream);
-        let socket = Prefixed::new(prefix, Socket::new(stream.clone()));
+        let stream = Prefixed::new(prefix, stream);
         let client = Client { listener, peer, local, worker };
         let proxy = self.proxy.load_full().filter(|proxy| proxy.listen == listener);
         let end = match proxy {
             // Whatever it speaks: HTTP/1 is where it is told that nothing else is spoken here.
-            Some(proxy) => self.proxied(&proxy, socket, client, &settings).await,
-            None => self.speak(protocol, socket, client, deadline, &settings).await,
+            Some(proxy) => Box::pin(self.proxied(&proxy, stream, client, &settings)).await,
+            None => self.speak(protocol, stream, client, deadline, &settings).await,
         };
         if end == End::Refused {
-            linger(&stream).await;
+            Box::pin(linger(&socket)).await;
         }
     }
 
     /// Serves what was detected.
+    ///
+    /// Here and above, what most connections do not come to is boxed: a connection's future has
+    /// room for the largest of its branches, for as long as it lives.
     async fn speak<S>(
         self: &Arc<Self>,
         protocol: Protocol,
@@ -125,21 +134,21 @@ impl Server {
         let arrival = |protocol, server_name| self.arrival(client, protocol, server_name);
         match protocol {
             Protocol::Http1 => self.requests(stream, arrival("http/1.1", None), settings).await,
-            Protocol::Http2 => self.http2(stream, arrival("h2", None), settings).await,
-            Protocol::Tls => match self.accept(stream, client, deadline).await {
+            Protocol::Http2 => Box::pin(self.http2(stream, arrival("h2", None), settings)).await,
+            Protocol::Tls => match Box::pin(self.accept(stream, client, deadline)).await {
                 Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
                     let arrival = arrival("h2", Some(server_name));
-                    match preface(stream, deadline).await {
-                        Some(stream) => self.http2(stream, arrival, settings).await,
+                    match Box::pin(preface(stream, deadline)).await {
+                        Some(stream) => Box::pin(self.http2(stream, arrival, settings)).await,
                         None => End::Done,
                     }
                 }
                 Some(Accepted { stream, server_name, .. }) => {
                     let arrival = arrival("http/1.1", Some(server_name));
-                    self.requests(stream, arrival, settings).await
+                    Box::pin(self.requests(stream, arrival, settings)).await
                 }
                 None => {
-                    drop(self.counted(client.listener, "none", true));
+                    drop(self.counted(client.listener, client.worker, "none", true));
                     End::Refused
                 }
             },
@@ -155,7 +164,7 @@ impl Server {
     ) -> Arrival {
         let Client { listener, peer, local, worker } = client;
         let tls = server_name.is_some();
-        let connection = Some(self.counted(listener, protocol, tls));
+        let connection = Some(self.counted(listener, worker, protocol, tls));
         let scheme = if tls { "https" } else { "http" };
         let drain = self.drain.clone();
         Arrival { listener, peer, local, scheme, server_name, worker, drain, connection }
@@ -165,12 +174,13 @@ impl Server {
     fn counted(
         &self,
         listener: SocketAddr,
+        worker: usize,
         protocol: &'static str,
         tls: bool,
     ) -> Arc<DownstreamConnection> {
         let connection = Arc::new(DownstreamConnection::new(protocol, tls));
         if let [only] = self.routes.load().upstreams(listener) {
-            connection.belongs_to(&only.config().name);
+            connection.belongs_to(&only.worker(worker).metrics);
         }
         connection
     }
@@ -192,7 +202,9 @@ impl Server {
                 None
             }
             Ok(Err(error)) => {
-                tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
+                if self.failures.admit(listener) {
+                    tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
+                }
                 None
             }
             Err(_) => {
@@ -225,12 +237,15 @@ impl Server {
     {
         let turn = Turn::new();
         let io = Downstream::new(stream, turn.clone(), settings.header_timeout);
-        let service = service_fn(|request: Request<Incoming>| async {
-            turn.serve();
-            let method = request.method().clone();
-            let (head, body) = answer(request).await.into_parts();
-            let body = Served::new(&method, head.status, body, &turn);
-            Ok::<_, Infallible>(Response::from_parts(head, body))
+        // hyper keeps room for an answer's future as long as the connection lives: for a pointer's.
+        let service = service_fn(|request: Request<Incoming>| {
+            Box::pin(async {
+                turn.serve();
+                let method = request.method().clone();
+                let (head, body) = answer(request).await.into_parts();
+                let body = Served::new(&method, head.status, body, &turn);
+                Ok::<_, Infallible>(Response::from_parts(head, body))
+            })
         });
         let connection = http1::Builder::new()
             .preserve_header_case(true)
@@ -308,6 +323,14 @@ enum End {
     Done,
     /// With an answer that the client may not have read yet.
     Refused,
+}
+
+/// Where a client came in. The kernel is asked only where the listener does not say it.
+fn local_address(stream: &TcpStream, listener: SocketAddr) -> Option<SocketAddr> {
+    if listener.ip().is_unspecified() || listener.port() == 0 {
+        return stream.local_addr().ok();
+    }
+    Some(listener)
 }
 
 /// Reads an HTTP/2 client's preface: hyper would wait for it without end. `None` where it does not

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use ::http::{Method, Request, Response};
+use ::http::{Method, Request, Response, header::PROXY_AUTHORIZATION};
 use bytes::Bytes;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
@@ -13,12 +13,15 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Client, End, Server, socket::Prefixed};
+use super::{Client, Credentials, End, Server, socket::Prefixed};
 use crate::{
     body::RequestBody,
     config,
-    detect::detect_stream,
-    forward::{self, Arrival, Passthrough, PassthroughError, Tunnel, destination::Destination},
+    detect::detect,
+    forward::{
+        self, Arrival, ForwardError, Passthrough, PassthroughError, Tunnel,
+        destination::Destination,
+    },
     route::Routes,
     upstream::Upstream,
 };
@@ -29,6 +32,8 @@ pub struct ForwardProxy {
     pub listen: SocketAddr,
     /// The way to hosts that are no alias; `None` where they are refused.
     pub passthrough: Option<Passthrough>,
+    /// What clients have to know; `None` where nothing is asked of them.
+    pub credentials: Option<Arc<Credentials>>,
 }
 
 /// What follows a CONNECT on its connection.
@@ -48,7 +53,7 @@ impl Server {
     /// made of it. HTTP/1.1 in the clear is all that it speaks.
     pub(super) async fn proxied<S>(
         self: &Arc<Self>,
-        proxy: &ForwardProxy,
+        proxy: &Arc<ForwardProxy>,
         stream: S,
         client: Client,
         settings: &config::Listener,
@@ -82,14 +87,24 @@ impl Server {
 
     async fn answer(
         &self,
-        proxy: &ForwardProxy,
+        proxy: &Arc<ForwardProxy>,
         mut request: Request<Incoming>,
         arrival: &Arrival,
         handover: &Handover,
     ) -> Response<forward::Body> {
         let started = Instant::now();
+        // A reload's word counts on connections that are open already.
+        let now = self.proxy.load_full().filter(|now| now.listen == proxy.listen);
+        let proxy = now.as_ref().unwrap_or(proxy);
         let upgrade = hyper::upgrade::on(&mut request);
         let (mut head, body) = request.into_parts();
+        if let Some(credentials) = &proxy.credentials
+            && !credentials.admit(&head.headers)
+        {
+            let given = head.headers.contains_key(PROXY_AUTHORIZATION);
+            let error = ForwardError::Credentials { given };
+            return forward::refuse(&head, &error, arrival, started);
+        }
         let destination = match Destination::of(&head) {
             Ok(destination) => destination,
             Err(error) => return forward::refuse(&head, &error.into(), arrival, started),
@@ -100,7 +115,7 @@ impl Server {
             (Some(alias), _) if connects => Onward::Alias(alias),
             (Some(alias), _) => {
                 if let Some(connection) = &arrival.connection {
-                    connection.belongs_to(&alias.config().name);
+                    connection.belongs_to(&alias.worker(arrival.worker).metrics);
                 }
                 forward::headers::strip_proxy(&mut head.headers);
                 let request = Request::from_parts(head, RequestBody::incoming(body));
@@ -132,7 +147,7 @@ impl Server {
     {
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
-            detected = detect_stream(&mut stream, deadline) => detected,
+            detected = detect(&mut stream, deadline) => detected,
             () = self.drain.stopped().cancelled_owned() => return,
         };
         match detected {

@@ -5,17 +5,18 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::{Buf, Bytes};
-use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpStream, tcp::OwnedReadHalf},
     time::timeout,
 };
+
+use crate::socket::Socket;
 
 /// How long a client that was refused may go on sending before the connection is reset under it:
 /// a reset can take the answer away from it unread.
@@ -24,55 +25,37 @@ const LINGER_BYTES: usize = 1024 * 1024;
 
 /// The byte stream of a socket. The socket itself is shared with whoever closes it in the end.
 #[derive(Debug)]
-pub struct Socket {
-    stream: Arc<TcpStream>,
+pub struct SocketStream {
+    read: OwnedReadHalf,
+    socket: Arc<Socket>,
 }
 
-impl Socket {
-    /// Its bytes.
-    pub fn new(stream: Arc<TcpStream>) -> Self {
-        Self { stream }
-    }
-
-    fn poll_write(
-        &self,
-        cx: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_write_ready(cx))?;
-            match write(&self.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
-        }
+impl SocketStream {
+    /// Its bytes, and the socket.
+    pub fn new(stream: TcpStream) -> (Self, Arc<Socket>) {
+        let (read, socket) = Socket::split(stream);
+        let socket = Arc::new(socket);
+        (Self { read, socket: socket.clone() }, socket)
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for SocketStream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read_buf(buf) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        Pin::new(&mut self.read).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for SocketStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        (*self).poll_write(cx, |stream| stream.try_write(buf))
+        self.socket.poll_write(cx, |stream| stream.try_write(buf))
     }
 
     fn poll_write_vectored(
@@ -80,7 +63,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        (*self).poll_write(cx, |stream| stream.try_write_vectored(bufs))
+        self.socket.poll_write(cx, |stream| stream.try_write_vectored(bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -92,10 +75,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match SockRef::from(&*self.stream).shutdown(std::net::Shutdown::Write) {
-            Err(error) if error.kind() != io::ErrorKind::NotConnected => Poll::Ready(Err(error)),
-            _ => Poll::Ready(Ok(())),
-        }
+        Poll::Ready(self.socket.shutdown())
     }
 }
 
@@ -165,8 +145,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
 
 /// Lets a refused client read its answer: closes our side, and reads on for a while what it is
 /// still sending.
-pub async fn linger(stream: &TcpStream) {
-    let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+pub async fn linger(socket: &Socket) {
+    let _ = socket.shutdown();
+    let stream = socket.stream();
     let drain = async {
         let mut scrap = [0; 4096];
         let mut read = 0;

@@ -91,29 +91,22 @@ fn describe() {
 #[derive(Debug)]
 pub struct DownstreamConnection {
     protocol: &'static str,
-    tls: &'static str,
+    tls: bool,
     active: OnceLock<Gauge>,
 }
 
 impl DownstreamConnection {
     /// Not counted yet. `protocol` is its name in ALPN.
     pub fn new(protocol: &'static str, tls: bool) -> Self {
-        let tls = if tls { "true" } else { "false" };
         Self { protocol, tls, active: OnceLock::new() }
     }
 
-    /// Counts it for `alias`, the first time.
-    pub fn belongs_to(&self, alias: &str) {
+    /// Counts it for an alias, the first time.
+    pub fn belongs_to(&self, alias: &AliasMetrics) {
         self.active.get_or_init(|| {
-            counter!(
-                "truename_downstream_connections_total",
-                "alias" => alias.to_owned(), "protocol" => self.protocol, "tls" => self.tls
-            )
-            .increment(1);
-            let active =
-                gauge!("truename_downstream_connections_active", "alias" => alias.to_owned());
-            active.increment(1.0);
-            active
+            alias.connection(self.protocol, self.tls);
+            alias.connections.increment(1.0);
+            alias.connections.clone()
         });
     }
 }
@@ -140,6 +133,10 @@ pub struct AliasMetrics {
     pub bytes_out: Counter,
     connect_duration: Histogram,
     handshake_duration: [Histogram; 2],
+    /// `truename_downstream_connections_active`
+    connections: Gauge,
+    /// By protocol, and whether there was TLS.
+    accepted: Mutex<Vec<(&'static str, bool, Counter)>>,
     /// A few pairs in practice; a status is at most three digits, a method one of a closed list.
     requests: Mutex<Vec<(&'static str, StatusCode, Counter)>>,
 }
@@ -164,8 +161,27 @@ impl AliasMetrics {
                 "truename_upstream_connect_duration_seconds", "alias" => label()
             ),
             handshake_duration: [handshake("false"), handshake("true")],
+            connections: gauge!("truename_downstream_connections_active", "alias" => label()),
+            accepted: Mutex::default(),
             requests: Mutex::default(),
         }
+    }
+
+    fn connection(&self, protocol: &'static str, tls: bool) {
+        let mut accepted = self.accepted.lock();
+        if let Some((_, _, counter)) = accepted.iter().find(|(p, t, _)| (*p, *t) == (protocol, tls))
+        {
+            counter.increment(1);
+            return;
+        }
+        let counter = counter!(
+            "truename_downstream_connections_total",
+            "alias" => self.alias.clone(),
+            "protocol" => protocol,
+            "tls" => if tls { "true" } else { "false" }
+        );
+        counter.increment(1);
+        accepted.push((protocol, tls, counter));
     }
 
     /// Counts an answered request.

@@ -4,7 +4,7 @@ use super::{
     failure::Leaf,
     pins::Pins,
     roots::{RootStores, certificates, read},
-    verify::{SkipVerifier, Verifier},
+    verify::{Verifier, Whom},
 };
 use crate::{
     config::{self, TlsMode, TlsVersion},
@@ -13,9 +13,7 @@ use crate::{
 };
 use rustls::{
     ClientConfig, Error, HandshakeKind, InconsistentKeys, ProtocolVersion,
-    client::{
-        ClientSessionMemoryCache, Resumption, WebPkiServerVerifier, danger::ServerCertVerifier,
-    },
+    client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier},
     crypto::{
         CryptoProvider,
         aws_lc_rs::{self, kx_group},
@@ -110,10 +108,10 @@ impl ClientTls {
         static GENERATIONS: AtomicU64 = AtomicU64::new(1);
 
         let provider = Arc::new(provider(config));
-        let verifier: Arc<dyn ServerCertVerifier> = match config.mode {
+        let verifier = match config.mode {
             TlsMode::Plaintext => return Ok(None),
-            TlsMode::Verify => Arc::new(verifier(config, roots, provider.clone())?),
-            TlsMode::InsecureSkipVerify => Arc::new(skip_verifier(config, &provider)?),
+            TlsMode::Verify => verifier(config, roots, provider.clone())?,
+            TlsMode::InsecureSkipVerify => skip_verifier(config, &provider)?,
         };
         let versions: &[_] = match config.min_version {
             TlsVersion::V1_2 => &[&TLS13, &TLS12],
@@ -123,7 +121,7 @@ impl ClientTls {
             .with_protocol_versions(versions)
             .map_err(|error| TlsConfigError::Library(error.to_string()))?
             .dangerous()
-            .with_custom_certificate_verifier(verifier);
+            .with_custom_certificate_verifier(Arc::new(verifier));
         let mut base = match &config.client_certificate {
             None => builder.with_no_client_auth(),
             Some(pair) => {
@@ -281,18 +279,22 @@ fn verifier(
         .allow_unknown_revocation_status()
         .build()
         .map_err(|error| TlsConfigError::Library(error.to_string()))?;
-    Ok(Verifier { webpki, roots, pins: Pins::parse(&config.pins)?, algorithms })
+    Ok(Verifier {
+        whom: Whom::Roots { webpki, roots },
+        pins: Pins::parse(&config.pins)?,
+        algorithms,
+    })
 }
 
 fn skip_verifier(
     config: &config::Tls,
     provider: &CryptoProvider,
-) -> Result<SkipVerifier, TlsConfigError> {
+) -> Result<Verifier, TlsConfigError> {
     tracing::warn!(
         "`tls.mode: insecure_skip_verify` is set: whoever answers is believed, and can read and change everything; `tls.ca` and `tls.crls` are not looked at"
     );
     let algorithms = provider.signature_verification_algorithms;
-    Ok(SkipVerifier { pins: Pins::parse(&config.pins)?, algorithms })
+    Ok(Verifier { whom: Whom::Anybody, pins: Pins::parse(&config.pins)?, algorithms })
 }
 
 /// PEM, or DER as CAs publish it.

@@ -55,7 +55,7 @@ impl Certificates {
 #[derive(Debug)]
 pub struct Accepted<S> {
     /// The plaintext side of it.
-    pub stream: TlsStream<S>,
+    pub stream: Box<TlsStream<S>>,
     /// The name that the application asked for.
     pub server_name: String,
     /// What it will speak.
@@ -108,6 +108,12 @@ impl ServerTls {
         Ok(Self { config: Arc::new(config), certificates })
     }
 
+    /// How long a ticket is good for: two terms of the key that it is under.
+    #[cfg(test)]
+    pub(super) fn ticket_lifetime(&self) -> Option<u32> {
+        self.config.ticketer.enabled().then(|| self.config.ticketer.lifetime())
+    }
+
     /// Serves these certificates from the next handshake on.
     pub fn serve(&self, certificates: Certificates) {
         self.certificates.0.store(Arc::new(certificates));
@@ -151,6 +157,6 @@ impl ServerTls {
             Some(_) => Negotiated::Http1,
             None => Negotiated::None,
         };
-        Ok(Accepted { stream, server_name: name, alpn })
+        Ok(Accepted { stream: Box::new(stream), server_name: name, alpn })
     }
 }

@@ -113,7 +113,8 @@ impl Upstream {
         // A request that waits for its connection is on its way too: without this a burst would
         // see no load anywhere, but on the endpoint whose connection it found idle.
         let _waiting = endpoint.begin(now);
-        dialling.dial(endpoint, tried, fresh).await
+        // Boxed, for most requests need it not and would carry its weight.
+        Box::pin(dialling.dial(endpoint, tried, fresh)).await
     }
 }
 
@@ -153,16 +154,22 @@ impl Dialling<'_> {
             }
             let connection = pool.take(&key, now)?;
             let mark = connection.line().wire.reuse();
-            Some(Lease { mark, reused: true, ..self.lease(connection, key, endpoint) })
+            Some(Lease { mark, reused: true, ..self.lease(connection, key, endpoint, now) })
         })
     }
 
-    fn lease(&self, connection: Connection, key: PoolKey, endpoint: &Arc<Endpoint>) -> Lease {
+    fn lease(
+        &self,
+        connection: Connection,
+        key: PoolKey,
+        endpoint: &Arc<Endpoint>,
+        now: Instant,
+    ) -> Lease {
         Lease {
             mark: connection.line().wire.mark(),
             connection,
             key,
-            in_flight: endpoint.begin(Instant::now()),
+            in_flight: endpoint.begin(now),
             generation: self.generation.clone(),
             upstream: self.upstream.clone(),
             worker: self.worker,
@@ -348,7 +355,7 @@ impl Dialling<'_> {
                 self.key(address, Negotiated::Http1)
             }
         };
-        Ok(self.lease(connection, key, endpoint))
+        Ok(self.lease(connection, key, endpoint, Instant::now()))
     }
 
     fn limit_reached(&self, endpoint: SocketAddr) -> AcquireError {
@@ -394,10 +401,10 @@ impl Lease {
         self.connection.send(request).await
     }
 
-    /// The response's head arrived.
-    pub fn answered(&mut self) {
-        self.in_flight.answered(Instant::now());
+    /// The response's head arrived. Gives how long that took.
+    pub fn answered(&mut self) -> Duration {
         self.in_flight.endpoint().succeeded();
+        self.in_flight.answered(Instant::now())
     }
 
     /// The exchange failed on the transport.

@@ -6,7 +6,7 @@
 //! * [`service_origin`]: upstreams with a response of the test's own making, trailers included
 //! * [`client`]: the application's side; [`curl`]: the one that users have
 //! * [`trust`]: certificates, and the root that vouches for them
-//! * [`proxy`]: the binary under test
+//! * [`proxy`]: the binary under test; [`tools`]: other people's that `./test` installs
 //!
 //! * [`scene`]: all of them together, as most tests want them; [`through`]: the same around one
 //!   scripted origin
@@ -36,6 +36,7 @@ pub mod scene;
 pub mod scripts;
 pub mod service_origin;
 pub mod through;
+pub mod tools;
 pub mod trust;
 
 use std::{panic::Location, time::Duration};

@@ -28,7 +28,7 @@ pub struct Setup {
     files: Vec<(String, Vec<u8>)>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    above: Vec<String>,
+    shell: String,
 }
 
 impl Setup {
@@ -45,7 +45,7 @@ impl Setup {
             files: vec![("root.pem".to_owned(), root.into_bytes())],
             arguments: Vec::new(),
             environment: Vec::new(),
-            above: Vec::new(),
+            shell: String::new(),
         }
     }
 
@@ -67,9 +67,9 @@ impl Setup {
         self
     }
 
-    /// Runs it under another program, such as strace: signals go to that. `$FOLDER` as ever.
-    pub fn under(mut self, program: &[&str]) -> Self {
-        self.above = program.iter().map(|&word| word.to_owned()).collect();
+    /// Has a shell run these commands (`ulimit -n 9; `) in the process before the proxy does.
+    pub fn shell(mut self, commands: &str) -> Self {
+        commands.clone_into(&mut self.shell);
         self
     }
 
@@ -81,12 +81,13 @@ impl Setup {
         }
         write_config(folder.path(), &self.yaml);
 
-        let home = folder.path().to_str().unwrap();
-        let above = self.above.iter().map(|word| word.replace("$FOLDER", home));
-        let mut words = above.chain([env!("CARGO_BIN_EXE_truename").to_owned()]);
-        let mut command = Command::new(words.next().unwrap());
-        command.args(words);
-        command.arg("run").arg("--config").arg(folder.path().join("truename.yaml"));
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{}exec \"$0\" \"$@\"", self.shell)]);
+        command
+            .arg(env!("CARGO_BIN_EXE_truename"))
+            .arg("run")
+            .arg("--config")
+            .arg(folder.path().join("truename.yaml"));
         command.args(&self.arguments).current_dir(folder.path());
         // What the developer's shell says about proxies must not reach the test.
         for (name, _) in std::env::vars_os() {
@@ -229,6 +230,14 @@ impl Proxy {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
         kib * 1024
+    }
+
+    /// How many files the process may open: the soft and the hard limit.
+    pub fn file_limit(&self) -> (String, String) {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.pid)).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        let mut words = line.split_whitespace().map(str::to_owned);
+        (words.next().unwrap(), words.next().unwrap())
     }
 
     /// Sends a signal.

@@ -57,7 +57,9 @@ fn a_file_says_its_version() {
 fn an_unknown_key_with_no_neighbour_gets_the_list() {
     assert_wrong(
         "version: 1\nproxy: {upstream: x}",
-        &["t.yaml:2:9: unknown key `upstream`; the keys here are `listen` or `passthrough`"],
+        &[
+            "t.yaml:2:9: unknown key `upstream`; the keys here are `listen`, `passthrough` or `credentials`",
+        ],
     );
 }
 
@@ -197,6 +199,8 @@ fn a_listener_outside_loopback_is_said_out_loud() {
     );
     parsed(&format!("{text}allow_non_loopback: true\n"));
     assert!(wrong("version: 1\nadmin: {listen: \"[::]:9990\"}").starts_with("t.yaml:2:17: admin."));
+    let proxy = "version: 1\nproxy: {listen: \"10.0.0.1:3128\"}";
+    assert!(wrong(proxy).starts_with("t.yaml:2:17: proxy.listen: 10.0.0.1:3128 can be reached"));
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn is_of_the_hop(headers: &HeaderMap, name: &HeaderName) -> bool {
             .split(|byte| *byte == b',')
             .any(|token| token.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
     });
-    HOP_BY_HOP.contains(name) || nominated && *name != HOST && *name != CONTENT_LENGTH
+    HOP_BY_HOP.contains(&name.as_str()) || nominated && *name != HOST && *name != CONTENT_LENGTH
 }
 
 /// Every field that is not of the hop stands as it stood.

@@ -19,7 +19,7 @@ const POD: &[u8] = b"search prod.svc.k8s.corp svc.k8s.corp k8s.corp\nnameserver 
 
 #[test]
 fn a_pods_resolv_conf_says_all() {
-    let environment = Environment::parse(&settings(), POD);
+    let environment = Environment::parse(&settings(), POD, 53);
     assert_eq!(
         environment.servers,
         ["10.96.0.10:53".parse().unwrap(), "[fd00::a]:53".parse().unwrap()]
@@ -37,7 +37,7 @@ fn the_configuration_overrides_the_file() {
         namespace: Some("qa".into()),
         ..settings()
     };
-    let environment = Environment::parse(&dns, POD);
+    let environment = Environment::parse(&dns, POD, 53);
     assert_eq!(environment.servers, [server]);
     assert_eq!(environment.absolute("db"), "db.qa.svc.cluster.local");
 }
@@ -47,13 +47,17 @@ fn a_laptop_has_the_defaults() {
     let environment = Environment::parse(
         &settings(),
         b"search home.example\nnonsense here\nnameserver 192.0.2.53\n",
+        53,
     );
     assert_eq!(environment.servers, ["192.0.2.53:53".parse().unwrap()]);
     assert_eq!(
         (&*environment.namespace, &*environment.cluster_domain),
         ("default", "cluster.local")
     );
-    let nothing = Environment::read(&settings(), Path::new("/nonexistent/resolv.conf"));
+    let nothing = Environment::read(
+        &settings(),
+        &ResolvConf { path: "/nonexistent/resolv.conf".into(), ..ResolvConf::default() },
+    );
     assert!(nothing.servers.is_empty());
 }
 

@@ -20,6 +20,11 @@ async fn a_whole_hello_for_a_name_that_is_served_begins_a_handshake() {
     assert!(matches!(&error, AcceptError::UnknownName { name, .. } if name == "apx.example.com"));
 }
 
+#[test]
+fn tickets_are_under_keys_that_are_replaced_every_six_hours() {
+    assert_eq!(server().ticket_lifetime(), Some(2 * 6 * 3600));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 

@@ -1,0 +1,152 @@
+use super::*;
+use crate::{
+    config::{self, Alias, TlsMode},
+    connect::AddressPolicy,
+    resolve::{ResolvConf, Resolver, names::absolute},
+    tls::RootStores,
+};
+use arc_swap::ArcSwap;
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::{select, subsequence},
+};
+use tokio::runtime::Builder;
+
+const NAMESPACE: &str = "default";
+const DOMAIN: &str = "cluster.local";
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Few, so that they meet: aliases, further names, and what a client may say.
+const NAMES: [&str; 10] = [
+    "a",
+    "a.default",
+    "a.default.svc",
+    "a.prod",
+    "b",
+    "b.prod.svc.cluster.local",
+    "vendor.example.com",
+    "example.com",
+    "svc",
+    "default.svc",
+];
+
+fn listeners() -> [SocketAddr; 2] {
+    [8080, 8081].map(|port| SocketAddr::new(LOCAL, port))
+}
+
+fn alias() -> impl Strategy<Value = Alias> {
+    let hosts = subsequence(vec!["a", "b", "other.example", "Vendor.example.com", "*"], 0..3);
+    let listen = subsequence(listeners().to_vec(), 0..=2);
+    (select(&NAMES[..]), hosts, listen).prop_map(|(name, hosts, listen)| {
+        let mut alias = Alias::named(name);
+        alias.hosts = hosts.into_iter().map(str::to_owned).collect();
+        alias.listen = listen;
+        // No DNS server is known and no root read: this is about names that need neither.
+        alias.tls.mode = TlsMode::Plaintext;
+        alias
+    })
+}
+
+fn host() -> impl Strategy<Value = String> {
+    let known = [&NAMES[..], &["other.example", "localhost", "127.0.0.1", "127.0.0.2", "*"]];
+    let known = (select(known.concat()), vec(any::<bool>(), 24), select(vec!["", ".", ".."]));
+    let known = known.prop_map(|(name, upper, end)| {
+        let letters = name.chars().zip(upper.iter().cycle());
+        let name: String = letters
+            .map(|(letter, upper)| if *upper { letter.to_ascii_uppercase() } else { letter })
+            .collect();
+        name + end
+    });
+    prop_oneof![4 => known, 1 => "[a-z.*\\[\\]:]{0,12}"]
+}
+
+fn routes(aliases: &[Alias]) -> Routes {
+    let dns = config::Dns {
+        namespace: Some(NAMESPACE.to_owned()),
+        cluster_domain: Some(DOMAIN.to_owned()),
+        ..config::Config::default().dns
+    };
+    let nowhere = ResolvConf { path: "/nonexistent/resolv.conf".into(), ..ResolvConf::default() };
+    let resolver = Resolver::with_resolv_conf(dns, nowhere);
+    let policy = Arc::new(ArcSwap::from_pointee(AddressPolicy::default()));
+    let upstreams: Vec<_> = aliases
+        .iter()
+        .map(|alias| {
+            let (alias, mut roots) = (Arc::new(alias.clone()), RootStores::default());
+            Arc::new(Upstream::new(alias, &resolver, &mut roots, policy.clone(), 1).unwrap())
+        })
+        .collect();
+    Routes::new(&upstreams)
+}
+
+/// Whom the reference says to serve: which of `aliases` it is.
+fn expected(aliases: &[Alias], listener: SocketAddr, host: &str) -> Option<usize> {
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let here: Vec<_> =
+        (0..aliases.len()).filter(|n| aliases[*n].listen.contains(&listener)).collect();
+    let full = |name: &str| absolute(name, NAMESPACE, DOMAIN);
+    let bears = |n: &usize| {
+        let alias = &aliases[*n];
+        let further = || alias.hosts.iter().any(|further| further.to_ascii_lowercase() == host);
+        // Two dots at the end make it no name at all.
+        let is_name = host != "*" && !host.ends_with('.');
+        is_name && (full(&alias.name) == full(&host) || further())
+    };
+    let alone = || match here.as_slice() {
+        [only] if host == "localhost" || host == LOCAL.to_string() => Some(*only),
+        _ => None,
+    };
+    let any = || here.iter().copied().find(|n| aliases[*n].hosts.iter().any(|host| host == "*"));
+    here.iter().copied().find(bears).or_else(alone).or_else(any)
+}
+
+proptest! {
+    #[test]
+    fn a_host_leads_to_the_alias_that_bears_it_and_any_other_nowhere(
+        aliases in vec(alias(), 0..5),
+        hosts in vec(host(), 8),
+    ) {
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let routes = routes(&aliases);
+        for listener in listeners() {
+            for host in &hosts {
+                let found = routes.find(listener, LOCAL, Some(host));
+                let wished = expected(&aliases, listener, host);
+                let same = match (&found, wished) {
+                    (Ok(found), Some(n)) => **found.config() == aliases[n],
+                    (Err(error), None) => {
+                        prop_assert!(error.to_string().contains(&**host));
+                        true
+                    }
+                    _ => false,
+                };
+                let found = found.map(|found| found.config().clone());
+                prop_assert!(same, "{host:?} on {listener}: {found:?}, not {wished:?}");
+            }
+            for name in routes.names(listener) {
+                prop_assert!(routes.find(listener, LOCAL, Some(&name)).is_ok(), "{name}");
+                prop_assert!(routes.serves(listener, &name), "{name}");
+            }
+        }
+        let nobodys = SocketAddr::new(LOCAL, 8082);
+        prop_assert!(routes.find(nobodys, LOCAL, Some("a")).is_err());
+    }
+
+    #[test]
+    fn a_request_without_a_host_is_for_an_only_alias_or_for_that_of_any_name(
+        aliases in vec(alias(), 0..4),
+    ) {
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let routes = routes(&aliases);
+        for listener in listeners() {
+            let here: Vec<_> =
+                aliases.iter().filter(|alias| alias.listen.contains(&listener)).collect();
+            let any = || here.iter().find(|alias| alias.hosts.iter().any(|host| host == "*"));
+            let wished = if here.len() == 1 { here.first() } else { any() };
+            let found = routes.find(listener, LOCAL, None).ok();
+            prop_assert_eq!(found.as_ref().map(|found| &**found.config()), wished.copied());
+        }
+    }
+}

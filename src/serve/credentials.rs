@@ -1,0 +1,198 @@
+//! Who may use the forward proxy: Basic credentials (RFC 7617), from a file that may change.
+
+use std::path::PathBuf;
+
+use ::http::{HeaderMap, header::PROXY_AUTHORIZATION};
+use arc_swap::ArcSwap;
+use aws_lc_rs::{
+    constant_time::verify_slices_are_equal,
+    digest::{SHA256, SHA256_OUTPUT_LEN, digest},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use parking_lot::Mutex;
+
+use crate::config::{CredentialsError, read_credentials};
+
+/// SHA-256 of `USER:PASSWORD`. Digests are of one length, so that comparing them tells nothing of
+/// the secret's.
+type Digest = [u8; SHA256_OUTPUT_LEN];
+
+/// The credentials in force, and where they come from.
+pub struct Credentials {
+    file: PathBuf,
+    accepted: ArcSwap<Vec<Digest>>,
+    looks: Mutex<Looks>,
+}
+
+/// What the file held when it was looked at: digests, or what is wrong with it.
+struct Looks {
+    /// Taken, or refused.
+    settled: Result<Vec<Digest>, String>,
+    /// Something new at the last look.
+    unsettled: Option<Result<Vec<Digest>, String>>,
+}
+
+impl Credentials {
+    /// Reads them for the first time.
+    pub fn load(file: PathBuf) -> Result<Self, CredentialsError> {
+        let digests = read_credentials(&file).map(digests)?;
+        let looks = Looks { settled: Ok(digests.clone()), unsettled: None };
+        Ok(Self { file, accepted: ArcSwap::from_pointee(digests), looks: Mutex::new(looks) })
+    }
+
+    /// Looks at the file, and takes what has changed. What cannot be used leaves the last good
+    /// credentials in force, and is said.
+    pub fn refresh(&self) {
+        let now = read_credentials(&self.file).map(digests).map_err(|error| error.to_string());
+        let mut looks = self.looks.lock();
+        if now == looks.settled {
+            looks.unsettled = None;
+            return;
+        }
+        // Half of a file that is being written may be one, too, whose last password is half of one.
+        if looks.unsettled.as_ref() != Some(&now) {
+            looks.unsettled = Some(now);
+            return;
+        }
+        let file = self.file.display();
+        match &now {
+            Ok(digests) => {
+                self.accepted.store(digests.clone().into());
+                tracing::info!(%file, "the forward proxy's credentials have changed");
+            }
+            Err(error) => tracing::warn!(
+                %file,
+                error,
+                "`proxy.credentials` cannot be used any more; the last good ones stay",
+            ),
+        }
+        *looks = Looks { settled: now, unsettled: None };
+    }
+
+    /// Whether a request bears credentials that are accepted.
+    pub fn admit(&self, headers: &HeaderMap) -> bool {
+        let mut fields = headers.get_all(PROXY_AUTHORIZATION).iter();
+        let (Some(field), None) = (fields.next(), fields.next()) else { return false };
+        let Some(told) = basic(field.as_bytes()) else { return false };
+        let told = digest(&SHA256, &told);
+        let fits = |known: &&Digest| verify_slices_are_equal(*known, told.as_ref()).is_ok();
+        // All are compared, whichever fits: the time it takes says nothing.
+        self.accepted.load().iter().filter(fits).count() > 0
+    }
+}
+
+fn digests(credentials: Vec<String>) -> Vec<Digest> {
+    let mut digests = Vec::with_capacity(credentials.len());
+    for line in credentials {
+        let mut hash = Digest::default();
+        hash.copy_from_slice(digest(&SHA256, line.as_bytes()).as_ref());
+        digests.push(hash);
+    }
+    digests
+}
+
+/// `USER:PASSWORD` of a field's value.
+fn basic(value: &[u8]) -> Option<Vec<u8>> {
+    let space = value.iter().position(|byte| *byte == b' ')?;
+    let (scheme, token) = value.split_at(space);
+    // RFC 9110 §11.1: in any case, and with any number of spaces.
+    scheme.eq_ignore_ascii_case(b"basic").then(|| STANDARD.decode(token.trim_ascii()).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use ::http::HeaderValue;
+
+    use super::*;
+
+    struct File(tempfile::TempDir);
+
+    impl File {
+        fn new(contents: &str) -> Self {
+            let file = Self(tempfile::tempdir().unwrap());
+            file.write(contents);
+            file
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("credentials")
+        }
+
+        fn write(&self, contents: &str) {
+            fs::write(self.path(), contents).unwrap();
+        }
+    }
+
+    fn field(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(PROXY_AUTHORIZATION, HeaderValue::from_str(value).unwrap())])
+    }
+
+    fn told(credentials: &str) -> HeaderMap {
+        field(&format!("Basic {}", STANDARD.encode(credentials)))
+    }
+
+    #[test]
+    fn only_what_stands_in_the_file_is_admitted() {
+        let file = File::new("# all of them\nann:one\nann:two\nbob:a:b\n");
+        let credentials = Credentials::load(file.path()).unwrap();
+        for good in ["ann:one", "ann:two", "bob:a:b"] {
+            assert!(credentials.admit(&told(good)), "{good}");
+        }
+        for bad in ["ann:", "ann:on", "ann:one ", "Ann:one", "ann:onex", "bob:a", "", "ann", ":one"]
+        {
+            assert!(!credentials.admit(&told(bad)), "{bad}");
+        }
+        assert!(!credentials.admit(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn the_field_is_one_and_of_the_basic_scheme_in_any_case() {
+        let file = File::new("ann:one\n");
+        let credentials = Credentials::load(file.path()).unwrap();
+        let token = STANDARD.encode("ann:one");
+        for good in [format!("basic {token}"), format!("BASIC   {token}  ")] {
+            assert!(credentials.admit(&field(&good)), "{good}");
+        }
+        for bad in [format!("Bearer {token}"), token.clone(), "Basic".into(), "Basic ".into()] {
+            assert!(!credentials.admit(&field(&bad)), "{bad}");
+        }
+        assert!(!credentials.admit(&field("Basic ann:one")));
+        let mut twice = told("ann:one");
+        twice
+            .append(PROXY_AUTHORIZATION, HeaderValue::from_str(&format!("Basic {token}")).unwrap());
+        assert!(!credentials.admit(&twice), "two fields are two opinions");
+    }
+
+    #[test]
+    fn a_change_is_taken_at_the_second_look_at_it_and_a_broken_file_not_at_all() {
+        let file = File::new("ann:one\n");
+        let credentials = Credentials::load(file.path()).unwrap();
+        let admitted = || ["ann:one", "ann:t", "ann:two"].map(|one| credentials.admit(&told(one)));
+
+        file.write("ann:t");
+        credentials.refresh();
+        file.write("ann:two\n");
+        credentials.refresh();
+        assert_eq!(admitted(), [true, false, false], "what is being written is not taken");
+        credentials.refresh();
+        assert_eq!(admitted(), [false, false, true]);
+
+        for broken in ["", "nonsense\n", "ann:one\nnonsense\n"] {
+            file.write(broken);
+            credentials.refresh();
+            credentials.refresh();
+            assert_eq!(admitted(), [false, false, true], "{broken:?}");
+        }
+        fs::remove_file(file.path()).unwrap();
+        credentials.refresh();
+        credentials.refresh();
+        assert_eq!(admitted(), [false, false, true]);
+
+        file.write("ann:one\n");
+        credentials.refresh();
+        credentials.refresh();
+        assert_eq!(admitted(), [true, false, false]);
+    }
+}
