@@ -178,7 +178,8 @@ impl Drop for Listeners {
 }
 
 impl Seats {
-    /// Takes a place at the worker with the fewest connections: at `own`, if none has fewer.
+    /// Takes a place at the worker with the fewest connections, or at `own`, if none has fewer by
+    /// more than an eighth: exact while there are few, and no hop for one among many.
     fn take(&self, own: usize, permit: OwnedSemaphorePermit) -> (usize, Taken) {
         let _choosing = self.choosing.lock();
         let load = |index: usize| self.seats[index].connections.load(Ordering::Relaxed);

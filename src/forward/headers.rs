@@ -78,10 +78,13 @@ pub fn authority(head: &request::Parts) -> Result<Option<Authority>, BadRequest>
         (None, host) => host,
     };
     match authority {
-        Some(authority) if authority.as_str().contains('@') || authority.host().is_empty() => {
-            Err(BadRequest::InvalidHost(authority.to_string()))
+        Some(authority) => {
+            let bytes = authority.as_str().as_bytes();
+            if bytes.contains(&b'@') || matches!(bytes, [] | [b':', ..]) {
+                return Err(BadRequest::InvalidHost(authority.to_string()));
+            }
+            Ok(Some(authority))
         }
-        Some(authority) => Ok(Some(authority)),
         None if head.version == Version::HTTP_10 => Ok(None),
         None => Err(BadRequest::NoHost),
     }

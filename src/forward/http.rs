@@ -12,16 +12,17 @@ use tokio::time::{Instant, timeout};
 use super::{
     Body, Exchange, ForwardError, Problem,
     headers::{self, ClientView, TargetView},
+    retry::{Tries, is_idle_timeout},
     upgrade,
 };
 use crate::{
     body::RequestBody,
-    config::{HostHeader, HttpVersion, RetryOn},
+    config::{HostHeader, HttpVersion},
     drain::Drain,
     route::Routes,
     telemetry::{Access, DownstreamConnection},
     tls::TlsError,
-    upstream::{AcquireError, Generation, Lease, Upstream, Want},
+    upstream::{Generation, Lease, Upstream, Want},
 };
 
 /// What a request's connection says of it.
@@ -53,14 +54,14 @@ pub async fn serve(
 ) -> Response<Body> {
     let started = Instant::now();
     let (head, body) = request.into_parts();
-    let upstream = match route(&head, arrival, routes).await {
-        Ok(upstream) => upstream,
+    let (asked, upstream) = match route(&head, arrival, routes).await {
+        Ok(found) => found,
         Err(error) => return refuse(&head, &error, arrival, started),
     };
     if let Some(connection) = &arrival.connection {
         connection.belongs_to(&upstream.worker(arrival.worker).metrics);
     }
-    forward(Request::from_parts(head, body), &upstream, arrival).await
+    forward(Request::from_parts(head, body), asked, &upstream, arrival).await
 }
 
 /// Answers a request that is for no alias, and has not gone anywhere.
@@ -117,28 +118,31 @@ async fn route(
     head: &request::Parts,
     arrival: &Arrival,
     routes: &Routes,
-) -> Result<Arc<Upstream>, ForwardError> {
+) -> Result<(Option<Authority>, Arc<Upstream>), ForwardError> {
     if head.method == Method::CONNECT && !upgrade::is_extended_connect(head) {
         return Err(ForwardError::Connect);
     }
-    let authority = headers::authority(head)?;
-    let host = authority.as_ref().map(|authority| authority.host());
+    let asked = headers::authority(head)?;
+    let host = asked.as_ref().map(Authority::host);
     // HTTP/1.0 need not say a Host; TLS has said it for it.
     let host = host.or(arrival.server_name.as_deref());
     let find = || routes.find(arrival.listener, arrival.local.ip(), host);
     if let Ok(upstream) = find() {
-        return Ok(upstream);
+        return Ok((asked, upstream));
     }
     // It may be the true name of an alias that DNS has yet to answer for the first time.
     for upstream in routes.upstreams(arrival.listener) {
         let _ = upstream.target().await;
     }
-    Ok(find()?)
+    let upstream = find()?;
+    Ok((asked, upstream))
 }
 
 /// Sends a request to an alias, and gives its answer. Never fails: what goes wrong is answered.
+/// `asked` is the request's [authority](headers::authority).
 pub async fn forward(
     request: Request<RequestBody>,
+    asked: Option<Authority>,
     upstream: &Arc<Upstream>,
     arrival: &Arrival,
 ) -> Response<Body> {
@@ -151,7 +155,7 @@ pub async fn forward(
         body.handle(),
     );
     let mut journey = Journey { upstream, arrival, exchange };
-    match journey.run(head, body).await {
+    match journey.run(head, body, asked).await {
         Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),
         Err(error) => {
             let problem = Problem::new(&error, Some(upstream));
@@ -165,10 +169,10 @@ pub async fn forward(
 }
 
 /// A request between its routing and its answer's head.
-struct Journey<'a> {
-    upstream: &'a Arc<Upstream>,
+pub(super) struct Journey<'a> {
+    pub(super) upstream: &'a Arc<Upstream>,
     arrival: &'a Arrival,
-    exchange: Box<Exchange>,
+    pub(super) exchange: Box<Exchange>,
 }
 
 /// The origin's answer, and what is needed to pass it on.
@@ -182,27 +186,19 @@ struct Answer {
     extended: bool,
 }
 
-/// How often a request was tried, and where.
-#[derive(Default)]
-struct Tries {
-    failed: Vec<SocketAddr>,
-    retries: u32,
-    /// A pooled connection was dead: the others may be, too.
-    fresh: bool,
-}
-
 impl Journey<'_> {
     async fn run(
         &mut self,
         mut head: request::Parts,
         body: RequestBody,
+        asked: Option<Authority>,
     ) -> Result<Answer, ForwardError> {
         let upstream = self.upstream;
         let config = upstream.config();
         self.exchange.admit(upstream.admit()?);
         upstream.deposit();
 
-        let client = self.client_view(&head)?;
+        let client = self.client_view(asked)?;
         let generation = upstream.target().await?;
         check_signature(&head, &client, &generation, &config.host)?;
 
@@ -233,8 +229,8 @@ impl Journey<'_> {
         Ok(Answer { response, lease, client, upgrade: on_upgrade, extended })
     }
 
-    fn client_view(&self, head: &request::Parts) -> Result<ClientView, ForwardError> {
-        let authority = match headers::authority(head)? {
+    fn client_view(&self, asked: Option<Authority>) -> Result<ClientView, ForwardError> {
+        let authority = match asked {
             Some(authority) => authority,
             // HTTP/1.0 without Host: the address it came to.
             None => {
@@ -375,76 +371,6 @@ impl Journey<'_> {
             });
         }
     }
-
-    /// Whether and why a failed request may be sent again, whatever budget and attempts say.
-    /// `error` is none where an answer came that was not for it.
-    async fn retry_reason(
-        &self,
-        lease: &Lease,
-        error: Option<&hyper::Error>,
-        unsent: bool,
-        again: Option<&request::Parts>,
-        body: &RequestBody,
-    ) -> Option<&'static str> {
-        if error.is_some_and(|error| is_of_the_body(error, lease.generation())) {
-            return None;
-        }
-        // Nothing was written, or the origin's HTTP/2 says that it took nothing.
-        if unsent || error.is_some_and(was_unprocessed) {
-            return Some("reuse");
-        }
-        let begun = error.is_some() && lease.has_begun_to_answer();
-        let idempotent = again.is_some_and(|head| head.method.is_idempotent());
-        if idempotent && body.is_untouched() && !begun {
-            // What a pooled connection fails at is expected to be its own end (RFC 9112 §9.3.1).
-            let resets = self.upstream.config().retry.on.contains(&RetryOn::Reset);
-            return if lease.is_reused() { Some("reuse") } else { resets.then_some("reset") };
-        }
-        (!begun && lease.was_refused().await).then_some("reuse")
-    }
-
-    /// Whether it is sent again. The first time that a pooled connection turned out dead is none of
-    /// the origin's failures, and free; the connection after it is a new one.
-    fn may_repeat(&mut self, reason: &'static str, reused: bool, tries: &mut Tries) -> bool {
-        if reason == "reuse" && reused && !tries.fresh {
-            self.exchange.retried(reason);
-            return true;
-        }
-        self.may_retry(reason, tries)
-    }
-
-    fn may_reconnect(&mut self, error: &AcquireError, tries: &mut Tries) -> bool {
-        let worth = match error {
-            AcquireError::Connect(error) => error.is_worth_another_endpoint(),
-            AcquireError::Http { .. } => true,
-            AcquireError::NoEndpoint | AcquireError::ConnectionLimit { .. } => false,
-        };
-        worth
-            && self.upstream.config().retry.on.contains(&RetryOn::Connect)
-            && self.may_retry("connect", tries)
-    }
-
-    fn may_retry(&mut self, reason: &'static str, tries: &mut Tries) -> bool {
-        if tries.retries >= self.upstream.config().retry.attempts || !self.upstream.withdraw() {
-            return false;
-        }
-        tries.retries += 1;
-        self.exchange.retried(reason);
-        true
-    }
-
-    /// Whether an answer, or a reset, may lead to another try: then the head is kept.
-    fn repeats_answers(&self, method: &Method) -> bool {
-        let retries = &self.upstream.config().retry;
-        method.is_idempotent() && retries.on.iter().any(|on| *on != RetryOn::Connect)
-    }
-
-    fn may_repeat_status(&self, status: StatusCode, method: &Method, body: &RequestBody) -> bool {
-        let on = RetryOn::Status(status.as_u16());
-        method.is_idempotent()
-            && body.is_untouched()
-            && self.upstream.config().retry.on.contains(&on)
-    }
 }
 
 impl Answer {
@@ -540,14 +466,6 @@ fn check_signature(
     })
 }
 
-/// Whether a kept connection was used again just when its origin gave notice that it had waited for
-/// that long enough. A 408 says that the request did not arrive whole, so that it may be sent again
-/// whatever its method (RFC 9110 §15.5.9).
-fn is_idle_timeout(status: StatusCode, lease: &Lease, body: &RequestBody) -> bool {
-    let sent_whole = http_body::Body::is_end_stream(body);
-    status == StatusCode::REQUEST_TIMEOUT && lease.is_reused() && sent_whole
-}
-
 /// The body is sent when the origin says `100 Continue`; until then nobody reads it, so that
 /// the client is not told to go on either.
 pub(super) fn hold_until_continue(request: &mut Request<RequestBody>) {
@@ -560,23 +478,9 @@ pub(super) fn hold_until_continue(request: &mut Request<RequestBody>) {
     });
 }
 
-/// RFC 9113 §8.7: a stream refused, or beyond the last one of a GOAWAY, was not processed.
-fn was_unprocessed(error: &hyper::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-            let gone = h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
-            return h2.is_remote() && (refused || gone);
-        }
-        source = cause.source();
-    }
-    false
-}
-
 /// Whether the request's own body broke off. hyper blames its user for that, and also for a
 /// connection whose task was ended, as those to an old true name are.
-fn is_of_the_body(error: &hyper::Error, generation: &Generation) -> bool {
+pub(super) fn is_of_the_body(error: &hyper::Error, generation: &Generation) -> bool {
     error.is_user() && !generation.killed().is_cancelled()
 }
 

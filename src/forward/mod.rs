@@ -7,6 +7,7 @@ pub mod headers;
 mod http;
 mod passthrough;
 mod reply;
+mod retry;
 mod tunnel;
 mod upgrade;
 

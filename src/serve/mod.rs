@@ -134,9 +134,7 @@ impl Server {
         let arrival = |protocol, server_name| self.arrival(client, protocol, server_name);
         match protocol {
             Protocol::Http1 => self.requests(stream, arrival("http/1.1", None), settings).await,
-            Protocol::Http2 => {
-                Box::pin(self.http2(stream, arrival("h2", None), settings)).await
-            }
+            Protocol::Http2 => Box::pin(self.http2(stream, arrival("h2", None), settings)).await,
             Protocol::Tls => match Box::pin(self.accept(stream, client, deadline)).await {
                 Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
                     let arrival = arrival("h2", Some(server_name));

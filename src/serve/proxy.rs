@@ -117,9 +117,13 @@ impl Server {
                 if let Some(connection) = &arrival.connection {
                     connection.belongs_to(&alias.worker(arrival.worker).metrics);
                 }
+                let asked = match forward::headers::authority(&head) {
+                    Ok(asked) => asked,
+                    Err(error) => return forward::refuse(&head, &error.into(), arrival, started),
+                };
                 forward::headers::strip_proxy(&mut head.headers);
                 let request = Request::from_parts(head, RequestBody::incoming(body));
-                return forward::forward(request, &alias, arrival).await;
+                return forward::forward(request, asked, &alias, arrival).await;
             }
             (None, None) => {
                 let error = PassthroughError::Refused(destination).into();
