@@ -100,7 +100,7 @@ fn a_true_name_is_made_in_one_file() {
 #[test]
 fn no_file_is_too_long_to_read() {
     let mut read = 0;
-    for folder in ["src", "tests", "examples"] {
+    for folder in ["src", "tests", "examples", "benches"] {
         for path in rust_files(&root().join(folder)) {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
             assert!(lines <= MAX_LINES, "{} has {lines} lines", path.display());
@@ -115,7 +115,8 @@ fn every_file_of_the_document_exists() {
     let document = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let mut seen = 0;
     for word in document.split('`').skip(1).step_by(2) {
-        let is_path = ["src/", "tests/", "examples/", "docs/"].iter().any(|p| word.starts_with(p));
+        let folders = ["src/", "tests/", "examples/", "docs/", "benches/", "bench/"];
+        let is_path = folders.iter().any(|folder| word.starts_with(folder));
         if is_path && !word.contains(['*', '<', ' ']) {
             assert!(root().join(word).exists(), "ARCHITECTURE.md names {word}");
             seen += 1;

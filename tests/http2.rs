@@ -131,6 +131,21 @@ async fn http_1_1_stays_http_1_1_where_the_origin_has_both() {
     assert_eq!(pair.seen().version, Version::HTTP_11);
 }
 
+/// Found when a benchmark asked by HTTP/1.1 first: gRPC would have lost its trailers.
+#[tokio::test]
+async fn http_2_stays_http_2_where_a_connection_of_http_1_1_is_idle() {
+    let mut scene = Scene::new(1).await;
+    let origin = scene.serve().remove(0);
+    let proxy = Proxy::start(&format!("{}workers: 1\n", scene.yaml(""))).await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/get").await.status(), 200);
+    let answer = H2::connect(address).await.get(&format!("http://{ALIAS}/get")).await.unwrap();
+    assert_eq!(answer.head.status, 200);
+
+    let versions: Vec<Version> = origin.visits().iter().map(|visit| visit.version).collect();
+    assert_eq!(versions, [Version::HTTP_11, Version::HTTP_2]);
+}
+
 #[tokio::test]
 async fn an_authority_and_a_host_that_differ_are_refused() {
     let through = Through::new("", scripts::answer).await;

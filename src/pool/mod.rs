@@ -224,6 +224,11 @@ impl Pool {
         self.slots.lock().entry(key).or_default().refuses_http2 = true;
     }
 
+    /// Whether the peer behind an HTTP/2 key is known to speak only HTTP/1.1.
+    pub fn has_no_http2(&self, key: &PoolKey) -> bool {
+        self.slots.lock().get(key).is_some_and(|slot| slot.refuses_http2)
+    }
+
     /// Who dials for `key`, an HTTP/2 one; `None` where everyone dials for himself.
     pub fn flight(&self, key: &PoolKey) -> Option<Flight> {
         let mut slots = self.slots.lock();

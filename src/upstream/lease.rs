@@ -145,6 +145,13 @@ impl Dialling<'_> {
         let pool = &self.upstream.worker(self.worker).pool;
         self.protocols().iter().find_map(|protocol| {
             let key = self.key(endpoint.address(), *protocol);
+            // What other requests left idle is no reason to speak HTTP/1.1 to who has HTTP/2.
+            if self.want == Want::Http2Or1
+                && *protocol == Negotiated::Http1
+                && !pool.has_no_http2(&self.key(endpoint.address(), Negotiated::Http2))
+            {
+                return None;
+            }
             let connection = pool.take(&key, now)?;
             let mark = connection.line().wire.reuse();
             Some(Lease { mark, reused: true, ..self.lease(connection, key, endpoint, now) })

@@ -1,6 +1,6 @@
 //! One end of a connection, whichever: a test's client or a scripted origin.
 
-use std::{io, os::fd::AsFd};
+use std::{io, net::SocketAddr, os::fd::AsFd};
 
 use socket2::{SockRef, Socket};
 use tokio::{
@@ -68,6 +68,11 @@ impl Peer {
     pub fn into_wire(self) -> Box<dyn Wire> {
         assert!(self.unread.is_empty(), "read ahead: {:?}", self.unread);
         self.wire
+    }
+
+    /// This end's address.
+    pub fn address(&self) -> SocketAddr {
+        self.socket.local_addr().unwrap().as_socket().unwrap()
     }
 
     /// Sends exactly these bytes.

@@ -209,6 +209,11 @@ impl Proxy {
         self.state.borrow().text()
     }
 
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// The folder of the configuration.
     pub fn folder(&self) -> &Path {
         self.folder.path()
