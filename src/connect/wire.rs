@@ -29,6 +29,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, BytesMut};
 use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use socket2::SockRef;
 use tokio::{
@@ -36,6 +37,7 @@ use tokio::{
     net::{TcpStream, tcp::OwnedReadHalf},
     time::{Instant, sleep},
 };
+use tokio_util::io::poll_read_buf;
 
 use crate::socket::Socket;
 
@@ -79,6 +81,9 @@ const RECORD_SIZE: u64 = 16 * 1024 + 256 + 5;
 /// What the probe reads at most: an idle connection has a few session tickets to read, if anything.
 const PROBE_SIZE: usize = 4096;
 
+/// What is read at once from a peer that sends much.
+const READ_AHEAD: usize = 64 * 1024;
+
 /// A connected socket that the HTTP client writes to and the pool keeps an eye on.
 #[derive(Debug)]
 pub struct Wire {
@@ -120,7 +125,8 @@ impl Wire {
             asked: AtomicBool::new(false),
             writes: AtomicU64::new(0),
         });
-        (WireStream { read, wire: wire.clone() }, wire)
+        let stream = WireStream { read, wire: wire.clone(), ahead: BytesMut::new(), bulk: false };
+        (stream, wire)
     }
 
     /// Where the connection stands.
@@ -281,12 +287,43 @@ impl Mark {
 pub struct WireStream {
     read: OwnedReadHalf,
     wire: Arc<Wire>,
+    /// What was read and not yet asked for. It has room only while a peer sends much.
+    ahead: BytesMut,
+    /// The last read was filled: there may be much more.
+    bulk: bool,
 }
 
 impl WireStream {
     /// The connection.
     pub fn wire(&self) -> &Wire {
         &self.wire
+    }
+
+    /// Reads what the kernel has, also what does not fit `buf`: rustls asks for 4 KiB at a time,
+    /// which makes five reads of each record of a large body.
+    fn poll_read_ahead(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() && self.bulk {
+            self.ahead.reserve(READ_AHEAD);
+            let read = poll_read_buf(Pin::new(&mut self.read), cx, &mut self.ahead);
+            if !matches!(read, Poll::Ready(Ok(_))) {
+                self.bulk = false;
+                self.ahead = BytesMut::new();
+            }
+            ready!(read)?;
+        }
+        if !self.ahead.is_empty() {
+            let length = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead[..length]);
+            self.ahead.advance(length);
+            return Poll::Ready(Ok(()));
+        }
+        ready!(Pin::new(&mut self.read).poll_read(cx, buf))?;
+        self.bulk = buf.remaining() == 0;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -296,12 +333,13 @@ impl AsyncRead for WireStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.wire.probe.swap(false, Ordering::Relaxed)
+        if self.ahead.is_empty()
+            && self.wire.probe.swap(false, Ordering::Relaxed)
             && let Some(result) = self.wire.probe(buf)
         {
             return Poll::Ready(result);
         }
-        let result = ready!(Pin::new(&mut self.read).poll_read(cx, buf));
+        let result = ready!(self.poll_read_ahead(cx, buf));
         Poll::Ready(result.map_err(|e| self.wire.note(e)))
     }
 }

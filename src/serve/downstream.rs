@@ -114,6 +114,8 @@ pub struct Downstream<S> {
     stream: S,
     turn: Arc<Turn>,
     header_timeout: Duration,
+    /// Whether there is a farewell to say: a bare socket's is its closing.
+    tls: bool,
     /// At or before the deadline in force. Never moved for a request that is quick.
     timer: Option<Pin<Box<Sleep>>>,
     /// An answer of our own, on its way out.
@@ -122,8 +124,8 @@ pub struct Downstream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     /// `stream` is plaintext, or the inside of TLS.
-    pub fn new(stream: S, turn: Arc<Turn>, header_timeout: Duration) -> Self {
-        Self { stream, turn, header_timeout, timer: None, answer: Bytes::new() }
+    pub fn new(stream: S, turn: Arc<Turn>, header_timeout: Duration, tls: bool) -> Self {
+        Self { stream, turn, header_timeout, tls, timer: None, answer: Bytes::new() }
     }
 
     /// Waits for bytes, but not for ever.
@@ -236,6 +238,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_answer(cx))?;
+        // What hyper shuts down it drops at once. A tunnel's half is shut down, and goes on.
+        if !self.tls && self.turn.phase() != SERVED {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

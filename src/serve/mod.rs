@@ -236,7 +236,8 @@ impl Server {
         F: Future<Output = Response<forward::Body>>,
     {
         let turn = Turn::new();
-        let io = Downstream::new(stream, turn.clone(), settings.header_timeout);
+        let tls = arrival.server_name.is_some();
+        let io = Downstream::new(stream, turn.clone(), settings.header_timeout, tls);
         // hyper keeps room for an answer's future as long as the connection lives: for a pointer's.
         let service = service_fn(|request: Request<Incoming>| {
             Box::pin(async {
