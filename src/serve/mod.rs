@@ -355,3 +355,35 @@ fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    /// What each of ten thousand connections costs before it says a word, and what each request
+    /// that is under way adds. One careless `let` across an await can double either.
+    #[tokio::test]
+    async fn futures_keep_their_size() {
+        let server = Arc::new(Server {
+            routes: ArcSwap::default(),
+            settings: ArcSwap::default(),
+            proxy: ArcSwapOption::empty(),
+            tls: ServerTls::new().unwrap(),
+            failures: Failures::default(),
+            drain: Drain::default(),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let client = Client { listener: address, peer: address, local: address, worker: 0 };
+        let arrival = server.arrival(client, "http/1.1", None);
+        let routes = Routes::default();
+        let request = Request::new(RequestBody::empty());
+
+        let connection = size_of_val(&server.clone().connection(stream, address, address, 0));
+        let request = size_of_val(&forward::serve(request, &arrival, &routes));
+        assert!(connection <= 2304, "a connection: {connection} bytes");
+        assert!(request <= 4864, "a request: {request} bytes");
+    }
+}
