@@ -30,7 +30,7 @@ use support::{
     trust, within,
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Barrier, Notify, watch},
     task::JoinSet,
 };
 
@@ -207,6 +207,41 @@ async fn a_connection_that_the_origin_closed_is_no_longer_counted_as_idle() {
         }
     })
     .await;
+}
+
+/// The load that a proxy can just bear must not be answered with a handshake for each request.
+#[tokio::test]
+async fn connections_of_a_burst_over_max_idle_serve_the_next_one_at_once() {
+    let gate = Arc::new(Barrier::new(20));
+    let script = {
+        let gate = gate.clone();
+        move |arrival: Arrival| {
+            let gate = gate.clone();
+            async move {
+                let Some(mut conversation) = arrival.open().await else { return };
+                while conversation.request().await.is_some() {
+                    gate.wait().await;
+                    if conversation.peer.try_send(scripts::ok("ok")).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    let (origin, _proxy, address, _scene) = start("pool: {max_idle: 2}", script).await;
+    for _ in 0..3 {
+        let mut clients = JoinSet::new();
+        for _ in 0..20 {
+            clients.spawn(async move {
+                let mut peer = client::connect(address).await;
+                ask(&mut peer, GET).await.status()
+            });
+        }
+        assert_eq!(clients.join_all().await, [200; 20]);
+    }
+    // Each burst but the first would need 18 new ones, were all but two closed in between.
+    let connections = origin.seen().connections;
+    assert!(connections < 20 + 2 * 18, "{connections} connections for three bursts of 20");
 }
 
 #[tokio::test]

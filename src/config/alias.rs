@@ -158,7 +158,7 @@ section! {
     pub struct Pool {
         /// Most connections to one endpoint; 0 is no limit.
         max_connections: usize as Count = 0,
-        /// Most idle connections to one endpoint.
+        /// Most idle connections to one endpoint; what a burst leaves over is closed a second later.
         max_idle: usize as Count = 64,
         /// How long a connection may be idle and still be used again.
         idle_timeout: Duration as Time = Duration::from_secs(50),

@@ -32,6 +32,11 @@ use crate::{config, connect::ConnectError, resolve::TrueName, tls::Negotiated};
 /// could make way: an HTTP/2 one becomes idle without a word to anyone.
 const MAKE_WAY_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How long a connection over `max_idle` is kept all the same. Under a heavy load many are idle for
+/// a moment, and are needed in the next: closed at once, they would be a handshake each, which
+/// makes the load heavier still. So what is kept is bounded by the requests of the last seconds.
+const LULL: Duration = Duration::from_secs(1);
+
 /// Everything that must be equal for a connection to serve a request. Never a hash of it: two
 /// identities must not meet by accident.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -109,6 +114,7 @@ struct Slot {
 #[derive(Debug)]
 struct Idle {
     connection: Http1,
+    since: Instant,
     until: Instant,
 }
 
@@ -195,10 +201,10 @@ impl Pool {
         let address = key.endpoint;
         let mut slots = self.slots.lock();
         let slot = slots.entry(key).or_default();
-        if until <= now || slot.idle.len() >= self.max_idle {
+        if until <= now {
             return;
         }
-        slot.idle.push(Idle { connection, until });
+        slot.idle.push(Idle { connection, since: now, until });
         drop(slots);
         // Only now: whoever began to wait before this has not seen the connection, and whoever
         // does after it will.
@@ -290,17 +296,22 @@ impl Pool {
         evicted.is_some()
     }
 
-    /// Closes what is idle too long, too old, of an endpoint that left, or of another identity.
+    /// Closes what is idle too long, too old, too much, of an endpoint that left, or of another
+    /// identity.
     pub fn reap(&self, now: Instant, keep: impl Fn(&PoolKey) -> bool) {
         let mut closing = Vec::new();
         let mut slots = self.slots.lock();
         slots.retain(|key, slot| {
             let keep = keep(key);
-            let before = slot.idle.len();
-            for index in (0..before).rev() {
+            let mut kept = 0;
+            for index in (0..slot.idle.len()).rev() {
                 let idle = &mut slot.idle[index];
-                if !keep || idle.until <= now || idle.connection.readiness() == Readiness::Closed {
+                let surplus = kept >= self.max_idle && idle.since + LULL <= now;
+                let useless = idle.until <= now || idle.connection.readiness() == Readiness::Closed;
+                if !keep || surplus || useless {
                     closing.push(Connection::Http1(slot.idle.remove(index).connection));
+                } else {
+                    kept += 1;
                 }
             }
             for index in (0..slot.shared.len()).rev() {
