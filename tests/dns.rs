@@ -107,18 +107,22 @@ async fn servers_at_one_port() -> [DnsServer; 2] {
     panic!("no port is free at two addresses");
 }
 
-#[tokio::test]
-async fn the_servers_of_a_changed_resolv_conf_are_asked_without_a_restart() {
-    const OTHER: &str = "other.example";
-    let mut scene = Scene::new(2).await;
+/// An origin for each name, at the scene's addresses, which says its name.
+fn origins_called(scene: &mut Scene, names: [&'static str; 2]) -> [RawOrigin; 2] {
     let mut listeners = scene.take_listeners().into_iter();
-    let mut start = |name: &'static str| {
+    names.map(|name| {
         let tls = trust::server_with_alpn(&[name], &["http/1.1"]);
         RawOrigin::start(listeners.next().unwrap(), Some(tls), move |arrival| {
             scripts::always(arrival, scripts::ok(name))
         })
-    };
-    let (old, new) = (start(TRUE_NAME), start(OTHER));
+    })
+}
+
+#[tokio::test]
+async fn the_servers_of_a_changed_resolv_conf_are_asked_without_a_restart() {
+    const OTHER: &str = "other.example";
+    let mut scene = Scene::new(2).await;
+    let [old, new] = origins_called(&mut scene, [TRUE_NAME, OTHER]);
     let [first, second] = servers_at_one_port().await;
     for (server, name, ip) in
         [(&first, TRUE_NAME, scene.addresses[0]), (&second, OTHER, scene.addresses[1])]
@@ -167,14 +171,7 @@ async fn the_servers_of_a_changed_resolv_conf_are_asked_without_a_restart() {
 async fn a_name_that_flaps_ends_where_dns_ends() {
     const OTHER: &str = "other.example";
     let mut scene = Scene::new(2).await;
-    let mut listeners = scene.take_listeners().into_iter();
-    let mut start = |name: &'static str| {
-        let tls = trust::server_with_alpn(&[name], &["http/1.1"]);
-        RawOrigin::start(listeners.next().unwrap(), Some(tls), move |arrival| {
-            scripts::always(arrival, scripts::ok(name))
-        })
-    };
-    let (old, new) = (start(TRUE_NAME), start(OTHER));
+    let [old, new] = origins_called(&mut scene, [TRUE_NAME, OTHER]);
     scene.dns.zone([dns::address(TRUE_NAME, 0, scene.addresses[0])]);
     scene.dns.zone([dns::address(OTHER, 0, scene.addresses[1])]);
     let proxy = Proxy::start(&scene.restless_yaml("")).await;

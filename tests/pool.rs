@@ -30,7 +30,7 @@ use support::{
     trust, within,
 };
 use tokio::{
-    sync::{Barrier, Notify, watch},
+    sync::{Barrier, watch},
     task::JoinSet,
 };
 
@@ -209,25 +209,22 @@ async fn a_connection_that_the_origin_closed_is_no_longer_counted_as_idle() {
     .await;
 }
 
+/// Answers when as many requests are there as the gate wants: each has a connection of its own.
+async fn answer_together(arrival: Arrival, gate: Arc<Barrier>) {
+    let Some(mut conversation) = arrival.open().await else { return };
+    while conversation.request().await.is_some() {
+        gate.wait().await;
+        if conversation.peer.try_send(scripts::ok("ok")).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// The load that a proxy can just bear must not be answered with a handshake for each request.
 #[tokio::test]
 async fn connections_of_a_burst_over_max_idle_serve_the_next_one_at_once() {
     let gate = Arc::new(Barrier::new(20));
-    let script = {
-        let gate = gate.clone();
-        move |arrival: Arrival| {
-            let gate = gate.clone();
-            async move {
-                let Some(mut conversation) = arrival.open().await else { return };
-                while conversation.request().await.is_some() {
-                    gate.wait().await;
-                    if conversation.peer.try_send(scripts::ok("ok")).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-    };
+    let script = move |arrival| answer_together(arrival, gate.clone());
     let (origin, _proxy, address, _scene) = start("pool: {max_idle: 2}", script).await;
     for _ in 0..3 {
         let mut clients = JoinSet::new();
@@ -246,22 +243,8 @@ async fn connections_of_a_burst_over_max_idle_serve_the_next_one_at_once() {
 
 #[tokio::test]
 async fn no_more_than_max_idle_are_kept() {
-    let gate = Arc::new(Notify::new());
-    let script = {
-        let gate = gate.clone();
-        move |arrival: Arrival| {
-            let gate = gate.clone();
-            async move {
-                let Some(mut conversation) = arrival.open().await else { return };
-                while conversation.request().await.is_some() {
-                    gate.notified().await;
-                    if conversation.peer.try_send(scripts::ok("ok")).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-    };
+    let gate = Arc::new(Barrier::new(5));
+    let script = move |arrival| answer_together(arrival, gate.clone());
     let (origin, proxy, address, _scene) = start("pool: {max_idle: 2}", script).await;
     let mut clients = JoinSet::new();
     for _ in 0..5 {
@@ -271,7 +254,6 @@ async fn no_more_than_max_idle_are_kept() {
         });
     }
     origin.until(|seen| seen.requests.len() == 5).await;
-    gate.notify_waiters();
     assert_eq!(clients.join_all().await, [200; 5]);
     origin.until(|seen| seen.ended == 3).await;
     assert_eq!(proxy.metric(IDLE).await, Some(2.0));
