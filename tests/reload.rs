@@ -5,13 +5,13 @@
 
 mod support;
 
-use std::{fs, net::SocketAddr, os::unix::fs::symlink};
+use std::{fs, io::Write as _, net::SocketAddr, os::unix::fs::symlink, thread};
 
 use nix::sys::signal::Signal;
 use support::{
     client, loopback,
     message::Message,
-    proxy::Proxy,
+    proxy::{Proxy, Setup},
     raw_origin::RawOrigin,
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts,
@@ -45,6 +45,33 @@ async fn a_file_that_is_written_over_is_put_to_work_once() {
     until_served(address, "newer.example").await;
     assert_eq!(reloads(&proxy, "ok").await, 2.0);
     assert_eq!(client::get(address, "new.example", "/").await.status(), 404);
+}
+
+/// Regression: what the file said once the proxy ran was taken for what it runs by.
+#[tokio::test]
+async fn a_change_that_comes_while_the_proxy_starts_is_noticed() {
+    let scene = Scene::new(1).await;
+    let at_start = scene.yaml("").replace("root.pem", "slow.pem");
+    // The start stands still where it reads this, long after the configuration.
+    let setup = Setup::new(&at_start).shell("mkfifo slow.pem; ");
+    let proxy = setup.spawn();
+    let slow = proxy.folder().join("slow.pem");
+    let root = trust::authority().root_pem();
+    let in_start = slow.clone();
+    let pipe = tokio::task::spawn_blocking(move || {
+        while !in_start.exists() {
+            thread::yield_now();
+        }
+        // Until there is a reader.
+        fs::OpenOptions::new().write(true).open(in_start).unwrap()
+    });
+    let mut pipe = within("the proxy to start", pipe).await.unwrap();
+    fs::write(proxy.folder().join("root.copy"), root).unwrap();
+    fs::rename(proxy.folder().join("root.copy"), slow).unwrap();
+    proxy.rewrite(&yaml(&scene, "hosts: [new.example]"));
+    pipe.write_all(root.as_bytes()).unwrap();
+    drop(pipe);
+    proxy.logged("configuration reloaded").await;
 }
 
 #[tokio::test]

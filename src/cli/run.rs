@@ -72,6 +72,8 @@ pub(super) enum ConfigError {
 impl Run {
     /// Runs the proxy to its end.
     pub fn run(&self) -> ExitCode {
+        // Before it is read for use: a change that comes during the start is one to be noticed.
+        let seen = self.contents();
         let config = match self.configuration() {
             Ok(config) => config,
             Err(error) => {
@@ -98,7 +100,7 @@ impl Run {
                 }
             };
             match App::start(config) {
-                Ok(app) => self.attend(app, signals).await,
+                Ok(app) => self.attend(app, signals, seen).await,
                 Err(error) => {
                     eprintln!("truename: {error}");
                     ExitCode::from(match error {
@@ -135,9 +137,8 @@ impl Run {
         Ok(config)
     }
 
-    /// Obeys signals, and follows the file, until the proxy has ended.
-    async fn attend(&self, app: App, mut signals: Signals) -> ExitCode {
-        let mut seen = self.contents();
+    /// Obeys signals, and follows the file from what was `seen` of it, until the proxy has ended.
+    async fn attend(&self, app: App, mut signals: Signals, mut seen: Option<Vec<u8>>) -> ExitCode {
         let mut checks = interval(FILE_CHECK);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Nobody else asks for them: this is the proxy's own process.
