@@ -27,7 +27,6 @@ use http::{
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
-    task::yield_now,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -36,7 +35,7 @@ use truename::{
     config::{self, Forwarded, TlsMode},
     connect::{AddressPolicy, Connected, Facts, UpstreamIo, Wire},
     forward::headers::{self, ClientView, TargetView},
-    pool::{Connection, EndpointConnections, Pool, PoolKey, Readiness},
+    pool::{Connection, EndpointConnections, Pool, PoolKey},
     resolve::{
         Resolver, TrueName,
         chain::{Chain, MAX_STEPS, Record, Rule, Walked},
@@ -266,10 +265,7 @@ fn pooling() -> Pooling {
             None,
             CancellationToken::new(),
         );
-        let Connection::Http1(mut connection) = connection.await.unwrap() else { unreachable!() };
-        while connection.readiness() != Readiness::Ready {
-            yield_now().await;
-        }
+        let Connection::Http1(connection) = connection.await.unwrap() else { unreachable!() };
         let key =
             PoolKey { endpoint, true_name: true_name(), protocol: Negotiated::Http1, trust: 1 };
         let pool = Pool::new(&config::Pool::default(), 1);

@@ -1,6 +1,7 @@
 //! The body of a request on its way upstream.
 
 use std::{
+    fmt::Debug,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -8,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::response;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
@@ -25,6 +27,26 @@ const REPLAY_LIMIT: usize = 64 * 1024;
 /// How long a body waits for `100 Continue` before it is sent all the same (RFC 9110 §10.1.1:
 /// a client must not wait indefinitely).
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Who passes `1xx` answers on to the client, ahead of the one that counts.
+pub trait Interim: Debug + Send + Sync {
+    /// Passes this one on, if the client's version of HTTP has such. Never waits.
+    fn pass_on(&self, head: response::Parts);
+}
+
+/// A client's connection, as the source of one body after the other.
+pub trait Connection: Debug + Send + Sync {
+    /// The next frame of the body of the request number `request`; an error once the connection
+    /// has gone on to the next.
+    fn poll_frame(
+        &self,
+        request: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>>;
+
+    /// Whether that body has ended.
+    fn is_end_stream(&self, request: u64) -> bool;
+}
 
 /// A request body that streams, and that can be started over as long as little of it was sent.
 #[derive(Debug)]
@@ -49,6 +71,7 @@ struct Stream {
 enum Source {
     Incoming(Incoming),
     Boxed(UnsyncBoxBody<Bytes, BoxError>),
+    Http1 { connection: Arc<dyn Connection>, request: u64, size: SizeHint },
 }
 
 /// Holds a body back until the origin says `100 Continue`.
@@ -69,6 +92,11 @@ impl RequestBody {
     /// The body of a request that hyper's server received.
     pub fn incoming(body: Incoming) -> Self {
         if body.is_end_stream() { Self::empty() } else { Self::stream(Source::Incoming(body)) }
+    }
+
+    /// The body of the request number `request` on an HTTP/1 connection, of this size.
+    pub fn http1(connection: Arc<dyn Connection>, request: u64, size: SizeHint) -> Self {
+        Self::stream(Source::Http1 { connection, request, size })
     }
 
     /// Any body, from a caller of the library face.
@@ -134,6 +162,11 @@ impl RequestBody {
         if let Some(stream) = &self.0 {
             stream.lock().gate = Some(Gate { waker: None, timer: None });
         }
+    }
+
+    /// Whether the body is held back.
+    pub fn is_held(&self) -> bool {
+        self.0.as_ref().is_some_and(|stream| stream.lock().gate.is_some())
     }
 
     /// Lets a held body flow.
@@ -225,6 +258,7 @@ impl Source {
         match self {
             Self::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Boxed(body) => Pin::new(body).poll_frame(cx),
+            Self::Http1 { connection, request, .. } => connection.poll_frame(*request, cx),
         }
     }
 
@@ -232,6 +266,7 @@ impl Source {
         match self {
             Self::Incoming(body) => body.is_end_stream(),
             Self::Boxed(body) => body.is_end_stream(),
+            Self::Http1 { connection, request, .. } => connection.is_end_stream(*request),
         }
     }
 
@@ -239,6 +274,7 @@ impl Source {
         match self {
             Self::Incoming(body) => body.size_hint(),
             Self::Boxed(body) => body.size_hint(),
+            Self::Http1 { size, .. } => *size,
         }
     }
 }

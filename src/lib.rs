@@ -14,6 +14,7 @@ pub mod detect;
 pub mod drain;
 pub mod error;
 pub mod forward;
+pub mod http1;
 pub mod listener;
 pub mod pool;
 pub mod resolve;

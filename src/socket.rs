@@ -1,16 +1,22 @@
 //! A TCP socket that has an owner beside its byte stream: one who asks the kernel about it, or
-//! closes it in the end.
+//! closes it in the end. And a stream whose beginning was read before its reader came.
 
 use std::{
+    fmt::Debug,
     io,
     net::Shutdown,
+    pin::Pin,
     task::{Context, Poll, ready},
 };
 
+use bytes::{Buf, Bytes};
 use socket2::SockRef;
-use tokio::net::{
-    TcpStream,
-    tcp::{OwnedReadHalf, OwnedWriteHalf},
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
 /// The socket, for writing and for questions. Its bytes are read from the other half.
@@ -51,6 +57,19 @@ impl Socket {
         }
     }
 
+    /// Writes several pieces at once. One alone, as TLS has it for most messages, goes the shorter
+    /// way through the kernel.
+    pub fn poll_write_vectored(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match bufs {
+            [only] => self.poll_write(cx, |stream| stream.try_write(only)),
+            bufs => self.poll_write(cx, |stream| stream.try_write_vectored(bufs)),
+        }
+    }
+
     /// Says that nothing more will be written. Not that the peer is gone already: others learn that.
     pub fn shutdown(&self) -> io::Result<()> {
         match SockRef::from(self.stream()).shutdown(Shutdown::Write) {
@@ -66,5 +85,74 @@ impl Drop for Socket {
         if let Some(half) = self.0.take() {
             half.forget();
         }
+    }
+}
+
+/// A byte stream of whatever kind.
+pub trait ByteStream: AsyncRead + AsyncWrite + Debug + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> ByteStream for S {}
+
+/// A stream whose first bytes were read already.
+#[derive(Debug)]
+pub struct Prefixed<S> {
+    prefix: Bytes,
+    stream: S,
+}
+
+impl<S> Prefixed<S> {
+    /// `prefix` comes before what `stream` still has.
+    pub fn new(prefix: Bytes, stream: S) -> Self {
+        Self { prefix, stream }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let length = self.prefix.len().min(buf.remaining());
+        buf.put_slice(&self.prefix[..length]);
+        self.prefix.advance(length);
+        if self.prefix.is_empty() {
+            // Gives the memory back.
+            self.prefix = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

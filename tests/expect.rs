@@ -102,7 +102,7 @@ async fn a_body_that_does_not_wait_is_sent_once() {
 }
 
 #[tokio::test]
-async fn a_word_to_go_on_that_nobody_asked_for_is_not_passed_on() {
+async fn a_word_to_go_on_that_nobody_asked_for_is_not_passed_on_but_other_words_are() {
     let through = Through::new("", |arrival: Arrival| async move {
         let mut conversation = arrival.open().await.unwrap();
         conversation.request().await.unwrap();
@@ -112,8 +112,12 @@ async fn a_word_to_go_on_that_nobody_asked_for_is_not_passed_on() {
         conversation.peer.hold().await;
     })
     .await;
-    let answer = through.exchange(&format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
-    assert_eq!((answer.status(), answer.text()), (200, "final"));
+    let answers = through.exchanges(&format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!(answers[0].head, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+    assert_eq!((answers[1].status(), answers[1].text(), answers.len()), (200, "final", 2));
+    // RFC 9110, section 15.2: HTTP/1.0 has no such answers.
+    let answer = through.exchanges(&format!("GET / HTTP/1.0\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!((answer[0].status(), answer[0].text(), answer.len()), (200, "final", 1));
 }
 
 #[tokio::test]

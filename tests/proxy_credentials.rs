@@ -173,7 +173,8 @@ async fn neither_http2_nor_tls_is_a_way_around_it() {
     // The preface, and settings.
     let mut peer = client::connect(world.address).await;
     peer.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
-    assert_eq!(peer.rest().await.unwrap_or_default(), b"");
+    assert_eq!(peer.response().await.status(), 400);
+    peer.closed().await;
     world.assert_untouched();
 }
 

@@ -23,7 +23,7 @@ use support::{
 const TABLE: [(&str, Ending, u32, &[&str]); 4] = [
     ("recvfrom", Ending::Done, 2, &["the request", "the answer"]),
     ("recvfrom", Ending::WouldBlock, 1, &["the kept connection has not been closed by the origin"]),
-    ("writev", Ending::Done, 2, &["the request", "the answer"]),
+    ("sendto", Ending::Done, 2, &["the request", "the answer"]),
     ("getsockopt", Ending::Done, 1, &["the origin had the request before it answered (TCP_INFO)"]),
 ];
 

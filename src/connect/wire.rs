@@ -20,6 +20,7 @@
 
 use std::{
     io::{self, Read},
+    net::Shutdown,
     pin::Pin,
     sync::{
         Arc,
@@ -228,6 +229,12 @@ impl Wire {
         self.asked.load(Ordering::Relaxed) && self.farewell.load(Ordering::Relaxed)
     }
 
+    /// Ends the connection, whoever is reading or writing on it.
+    pub fn cut(&self) {
+        // One that has ended already is as good.
+        let _ = SockRef::from(self.socket.stream()).shutdown(Shutdown::Both);
+    }
+
     /// TLS' `close_notify` came.
     pub(super) fn note_farewell(&self) {
         self.farewell.store(true, Ordering::Relaxed);
@@ -262,12 +269,9 @@ impl Wire {
         }
     }
 
-    fn poll_write(
-        &self,
-        cx: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(self.socket.poll_write(cx, write)).map_err(|e| self.note(e))?;
+    /// Takes note of what a write came to.
+    fn poll_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let written = ready!(written).map_err(|e| self.note(e))?;
         self.written.fetch_add(written as u64, Ordering::Relaxed);
         self.writes.fetch_add(1, Ordering::Relaxed);
         Poll::Ready(Ok(written))
@@ -350,7 +354,7 @@ impl AsyncWrite for WireStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.wire.poll_write(cx, |stream| stream.try_write(buf))
+        self.wire.poll_written(self.wire.socket.poll_write(cx, |stream| stream.try_write(buf)))
     }
 
     fn poll_write_vectored(
@@ -358,7 +362,7 @@ impl AsyncWrite for WireStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.wire.poll_write(cx, |stream| stream.try_write_vectored(bufs))
+        self.wire.poll_written(self.wire.socket.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -8,7 +8,7 @@ use super::{destination::DestinationError, headers::BadRequest, passthrough::Pas
 use crate::{
     route::RouteError,
     tls::TlsError,
-    upstream::{AcquireError, Generation, LimitReached, NoTarget},
+    upstream::{AcquireError, Generation, LimitReached, NoTarget, SendError},
 };
 
 /// Why a request has no answer from its origin.
@@ -68,8 +68,8 @@ pub enum ForwardError {
     Exchange {
         /// With whom.
         endpoint: SocketAddr,
-        /// What hyper said.
-        error: hyper::Error,
+        /// How.
+        error: Box<SendError>,
         /// What TLS said, where that is behind it.
         tls: Option<TlsError>,
         /// For which true name.
@@ -116,8 +116,8 @@ pub enum ForwardError {
         generation: Arc<Generation>,
     },
     /// The client's own body broke off.
-    #[error("the request's body broke off: {0}")]
-    ClientBody(hyper::Error),
+    #[error("the request's body broke off{}", causes(.0))]
+    ClientBody(SendError),
 }
 
 impl ForwardError {
@@ -149,19 +149,24 @@ impl ForwardError {
     }
 }
 
-/// hyper's own words end at "connection error"; what a person needs is at the chain's end.
-fn describe(endpoint: SocketAddr, error: &hyper::Error, tls: Option<&TlsError>) -> String {
+fn describe(endpoint: SocketAddr, error: &SendError, tls: Option<&TlsError>) -> String {
     if let Some(tls) = tls {
         return format!("{endpoint}: {tls}");
     }
-    if error.is_incomplete_message() {
+    if error.is_incomplete() {
         return format!("{endpoint} closed the connection before it had answered");
     }
-    if error.is_parse() {
+    if error.is_malformed() {
         return format!("{endpoint} answered something that is not HTTP: {error}");
     }
-    let mut text = format!("{endpoint}: {error}");
-    let mut source = std::error::Error::source(error);
+    format!("{endpoint}: {error}{}", causes(error))
+}
+
+/// What is behind an error: hyper's own words end at "connection error", and ours at what was being
+/// done.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(&format!(": {cause}"));
         source = cause.source();

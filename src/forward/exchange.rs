@@ -11,7 +11,6 @@ use std::{
 use ::http::{Method, StatusCode, request};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep},
@@ -50,19 +49,20 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Begins the record of a request that was routed to `upstream`.
+    /// Begins the record of a request that came at `started` and was routed to `upstream`.
     pub fn begin(
         upstream: Arc<Upstream>,
         worker: usize,
         head: &request::Parts,
         protocol: &'static str,
         request: RequestBody,
+        started: Instant,
     ) -> Box<Self> {
         upstream.worker(worker).metrics.in_flight.increment(1.0);
         let logged = tracing::enabled!(target: "access", tracing::Level::INFO);
         Box::new(Self {
             worker,
-            started: Instant::now(),
+            started,
             protocol,
             method: head.method.clone(),
             path: logged.then(|| head.uri.path().into()),
@@ -183,7 +183,6 @@ enum Kind {
 
 /// A response on its way: keeps the connection until its end, and then gives it back.
 struct Streaming {
-    incoming: Incoming,
     lease: Option<Lease>,
     keep_alive: Option<Duration>,
     exchange: Box<Exchange>,
@@ -200,7 +199,6 @@ impl Body {
 
     /// The origin's body. `keep_alive` as [`headers::keep_alive`] has it.
     pub(super) fn streaming(
-        incoming: Incoming,
         mut lease: Lease,
         (reusable, keep_alive): (bool, Option<Duration>),
         exchange: Box<Exchange>,
@@ -210,9 +208,8 @@ impl Body {
             lease.refuse_reuse();
         }
         let lease = Some(lease);
-        let mut streaming =
-            Box::new(Streaming { lease, keep_alive, exchange, idle, timer: None, incoming });
-        if streaming.incoming.is_end_stream() {
+        let mut streaming = Box::new(Streaming { lease, keep_alive, exchange, idle, timer: None });
+        if streaming.is_end_stream() {
             streaming.give_back();
         }
         Self(Kind::Streaming(streaming))
@@ -221,6 +218,22 @@ impl Body {
     /// The body of a host that is no alias.
     pub(super) fn passing(passing: Passing) -> Self {
         Self(Kind::Passing(Box::new(passing)))
+    }
+
+    /// Whether truename made it, and nothing more of the request is wanted.
+    pub fn is_own(&self) -> bool {
+        matches!(self.0, Kind::Whole(..))
+    }
+
+    /// Goes on with the request's own body, while nothing of this one can be written.
+    pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
+        match &mut self.0 {
+            Kind::Whole(..) => {}
+            Kind::Streaming(streaming) => {
+                streaming.lease.iter_mut().for_each(|lease| lease.poll_progress(cx));
+            }
+            Kind::Passing(passing) => passing.poll_progress(cx),
+        }
     }
 
     /// Attaches the record of the request to truename's own answer.
@@ -255,8 +268,8 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Whole(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Kind::Streaming(streaming) => streaming.incoming.is_end_stream(),
-            Kind::Passing(passing) => passing.incoming.is_end_stream(),
+            Kind::Streaming(streaming) => streaming.is_end_stream(),
+            Kind::Passing(passing) => passing.is_end_stream(),
         }
     }
 
@@ -265,15 +278,24 @@ impl HttpBody for Body {
             Kind::Whole(bytes, _) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Kind::Streaming(streaming) => streaming.incoming.size_hint(),
-            Kind::Passing(passing) => passing.incoming.size_hint(),
+            Kind::Streaming(streaming) => streaming.size_hint(),
+            Kind::Passing(passing) => passing.size_hint(),
         }
     }
 }
 
 impl Streaming {
+    fn is_end_stream(&self) -> bool {
+        self.lease.as_ref().is_none_or(Lease::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.lease.as_ref().map_or(SizeHint::with_exact(0), Lease::size_hint)
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+        let Some(lease) = &mut self.lease else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = lease.poll_frame(cx) else {
             let idle = self.idle;
             ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));
             self.exchange.broke(ProxyErrorType::HttpResponseTimeout);
@@ -285,7 +307,7 @@ impl Streaming {
         match &frame {
             Some(Ok(frame)) => {
                 self.exchange.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
-                if self.incoming.is_end_stream() {
+                if self.is_end_stream() {
                     self.give_back();
                 }
             }

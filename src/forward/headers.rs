@@ -164,7 +164,7 @@ pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) {
     if hops.none() {
         return;
     }
-    let trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let trailers = wants_trailers(headers);
     let protocol = upgrade.then(|| headers.get(UPGRADE).cloned()).flatten();
     hops.strip(headers);
     let mut connection = Vec::new();
@@ -183,6 +183,11 @@ pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) {
         ["TE", "Upgrade"] => headers.insert(CONNECTION, HeaderValue::from_static("TE, Upgrade")),
         _ => None,
     };
+}
+
+/// RFC 9110 §10.1.4.
+fn wants_trailers(headers: &HeaderMap) -> bool {
+    tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"))
 }
 
 /// Drops what concerns only the connection that the response came on. A `101` keeps its two.
@@ -234,6 +239,17 @@ pub fn expects_continue(headers: &HeaderMap) -> bool {
     headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
+/// Whether a client wants its connection kept after this request (RFC 9112 §9.3), and whether it
+/// wants trailers.
+pub fn wishes(version: Version, headers: &HeaderMap) -> (bool, bool) {
+    if Hops::of(headers).none() {
+        return (version != Version::HTTP_10, false);
+    }
+    let has = |wanted: &str| tokens(headers, &CONNECTION).any(|t| t.eq_ignore_ascii_case(wanted));
+    let keep_alive = !has("close") && (version != Version::HTTP_10 || has("keep-alive"));
+    (keep_alive, wants_trailers(headers))
+}
+
 /// Whether the connection may be used again after this response, and for how long the origin
 /// says that it keeps it.
 pub fn keep_alive(version: Version, headers: &HeaderMap) -> (bool, Option<std::time::Duration>) {
@@ -265,6 +281,21 @@ pub fn address(
     http2: bool,
     has_body: bool,
 ) -> Result<(), BadRequest> {
+    let bare = head.uri.scheme().is_none() && head.uri.authority().is_none();
+    if !http2 {
+        if head.version == Version::HTTP_2 {
+            restore_http1(head, has_body);
+        }
+        head.version = Version::HTTP_11;
+        head.headers.insert(HOST, host.clone());
+        // Whoever reads a request without either takes it for one without a body.
+        if has_body && !head.headers.contains_key(CONTENT_LENGTH) {
+            head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        if bare {
+            return Ok(());
+        }
+    }
     let path = std::mem::take(&mut head.uri).into_parts().path_and_query;
     let path = path.unwrap_or(PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
@@ -280,20 +311,10 @@ pub fn address(
         head.headers.remove(HOST);
         head.headers.remove(CONNECTION);
         head.headers.remove(TRANSFER_ENCODING);
-    } else {
-        if head.version == Version::HTTP_2 {
-            restore_http1(head, has_body);
-        }
-        head.version = Version::HTTP_11;
-        head.headers.insert(HOST, host.clone());
-        // Without this, hyper takes a GET of unknown length for one without a body.
-        if has_body && !head.headers.contains_key(CONTENT_LENGTH) {
-            head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
     }
-    let invalid = BadRequest::InvalidTarget(path.to_string());
-    uri.path_and_query = Some(path);
-    head.uri = Uri::from_parts(uri).map_err(|_| invalid)?;
+    uri.path_and_query = Some(path.clone());
+    head.uri =
+        Uri::from_parts(uri).map_err(|_| BadRequest::InvalidTarget(path.as_str().to_owned()))?;
     Ok(())
 }
 
@@ -337,13 +358,32 @@ pub fn signs_host(head: &request::Parts) -> bool {
     in_header || in_query()
 }
 
-/// Gives `Origin` and `Referer` in the true name where they are the alias' own. Returns what
-/// `Origin` was.
+/// What [`repair_request`] replaced.
+#[derive(Clone, Debug, Default)]
+pub struct Repaired {
+    /// What `Origin` was.
+    pub origin: Option<HeaderValue>,
+    referer: Option<HeaderValue>,
+}
+
+impl Repaired {
+    /// Puts it back, for another try that may be for another true name.
+    pub fn undo(self, headers: &mut HeaderMap) {
+        if let Some(origin) = self.origin {
+            headers.insert(ORIGIN, origin);
+        }
+        if let Some(referer) = self.referer {
+            headers.insert(REFERER, referer);
+        }
+    }
+}
+
+/// Gives `Origin` and `Referer` in the true name where they are the alias' own.
 pub fn repair_request(
     headers: &mut HeaderMap,
     is_alias: impl Fn(&str) -> bool,
     target: TargetView<'_>,
-) -> Option<HeaderValue> {
+) -> Repaired {
     let translate = |value: &HeaderValue| {
         let (_, authority, rest) = split_origin(value.to_str().ok()?)?;
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
@@ -352,11 +392,11 @@ pub fn repair_request(
         }
         HeaderValue::try_from(format!("{}://{}{rest}", target.scheme, target.authority)).ok()
     };
-    if let Some(referer) = headers.get(REFERER).and_then(translate) {
-        headers.insert(REFERER, referer);
-    }
-    let origin = headers.get(ORIGIN).and_then(translate)?;
-    headers.insert(ORIGIN, origin)
+    let mut replace = |name: HeaderName| {
+        let value = headers.get(&name).and_then(translate)?;
+        headers.insert(name, value)
+    };
+    Repaired { referer: replace(REFERER), origin: replace(ORIGIN) }
 }
 
 /// Gives `Location`, `Set-Cookie` and `Access-Control-Allow-Origin` back in the alias' name

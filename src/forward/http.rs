@@ -6,23 +6,22 @@ use ::http::{
     HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST, request,
     uri::Authority,
 };
-use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::{Instant, timeout};
 
 use super::{
     Body, Exchange, ForwardError, Problem,
-    headers::{self, ClientView, TargetView},
+    headers::{self, ClientView, Repaired, TargetView},
     retry::{Tries, is_idle_timeout},
-    upgrade,
+    upgrade::{self, ClientSide},
 };
 use crate::{
-    body::RequestBody,
+    body::{Interim, RequestBody},
     config::{HostHeader, HttpVersion},
     drain::Drain,
     route::Routes,
     telemetry::{Access, DownstreamConnection},
     tls::TlsError,
-    upstream::{Generation, Lease, Upstream, Want},
+    upstream::{Generation, Lease, SendError, Upstream, Want},
 };
 
 /// What a request's connection says of it.
@@ -44,6 +43,8 @@ pub struct Arrival {
     pub drain: Drain,
     /// The connection in the metrics; none where a program called without one.
     pub connection: Option<Arc<DownstreamConnection>>,
+    /// Who passes on what comes ahead of an answer; none where the client cannot be told.
+    pub interim: Option<Arc<dyn Interim>>,
 }
 
 /// Answers a request from wherever: with the origin's answer, or with an explanation.
@@ -61,7 +62,7 @@ pub async fn serve(
     if let Some(connection) = &arrival.connection {
         connection.belongs_to(&upstream.worker(arrival.worker).metrics);
     }
-    forward(Request::from_parts(head, body), asked, &upstream, arrival).await
+    forward(Request::from_parts(head, body), asked, &upstream, arrival, started).await
 }
 
 /// Answers a request that is for no alias, and has not gone anywhere.
@@ -139,12 +140,13 @@ async fn route(
 }
 
 /// Sends a request to an alias, and gives its answer. Never fails: what goes wrong is answered.
-/// `asked` is the request's [authority](headers::authority).
+/// `asked` is the request's [authority](headers::authority), `started` when it came.
 pub async fn forward(
     request: Request<RequestBody>,
     asked: Option<Authority>,
     upstream: &Arc<Upstream>,
     arrival: &Arrival,
+    started: Instant,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
     let exchange = Exchange::begin(
@@ -153,6 +155,7 @@ pub async fn forward(
         &head,
         protocol(head.version),
         body.handle(),
+        started,
     );
     let mut journey = Journey { upstream, arrival, exchange };
     match journey.run(head, body, asked).await {
@@ -177,11 +180,11 @@ pub(super) struct Journey<'a> {
 
 /// The origin's answer, and what is needed to pass it on.
 struct Answer {
-    response: Response<Incoming>,
+    response: Response<()>,
     lease: Lease,
     client: ClientView,
     /// The client's side, of a request to switch protocols.
-    upgrade: Option<hyper::upgrade::OnUpgrade>,
+    upgrade: Option<ClientSide>,
     /// The request was an extended CONNECT.
     extended: bool,
 }
@@ -205,7 +208,7 @@ impl Journey<'_> {
         let extended = upgrade::translate_extended_connect(&mut head);
         // Without the client's side of it (a library caller has none) an upgrade cannot be made.
         let asked = extended || headers::upgrade(&head).is_some();
-        let on_upgrade = asked.then(|| head.extensions.remove()).flatten();
+        let on_upgrade = asked.then(|| ClientSide::take(&mut head.extensions)).flatten();
         let switching = on_upgrade.is_some();
         headers::strip_request(&mut head.headers, switching);
         headers::add_forwarded(
@@ -248,10 +251,11 @@ impl Journey<'_> {
         mut generation: Arc<Generation>,
         want: Want,
         waits: bool,
-    ) -> Result<(Response<Incoming>, Lease, ClientView), ForwardError> {
+    ) -> Result<(Response<()>, Lease, ClientView), ForwardError> {
         let upstream = self.upstream;
         let config = upstream.config();
         let mut tries = Tries::default();
+        let mut repaired = Repaired::default();
         loop {
             let lease = upstream
                 .acquire(self.arrival.worker, &generation, want, &tries.failed, tries.fresh)
@@ -281,9 +285,6 @@ impl Journey<'_> {
                 }
             };
 
-            // Where it may turn out that the origin took nothing of it, or did and may again.
-            let keep = lease.is_reused() || lease.is_http2() || self.repeats_answers(&head.method);
-            let spare = keep.then(|| head.clone());
             if config.repair {
                 let alias = |host: &str| {
                     host.eq_ignore_ascii_case(client.authority.as_str())
@@ -291,21 +292,22 @@ impl Journey<'_> {
                 };
                 let told = told_host(&config.host);
                 let target = view(&generation, told.as_ref());
-                let origin = headers::repair_request(&mut head.headers, alias, target);
-                client.origin = origin.or(client.origin);
+                repaired.undo(&mut head.headers);
+                repaired = headers::repair_request(&mut head.headers, alias, target);
+                client.origin = repaired.origin.clone();
             }
             let host = host_to_send(&config.host, &client, &generation)?;
             let streams = !http_body::Body::is_end_stream(&body);
             headers::address(&mut head, generation.scheme(), &host, lease.is_http2(), streams)?;
             let handle = body.handle();
-            let mut request = Request::from_parts(head, body);
             if waits && streams {
-                hold_until_continue(&mut request);
+                body.hold();
             }
+            let interim = self.arrival.interim.as_ref();
 
             let result = match config.timeouts.response {
-                None => lease.send(request).await,
-                Some(limit) => match timeout(limit, lease.send(request)).await {
+                None => lease.send(&head, body, interim).await,
+                Some(limit) => match timeout(limit, lease.send(&head, body, interim)).await {
                     Ok(result) => result,
                     Err(_) => {
                         lease.failed("no answer within `timeouts.response`");
@@ -314,25 +316,20 @@ impl Journey<'_> {
                     }
                 },
             };
-            let mut failure = match result {
+            let error = match result {
                 Ok(response) if !lease.is_answer_unsolicited() => {
                     let took = lease.answered();
                     let timed_out = is_idle_timeout(response.status(), &lease, &handle);
-                    if timed_out
-                        && let Some(again) = spare.clone()
-                        && handle.rewind()
-                        && self.may_repeat("reuse", true, &mut tries)
-                    {
+                    if timed_out && handle.rewind() && self.may_repeat("reuse", true, &mut tries) {
                         tries.fresh = true;
-                        (head, body) = (again, handle);
+                        body = handle;
                         continue;
                     }
-                    if let Some(spare) = spare
-                        && self.may_repeat_status(response.status(), &spare.method, &handle)
+                    if self.may_repeat_status(response.status(), &head.method, &handle)
                         && self.may_retry("status", &mut tries)
                     {
                         tries.failed.push(lease.endpoint());
-                        (head, body) = (spare, handle);
+                        body = handle;
                         continue;
                     }
                     handle.settle();
@@ -340,29 +337,24 @@ impl Journey<'_> {
                     return Ok((response, lease, client));
                 }
                 Ok(_) => None,
-                Err(failure) => Some(failure),
+                Err(error) => Some(error),
             };
-            let returned = failure.as_mut().and_then(TrySendError::take_message);
-            let error = failure.map(TrySendError::into_error);
-            let unsent = returned.is_some();
-            let again = returned.map(|request| request.into_parts().0).or(spare);
             let endpoint = lease.endpoint();
             let reused = lease.is_reused();
-            let reason =
-                self.retry_reason(&lease, error.as_ref(), unsent, again.as_ref(), &handle).await;
+            let reason = self.retry_reason(&lease, error.as_ref(), &head, &handle).await;
             if let Some(error) = &error
                 && !reused
-                && !error.is_user()
+                && !error.is_of_the_body()
             {
                 lease.failed(&error.to_string());
                 tries.failed.push(endpoint);
             }
-            if let (Some(reason), Some(again)) = (reason, again)
+            if let Some(reason) = reason
                 && handle.rewind()
                 && self.may_repeat(reason, reused, &mut tries)
             {
                 tries.fresh = true;
-                (head, body) = (again, handle);
+                body = handle;
                 continue;
             }
             return Err(match error {
@@ -401,7 +393,7 @@ impl Answer {
             return upgrade::switch(response, client, lease, exchange, idle, drain);
         }
         let idle = config.timeouts.idle;
-        response.map(|incoming| Body::streaming(incoming, lease, keep_alive, exchange, idle))
+        response.map(|()| Body::streaming(lease, keep_alive, exchange, idle))
     }
 }
 
@@ -466,35 +458,22 @@ fn check_signature(
     })
 }
 
-/// The body is sent when the origin says `100 Continue`; until then nobody reads it, so that
-/// the client is not told to go on either.
-pub(super) fn hold_until_continue(request: &mut Request<RequestBody>) {
-    request.body().hold();
-    let body = request.body().handle();
-    hyper::ext::on_informational(request, move |response| {
-        if response.status() == StatusCode::CONTINUE {
-            body.proceed();
-        }
-    });
-}
-
-/// Whether the request's own body broke off. hyper blames its user for that, and also for a
-/// connection whose task was ended, as those to an old true name are.
-pub(super) fn is_of_the_body(error: &hyper::Error, generation: &Generation) -> bool {
-    error.is_user() && !generation.killed().is_cancelled()
+/// Whether the request's own body broke off, and nothing that ended its connection on purpose did.
+pub(super) fn is_of_the_body(error: &SendError, generation: &Generation) -> bool {
+    error.is_of_the_body() && !generation.killed().is_cancelled()
 }
 
 fn exchange_error(
-    error: hyper::Error,
+    error: SendError,
     endpoint: SocketAddr,
     generation: Arc<Generation>,
 ) -> ForwardError {
     if is_of_the_body(&error, &generation) {
         return ForwardError::ClientBody(error);
     }
-    if generation.killed().is_cancelled() && (error.is_user() || error.is_canceled()) {
+    if generation.killed().is_cancelled() && error.is_cut_off() {
         return ForwardError::Moved { endpoint, generation };
     }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
-    ForwardError::Exchange { endpoint, error, tls, generation }
+    ForwardError::Exchange { endpoint, error: Box::new(error), tls, generation }
 }

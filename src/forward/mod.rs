@@ -16,3 +16,4 @@ pub use exchange::{Body, Exchange};
 pub use http::{Arrival, forward, refuse, serve};
 pub use passthrough::{Passthrough, PassthroughError, Tunnel};
 pub use reply::{Problem, RefusedHead};
+pub use upgrade::{Handover, Upgrade};

@@ -13,9 +13,7 @@ use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version, reques
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use http_body::{Body as HttpBody, Frame};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant, Sleep, sleep},
@@ -24,15 +22,17 @@ use tokio::{
 use super::{
     Body, ForwardError, Problem,
     destination::Destination,
+    error::causes,
     headers,
     tunnel::{End, tunnel},
 };
 use crate::{
-    body::{BoxError, RequestBody},
+    body::{BoxError, Interim, RequestBody},
     config::{Alias, Timeouts},
-    connect::{self, AddressPolicy, ConnectError, Connected},
+    connect::{self, AddressPolicy, ConnectError, Connected, UpstreamIo},
     drain::Drain,
     error::ProxyErrorType,
+    http1::{Client, ExchangeError},
     resolve::{ResolveError, Resolver},
     telemetry::Access,
 };
@@ -63,12 +63,12 @@ pub enum PassthroughError {
     #[error("{0}")]
     Connect(ConnectError),
     /// The connection failed while the request or its answer's head was on it.
-    #[error("{endpoint}: {error}")]
+    #[error("{endpoint}: {error}{}", causes(.error))]
     Exchange {
         /// With whom.
         endpoint: SocketAddr,
-        /// What hyper said.
-        error: hyper::Error,
+        /// How.
+        error: ExchangeError,
     },
     /// The host said `101` to a request without `Upgrade`.
     #[error("{0} switched protocols, which the request did not ask for")]
@@ -112,15 +112,16 @@ impl Passthrough {
         &self,
         request: Request<RequestBody>,
         destination: &Destination,
+        interim: Option<&Arc<dyn Interim>>,
     ) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut record = Record::begin(&head, destination);
         record.request = body.handle();
-        match self.exchange(head, body, destination, &mut record).await {
-            Ok(response) => {
+        match self.exchange(head, body, destination, &mut record, interim).await {
+            Ok((response, client)) => {
                 record.status = response.status();
                 let idle = self.timeouts.idle;
-                response.map(|incoming| Body::passing(Passing::new(incoming, record, idle)))
+                response.map(|()| Body::passing(Passing { client, record, idle, timer: None }))
             }
             Err(error) => record.failed(error),
         }
@@ -132,7 +133,8 @@ impl Passthrough {
         body: RequestBody,
         destination: &Destination,
         record: &mut Record,
-    ) -> Result<Response<Incoming>, ForwardError> {
+        interim: Option<&Arc<dyn Interim>>,
+    ) -> Result<(Response<()>, Client<UpstreamIo>), ForwardError> {
         headers::strip_request(&mut head.headers, false);
         headers::strip_proxy(&mut head.headers);
         let host = destination.http_host();
@@ -140,31 +142,24 @@ impl Passthrough {
             HeaderValue::try_from(&host).map_err(|_| headers::BadRequest::InvalidHost(host))?;
         let streams = !body.is_end_stream();
         headers::address(&mut head, "http", &host, false, streams)?;
-        let mut request = Request::from_parts(head, body);
-        if streams && headers::expects_continue(request.headers()) {
-            super::http::hold_until_continue(&mut request);
+        if streams && headers::expects_continue(&head.headers) {
+            body.hold();
         }
 
         let (connected, endpoint) = self.connect(destination).await?;
         record.endpoint = Some(endpoint);
         let sent = Instant::now();
         let failed = |error| PassthroughError::Exchange { endpoint, error };
-        let (mut sender, connection) = http1::Builder::new()
-            .preserve_header_case(true)
-            .handshake(TokioIo::new(connected.io))
-            .await
-            .map_err(failed)?;
-        // Ends with the answer, or with who waits for it. Like an alias' requests, it may take
-        // its time to begin: `timeouts.response` is off.
-        tokio::spawn(connection);
-        let mut response = sender.send_request(request).await.map_err(failed)?;
+        // Like an alias' requests, it may take its time to begin: `timeouts.response` is off.
+        let mut client = Client::new(connected.io);
+        let mut response = client.send(&head, body, false, interim).await.map_err(failed)?;
         record.upstream_time = Some(sent.elapsed());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(PassthroughError::UnaskedSwitch(endpoint).into());
         }
         headers::strip_response(response.headers_mut(), false);
         *response.version_mut() = Version::HTTP_11;
-        Ok(response)
+        Ok((response, client))
     }
 
     async fn connect(
@@ -325,8 +320,8 @@ impl Drop for Record {
 
 /// The body of a host's answer, on its way to the client.
 pub(super) struct Passing {
-    /// The answer's.
-    pub(super) incoming: Incoming,
+    /// The connection that the answer comes on.
+    client: Client<UpstreamIo>,
     record: Record,
     idle: Duration,
     /// Set while nothing comes.
@@ -334,8 +329,16 @@ pub(super) struct Passing {
 }
 
 impl Passing {
-    fn new(incoming: Incoming, record: Record, idle: Duration) -> Self {
-        Self { incoming, record, idle, timer: None }
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.client.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.client.size_hint()
+    }
+
+    pub(super) fn poll_progress(&mut self, cx: &mut Context<'_>) {
+        self.client.poll_progress(cx);
     }
 
     /// As a body has it.
@@ -343,7 +346,7 @@ impl Passing {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+        let Poll::Ready(frame) = self.client.poll_frame(cx) else {
             let idle = self.idle;
             ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));
             self.record.error = Some(ProxyErrorType::HttpResponseTimeout);

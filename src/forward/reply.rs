@@ -12,6 +12,7 @@ use super::{Body, ForwardError, PassthroughError};
 use crate::{
     connect::{ConnectError, Denied},
     error::{ProxyErrorType as Kind, Stage},
+    http1::ExchangeError,
     resolve::ResolveError,
     tls::TlsError,
     upstream::{AcquireError, NoTarget, Upstream},
@@ -265,7 +266,7 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
         }
         ForwardError::Acquire { error, .. } => classify_acquire(error),
         ForwardError::Exchange { tls: Some(error), .. } => classify_tls(error),
-        ForwardError::Exchange { error, .. } if error.is_parse() => {
+        ForwardError::Exchange { error, .. } if error.is_malformed() => {
             (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
         }
         ForwardError::Exchange { .. } | ForwardError::Moved { .. } => {
@@ -301,10 +302,10 @@ fn classify_passthrough(error: &PassthroughError) -> (StatusCode, Kind, Stage) {
         PassthroughError::Refused(_) => (S::FORBIDDEN, Kind::HttpRequestDenied, Stage::Policy),
         PassthroughError::Resolve(error) => classify_resolve(error),
         PassthroughError::Connect(error) => classify_connect(error),
-        PassthroughError::Exchange { error, .. } if error.is_user() => {
+        PassthroughError::Exchange { error: ExchangeError::RequestBody(_), .. } => {
             (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request)
         }
-        PassthroughError::Exchange { error, .. } if error.is_parse() => {
+        PassthroughError::Exchange { error: ExchangeError::Head(_), .. } => {
             (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
         }
         PassthroughError::Exchange { .. } => {

@@ -8,7 +8,7 @@ use super::http::{Journey, is_of_the_body};
 use crate::{
     body::RequestBody,
     config::RetryOn,
-    upstream::{AcquireError, Lease},
+    upstream::{AcquireError, Lease, SendError},
 };
 
 /// How often a request was tried, and where.
@@ -27,21 +27,18 @@ impl Journey<'_> {
     pub(super) async fn retry_reason(
         &self,
         lease: &Lease,
-        error: Option<&hyper::Error>,
-        unsent: bool,
-        again: Option<&request::Parts>,
+        error: Option<&SendError>,
+        head: &request::Parts,
         body: &RequestBody,
     ) -> Option<&'static str> {
         if error.is_some_and(|error| is_of_the_body(error, lease.generation())) {
             return None;
         }
-        // Nothing was written, or the origin's HTTP/2 says that it took nothing.
-        if unsent || error.is_some_and(was_unprocessed) {
+        if error.is_some_and(SendError::is_unprocessed) {
             return Some("reuse");
         }
         let begun = error.is_some() && lease.has_begun_to_answer();
-        let idempotent = again.is_some_and(|head| head.method.is_idempotent());
-        if idempotent && body.is_untouched() && !begun {
+        if head.method.is_idempotent() && body.is_untouched() && !begun {
             // What a pooled connection fails at is expected to be its own end (RFC 9112 §9.3.1).
             let resets = self.upstream.config().retry.on.contains(&RetryOn::Reset);
             return if lease.is_reused() { Some("reuse") } else { resets.then_some("reset") };
@@ -84,12 +81,6 @@ impl Journey<'_> {
         true
     }
 
-    /// Whether an answer, or a reset, may lead to another try: then the head is kept.
-    pub(super) fn repeats_answers(&self, method: &Method) -> bool {
-        let retries = &self.upstream.config().retry;
-        method.is_idempotent() && retries.on.iter().any(|on| *on != RetryOn::Connect)
-    }
-
     pub(super) fn may_repeat_status(
         &self,
         status: StatusCode,
@@ -109,18 +100,4 @@ impl Journey<'_> {
 pub(super) fn is_idle_timeout(status: StatusCode, lease: &Lease, body: &RequestBody) -> bool {
     let sent_whole = http_body::Body::is_end_stream(body);
     status == StatusCode::REQUEST_TIMEOUT && lease.is_reused() && sent_whole
-}
-
-/// RFC 9113 §8.7: a stream refused, or beyond the last one of a GOAWAY, was not processed.
-fn was_unprocessed(error: &hyper::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-            let gone = h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
-            return h2.is_remote() && (refused || gone);
-        }
-        source = cause.source();
-    }
-    false
 }

@@ -1,22 +1,73 @@
 //! A `101`: from then on both connections carry bytes of a protocol that is not ours.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use ::http::{
-    HeaderName, HeaderValue, Method, Response, StatusCode,
+    Extensions, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
     request,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use hyper::{body::Incoming, ext::Protocol, upgrade::OnUpgrade};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::{
     Body, Exchange,
     tunnel::{End, tunnel},
 };
-use crate::{drain::Drain, error::ProxyErrorType, upstream::Lease};
+use crate::{drain::Drain, error::ProxyErrorType, socket::ByteStream, upstream::Lease};
+
+/// The client's side of a connection that may come to speak another protocol: an extension of the
+/// request that asks for it.
+#[derive(Clone, Debug)]
+pub struct Upgrade(Arc<Mutex<Option<oneshot::Receiver<Stream>>>>);
+
+/// Whoever hands the stream over, once the answer is written that says so.
+pub type Handover = oneshot::Sender<Stream>;
+
+type Stream = Box<dyn ByteStream>;
+
+impl Upgrade {
+    /// Both ends of the handing over.
+    pub fn new() -> (Handover, Self) {
+        let (handover, stream) = oneshot::channel();
+        (handover, Self(Arc::new(Mutex::new(Some(stream)))))
+    }
+
+    /// The stream; `None` where it is not handed over.
+    pub async fn stream(self) -> Option<Stream> {
+        let stream = self.0.lock().take();
+        stream?.await.ok()
+    }
+}
+
+/// The client's side, of whichever version of HTTP.
+#[derive(Debug)]
+pub(super) enum ClientSide {
+    Http1(Upgrade),
+    Http2(OnUpgrade),
+}
+
+impl ClientSide {
+    /// What the server left for a request that asks to switch; none for a caller of the library.
+    pub(super) fn take(extensions: &mut Extensions) -> Option<Self> {
+        let http1 = extensions.remove().map(Self::Http1);
+        http1.or_else(|| extensions.remove().map(Self::Http2))
+    }
+
+    async fn stream(self) -> Option<Stream> {
+        match self {
+            Self::Http1(upgrade) => upgrade.stream().await,
+            Self::Http2(upgrade) => {
+                let upgraded = upgrade.await.ok()?;
+                Some(Box::new(TokioIo::new(upgraded)))
+            }
+        }
+    }
+}
 
 /// Whether a stream of HTTP/2 asks to become another protocol (RFC 8441).
 pub fn is_extended_connect(head: &request::Parts) -> bool {
@@ -54,28 +105,24 @@ pub fn translate_switch<B>(response: &mut Response<B>) {
 }
 
 /// Passes the `101` on and joins the two connections in a task of their own.
-pub fn switch(
-    mut response: Response<Incoming>,
-    client: OnUpgrade,
-    lease: Lease,
+pub(super) fn switch(
+    response: Response<()>,
+    client: ClientSide,
+    mut lease: Lease,
     mut exchange: Box<Exchange>,
     idle: Duration,
     drain: &Drain,
 ) -> Response<Body> {
-    let origin = hyper::upgrade::on(&mut response);
     let guard = drain.guard();
     tokio::spawn(async move {
         // The client's side is ready once the 101 is written, or never.
-        let (client, origin) = match tokio::try_join!(client, origin) {
-            Ok(sides) => sides,
-            Err(error) => {
-                tracing::debug!(%error, "an upgrade came to nothing");
-                exchange.broke(ProxyErrorType::HttpUpgradeFailed);
-                return;
-            }
+        let (Some(client), Some(origin)) = (client.stream().await, lease.take_tunnel()) else {
+            tracing::debug!("an upgrade came to nothing");
+            exchange.broke(ProxyErrorType::HttpUpgradeFailed);
+            return;
         };
         let kill = lease.generation().killed();
-        let carried = tunnel(TokioIo::new(client), TokioIo::new(origin), idle, kill).await;
+        let carried = tunnel(client, origin, idle, kill).await;
         exchange.carried(carried.bytes_in, carried.bytes_out);
         match carried.end {
             End::Closed | End::Killed => {}
@@ -84,5 +131,5 @@ pub fn switch(
         }
         drop((lease, guard));
     });
-    response.map(|_| Body::whole(Bytes::new()))
+    response.map(|()| Body::whole(Bytes::new()))
 }

@@ -1,4 +1,5 @@
-//! HTTP over one upstream connection, driven by a task of its own.
+//! HTTP over one upstream connection. A task of its own drives HTTP/2; HTTP/1.1 is driven by whoever
+//! has a request on it.
 
 use std::{
     future::poll_fn,
@@ -7,15 +8,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{TrySendError, http1, http2},
-};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, request};
+use http_body::{Body, Frame, SizeHint};
+use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{
@@ -26,8 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{EndpointConnections, Lead};
 use crate::{
-    body::RequestBody,
+    body::{Interim, RequestBody},
     connect::{Connected, Facts, UpstreamIo, Wire},
+    http1::{self, ExchangeError},
+    socket::Prefixed,
     tls::Negotiated,
 };
 
@@ -42,8 +44,8 @@ const STREAMS_UNKNOWN: usize = 0x7fff_fff1;
 /// For how long a peer's say about its streams is awaited, before it is taken for no limit.
 const STREAMS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Response heads larger than this are refused.
-const MAX_RESPONSE_HEAD: usize = 256 * 1024;
+/// Response heads of HTTP/2 larger than this are refused.
+const MAX_RESPONSE_HEAD: u32 = 256 * 1024;
 
 /// HTTP/2 keep-alive: a peer that vanished is noticed before the kernel would.
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -74,7 +76,8 @@ pub struct Line {
 /// An HTTP/1.1 connection.
 #[derive(Debug)]
 pub struct Http1 {
-    sender: http1::SendRequest<RequestBody>,
+    /// None once it speaks another protocol.
+    client: Option<Box<http1::Client<UpstreamIo>>>,
     /// Its connection.
     pub line: Arc<Line>,
 }
@@ -86,6 +89,85 @@ pub struct Http2 {
     /// Its connection.
     pub line: Arc<Line>,
     streams: Arc<Streams>,
+    /// The body of the answer on this stream.
+    answer: Option<Incoming>,
+}
+
+/// Why a request has no answer, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// On HTTP/1.1.
+    #[error(transparent)]
+    Http1(#[from] ExchangeError),
+    /// On HTTP/2.
+    #[error(transparent)]
+    Http2(Http2Error),
+}
+
+/// What hyper said, and whether it wrote anything of the request before it did.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Http2Error {
+    unsent: bool,
+    #[source]
+    error: hyper::Error,
+}
+
+impl SendError {
+    /// Whether nothing of the request was written, or the origin's HTTP/2 says that it took nothing.
+    pub fn is_unprocessed(&self) -> bool {
+        match self {
+            Self::Http1(error) => matches!(error, ExchangeError::NotFree),
+            Self::Http2(error) => error.unsent || was_refused(&error.error),
+        }
+    }
+
+    /// Whether the request's own body broke off. hyper blames its user for that, and also for a
+    /// connection whose task was ended, as those to an old true name are.
+    pub fn is_of_the_body(&self) -> bool {
+        match self {
+            Self::Http1(error) => matches!(error, ExchangeError::RequestBody(_)),
+            Self::Http2(error) => error.error.is_user(),
+        }
+    }
+
+    /// Whether the connection's end is what went wrong, as it is where that was ended on purpose.
+    pub fn is_cut_off(&self) -> bool {
+        match self {
+            Self::Http1(error) => !matches!(error, ExchangeError::RequestBody(_)),
+            Self::Http2(error) => error.error.is_user() || error.error.is_canceled(),
+        }
+    }
+
+    /// Whether the connection ended before the answer's head was complete.
+    pub fn is_incomplete(&self) -> bool {
+        match self {
+            Self::Http1(error) => matches!(error, ExchangeError::Closed | ExchangeError::NotFree),
+            Self::Http2(error) => error.error.is_incomplete_message(),
+        }
+    }
+
+    /// Whether what came is not HTTP.
+    pub fn is_malformed(&self) -> bool {
+        match self {
+            Self::Http1(error) => matches!(error, ExchangeError::Head(_)),
+            Self::Http2(error) => error.error.is_parse(),
+        }
+    }
+}
+
+/// RFC 9113 §8.7: a stream refused, or beyond the last one of a GOAWAY, was not processed.
+fn was_refused(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let gone = h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
+            return h2.is_remote() && (refused || gone);
+        }
+        source = cause.source();
+    }
+    false
 }
 
 #[derive(Debug)]
@@ -118,13 +200,13 @@ impl Connection {
         let http2 = prior_knowledge || facts.alpn == Negotiated::Http2;
         let line = Arc::new(Line { wire, facts, expires, endpoint, _permit: permit });
         line.endpoint.opened();
-        let io = TokioIo::new(io);
         if http2 {
+            let io = TokioIo::new(io);
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(H2_PING_INTERVAL)
                 .keep_alive_timeout(H2_PING_TIMEOUT)
-                .max_header_list_size(MAX_RESPONSE_HEAD as u32)
+                .max_header_list_size(MAX_RESPONSE_HEAD)
                 .initial_max_send_streams(STREAMS_UNKNOWN)
                 .handshake(io)
                 .await?;
@@ -137,15 +219,10 @@ impl Connection {
             });
             let connection = learn_streams(connection, streams.clone());
             drive(connection, line.clone(), kill);
-            Ok(Self::Http2(Http2 { sender, line, streams }))
+            Ok(Self::Http2(Http2 { sender, line, streams, answer: None }))
         } else {
-            let (sender, connection) = http1::Builder::new()
-                .preserve_header_case(true)
-                .max_header_size(MAX_RESPONSE_HEAD)
-                .handshake(io)
-                .await?;
-            drive(connection.with_upgrades(), line.clone(), kill);
-            Ok(Self::Http1(Http1 { sender, line }))
+            let client = Some(Box::new(http1::Client::new(io)));
+            Ok(Self::Http1(Http1 { client, line }))
         }
     }
 
@@ -169,14 +246,70 @@ impl Connection {
         }
     }
 
-    /// Sends a request. Where nothing of it was written, the error gives it back.
+    /// Sends a request and gives its answer's head, behind which [`poll_frame`](Self::poll_frame) has
+    /// the body. `probe`: the connection has served before.
     pub async fn send(
         &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        head: &request::Parts,
+        body: RequestBody,
+        probe: bool,
+        interim: Option<&Arc<dyn Interim>>,
+    ) -> Result<Response<()>, SendError> {
         match self {
-            Self::Http1(http1) => http1.sender.try_send_request(request).await,
-            Self::Http2(http2) => http2.sender.try_send_request(request).await,
+            Self::Http1(http1) => match &mut http1.client {
+                Some(client) => Ok(client.send(head, body, probe, interim).await?),
+                None => Err(ExchangeError::NotFree.into()),
+            },
+            // Boxed, for a request on HTTP/1.1 has no room for it.
+            Self::Http2(http2) => Box::pin(http2.send(head, body, interim)).await,
+        }
+    }
+
+    /// The answer's body, as [`Body::poll_frame`] has it.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        match self {
+            Self::Http1(Http1 { client: Some(client), .. }) => {
+                client.poll_frame(cx).map_err(SendError::Http1)
+            }
+            Self::Http2(Http2 { answer: Some(answer), .. }) => Pin::new(answer)
+                .poll_frame(cx)
+                .map_err(|error| SendError::Http2(Http2Error { unsent: false, error })),
+            _ => Poll::Ready(None),
+        }
+    }
+
+    /// Goes on with the request's body, for a caller who does not ask for the answer's.
+    pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
+        if let Self::Http1(Http1 { client: Some(client), .. }) = self {
+            client.poll_progress(cx);
+        }
+    }
+
+    /// Whether the answer's body has ended.
+    pub fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(http1) => http1.client.as_ref().is_none_or(|client| client.is_end_stream()),
+            Self::Http2(http2) => http2.answer.as_ref().is_none_or(Body::is_end_stream),
+        }
+    }
+
+    /// How much of the answer's body comes.
+    pub fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(Http1 { client: Some(client), .. }) => client.size_hint(),
+            Self::Http2(Http2 { answer: Some(answer), .. }) => answer.size_hint(),
+            _ => SizeHint::with_exact(0),
+        }
+    }
+
+    /// The stream behind a `101`; none of HTTP/2, which has no such answer.
+    pub fn take_tunnel(&mut self) -> Option<Prefixed<UpstreamIo>> {
+        match self {
+            Self::Http1(http1) => http1.client.take().map(|client| client.into_tunnel()),
+            Self::Http2(_) => None,
         }
     }
 }
@@ -228,28 +361,63 @@ async fn learn_streams(
 }
 
 impl Http1 {
-    /// Whether the connection can take a request now, later, or never again.
-    pub fn readiness(&mut self) -> Readiness {
-        match self.sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Readiness::Ready,
-            Poll::Ready(Err(_)) => Readiness::Closed,
-            Poll::Pending => Readiness::Busy,
+    /// Whether it can take the next request, as far as anybody has looked.
+    pub fn is_free(&self) -> bool {
+        self.client.as_ref().is_some_and(|client| client.is_free())
+    }
+
+    /// Whether its idle peer is still there, and has said nothing.
+    pub fn is_still_free(&mut self) -> bool {
+        self.client.as_mut().is_some_and(|client| client.is_still_free())
+    }
+
+    /// Holds no memory that it does not need while it waits.
+    pub(super) fn rest(&mut self) {
+        if let Some(client) = &mut self.client {
+            client.rest();
         }
     }
 }
 
-/// Whether a pooled connection can take a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Readiness {
-    /// Now.
-    Ready,
-    /// Not yet: the rest of the last request's body is still on its way.
-    Busy,
-    /// Never again.
-    Closed,
+impl Drop for Http1 {
+    fn drop(&mut self) {
+        if let Some(client) = &mut self.client {
+            client.close();
+        }
+    }
 }
 
 impl Http2 {
+    async fn send(
+        &mut self,
+        head: &request::Parts,
+        body: RequestBody,
+        interim: Option<&Arc<dyn Interim>>,
+    ) -> Result<Response<()>, SendError> {
+        let mut request = Request::from_parts(head.clone(), body);
+        let held = request.body().is_held().then(|| request.body().handle());
+        let interim = interim.cloned();
+        if held.is_some() || interim.is_some() {
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE {
+                    held.iter().for_each(RequestBody::proceed);
+                } else if let Some(interim) = &interim {
+                    let (mut head, ()) = Response::new(()).into_parts();
+                    head.status = response.status();
+                    head.headers.clone_from(response.headers());
+                    interim.pass_on(head);
+                }
+            });
+        }
+        let response = self.sender.try_send_request(request).await.map_err(|mut error| {
+            let unsent = error.take_message().is_some();
+            SendError::Http2(Http2Error { unsent, error: error.into_error() })
+        })?;
+        let (head, answer) = response.into_parts();
+        self.answer = Some(answer);
+        Ok(Response::from_parts(head, ()))
+    }
+
     /// One more stream of the same connection, unless it is full or closing.
     pub fn share(&self) -> Option<Self> {
         if !self.sender.is_ready() {
@@ -264,7 +432,12 @@ impl Http2 {
     /// A further handle, for the pool.
     pub(super) fn handle(&self) -> Self {
         self.streams.open.fetch_add(1, Ordering::Relaxed);
-        Self { sender: self.sender.clone(), line: self.line.clone(), streams: self.streams.clone() }
+        Self {
+            sender: self.sender.clone(),
+            line: self.line.clone(),
+            streams: self.streams.clone(),
+            answer: None,
+        }
     }
 
     /// Ends the flight that made it, once it is known how many may share it.

@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-pub use connection::{Connection, Http1, Http2, Line, Readiness};
+pub use connection::{Connection, Http1, Http2, Line, SendError};
 
 use crate::{config, connect::ConnectError, resolve::TrueName, tls::Negotiated};
 
@@ -168,18 +168,11 @@ impl Pool {
         {
             return Some(Connection::Http2(shared));
         }
-        for index in (0..slot.idle.len()).rev() {
-            let idle = &mut slot.idle[index];
-            let readiness = match idle.until > now {
-                true => idle.connection.readiness(),
-                false => Readiness::Closed,
-            };
-            match readiness {
-                Readiness::Ready => {
-                    return Some(Connection::Http1(slot.idle.remove(index).connection));
-                }
-                Readiness::Busy => {}
-                Readiness::Closed => drop(slot.idle.remove(index)),
+        // One that its peer has closed meanwhile is told apart when it is used, before anything is
+        // written on it.
+        while let Some(idle) = slot.idle.pop() {
+            if idle.until > now {
+                return Some(Connection::Http1(idle.connection));
             }
         }
         None
@@ -187,9 +180,9 @@ impl Pool {
 
     /// Keeps a connection whose response has ended. `keep_alive` is what the origin said of how
     /// long it will keep it.
-    pub fn give(&self, key: PoolKey, mut connection: Http1, keep_alive: Option<Duration>) {
+    pub fn give(&self, key: PoolKey, connection: Http1, keep_alive: Option<Duration>) {
         let now = Instant::now();
-        if self.max_idle == 0 || connection.readiness() == Readiness::Closed {
+        if self.max_idle == 0 || !connection.is_free() {
             return;
         }
         // A second less than the origin's: the two clocks do not start together.
@@ -306,12 +299,16 @@ impl Pool {
             let mut kept = 0;
             for index in (0..slot.idle.len()).rev() {
                 let idle = &mut slot.idle[index];
-                let surplus = kept >= self.max_idle && idle.since + LULL <= now;
-                let useless = idle.until <= now || idle.connection.readiness() == Readiness::Closed;
+                let rests = idle.since + LULL <= now;
+                let surplus = kept >= self.max_idle && rests;
+                let useless = idle.until <= now || !idle.connection.is_still_free();
                 if !keep || surplus || useless {
                     closing.push(Connection::Http1(slot.idle.remove(index).connection));
                 } else {
                     kept += 1;
+                    if rests {
+                        idle.connection.rest();
+                    }
                 }
             }
             for index in (0..slot.shared.len()).rev() {

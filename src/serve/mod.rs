@@ -1,8 +1,9 @@
 //! One connection from an application: detected, then served request by request.
 
 mod credentials;
-mod downstream;
 mod failures;
+mod http1;
+mod patience;
 mod proxy;
 mod socket;
 
@@ -13,11 +14,7 @@ use std::{
 use ::http::{Request, Response};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
@@ -29,8 +26,8 @@ pub use credentials::Credentials;
 pub use failures::Failures;
 pub use proxy::ForwardProxy;
 
-use downstream::{Downstream, Served, Turn};
-use socket::{Prefixed, SocketStream, linger};
+use http1::Line;
+use socket::{SocketStream, linger};
 
 use crate::{
     body::RequestBody,
@@ -39,6 +36,7 @@ use crate::{
     drain::Drain,
     forward::{self, Arrival},
     route::Routes,
+    socket::{ByteStream, Prefixed},
     telemetry::DownstreamConnection,
     tls::{
         Negotiated,
@@ -129,7 +127,7 @@ impl Server {
         settings: &config::Listener,
     ) -> End
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: ByteStream + 'static,
     {
         let arrival = |protocol, server_name| self.arrival(client, protocol, server_name);
         match protocol {
@@ -167,7 +165,8 @@ impl Server {
         let connection = Some(self.counted(listener, worker, protocol, tls));
         let scheme = if tls { "https" } else { "http" };
         let drain = self.drain.clone();
-        Arrival { listener, peer, local, scheme, server_name, worker, drain, connection }
+        let interim = None;
+        Arrival { listener, peer, local, scheme, server_name, worker, drain, connection, interim }
     }
 
     /// The connection in the metrics.
@@ -215,59 +214,15 @@ impl Server {
     }
 
     /// HTTP/1 requests for the listener's aliases.
-    async fn requests<S>(&self, stream: S, arrival: Arrival, settings: &config::Listener) -> End
+    async fn requests<S>(&self, stream: S, mut arrival: Arrival, settings: &config::Listener) -> End
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: ByteStream + 'static,
     {
-        let answer = |request| self.respond(request, &arrival);
-        self.http1(stream, &arrival, settings, answer).await
-    }
-
-    async fn http1<S, A, F>(
-        &self,
-        stream: S,
-        arrival: &Arrival,
-        settings: &config::Listener,
-        answer: A,
-    ) -> End
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        A: Fn(Request<Incoming>) -> F,
-        F: Future<Output = Response<forward::Body>>,
-    {
-        let turn = Turn::new();
+        let line = Line::new(stream);
+        arrival.interim = Some(line.clone());
         let tls = arrival.server_name.is_some();
-        let io = Downstream::new(stream, turn.clone(), settings.header_timeout, tls);
-        // hyper keeps room for an answer's future as long as the connection lives: for a pointer's.
-        let service = service_fn(|request: Request<Incoming>| {
-            Box::pin(async {
-                turn.serve();
-                let method = request.method().clone();
-                let (head, body) = answer(request).await.into_parts();
-                let body = Served::new(&method, head.status, body, &turn);
-                Ok::<_, Infallible>(Response::from_parts(head, body))
-            })
-        });
-        let connection = http1::Builder::new()
-            .preserve_header_case(true)
-            .auto_date_header(false)
-            .max_header_size(settings.max_header_size)
-            .header_read_timeout(None)
-            .keep_alive(!self.drain.has_begun())
-            .serve_connection(TokioIo::new(io), service)
-            .with_upgrades();
-        let result = {
-            let mut connection = pin!(connection);
-            tokio::select! {
-                result = connection.as_mut() => result,
-                () = self.drain.begun(), if !self.drain.has_begun() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            }
-        };
-        explain(result, arrival);
-        if turn.was_refused() { End::Refused } else { End::Done }
+        let answer = |request| self.respond(request, &arrival);
+        line.serve(tls, settings, &self.drain, answer).await
     }
 
     async fn http2<S>(
@@ -277,14 +232,15 @@ impl Server {
         settings: &config::Listener,
     ) -> End
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: ByteStream + 'static,
     {
         let arrival = Arc::new(arrival);
         // A stream is a task of hyper's own, and owns what it needs.
         let service = {
             let (server, arrival) = (self.clone(), arrival.clone());
-            service_fn(move |request| {
+            service_fn(move |request: Request<Incoming>| {
                 let (server, arrival) = (server.clone(), arrival.clone());
+                let request = request.map(RequestBody::incoming);
                 async move { Ok::<_, Infallible>(server.respond(request, &arrival).await) }
             })
         };
@@ -310,11 +266,11 @@ impl Server {
 
     async fn respond(
         &self,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         arrival: &Arrival,
     ) -> Response<forward::Body> {
         let routes = self.routes.load_full();
-        forward::serve(request.map(RequestBody::incoming), arrival, &routes).await
+        forward::serve(request, arrival, &routes).await
     }
 }
 
@@ -383,7 +339,7 @@ mod tests {
 
         let connection = size_of_val(&server.clone().connection(stream, address, address, 0));
         let request = size_of_val(&forward::serve(request, &arrival, &routes));
-        assert!(connection <= 2304, "a connection: {connection} bytes");
+        assert!(connection <= 2624, "a connection: {connection} bytes");
         assert!(request <= 4864, "a request: {request} bytes");
     }
 }

@@ -5,24 +5,20 @@ use std::{net::SocketAddr, sync::Arc};
 
 use ::http::{Method, Request, Response, header::PROXY_AUTHORIZATION};
 use bytes::Bytes;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Instant,
-};
+use tokio::time::Instant;
 
-use super::{Client, Credentials, End, Server, socket::Prefixed};
+use super::{Client, Credentials, End, Server, http1::Line};
 use crate::{
     body::RequestBody,
     config,
     detect::detect,
     forward::{
-        self, Arrival, ForwardError, Passthrough, PassthroughError, Tunnel,
+        self, Arrival, ForwardError, Passthrough, PassthroughError, Tunnel, Upgrade,
         destination::Destination,
     },
     route::Routes,
+    socket::{ByteStream, Prefixed},
     upstream::Upstream,
 };
 
@@ -46,7 +42,7 @@ enum Onward {
 
 /// Where a CONNECT that is answered with 200 leaves what follows. The client's side of it is
 /// ready once the answer is written.
-type Handover = Mutex<Option<(OnUpgrade, Onward)>>;
+type Handover = Mutex<Option<(Upgrade, Onward)>>;
 
 impl Server {
     /// Serves a connection to the forward proxy: request by request, and then what a CONNECT
@@ -59,21 +55,20 @@ impl Server {
         settings: &config::Listener,
     ) -> End
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: ByteStream + 'static,
     {
         let handover = Handover::default();
-        let arrival = self.arrival(client, "http/1.1", None);
+        let mut arrival = self.arrival(client, "http/1.1", None);
+        let line = Line::new(stream);
+        arrival.interim = Some(line.clone());
         let end = {
             let answer = |request| self.answer(proxy, request, &arrival, &handover);
-            self.http1(stream, &arrival, settings, answer).await
+            line.serve(false, settings, &self.drain, answer).await
         };
         let Some((upgrade, onward)) = handover.into_inner() else { return end };
-        let tunnel = match upgrade.await {
-            Ok(upgraded) => TokioIo::new(upgraded),
-            Err(error) => {
-                tracing::debug!(peer = %client.peer, %error, "a CONNECT came to nothing");
-                return End::Done;
-            }
+        let Some(tunnel) = upgrade.stream().await else {
+            tracing::debug!(peer = %client.peer, "a CONNECT came to nothing");
+            return End::Done;
         };
         match onward {
             Onward::Host(host) => host.run(tunnel, &self.drain).await,
@@ -88,7 +83,7 @@ impl Server {
     async fn answer(
         &self,
         proxy: &Arc<ForwardProxy>,
-        mut request: Request<Incoming>,
+        request: Request<RequestBody>,
         arrival: &Arrival,
         handover: &Handover,
     ) -> Response<forward::Body> {
@@ -96,7 +91,6 @@ impl Server {
         // A reload's word counts on connections that are open already.
         let now = self.proxy.load_full().filter(|now| now.listen == proxy.listen);
         let proxy = now.as_ref().unwrap_or(proxy);
-        let upgrade = hyper::upgrade::on(&mut request);
         let (mut head, body) = request.into_parts();
         if let Some(credentials) = &proxy.credentials
             && !credentials.admit(&head.headers)
@@ -122,8 +116,8 @@ impl Server {
                     Err(error) => return forward::refuse(&head, &error.into(), arrival, started),
                 };
                 forward::headers::strip_proxy(&mut head.headers);
-                let request = Request::from_parts(head, RequestBody::incoming(body));
-                return forward::forward(request, asked, &alias, arrival).await;
+                let request = Request::from_parts(head, body);
+                return forward::forward(request, asked, &alias, arrival, started).await;
             }
             (None, None) => {
                 let error = PassthroughError::Refused(destination).into();
@@ -136,18 +130,20 @@ impl Server {
                 }
             }
             (None, Some(passthrough)) => {
-                let request = Request::from_parts(head, RequestBody::incoming(body));
-                return passthrough.forward(request, &destination).await;
+                let request = Request::from_parts(head, body);
+                let interim = arrival.interim.as_ref();
+                return passthrough.forward(request, &destination, interim).await;
             }
         };
-        *handover.lock() = Some((upgrade, onward));
+        // Every CONNECT comes with one.
+        *handover.lock() = head.extensions.remove().map(|upgrade: Upgrade| (upgrade, onward));
         Response::new(forward::Body::whole(Bytes::new()))
     }
 
     /// The inside of a tunnel to an alias: as a connection to the alias' listener.
     async fn inside<S>(self: &Arc<Self>, mut stream: S, client: Client, settings: &config::Listener)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: ByteStream + 'static,
     {
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {

@@ -5,13 +5,14 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use arc_swap::ArcSwap;
 use http::{HeaderValue, uri::Authority};
+use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     balance::Balancer,
     config,
+    connect::Wire,
     pool::PoolKey,
     resolve::{Resolution, TrueName},
     tls::{self, ClientTls, Negotiated, TlsError},
@@ -38,6 +40,8 @@ pub struct Generation {
     balancer: Arc<Balancer>,
     retired: AtomicBool,
     kill: CancellationToken,
+    /// What a kill has to end that has no task of its own.
+    wires: Arc<Mutex<Vec<Weak<Wire>>>>,
 }
 
 impl Generation {
@@ -74,6 +78,7 @@ impl Generation {
             resolution: ArcSwap::new(resolution.clone()),
             retired: AtomicBool::new(false),
             kill: CancellationToken::new(),
+            wires: Arc::default(),
             true_name,
         };
         generation.rotate(resolution);
@@ -95,6 +100,7 @@ impl Generation {
             balancer: self.balancer.clone(),
             retired: AtomicBool::new(false),
             kill: self.kill.clone(),
+            wires: self.wires.clone(),
         }
     }
 
@@ -184,6 +190,23 @@ impl Generation {
     /// Ends the connections that are still open.
     pub fn kill(&self) {
         self.kill.cancel();
+        for wire in std::mem::take(&mut *self.wires.lock()) {
+            wire.upgrade().iter().for_each(|wire| wire.cut());
+        }
+    }
+
+    /// A connection was made that [`kill`](Self::kill) has to end.
+    pub fn made(&self, wire: &Arc<Wire>) {
+        let mut wires = self.wires.lock();
+        if wires.len() == wires.capacity() {
+            // Before it grows: so it is never longer than twice what is open.
+            wires.retain(|wire| wire.strong_count() > 0);
+        }
+        wires.push(Arc::downgrade(wire));
+        drop(wires);
+        if self.kill.is_cancelled() {
+            wire.cut();
+        }
     }
 
     /// Cancelled when the connections of this generation must end.

@@ -6,19 +6,22 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::TrySendError};
+use bytes::Bytes;
+use http::{Response, request};
+use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Generation, Upstream};
 use crate::{
     balance::{Endpoint, InFlight},
-    body::RequestBody,
-    connect::{self, ConnectError, Connected, Identity, Mark},
-    pool::{Connection, Flight, Line, PoolKey},
+    body::{Interim, RequestBody},
+    connect::{self, ConnectError, Connected, Identity, Mark, UpstreamIo},
+    pool::{Connection, Flight, Line, PoolKey, SendError},
+    socket::Prefixed,
     tls::{Alpn, Negotiated, TlsError},
 };
 
@@ -340,6 +343,7 @@ impl Dialling<'_> {
         let connection = started
             .await
             .map_err(|error| AcquireError::Http { endpoint: address, error: Arc::new(error) })?;
+        self.generation.made(&connection.line().wire);
         let http2_key = self.key(address, Negotiated::Http2);
         let key = match &connection {
             Connection::Http2(http2) => {
@@ -393,12 +397,42 @@ impl Upstream {
 }
 
 impl Lease {
-    /// Sends the request. Where nothing of it was written, the error gives it back.
+    /// Sends the request, and gives its answer's head.
     pub async fn send(
         &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        self.connection.send(request).await
+        head: &request::Parts,
+        body: RequestBody,
+        interim: Option<&Arc<dyn Interim>>,
+    ) -> Result<Response<()>, SendError> {
+        self.connection.send(head, body, self.reused, interim).await
+    }
+
+    /// The answer's body, as [`Body::poll_frame`](http_body::Body::poll_frame) has it.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        self.connection.poll_frame(cx)
+    }
+
+    /// Goes on with the request's body, for a caller who does not ask for the answer's.
+    pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
+        self.connection.poll_progress(cx);
+    }
+
+    /// Whether the answer's body has ended.
+    pub fn is_end_stream(&self) -> bool {
+        self.connection.is_end_stream()
+    }
+
+    /// How much of the answer's body comes.
+    pub fn size_hint(&self) -> SizeHint {
+        self.connection.size_hint()
+    }
+
+    /// The stream behind a `101`.
+    pub fn take_tunnel(&mut self) -> Option<Prefixed<UpstreamIo>> {
+        self.connection.take_tunnel()
     }
 
     /// The response's head arrived. Gives how long that took.

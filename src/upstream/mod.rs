@@ -18,6 +18,8 @@ use tower::retry::budget::{Budget, TpsBudget};
 
 pub use generation::Generation;
 pub use lease::{AcquireError, Lease, Want};
+
+pub use crate::pool::SendError;
 use material::Material;
 
 use crate::{

@@ -44,9 +44,22 @@ impl Through {
 
     /// Sends a request, on a connection of its own, that has no body in its answer's way.
     pub async fn exchange(&self, request: &str) -> Message {
+        self.exchanges(request).await.pop().unwrap()
+    }
+
+    /// The same with all that comes ahead of the answer.
+    pub async fn exchanges(&self, request: &str) -> Vec<Message> {
         let mut peer = self.connect().await;
         peer.send(request).await;
-        peer.response_to(request.split(' ').next().unwrap()).await
+        let mut answers = Vec::new();
+        loop {
+            let answer = peer.response_to(request.split(' ').next().unwrap()).await;
+            let last = answer.status() == 101 || answer.status() >= 200;
+            answers.push(answer);
+            if last {
+                return answers;
+            }
+        }
     }
 
     /// Sends a request that is answered by the origin, and gives it as the origin read it.

@@ -1,0 +1,331 @@
+//! Our side of a connection to an origin: a request out, its answer in.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::Bytes;
+use http::{
+    Method, Response, StatusCode,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    request,
+};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    BodyError, Decoder, Encoder, Framing, HeadError, Inbox, Outbox, parse_response, push_request,
+    response_framing,
+};
+use crate::{
+    body::{BoxError, Interim, RequestBody},
+    socket::Prefixed,
+};
+
+/// A response's head may be this long.
+const MAX_HEAD: usize = 256 * 1024;
+
+/// Why there is no answer, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// The connection had ended, or had something to say, before anything was written.
+    #[error("the connection was not free for a request any more")]
+    NotFree,
+    /// The request's own body broke off.
+    #[error("the request's body broke off")]
+    RequestBody(#[source] BoxError),
+    /// Writing failed, and no answer had come.
+    #[error("writing the request")]
+    Write(#[source] io::Error),
+    /// Reading failed.
+    #[error("reading the answer")]
+    Read(#[source] io::Error),
+    /// It ended before the answer's head did.
+    #[error("the connection was closed before the answer's head was complete")]
+    Closed,
+    /// What came is no response's head.
+    #[error("{0}")]
+    Head(HeadError),
+    /// The answer's body is not what its head said.
+    #[error("{0}")]
+    Body(BodyError),
+}
+
+/// A connection for one request at a time.
+#[derive(Debug)]
+pub struct Client<S> {
+    stream: S,
+    inbox: Inbox,
+    outbox: Outbox,
+    upload: Option<Upload>,
+    answer: Decoder,
+    /// Whether the next request could be told from this one.
+    reusable: bool,
+}
+
+/// A request's body on its way.
+#[derive(Debug)]
+struct Upload {
+    body: RequestBody,
+    encoder: Encoder,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// A connection that nothing was said on yet.
+    pub fn new(stream: S) -> Self {
+        Self {
+            stream,
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+            upload: None,
+            answer: Decoder::done(),
+            reusable: true,
+        }
+    }
+
+    /// Sends a request and gives its answer's head. The answer's body is read by
+    /// [`poll_frame`](Self::poll_frame), which goes on with the request's where that has not ended.
+    ///
+    /// `probe`: the connection has served before, so that it is asked first whether it is still
+    /// free. `interim` gets every `1xx` but `101`; a `100` starts a body that was held back, instead.
+    /// No deadline: the caller has one. Dropped before it is ready, the connection is of no use.
+    pub async fn send(
+        &mut self,
+        head: &request::Parts,
+        body: RequestBody,
+        probe: bool,
+        interim: Option<&Arc<dyn Interim>>,
+    ) -> Result<Response<()>, ExchangeError> {
+        if probe {
+            let free = poll_fn(|cx| Poll::Ready(self.poll_free(cx))).await;
+            if !free {
+                self.reusable = false;
+                return Err(ExchangeError::NotFree);
+            }
+        }
+        self.begin(head, body);
+        let mut failed = None;
+        // Who has just found nothing to read is woken when there is something.
+        let mut waiting = probe;
+        poll_fn(|cx| {
+            let waits = std::mem::take(&mut waiting);
+            self.poll_answer(cx, &head.method, waits, &mut failed, interim)
+        })
+        .await
+    }
+
+    /// Whether nothing has come since the last answer. What the kernel knows by now is known here
+    /// before anything is written.
+    fn poll_free(&mut self, cx: &mut Context<'_>) -> bool {
+        self.is_free() && self.inbox.poll_fill(cx, &mut self.stream).is_pending()
+    }
+
+    /// Whether the connection can take a request, as far as anybody has looked.
+    pub fn is_free(&self) -> bool {
+        self.reusable
+            && self.answer.is_done()
+            && self.upload.is_none()
+            && self.outbox.is_empty()
+            && self.inbox.bytes.is_empty()
+    }
+
+    /// Whether an idle connection is still free. Nobody is woken when that changes.
+    pub fn is_still_free(&mut self) -> bool {
+        self.poll_free(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn begin(&mut self, head: &request::Parts, body: RequestBody) {
+        self.outbox.push_head(|out| push_request(out, head));
+        self.reusable = false;
+        if body.is_end_stream() {
+            return;
+        }
+        let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        let framing = match length.and_then(|length| length.parse().ok()) {
+            Some(length) => Framing::Length(length),
+            None => Framing::Chunked,
+        };
+        debug_assert_eq!(framing == Framing::Chunked, head.headers.contains_key(TRANSFER_ENCODING));
+        self.upload = Some(Upload { body, encoder: Encoder::new(framing, true) });
+    }
+
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: &Method,
+        waits: bool,
+        failed: &mut Option<io::Error>,
+        interim: Option<&Arc<dyn Interim>>,
+    ) -> Poll<Result<Response<()>, ExchangeError>> {
+        if failed.is_none()
+            && let Poll::Ready(Err(error)) = self.poll_upload(cx)
+        {
+            match error {
+                // It may have answered before it closed.
+                ExchangeError::Write(error) => *failed = Some(error),
+                error => return Poll::Ready(Err(error)),
+            }
+        }
+        if waits && failed.is_none() {
+            return Poll::Pending;
+        }
+        let lost = |failed: &mut Option<io::Error>, error| {
+            failed.take().map_or(error, ExchangeError::Write)
+        };
+        loop {
+            if self.inbox.may_have_head(MAX_HEAD) {
+                match parse_response(&mut self.inbox.bytes, MAX_HEAD) {
+                    Err(error) => return Poll::Ready(Err(ExchangeError::Head(error))),
+                    Ok(None) => {}
+                    Ok(Some(head)) if is_interim(head.status) => {
+                        self.inbox.head_taken();
+                        if head.status == StatusCode::CONTINUE {
+                            self.upload.iter().for_each(|upload| upload.body.proceed());
+                        } else if let Some(interim) = interim {
+                            interim.pass_on(head);
+                        }
+                        continue;
+                    }
+                    Ok(Some(mut head)) => {
+                        self.inbox.head_taken();
+                        let framing = response_framing(method, &mut head);
+                        let framing = framing.map_err(ExchangeError::Head)?;
+                        self.answer = Decoder::new(framing);
+                        self.reusable = framing != Framing::Close
+                            && head.status != StatusCode::SWITCHING_PROTOCOLS
+                            && failed.is_none();
+                        return Poll::Ready(Ok(Response::from_parts(head, ())));
+                    }
+                }
+            }
+            match ready!(self.inbox.poll_fill(cx, &mut self.stream)) {
+                Ok(0) => return Poll::Ready(Err(lost(failed, ExchangeError::Closed))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(lost(failed, ExchangeError::Read(error)))),
+            }
+        }
+    }
+
+    /// Writes what there is of the request. Ready when there will be no more.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
+        loop {
+            while let Some(upload) = &mut self.upload
+                && !self.outbox.is_full()
+            {
+                match upload.poll(cx, &mut self.outbox) {
+                    Poll::Ready(Ok(true)) => self.upload = None,
+                    Poll::Ready(Ok(false)) => {}
+                    Poll::Ready(Err(error)) => {
+                        self.upload = None;
+                        return Poll::Ready(Err(ExchangeError::RequestBody(error)));
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            if self.outbox.is_empty() {
+                return if self.upload.is_none() { Poll::Ready(Ok(())) } else { Poll::Pending };
+            }
+            if let Err(error) = ready!(self.outbox.poll_flush(cx, &mut self.stream)) {
+                self.outbox.clear();
+                self.upload = None;
+                self.reusable = false;
+                return Poll::Ready(Err(ExchangeError::Write(error)));
+            }
+        }
+    }
+
+    /// Goes on with the request's body, for a caller who does not ask for the answer's.
+    pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
+        if self.upload.is_some() || !self.outbox.is_empty() {
+            // Whatever goes wrong, the answer will say so, or is whole already.
+            let _ = self.poll_upload(cx);
+        }
+    }
+
+    /// The answer's body, as [`Body::poll_frame`] has it.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        if (self.upload.is_some() || !self.outbox.is_empty())
+            && let Poll::Ready(Err(error @ ExchangeError::RequestBody(_))) = self.poll_upload(cx)
+        {
+            return Poll::Ready(Some(Err(error)));
+        }
+        loop {
+            match self.answer.decode(&mut self.inbox.bytes) {
+                Err(error) => return self.broken(ExchangeError::Body(error)),
+                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(None) if self.answer.is_done() => return Poll::Ready(None),
+                Ok(None) => {}
+            }
+            match ready!(self.inbox.poll_fill(cx, &mut self.stream)) {
+                Ok(0) => match self.answer.end() {
+                    Ok(()) => return Poll::Ready(None),
+                    Err(error) => return self.broken(ExchangeError::Body(error)),
+                },
+                Ok(_) => {}
+                Err(error) => return self.broken(ExchangeError::Read(error)),
+            }
+        }
+    }
+
+    fn broken<T>(&mut self, error: ExchangeError) -> Poll<Option<Result<T, ExchangeError>>> {
+        self.reusable = false;
+        self.answer = Decoder::done();
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// Whether the answer's body has ended.
+    pub fn is_end_stream(&self) -> bool {
+        self.answer.is_done()
+    }
+
+    /// How much of the answer's body comes.
+    pub fn size_hint(&self) -> SizeHint {
+        self.answer.size_hint()
+    }
+
+    /// The stream, behind a head that made it another protocol's.
+    pub fn into_tunnel(mut self) -> Prefixed<S> {
+        Prefixed::new(self.inbox.take(), self.stream)
+    }
+
+    /// Gives an idle connection's memory back.
+    pub fn rest(&mut self) {
+        self.inbox.release();
+        self.outbox.release();
+    }
+
+    /// Says farewell where that can be done at once.
+    pub fn close(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = Pin::new(&mut self.stream).poll_shutdown(&mut cx);
+    }
+}
+
+impl Upload {
+    /// Takes one more piece of it on; `true` at the end.
+    fn poll(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<Result<bool, BoxError>> {
+        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(frame) => self.encoder.push(frame?, out)?,
+            None => {
+                self.encoder.finish(out)?;
+                return Poll::Ready(Ok(true));
+            }
+        }
+        if self.body.is_end_stream() {
+            self.encoder.finish(out)?;
+            return Poll::Ready(Ok(true));
+        }
+        Poll::Ready(Ok(false))
+    }
+}
+
+fn is_interim(status: StatusCode) -> bool {
+    status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
+}

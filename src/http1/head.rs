@@ -1,0 +1,329 @@
+//! Heads: from bytes to the `http` crate's parts, and back.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    request, response,
+};
+
+use super::Framing;
+
+/// A head with more fields is refused.
+const MAX_FIELDS: usize = 100;
+
+/// `http::Uri` takes no more.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+
+/// No head, or not one that everybody understands in the same way.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// It breaks the grammar of RFC 9112.
+    #[error("{0}")]
+    Malformed(httparse::Error),
+    /// A request's method, target or field that no request can have.
+    #[error("invalid {0}")]
+    Invalid(&'static str),
+    /// More bytes than allowed, or more than a hundred fields.
+    #[error("the head is too large")]
+    TooLarge,
+    /// A target of more than 65,534 bytes.
+    #[error("the target is too long")]
+    TargetTooLong,
+    /// No number, or two that differ.
+    #[error("Content-Length is no single number")]
+    Length,
+    /// A coding that cannot be undone, or that its version does not have (RFC 9112 §6.1).
+    #[error("Transfer-Encoding is another than `chunked`, or in HTTP/1.0")]
+    Coding,
+}
+
+/// How a head's names were written: a `HeaderMap` knows them in lower case only. An extension of the
+/// message.
+#[derive(Clone, Debug)]
+pub struct Spelling {
+    head: Bytes,
+    /// Where each name stands.
+    names: Vec<(u32, u32)>,
+}
+
+/// A response's reason phrase, where it is not the usual one of its status. An extension of it.
+#[derive(Clone, Debug)]
+pub struct Reason(Bytes);
+
+/// Takes a request's head off `bytes`, once it is there as a whole.
+pub fn parse_request(
+    bytes: &mut BytesMut,
+    max_size: usize,
+) -> Result<Option<request::Parts>, HeadError> {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let length = match config.parse_request_with_uninit_headers(&mut parsed, bytes, &mut fields) {
+        Ok(httparse::Status::Complete(length)) if length <= max_size => length,
+        Ok(httparse::Status::Partial) if bytes.len() < max_size => return Ok(None),
+        Ok(_) => return Err(too_large(parsed.path)),
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
+        Err(error) => return Err(HeadError::Malformed(error)),
+    };
+    let version = version(parsed.version);
+    let method = Method::from_bytes(parsed.method.unwrap_or_default().as_bytes())
+        .map_err(|_| HeadError::Invalid("method"))?;
+    let target = parsed.path.unwrap_or_default();
+    if target.len() > MAX_TARGET {
+        return Err(HeadError::TargetTooLong);
+    }
+    let target = span(bytes, target.as_bytes());
+    let spans = spans(bytes, parsed.headers);
+    let head = bytes.split_to(length).freeze();
+    let uri =
+        Uri::from_maybe_shared(slice(&head, target)).map_err(|_| HeadError::Invalid("target"))?;
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = method;
+    parts.uri = uri;
+    parts.version = version;
+    if let Some(spelling) = fill(&mut parts.headers, head, spans)? {
+        parts.extensions.insert(spelling);
+    }
+    Ok(Some(parts))
+}
+
+/// Takes a response's head off `bytes`, once it is there as a whole.
+pub fn parse_response(
+    bytes: &mut BytesMut,
+    max_size: usize,
+) -> Result<Option<response::Parts>, HeadError> {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let length = match config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
+        Ok(httparse::Status::Complete(length)) if length <= max_size => length,
+        Ok(httparse::Status::Partial) if bytes.len() < max_size => return Ok(None),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
+        Err(error) => return Err(HeadError::Malformed(error)),
+    };
+    let status = StatusCode::from_u16(parsed.code.unwrap_or_default())
+        .map_err(|_| HeadError::Invalid("status"))?;
+    let version = version(parsed.version);
+    let reason = parsed.reason.filter(|reason| {
+        !reason.is_empty() && status.canonical_reason().is_none_or(|usual| usual != *reason)
+    });
+    let reason = reason.map(|reason| span(bytes, reason.as_bytes()));
+    let spans = spans(bytes, parsed.headers);
+    let head = bytes.split_to(length).freeze();
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = status;
+    parts.version = version;
+    if let Some(reason) = reason {
+        parts.extensions.insert(Reason(slice(&head, reason)));
+    }
+    if let Some(spelling) = fill(&mut parts.headers, head, spans)? {
+        parts.extensions.insert(spelling);
+    }
+    Ok(Some(parts))
+}
+
+fn too_large(target: Option<&str>) -> HeadError {
+    match target {
+        Some(target) if target.len() > MAX_TARGET => HeadError::TargetTooLong,
+        _ => HeadError::TooLarge,
+    }
+}
+
+fn version(minor: Option<u8>) -> Version {
+    if minor == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 }
+}
+
+type Span = (u32, u32);
+
+/// Where each field's name and value stand, while the parser's borrow of them lasts.
+struct Spans {
+    fields: [(Span, Span); MAX_FIELDS],
+    count: usize,
+    has_capitals: bool,
+}
+
+fn spans(bytes: &[u8], fields: &[httparse::Header<'_>]) -> Spans {
+    let mut spans = Spans { fields: [((0, 0), (0, 0)); MAX_FIELDS], count: 0, has_capitals: false };
+    for (field, place) in fields.iter().zip(&mut spans.fields) {
+        *place = (span(bytes, field.name.as_bytes()), span(bytes, field.value));
+        spans.has_capitals |= field.name.bytes().any(|byte| byte.is_ascii_uppercase());
+        spans.count += 1;
+    }
+    spans
+}
+
+/// Where `part` stands in `whole`, of which it is one.
+fn span(whole: &[u8], part: &[u8]) -> Span {
+    let start = (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize);
+    (start as u32, (start + part.len()) as u32)
+}
+
+fn slice(head: &Bytes, (start, end): Span) -> Bytes {
+    head.slice(start as usize..end as usize)
+}
+
+/// Puts the fields into `headers`, whose values share the head's bytes.
+fn fill(headers: &mut HeaderMap, head: Bytes, spans: Spans) -> Result<Option<Spelling>, HeadError> {
+    let fields = &spans.fields[..spans.count];
+    headers.reserve(fields.len());
+    for ((start, end), value) in fields {
+        let name = HeaderName::from_bytes(&head[*start as usize..*end as usize])
+            .map_err(|_| HeadError::Invalid("field name"))?;
+        let value = HeaderValue::from_maybe_shared(slice(&head, *value))
+            .map_err(|_| HeadError::Invalid("field value"))?;
+        headers.append(name, value);
+    }
+    let names = || fields.iter().map(|(name, _)| *name).collect();
+    Ok(spans.has_capitals.then(|| Spelling { names: names(), head }))
+}
+
+/// How long a request's body is; `None` where it has none. Takes away a `Content-Length` that
+/// `Transfer-Encoding` overrides.
+pub fn request_framing(parts: &mut request::Parts) -> Result<Option<Framing>, HeadError> {
+    let length = length(&mut parts.headers, false)?;
+    if parts.headers.contains_key(TRANSFER_ENCODING) {
+        // RFC 9112 §6.3: the coding overrides, and the length must not be passed on.
+        parts.headers.remove(CONTENT_LENGTH);
+        return match coding(parts.version, &parts.headers)? {
+            // Nobody would know where it ends.
+            Framing::Close => Err(HeadError::Coding),
+            framing => Ok(Some(framing)),
+        };
+    }
+    Ok(length.filter(|length| *length > 0).map(Framing::Length))
+}
+
+/// How long the body of a response to `method` is (RFC 9112 §6.3).
+pub fn response_framing(
+    method: &Method,
+    parts: &mut response::Parts,
+) -> Result<Framing, HeadError> {
+    let bodiless = parts.status.is_informational()
+        || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || *method == Method::HEAD
+        || *method == Method::CONNECT && parts.status.is_success();
+    if bodiless {
+        return Ok(Framing::Length(0));
+    }
+    if parts.headers.contains_key(TRANSFER_ENCODING) {
+        return coding(parts.version, &parts.headers);
+    }
+    Ok(length(&mut parts.headers, true)?.map_or(Framing::Close, Framing::Length))
+}
+
+/// How a message ends whose codings are these. `chunked` alone: another would have to be undone, or
+/// passed on, and neither is done here.
+fn coding(version: Version, headers: &HeaderMap) -> Result<Framing, HeadError> {
+    // RFC 9112 §6.1: 1.0 has no codings, and whoever claims one is not trusted.
+    if version == Version::HTTP_10 {
+        return Err(HeadError::Coding);
+    }
+    let mut lines = headers.get_all(TRANSFER_ENCODING).iter();
+    match (lines.next().map(|line| line.as_bytes().trim_ascii()), lines.next()) {
+        (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+        // What RFC 2616 had for none.
+        (Some(coding), None) if coding.eq_ignore_ascii_case(b"identity") => Ok(Framing::Close),
+        _ => Err(HeadError::Coding),
+    }
+}
+
+/// What all `Content-Length`s say, which becomes one: said twice, it is a list, which some take for
+/// another number. Responses may say one (RFC 9110 §8.6).
+fn length(headers: &mut HeaderMap, lists: bool) -> Result<Option<u64>, HeadError> {
+    let mut length = None;
+    let mut count = 0;
+    for value in headers.get_all(CONTENT_LENGTH) {
+        for number in value.as_bytes().split(|byte| lists && *byte == b',') {
+            let number = if lists { number.trim_ascii() } else { number };
+            // A sign is no digit, though `parse` takes one.
+            let digits = !number.is_empty() && number.iter().all(u8::is_ascii_digit);
+            let number = std::str::from_utf8(number).ok().filter(|_| digits);
+            let number: u64 = number.and_then(|text| text.parse().ok()).ok_or(HeadError::Length)?;
+            if length.is_some_and(|length| length != number) {
+                return Err(HeadError::Length);
+            }
+            length = Some(number);
+            count += 1;
+        }
+    }
+    if count > 1
+        && let Some(length) = length
+    {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    Ok(length)
+}
+
+/// Writes a request's head, and the empty line at its end.
+pub fn push_request(out: &mut Vec<u8>, parts: &request::Parts) {
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.push(b' ');
+    if target.starts_with('?') {
+        // RFC 9112 §3.2.1: an empty path is sent as "/".
+        out.push(b'/');
+    }
+    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    push_fields(out, &parts.headers, parts.extensions.get());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes a response's head in its version, without the empty line at its end.
+pub fn push_response(out: &mut Vec<u8>, parts: &response::Parts) {
+    let version: &[u8] =
+        if parts.version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " };
+    out.extend_from_slice(version);
+    out.extend_from_slice(parts.status.as_str().as_bytes());
+    out.push(b' ');
+    match parts.extensions.get::<Reason>() {
+        Some(Reason(reason)) => out.extend_from_slice(reason),
+        None => out.extend_from_slice(parts.status.canonical_reason().unwrap_or("").as_bytes()),
+    }
+    out.extend_from_slice(b"\r\n");
+    push_fields(out, &parts.headers, parts.extensions.get());
+}
+
+/// Writes fields, each name as it was written to us.
+pub(super) fn push_fields(out: &mut Vec<u8>, headers: &HeaderMap, spelling: Option<&Spelling>) {
+    let mut cursor = 0;
+    for (name, value) in headers {
+        let name = name.as_str().as_bytes();
+        out.reserve(name.len() + value.len() + 4);
+        out.extend_from_slice(spelling.map_or(name, |spelling| spelling.of(name, &mut cursor)));
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+impl Spelling {
+    /// How `name` was written. The next name is looked for behind `cursor` first: most fields are
+    /// written in the order in which they came.
+    fn of<'a>(&'a self, name: &'a [u8], cursor: &mut usize) -> &'a [u8] {
+        for step in 0..self.names.len() {
+            let mut index = *cursor + step;
+            if index >= self.names.len() {
+                index -= self.names.len();
+            }
+            let (start, end) = self.names[index];
+            let written = &self.head[start as usize..end as usize];
+            if spells(written, name) {
+                *cursor = if index + 1 == self.names.len() { 0 } else { index + 1 };
+                return written;
+            }
+        }
+        name
+    }
+}
+
+/// Whether `written` is `name`, which is in lower case.
+fn spells(written: &[u8], name: &[u8]) -> bool {
+    // Without a branch for each byte, so that the compiler takes many at once.
+    let differ =
+        |differ: u8, (written, name): (&u8, &u8)| differ | (written.to_ascii_lowercase() ^ name);
+    written.len() == name.len() && written.iter().zip(name).fold(0, differ) == 0
+}

@@ -1,0 +1,544 @@
+//! An application's HTTP/1 connection: request by request, each answered before the next is read.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use ::http::{
+    Method, Request, Response, StatusCode, Version, header::CONTENT_LENGTH, request, response,
+};
+use bytes::Bytes;
+use http_body::{Body as _, Frame};
+use parking_lot::{Mutex, MutexGuard};
+use tokio::time::timeout;
+
+use super::{End, patience::Patience};
+use crate::{
+    body::{BoxError, Connection, Interim, RequestBody},
+    config,
+    drain::Drain,
+    forward::{Body, Handover, Problem, RefusedHead, Upgrade, headers},
+    http1::{
+        BodyError, Decoder, Encoder, Framing, HeadError, Inbox, Outbox, parse_request,
+        push_response, request_framing,
+    },
+    socket::{ByteStream, Prefixed},
+};
+
+/// How long TLS' farewell may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A connection, shared by its task and by the bodies of its requests, which whoever sends them
+/// upstream reads.
+pub(super) struct Line<S>(Mutex<State<S>>);
+
+struct State<S> {
+    /// None once it speaks another protocol.
+    stream: Option<S>,
+    inbox: Inbox,
+    /// What goes out ahead of an answer: `1xx` only.
+    outbox: Outbox,
+    /// The body of the request at hand.
+    body: Decoder,
+    /// The number of that request: a body that outlives it must not read the next one.
+    request: u64,
+    /// The client waits for `100 Continue`, which it gets when somebody wants the body.
+    expects: bool,
+    /// The client understands `1xx`, and its answer has not begun.
+    interim: bool,
+    /// The connection's own task, to be woken when the body has ended: nobody reads then.
+    owner: Option<Waker>,
+}
+
+/// Why there is no further request.
+enum Last {
+    Refused(RefusedHead),
+    /// The client has left, or idled too long, or the proxy is to end.
+    End,
+}
+
+/// What of a request its answer is written by.
+struct Asked {
+    method: Method,
+    version: Version,
+    keep_alive: bool,
+    /// `TE: trailers`.
+    trailers: bool,
+    handover: Option<Handover>,
+}
+
+/// What came of an answer.
+enum Answered {
+    /// The next request may come.
+    Kept,
+    /// It was the last.
+    Last,
+    /// It was the last, and the client may still be sending.
+    Unread,
+    /// The client has left, or the answer broke off.
+    Broken,
+}
+
+impl<S: ByteStream + 'static> Line<S> {
+    /// `stream` is plaintext, or the inside of TLS.
+    pub fn new(stream: S) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State {
+            stream: Some(stream),
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+            body: Decoder::done(),
+            request: 0,
+            expects: false,
+            interim: false,
+            owner: None,
+        })))
+    }
+
+    /// Serves requests until the connection ends. `tls`: it has a farewell to say.
+    pub async fn serve<A, F>(
+        self: &Arc<Self>,
+        tls: bool,
+        settings: &config::Listener,
+        drain: &Drain,
+        answer: A,
+    ) -> End
+    where
+        A: Fn(Request<RequestBody>) -> F,
+        F: Future<Output = Response<Body>>,
+    {
+        let mut patience = Patience::new(settings.header_timeout);
+        let one_only = drain.has_begun();
+        let mut begun = pin!(drain.begun());
+        // Room for an answer's future, taken once for many requests. A connection that waits for
+        // its next request has none after a while.
+        let mut answering = None;
+        loop {
+            let next = poll_fn(|cx| {
+                let next = self.poll_next(cx, &mut patience, settings.max_header_size);
+                if next.is_pending() && !one_only && self.lock().inbox.bytes.is_empty() {
+                    if patience.rests() {
+                        self.lock().rest();
+                        answering = None;
+                    }
+                    return begun.as_mut().poll(cx).map(|()| Err(Last::End));
+                }
+                next
+            });
+            let (asked, request) = match next.await {
+                Ok(next) => next,
+                Err(Last::Refused(head)) => {
+                    self.refuse(head).await;
+                    return End::Refused;
+                }
+                Err(Last::End) => {
+                    self.close(tls).await;
+                    return End::Done;
+                }
+            };
+            let answering = answering.get_or_insert_with(|| Box::pin(None));
+            answering.set(Some(answer(request)));
+            let answer = poll_fn(|cx| self.poll_answer(cx, answering.as_mut())).await;
+            // A client that has left takes its request along.
+            answering.set(None);
+            let Some(answer) = answer else { return End::Done };
+            let keep = !drain.has_begun();
+            match self.respond(answer, asked, keep).await {
+                Answered::Kept => patience.idle(),
+                Answered::Last => {
+                    self.close(tls).await;
+                    return End::Done;
+                }
+                Answered::Unread => return End::Refused,
+                Answered::Broken => return End::Done,
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<S>> {
+        self.0.lock()
+    }
+
+    fn poll_next(
+        self: &Arc<Self>,
+        cx: &mut Context<'_>,
+        patience: &mut Patience,
+        max_size: usize,
+    ) -> Poll<Result<(Asked, Request<RequestBody>), Last>> {
+        let mut state = self.lock();
+        loop {
+            if state.inbox.may_have_head(max_size) {
+                match parse_request(&mut state.inbox.bytes, max_size) {
+                    Ok(None) => patience.head(),
+                    Ok(Some(head)) => {
+                        state.inbox.head_taken();
+                        drop(state);
+                        return Poll::Ready(self.accept(head));
+                    }
+                    Err(error) => return Poll::Ready(Err(refused(&error))),
+                }
+            }
+            match state.poll_fill(cx) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(Err(Last::End)),
+                Poll::Pending => break,
+            }
+        }
+        drop(state);
+        ready!(patience.poll(cx));
+        let slow = patience.in_head;
+        Poll::Ready(Err(if slow { Last::Refused(RefusedHead::TooSlow) } else { Last::End }))
+    }
+
+    /// A head is complete: the request begins.
+    fn accept(
+        self: &Arc<Self>,
+        mut head: request::Parts,
+    ) -> Result<(Asked, Request<RequestBody>), Last> {
+        let framing = request_framing(&mut head).map_err(|error| refused(&error))?;
+        let http11 = head.version == Version::HTTP_11;
+        let mut handover = None;
+        if head.method == Method::CONNECT || headers::upgrade(&head).is_some() {
+            let (sender, upgrade) = Upgrade::new();
+            head.extensions.insert(upgrade);
+            handover = Some(sender);
+        }
+        let (keep_alive, trailers) = headers::wishes(head.version, &head.headers);
+        let method = head.method.clone();
+        let asked = Asked { method, version: head.version, keep_alive, trailers, handover };
+        let mut state = self.lock();
+        state.interim = http11;
+        let body = match framing {
+            None => RequestBody::empty(),
+            Some(framing) => {
+                state.body = Decoder::new(framing);
+                state.expects = http11 && headers::expects_continue(&head.headers);
+                RequestBody::http1(self.clone(), state.request, state.body.size_hint())
+            }
+        };
+        drop(state);
+        Ok((asked, Request::from_parts(head, body)))
+    }
+
+    /// Waits for the answer, and notices a client that leaves meanwhile: then there is none.
+    fn poll_answer<F: Future<Output = Response<Body>>>(
+        &self,
+        cx: &mut Context<'_>,
+        answer: Pin<&mut Option<F>>,
+    ) -> Poll<Option<Response<Body>>> {
+        let Some(answer) = answer.as_pin_mut() else { return Poll::Ready(None) };
+        if let Poll::Ready(answer) = answer.poll(cx) {
+            return Poll::Ready(Some(answer));
+        }
+        let mut state = self.lock();
+        if state.poll_ahead(cx).is_err() || state.poll_gone(cx) {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    }
+
+    /// Writes an answer. Whoever reads the request's body may still be at it.
+    async fn respond(&self, answer: Response<Body>, asked: Asked, may_keep: bool) -> Answered {
+        let (mut head, body) = answer.into_parts();
+        let (mut out, keep) = {
+            let mut state = self.lock();
+            state.interim = false;
+            // A client that was not told to go on may do so or not: nobody can tell what it sends
+            // next. And what it is still sending to a request that was refused, nobody reads.
+            let lost = state.expects || body.is_own() && !state.body.is_done();
+            (std::mem::take(&mut state.outbox), asked.keep_alive && may_keep && !lost)
+        };
+        let switching = head.status == StatusCode::SWITCHING_PROTOCOLS
+            || asked.method == Method::CONNECT && head.status.is_success();
+        let framing = if switching { None } else { framing(&mut head, &body, &asked) };
+        let keep = keep && framing != Some(Framing::Close);
+        head.version = asked.version;
+        out.push_head(|out| {
+            push_response(out, &head);
+            if framing == Some(Framing::Chunked) {
+                out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            }
+            match asked.version {
+                _ if switching => {}
+                Version::HTTP_10 if keep => out.extend_from_slice(b"connection: keep-alive\r\n"),
+                Version::HTTP_11 if !keep => out.extend_from_slice(b"connection: close\r\n"),
+                _ => {}
+            }
+            out.extend_from_slice(b"\r\n");
+        });
+        drop(head);
+
+        // RFC 9110 §6.5.1: who does not want trailers gets the body without.
+        let mut encoder = framing.map(|framing| Encoder::new(framing, asked.trailers));
+        // Where there is none to write, its end is here, and the end of the request's record.
+        let mut body = encoder.is_some().then_some(body);
+        let written = poll_fn(|cx| self.poll_respond(cx, &mut out, &mut body, &mut encoder)).await;
+        drop(body);
+        let mut state = self.lock();
+        state.request += 1;
+        state.expects = false;
+        state.outbox = out;
+        if !written {
+            return Answered::Broken;
+        }
+        if switching {
+            let left = state.inbox.take();
+            if let (Some(handover), Some(stream)) = (asked.handover, state.stream.take()) {
+                // Nobody waits for it where the switch came to nothing.
+                let _ = handover.send(Box::new(Prefixed::new(left, stream)));
+            }
+            return Answered::Broken;
+        }
+        match state.skip_body() {
+            true if keep => Answered::Kept,
+            true => Answered::Last,
+            false => Answered::Unread,
+        }
+    }
+
+    /// Writes what there is of an answer; `false` where that is not all, and never will be.
+    fn poll_respond(
+        &self,
+        cx: &mut Context<'_>,
+        out: &mut Outbox,
+        body: &mut Option<Body>,
+        encoder: &mut Option<Encoder>,
+    ) -> Poll<bool> {
+        let mut waiting = false;
+        loop {
+            while let (Some(reading), Some(encoding)) = (&mut *body, &mut *encoder)
+                && !waiting
+                && !out.is_full()
+            {
+                let ended = match Pin::new(&mut *reading).poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => {
+                        encoding.push(frame, out).map(|()| reading.is_end_stream())
+                    }
+                    Poll::Ready(None) => Ok(true),
+                    // What came of it is still worth writing, if that can be done at once.
+                    Poll::Ready(Some(Err(_))) => Err(BodyError::Incomplete),
+                    Poll::Pending => {
+                        waiting = true;
+                        break;
+                    }
+                };
+                let ended = ended.and_then(|ended| match ended {
+                    true => encoding.finish(out).map(|()| true),
+                    false => Ok(false),
+                });
+                match ended {
+                    // The request's record ends with its answer's body, so that who has read the
+                    // answer finds it written down.
+                    Ok(true) => (*body, *encoder) = (None, None),
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::debug!(%error, "an answer broke off");
+                        let _ = self.lock().poll_flush(cx, out);
+                        return Poll::Ready(false);
+                    }
+                }
+            }
+            if out.is_empty() {
+                if encoder.is_none() {
+                    return Poll::Ready(true);
+                }
+                return if self.lock().poll_gone(cx) { Poll::Ready(false) } else { Poll::Pending };
+            }
+            match self.lock().poll_flush(cx, out) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending => break,
+            }
+        }
+        body.iter_mut().for_each(|body| body.poll_progress(cx));
+        Poll::Pending
+    }
+
+    async fn refuse(&self, head: RefusedHead) {
+        let mut out = Outbox::default();
+        out.push(Problem::refused_head(head).to_http1());
+        let _ = poll_fn(|cx| self.lock().poll_flush(cx, &mut out)).await;
+    }
+
+    async fn close(&self, tls: bool) {
+        if tls {
+            let farewell = poll_fn(|cx| match &mut self.lock().stream {
+                Some(stream) => Pin::new(stream).poll_shutdown(cx),
+                None => Poll::Ready(Ok(())),
+            });
+            let _ = timeout(FAREWELL, farewell).await;
+        }
+    }
+}
+
+impl<S: ByteStream> State<S> {
+    /// Reads; `false` at the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(false) };
+        Poll::Ready(matches!(ready!(self.inbox.poll_fill(cx, stream)), Ok(1..)))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<std::io::Result<()>> {
+        match &mut self.stream {
+            Some(stream) => out.poll_flush(cx, stream),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Writes what goes out ahead of an answer, as far as that can be done now.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> std::io::Result<()> {
+        if let Some(stream) = &mut self.stream
+            && !self.outbox.is_empty()
+            && let Poll::Ready(result) = self.outbox.poll_flush(cx, stream)
+        {
+            return result;
+        }
+        Ok(())
+    }
+
+    /// Gives back what a connection that waits does not need.
+    fn rest(&mut self) {
+        self.inbox.release();
+        self.outbox.release();
+    }
+
+    /// Whether the client has left. Whoever has a body to read learns of it by that.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.body.is_done() {
+            if self.owner.as_ref().is_none_or(|owner| !owner.will_wake(cx.waker())) {
+                self.owner = Some(cx.waker().clone());
+            }
+            return false;
+        }
+        // One that has sent its next request already is not asked further: that must wait.
+        self.inbox.bytes.is_empty() && self.poll_fill(cx) == Poll::Ready(false)
+    }
+
+    /// Passes over what is left of a body that nobody wanted; `false` where that is not all there.
+    fn skip_body(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut fills = 0..2;
+        loop {
+            match self.body.decode(&mut self.inbox.bytes) {
+                _ if self.body.is_done() => return true,
+                Ok(Some(_)) => {}
+                Err(_) => return false,
+                Ok(None) if fills.next().is_none() => return false,
+                Ok(None) => match self.poll_fill(&mut cx) {
+                    Poll::Ready(true) => {}
+                    _ => return false,
+                },
+            }
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if std::mem::take(&mut self.expects) {
+            self.outbox.push(&b"HTTP/1.1 100 Continue\r\n\r\n"[..]);
+            self.poll_ahead(cx)?;
+        }
+        loop {
+            let frame = self.body.decode(&mut self.inbox.bytes);
+            if self.body.is_done()
+                && let Some(owner) = self.owner.take()
+            {
+                owner.wake();
+            }
+            match frame {
+                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(None) if self.body.is_done() => return Poll::Ready(None),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+            if !ready!(self.poll_fill(cx)) {
+                return Poll::Ready(Some(Err(BodyError::Incomplete.into())));
+            }
+        }
+    }
+}
+
+impl<S: ByteStream> Connection for Line<S> {
+    fn poll_frame(
+        &self,
+        request: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut state = self.0.lock();
+        if state.request != request {
+            return Poll::Ready(Some(Err("the request is over".into())));
+        }
+        state.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self, request: u64) -> bool {
+        let state = self.0.lock();
+        state.request != request || state.body.is_done()
+    }
+}
+
+impl<S: ByteStream> Interim for Line<S> {
+    fn pass_on(&self, mut head: response::Parts) {
+        headers::strip_response(&mut head.headers, false);
+        let mut state = self.0.lock();
+        // A client that does not read them is not owed all.
+        if state.interim && state.outbox.has_room() {
+            state.outbox.push_head(|out| {
+                push_response(out, &head);
+                out.extend_from_slice(b"\r\n");
+            });
+            if let Some(owner) = state.owner.take() {
+                owner.wake();
+            }
+        }
+    }
+}
+
+impl<S> fmt::Debug for Line<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").finish_non_exhaustive()
+    }
+}
+
+fn refused(error: &HeadError) -> Last {
+    tracing::debug!(%error, "a request's head was refused");
+    Last::Refused(match error {
+        HeadError::TooLarge => RefusedHead::TooLarge,
+        HeadError::TargetTooLong => RefusedHead::TargetTooLong,
+        _ => RefusedHead::Malformed,
+    })
+}
+
+/// How the client is told where the body ends; `None` where there is no body. Completes the head by
+/// it, but for `Transfer-Encoding`.
+fn framing(head: &mut response::Parts, body: &Body, asked: &Asked) -> Option<Framing> {
+    let size = body.size_hint().exact();
+    if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
+        // RFC 9110 §8.6: not even a length of none.
+        head.headers.remove(CONTENT_LENGTH);
+        return None;
+    }
+    let stated =
+        head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if asked.method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED {
+        // Of a body that was left out nothing is known but what the origin said.
+        if let (None, Some(size @ 1..)) = (stated, size) {
+            head.headers.insert(CONTENT_LENGTH, size.into());
+        }
+        return None;
+    }
+    if let Some(length) = stated {
+        return Some(Framing::Length(length));
+    }
+    match (size, asked.version) {
+        (Some(size), _) => {
+            head.headers.insert(CONTENT_LENGTH, size.into());
+            Some(Framing::Length(size))
+        }
+        (None, Version::HTTP_10) => Some(Framing::Close),
+        (None, _) => Some(Framing::Chunked),
+    }
+}
