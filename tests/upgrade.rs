@@ -61,6 +61,24 @@ async fn bytes_right_behind_either_head_are_not_lost() {
     assert_eq!(peer.exactly(9).await, b"greeting!");
 }
 
+/// Its rest would be taken for the other protocol's first words, by one side or the other.
+#[tokio::test]
+async fn a_switch_within_a_requests_body_comes_to_nothing() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        conversation.peer.send(SWITCH).await;
+        // The two bytes that came, if anything.
+        let rest = conversation.peer.rest().await.unwrap_or_default();
+        assert!(rest.is_empty() || rest == b"ab", "{rest:?}");
+    })
+    .await;
+    let mut peer = through.connect().await;
+    peer.send(format!("{}ab", websocket("Content-Length: 5\r\n"))).await;
+    assert_eq!(peer.rest().await.unwrap_or_default(), b"");
+    through.origin.until(|seen| seen.ended == 1).await;
+}
+
 #[tokio::test]
 async fn an_end_in_one_direction_leaves_the_other_open() {
     let through = Through::new("", |arrival: Arrival| async move {

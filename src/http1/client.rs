@@ -290,9 +290,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.answer.size_hint()
     }
 
-    /// The stream, behind a head that made it another protocol's.
-    pub fn into_tunnel(mut self) -> Prefixed<S> {
-        Prefixed::new(self.inbox.take(), self.stream)
+    /// The stream, behind a head that made it another protocol's; none within a request's body,
+    /// whose rest would be that protocol's first words.
+    pub fn into_tunnel(mut self) -> Option<Prefixed<S>> {
+        let whole = self.upload.is_none() && self.outbox.is_empty();
+        whole.then(|| Prefixed::new(self.inbox.take(), self.stream))
     }
 
     /// Gives an idle connection's memory back.

@@ -308,7 +308,7 @@ impl Connection {
     /// The stream behind a `101`; none of HTTP/2, which has no such answer.
     pub fn take_tunnel(&mut self) -> Option<Prefixed<UpstreamIo>> {
         match self {
-            Self::Http1(http1) => http1.client.take().map(|client| client.into_tunnel()),
+            Self::Http1(http1) => http1.client.take().and_then(|client| client.into_tunnel()),
             Self::Http2(_) => None,
         }
     }

@@ -30,7 +30,7 @@ use crate::{
     socket::{ByteStream, Prefixed},
 };
 
-/// How long TLS' farewell may take.
+/// How long a last word may take: a refusal, or TLS' farewell.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection, shared by its task and by the bodies of its requests, which whoever sends them
@@ -254,6 +254,11 @@ impl<S: ByteStream + 'static> Line<S> {
         };
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS
             || asked.method == Method::CONNECT && head.status.is_success();
+        if switching && !self.lock().body.is_done() {
+            // What is left of the body would be the first words of the other protocol.
+            tracing::debug!("a switch of protocols within a request's body");
+            return Answered::Broken;
+        }
         let framing = if switching { None } else { framing(&mut head, &body, &asked) };
         let keep = keep && framing != Some(Framing::Close);
         head.version = asked.version;
@@ -361,7 +366,7 @@ impl<S: ByteStream + 'static> Line<S> {
     async fn refuse(&self, head: RefusedHead) {
         let mut out = Outbox::default();
         out.push(Problem::refused_head(head).to_http1());
-        let _ = poll_fn(|cx| self.lock().poll_flush(cx, &mut out)).await;
+        let _ = timeout(FAREWELL, poll_fn(|cx| self.lock().poll_flush(cx, &mut out))).await;
     }
 
     async fn close(&self, tls: bool) {
