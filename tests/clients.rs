@@ -312,6 +312,22 @@ async fn what_two_readers_could_take_differently_is_refused_and_leaves_the_proxy
 }
 
 #[tokio::test]
+async fn a_body_whose_end_nobody_knows_is_refused_with_what_to_change() {
+    let through = Through::new("", scripts::answer).await;
+    for (field, key) in [
+        ("Content-Length: 5, 6", "Content-Length"),
+        ("Content-Length: +5", "Content-Length"),
+        ("Transfer-Encoding: gzip, chunked", "Transfer-Encoding"),
+    ] {
+        let request = format!("POST / HTTP/1.1\r\nHost: webscaler-manual\r\n{field}\r\n\r\n");
+        let answer = through.exchange(&request).await.json();
+        assert_eq!(answer["status"], 400, "{answer}");
+        assert!(answer["detail"].as_str().unwrap().contains(key), "{answer}");
+        assert!(answer["fix"].as_str().unwrap().starts_with("send the body"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_with_length_and_coding_leaves_as_one_or_not_at_all() {
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
     for fields in [

@@ -175,6 +175,10 @@ impl Problem {
 pub enum RefusedHead {
     /// Not HTTP, or not quite.
     Malformed,
+    /// `Content-Length` is no number, or several.
+    Length,
+    /// A `Transfer-Encoding` that nobody here can undo.
+    Coding,
     /// More than `listener.max_header_size`, or too many fields.
     TooLarge,
     /// A target longer than any sane one.
@@ -191,6 +195,18 @@ impl RefusedHead {
                 Kind::HttpRequestError,
                 "what came is not a well-formed HTTP/1 request",
                 None,
+            ),
+            Self::Length => (
+                StatusCode::BAD_REQUEST,
+                Kind::HttpRequestError,
+                "the request's `Content-Length` is no number, or not the same one each time",
+                Some("send the body's length once, in digits"),
+            ),
+            Self::Coding => (
+                StatusCode::BAD_REQUEST,
+                Kind::HttpRequestError,
+                "the request's `Transfer-Encoding` is another than `chunked`, or in HTTP/1.0",
+                Some("send the body with `Transfer-Encoding: chunked` alone, or with its length"),
             ),
             Self::TooLarge => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,

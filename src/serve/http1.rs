@@ -72,6 +72,17 @@ struct Asked {
     handover: Option<Handover>,
 }
 
+/// An answer on its way out.
+struct Writing {
+    out: Outbox,
+    /// None once its end is written down, and where there is none.
+    body: Option<Body>,
+    encoder: Option<Encoder>,
+    /// The connection may serve again.
+    keep: bool,
+    switching: bool,
+}
+
 /// What came of an answer.
 enum Answered {
     /// The next request may come.
@@ -117,7 +128,7 @@ impl<S: ByteStream + 'static> Line<S> {
         // Room for an answer's future, taken once for many requests. A connection that waits for
         // its next request has none after a while.
         let mut answering = None;
-        loop {
+        let last = loop {
             let next = poll_fn(|cx| {
                 let next = self.poll_next(cx, &mut patience, settings.max_header_size);
                 if next.is_pending() && !one_only && self.lock().inbox.bytes.is_empty() {
@@ -131,14 +142,7 @@ impl<S: ByteStream + 'static> Line<S> {
             });
             let (asked, request) = match next.await {
                 Ok(next) => next,
-                Err(Last::Refused(head)) => {
-                    self.refuse(head).await;
-                    return End::Refused;
-                }
-                Err(Last::End) => {
-                    self.close(tls).await;
-                    return End::Done;
-                }
+                Err(last) => break last,
             };
             let answering = answering.get_or_insert_with(|| Box::pin(None));
             answering.set(Some(answer(request)));
@@ -147,14 +151,25 @@ impl<S: ByteStream + 'static> Line<S> {
             answering.set(None);
             let Some(answer) = answer else { return End::Done };
             let keep = !drain.has_begun();
-            match self.respond(answer, asked, keep).await {
+            let Some(mut writing) = self.begin_answer(answer, &asked, keep) else {
+                return End::Done;
+            };
+            let written = poll_fn(|cx| self.poll_respond(cx, &mut writing)).await;
+            match self.end_answer(writing, asked.handover, written) {
                 Answered::Kept => patience.idle(),
-                Answered::Last => {
-                    self.close(tls).await;
-                    return End::Done;
-                }
+                Answered::Last => break Last::End,
                 Answered::Unread => return End::Refused,
                 Answered::Broken => return End::Done,
+            }
+        };
+        match last {
+            Last::Refused(head) => {
+                self.refuse(head).await;
+                End::Refused
+            }
+            Last::End => {
+                self.close(tls).await;
+                End::Done
             }
         }
     }
@@ -241,8 +256,14 @@ impl<S: ByteStream + 'static> Line<S> {
         Poll::Pending
     }
 
-    /// Writes an answer. Whoever reads the request's body may still be at it.
-    async fn respond(&self, answer: Response<Body>, asked: Asked, may_keep: bool) -> Answered {
+    /// Writes an answer's head down; `None` where there can be no such answer. Not async: the
+    /// connection's future would have room for the head as long as it lives.
+    fn begin_answer(
+        &self,
+        answer: Response<Body>,
+        asked: &Asked,
+        may_keep: bool,
+    ) -> Option<Writing> {
         let (mut head, body) = answer.into_parts();
         let (mut out, keep) = {
             let mut state = self.lock();
@@ -257,9 +278,9 @@ impl<S: ByteStream + 'static> Line<S> {
         if switching && !self.lock().body.is_done() {
             // What is left of the body would be the first words of the other protocol.
             tracing::debug!("a switch of protocols within a request's body");
-            return Answered::Broken;
+            return None;
         }
-        let framing = if switching { None } else { framing(&mut head, &body, &asked) };
+        let framing = if switching { None } else { framing(&mut head, &body, asked) };
         let keep = keep && framing != Some(Framing::Close);
         head.version = asked.version;
         out.push_head(|out| {
@@ -275,13 +296,17 @@ impl<S: ByteStream + 'static> Line<S> {
             }
             out.extend_from_slice(b"\r\n");
         });
-        drop(head);
-
         // RFC 9110 §6.5.1: who does not want trailers gets the body without.
-        let mut encoder = framing.map(|framing| Encoder::new(framing, asked.trailers));
+        let encoder = framing.map(|framing| Encoder::new(framing, asked.trailers));
         // Where there is none to write, its end is here, and the end of the request's record.
-        let mut body = encoder.is_some().then_some(body);
-        let written = poll_fn(|cx| self.poll_respond(cx, &mut out, &mut body, &mut encoder)).await;
+        let body = encoder.is_some().then_some(body);
+        Some(Writing { out, body, encoder, keep, switching })
+    }
+
+    /// Makes the connection ready for what follows an answer.
+    fn end_answer(&self, writing: Writing, handover: Option<Handover>, written: bool) -> Answered {
+        let Writing { out, body, keep, switching, .. } = writing;
+        // The connection to the origin is in it: not under the lock.
         drop(body);
         let mut state = self.lock();
         state.request += 1;
@@ -292,7 +317,7 @@ impl<S: ByteStream + 'static> Line<S> {
         }
         if switching {
             let left = state.inbox.take();
-            if let (Some(handover), Some(stream)) = (asked.handover, state.stream.take()) {
+            if let (Some(handover), Some(stream)) = (handover, state.stream.take()) {
                 // Nobody waits for it where the switch came to nothing.
                 let _ = handover.send(Box::new(Prefixed::new(left, stream)));
             }
@@ -306,13 +331,8 @@ impl<S: ByteStream + 'static> Line<S> {
     }
 
     /// Writes what there is of an answer; `false` where that is not all, and never will be.
-    fn poll_respond(
-        &self,
-        cx: &mut Context<'_>,
-        out: &mut Outbox,
-        body: &mut Option<Body>,
-        encoder: &mut Option<Encoder>,
-    ) -> Poll<bool> {
+    fn poll_respond(&self, cx: &mut Context<'_>, writing: &mut Writing) -> Poll<bool> {
+        let Writing { out, body, encoder, .. } = writing;
         let mut waiting = false;
         loop {
             while let (Some(reading), Some(encoding)) = (&mut *body, &mut *encoder)
@@ -513,6 +533,8 @@ fn refused(error: &HeadError) -> Last {
     Last::Refused(match error {
         HeadError::TooLarge => RefusedHead::TooLarge,
         HeadError::TargetTooLong => RefusedHead::TargetTooLong,
+        HeadError::Length => RefusedHead::Length,
+        HeadError::Coding => RefusedHead::Coding,
         _ => RefusedHead::Malformed,
     })
 }

@@ -339,7 +339,7 @@ mod tests {
 
         let connection = size_of_val(&server.clone().connection(stream, address, address, 0));
         let request = size_of_val(&forward::serve(request, &arrival, &routes));
-        assert!(connection <= 2624, "a connection: {connection} bytes");
+        assert!(connection <= 2304, "a connection: {connection} bytes");
         assert!(request <= 4864, "a request: {request} bytes");
     }
 }
