@@ -263,6 +263,76 @@ async fn what_changes_something_is_no_get_and_no_browsers() {
     proxy.logged("/still").await;
 }
 
+#[tokio::test]
+async fn a_page_of_a_name_rebound_to_loopback_reads_nothing() {
+    let mut scene = Scene::new(1).await;
+    scene.take_listeners();
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    for target in ["/metrics", "/status", "/config"] {
+        for host in ["attacker.example:9990", "localhost.attacker.example"] {
+            let answer = client::get(proxy.admin().await, host, target).await;
+            assert_eq!(answer.status(), 403, "{host} {target}");
+            assert!(answer.text().contains("rebound"), "{}", answer.text());
+        }
+        let mut peer = client::connect(proxy.admin().await).await;
+        let absolute =
+            format!("GET http://attacker.example{target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        peer.send(absolute).await;
+        assert_eq!(peer.response().await.status(), 403, "{target}");
+        for host in ["localhost:9990", "127.0.0.1", "[::1]:9990"] {
+            assert_eq!(
+                client::get(proxy.admin().await, host, target).await.status(),
+                200,
+                "{host}"
+            );
+        }
+        let mut peer = client::connect(proxy.admin().await).await;
+        peer.send(format!("GET {target} HTTP/1.0\r\n\r\n")).await;
+        assert_eq!(peer.response().await.status(), 200, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn no_page_of_another_origin_is_obeyed_or_shown_anything() {
+    let mut scene = Scene::new(1).await;
+    scene.take_listeners();
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    for target in ["/quit", "/reload", "/log?level=error"] {
+        for field in ["Origin: null", "Origin: http://localhost:3000", "Sec-Fetch-Site: cross-site"]
+        {
+            let answer = ask(&proxy, "POST", target, &format!("{field}\r\n")).await;
+            assert_eq!(answer.status(), 403, "{target} {field}");
+        }
+    }
+    let asks = "Origin: https://evil.example\r\nSec-Fetch-Site: cross-site\r\n";
+    for (method, target) in [("GET", "/metrics"), ("GET", "/status"), ("OPTIONS", "/quit")] {
+        let answer = ask(&proxy, method, target, asks).await;
+        let shares = |(name, _): &(&str, &str)| name.starts_with("access-control-");
+        assert!(!answer.fields().iter().any(shares), "{method} {target}: {:?}", answer.fields());
+        assert_eq!(answer.field("x-content-type-options"), Some("nosniff"), "{method} {target}");
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_keep_a_probe_from_its_response() {
+    let mut scene = Scene::new(1).await;
+    scene.take_listeners();
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    let admin = proxy.admin().await;
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(client::connect(admin).await);
+    }
+    for target in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(client::get(admin, "localhost", target).await.status(), 200, "{target}");
+    }
+    // The oldest made room.
+    idle.swap_remove(0).closed().await;
+    let mut newest = idle.swap_remove(198);
+    newest.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(newest.response().await.status(), 200);
+}
+
 /// An endpoint at which nobody listens.
 fn refusing() -> std::net::SocketAddr {
     loopback::listen_anywhere().local_addr().unwrap()

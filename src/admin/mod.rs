@@ -1,28 +1,34 @@
 //! The admin listener: health, metrics, status. Served on the control thread, from snapshots.
 
+mod access;
+mod connections;
 mod status;
 
 use std::{
     convert::Infallible,
-    net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use ::http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN},
-    uri::Authority,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    sync::Semaphore,
+    net::TcpStream,
     time::{sleep, timeout},
 };
+
+use access::Ends;
+use connections::{Connections, InUse, Place};
 
 use crate::{
     command::{Commands, ReloadError},
@@ -32,10 +38,12 @@ use crate::{
     upstream::Upstream,
 };
 
-/// Admin connections at once: scrapers and people, no more.
-const MAX_CONNECTIONS: usize = 64;
+/// For a head to come, also on a connection that has been served already.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that has lasted this long gets no further request.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
+/// For the response that is then being written.
+const LAST_RESPONSE: Duration = Duration::from_secs(10);
 
 /// What the admin listener shows. The control thread replaces it whole.
 pub struct Snapshot {
@@ -67,9 +75,8 @@ pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
             return;
         }
     };
-    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = Connections::default();
     loop {
-        let Ok(permit) = limit.clone().acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -78,31 +85,76 @@ pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
                 continue;
             }
         };
-        let snapshot = snapshot.clone();
-        tokio::spawn(async move {
-            let service = service_fn(|request| async {
-                Ok::<_, Infallible>(answer(request, peer, &snapshot).await)
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            let _ = timeout(CONNECTION_LIMIT, connection).await;
-            drop(permit);
-        });
+        let Ok(local) = stream.local_addr() else { continue };
+        let ends = Ends { peer: peer.ip(), local: local.ip() };
+        let (place, made_room) = connections.admit(peer.ip());
+        tokio::spawn(converse(stream, ends, place, snapshot.clone()));
+        if made_room {
+            // In a flood, what was accepted is read before so many more are that it has to go.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// One connection, request by request.
+async fn converse(stream: TcpStream, ends: Ends, place: Place, snapshot: Arc<Snapshot>) {
+    let service = service_fn(|request| async {
+        let in_use = place.in_use();
+        let response = answer(request, ends, &snapshot).await;
+        Ok::<_, Infallible>(response.map(|body| Held { body, _in_use: in_use }))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = place.evicted() => return,
+        () = sleep(CONNECTION_LIMIT) => connection.as_mut().graceful_shutdown(),
+    }
+    tokio::select! {
+        _ = timeout(LAST_RESPONSE, connection) => {}
+        () = place.evicted() => {}
+    }
+}
+
+/// A response's body, during which its connection is in use.
+struct Held {
+    body: Full<Bytes>,
+    _in_use: InUse,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
 async fn answer(
     request: Request<Incoming>,
-    peer: SocketAddr,
+    ends: Ends,
     snapshot: &Snapshot,
 ) -> Response<Full<Bytes>> {
-    let (method, path) = (request.method(), request.uri().path());
-    if let Some(reason) = forbidden(method, path, request.headers(), peer.ip()) {
+    let (head, _) = request.into_parts();
+    if let Some(reason) = access::refusal(&head, ends) {
         return text(StatusCode::FORBIDDEN, reason);
     }
-    match (method, path) {
+    match (&head.method, head.uri.path()) {
         (&Method::GET | &Method::HEAD, "/livez" | "/readyz") => text(StatusCode::OK, "ok\n"),
         (&Method::GET | &Method::HEAD, "/metrics") => metrics(snapshot),
         (&Method::GET | &Method::HEAD, "/status") => {
@@ -117,7 +169,7 @@ async fn answer(
             text(StatusCode::OK, "draining\n")
         }
         (&Method::POST, "/reload") => reload(&snapshot.commands).await,
-        (&Method::POST, "/log") => log(request.uri().query().unwrap_or_default()),
+        (&Method::POST, "/log") => log(head.uri.query().unwrap_or_default()),
         (_, "/livez" | "/readyz" | "/metrics" | "/status" | "/config") => only("GET, HEAD"),
         (_, "/quit" | "/reload" | "/log") => only("POST"),
         _ => text(
@@ -125,32 +177,6 @@ async fn answer(
             "GET /livez /readyz /metrics /status /config; POST /quit /reload /log?level=LEVEL\n",
         ),
     }
-}
-
-/// Why a request is not for whoever sends it.
-fn forbidden(
-    method: &Method,
-    path: &str,
-    headers: &HeaderMap,
-    peer: IpAddr,
-) -> Option<&'static str> {
-    let is_for_all = matches!(path, "/livez" | "/readyz" | "/metrics");
-    if !is_for_all && !peer.to_canonical().is_loopback() {
-        return Some("answered on loopback only: reach it with `kubectl port-forward`\n");
-    }
-    if !is_for_all && !headers.get(HOST).is_none_or(is_own_host) {
-        return Some("answered by address or as localhost only: another Host is a rebound name\n");
-    }
-    // A page in a browser can send such a request across origins, but not without this.
-    let changes_something = method == Method::POST;
-    (changes_something && headers.contains_key(ORIGIN)).then_some("not from a browser\n")
-}
-
-/// A page whose name was rebound to loopback still says its own name.
-fn is_own_host(host: &HeaderValue) -> bool {
-    let Ok(authority) = Authority::try_from(host.as_bytes()) else { return false };
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
 }
 
 fn metrics(snapshot: &Snapshot) -> Response<Full<Bytes>> {
@@ -209,48 +235,11 @@ fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // No page of another origin gets it as a script, an image or a frame.
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let resource_policy = HeaderName::from_static("cross-origin-resource-policy");
+    headers.insert(resource_policy, HeaderValue::from_static("same-origin"));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_of_a_name_rebound_to_loopback_reads_nothing() {
-        let answers = |host: &'static str, path: &str| {
-            let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
-            forbidden(&Method::GET, path, &headers, IpAddr::from([127, 0, 0, 1])).is_none()
-        };
-        for host in ["localhost:9990", "LOCALHOST", "127.0.0.1:9990", "[::1]:9990"] {
-            assert!(answers(host, "/status"), "{host}");
-        }
-        for host in ["attacker.example:9990", "localhost.attacker.example", "", "a b"] {
-            assert!(!answers(host, "/status"), "{host}");
-            assert!(!answers(host, "/config"), "{host}");
-            assert!(answers(host, "/readyz"), "{host}");
-        }
-    }
-
-    #[test]
-    fn from_outside_only_probes_and_metrics_are_answered() {
-        let answers = |peer: &str, method: Method, path: &str| {
-            forbidden(&method, path, &HeaderMap::new(), peer.parse().unwrap()).is_none()
-        };
-        for path in ["/livez", "/readyz", "/metrics"] {
-            assert!(answers("10.0.0.7", Method::GET, path), "{path}");
-        }
-        let inner = ["/status", "/config", "/quit", "/reload", "/log", "/", "/livez/../status"];
-        for path in inner {
-            for peer in ["10.0.0.7", "fd00::7", "::ffff:10.0.0.7"] {
-                assert!(!answers(peer, Method::GET, path), "{peer} {path}");
-                assert!(!answers(peer, Method::POST, path), "{peer} {path}");
-            }
-            for peer in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
-                assert!(answers(peer, Method::POST, path), "{peer} {path}");
-            }
-        }
-    }
 }
