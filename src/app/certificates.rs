@@ -8,13 +8,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep_until, timeout},
+};
 
 use crate::{
     config::Config,
     tls::{
         authority::{Authority, is_certifiable},
-        server::{self, ServerTls},
+        server,
         source::{Issued, Source, SourceError},
         store::{Opened, Store, StoreError},
     },
@@ -26,8 +29,22 @@ const CHECK: Duration = Duration::from_secs(1);
 /// The least time between two looks, however short-lived the certificates.
 const MIN_CHECK: Duration = Duration::from_millis(100);
 
-/// Where the certificates in force come from.
+/// How long the end waits for a look that is under way.
+const CLOSE: Duration = Duration::from_millis(200);
+
+/// The certificates in force, and the look at their files that is under way.
+///
+/// Files are read and keys are made on the runtime's blocking pool: a volume that hangs holds up
+/// neither DNS nor the admin listener, and nothing waits for it at the end.
 pub struct Certificates {
+    keeper: Keeper,
+    check: Option<JoinHandle<(Keeper, Option<server::Certificates>)>>,
+    next_check: Instant,
+}
+
+/// Where the certificates in force come from. Everything it does may block.
+#[derive(Clone)]
+struct Keeper {
     source: Source,
     /// `ca.directory`
     directory: Option<PathBuf>,
@@ -36,15 +53,61 @@ pub struct Certificates {
     renew_at: Option<SystemTime>,
     /// Of the files' contents when they were last looked at, usable or not.
     seen: u64,
-    next_check: Instant,
 }
 
 impl Certificates {
     /// Issues a certificate for each alias, given by its names. An authority that was in use
-    /// `before` a reload stays, as far as it can.
+    /// `before` a reload stays, as far as it can. Blocking.
     ///
     /// Fails only where files or a folder are configured that cannot be used.
     pub fn issue(
+        config: &Config,
+        aliases: Vec<BTreeSet<String>>,
+        before: Option<&Self>,
+    ) -> Result<(Self, server::Certificates), SourceError> {
+        let (keeper, shown) = Keeper::issue(config, aliases, before.map(|before| &before.keeper))?;
+        let next_check = Instant::now() + keeper.pause();
+        Ok((Self { keeper, check: None, next_check }, shown))
+    }
+
+    /// Waits until other certificates are to be served. Loses nothing where it is dropped.
+    pub async fn changed(&mut self) -> server::Certificates {
+        loop {
+            let check = match &mut self.check {
+                Some(check) => check,
+                None => {
+                    sleep_until(self.next_check).await;
+                    let mut keeper = self.keeper.clone();
+                    self.check.insert(spawn_blocking(move || {
+                        let shown = keeper.refresh();
+                        (keeper, shown)
+                    }))
+                }
+            };
+            let checked = check.await;
+            self.check = None;
+            let mut shown = None;
+            match checked {
+                Ok((keeper, new)) => (self.keeper, shown) = (keeper, new),
+                Err(error) => tracing::error!(%error, "looking at the certificates failed"),
+            }
+            self.next_check = Instant::now() + self.keeper.pause();
+            if let Some(shown) = shown {
+                return shown;
+            }
+        }
+    }
+
+    /// Ends: a temporary folder goes with this, unless a look that hangs still needs it.
+    pub async fn close(self) {
+        if let Some(check) = self.check {
+            let _ = timeout(CLOSE, check).await;
+        }
+    }
+}
+
+impl Keeper {
+    fn issue(
         config: &Config,
         mut aliases: Vec<BTreeSet<String>>,
         before: Option<&Self>,
@@ -70,43 +133,39 @@ impl Certificates {
                 Source::Local { authority, store, lifetime: config.ca.leaf_lifetime }
             }
         };
-        let mut certificates = Self {
+        let mut keeper = Self {
             seen: source.fingerprint(),
             source,
             directory: directory.clone(),
             aliases,
             renew_at: None,
-            next_check: Instant::now(),
         };
-        let shown = certificates.take()?;
-        certificates.schedule();
-        Ok((certificates, shown))
-    }
-
-    /// Waits until it is time to look whether something has to be done.
-    pub async fn tick(&self) {
-        sleep_until(self.next_check).await;
+        let shown = keeper.take()?;
+        Ok((keeper, shown))
     }
 
     /// Renews what ends soon, and takes changed files into service. What cannot be used leaves
     /// the last good certificates in force.
-    pub fn refresh(&mut self, tls: &ServerTls) {
+    fn refresh(&mut self) -> Option<server::Certificates> {
         let now = self.source.fingerprint();
         let changed = std::mem::replace(&mut self.seen, now) != now;
         let due = self.renew_at.is_some_and(|at| at <= SystemTime::now());
-        if changed || due {
-            match self.renew() {
-                Ok(certificates) => {
-                    tls.serve(certificates);
-                    tracing::info!("the listeners' certificates have been renewed");
-                }
-                Err(error) => tracing::warn!(
+        if !(changed || due) {
+            return None;
+        }
+        match self.renew() {
+            Ok(certificates) => {
+                tracing::info!("the listeners' certificates have been renewed");
+                Some(certificates)
+            }
+            Err(error) => {
+                tracing::warn!(
                     %error,
                     "the listeners' certificates cannot be renewed; the last good ones stay",
-                ),
+                );
+                None
             }
         }
-        self.schedule();
     }
 
     fn renew(&mut self) -> Result<server::Certificates, SourceError> {
@@ -131,10 +190,10 @@ impl Certificates {
         Ok(certificates)
     }
 
-    fn schedule(&mut self) {
+    /// How long until the next look.
+    fn pause(&self) -> Duration {
         let until = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
-        let wait = self.renew_at.map_or(CHECK, until).clamp(MIN_CHECK, CHECK);
-        self.next_check = Instant::now() + wait;
+        self.renew_at.map_or(CHECK, until).clamp(MIN_CHECK, CHECK)
     }
 }
 

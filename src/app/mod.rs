@@ -33,7 +33,10 @@ use crate::{
     route::Routes,
     serve::{Credentials, Failures, ForwardProxy, Server},
     telemetry::{Metrics, set_log_level},
-    tls::{RootStores, server::ServerTls},
+    tls::{
+        RootStores,
+        server::{self, ServerTls},
+    },
     upstream::Upstream,
 };
 
@@ -352,8 +355,13 @@ impl Control {
             for running in &self.running {
                 running.stop.cancel();
             }
+            if let Some(certificates) = self.certificates.take() {
+                certificates.close().await;
+            }
             tracing::info!("stopped");
         });
+        // Nothing waits for files on a volume that hangs.
+        runtime.shutdown_background();
     }
 
     async fn obey(&mut self, mut queue: mpsc::Receiver<Command>) {
@@ -374,11 +382,7 @@ impl Control {
                         credentials.refresh();
                     }
                 }
-                () = tick(&self.certificates) => {
-                    if let Some(certificates) = &mut self.certificates {
-                        certificates.refresh(&self.server.tls);
-                    }
-                }
+                shown = changed(&mut self.certificates) => self.server.tls.serve(shown),
             }
         }
     }
@@ -429,9 +433,9 @@ fn waiting_for_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }
 
-async fn tick(certificates: &Option<Certificates>) {
+async fn changed(certificates: &mut Option<Certificates>) -> server::Certificates {
     match certificates {
-        Some(certificates) => certificates.tick().await,
+        Some(certificates) => certificates.changed().await,
         None => std::future::pending().await,
     }
 }

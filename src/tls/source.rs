@@ -26,6 +26,7 @@ use super::{
 };
 
 /// Where the certificates for aliases come from.
+#[derive(Clone)]
 pub enum Source {
     /// `listener.tls`: one certificate, with its key, for all names.
     Files {
