@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    truename::cli::Cli::parse().run()
+    truename::cli::main()
 }

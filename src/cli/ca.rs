@@ -12,6 +12,7 @@ use super::{EXIT_FAILED, EXIT_USAGE};
 use crate::{
     config::{Alias, ArgumentError, Config, LoadError, normal_name},
     resolve::{Resolver, names},
+    telemetry,
     tls::{
         authority::{Authority, AuthorityError, is_certifiable},
         store::{Store, StoreError, write},
@@ -109,7 +110,7 @@ impl Ca {
             Err(CaError::Write(error)) => return Err(error),
             Err(error) => error,
         };
-        eprintln!("truename: {error}");
+        telemetry::say(format_args!("truename: {error}"));
         Ok(match error {
             CaError::NoAuthority(_) | CaError::Broken { .. } | CaError::Refused(_) => EXIT_FAILED,
             _ => EXIT_USAGE,

@@ -20,6 +20,7 @@ use crate::{
         story::{self, Story},
         world::{ADDRESSES, ALIAS, TRUE_NAME, World, WorldError},
     },
+    telemetry,
     tls::store::Store,
 };
 
@@ -44,7 +45,7 @@ impl Demo {
                 ExitCode::SUCCESS
             }
             Err(error) => {
-                eprintln!("truename demo: {error}");
+                telemetry::say(format_args!("truename demo: {error}"));
                 ExitCode::FAILURE
             }
         }

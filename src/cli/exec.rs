@@ -47,6 +47,9 @@ const EXIT_SIGNAL: i32 = 128;
 /// Who started the command is gone with it: nobody is left to wait for.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long the command waits for what is said before it, where nobody reads.
+const BEFORE_COMMAND: Duration = Duration::from_millis(200);
+
 /// What is passed on to the command.
 const SIGNALS: [Signal; 6] = [
     Signal::SIGHUP,
@@ -106,7 +109,7 @@ impl Exec {
         match self.perform() {
             Ok(status) => ExitCode::from(code(status)),
             Err(error) => {
-                eprintln!("truename exec: {error}");
+                telemetry::say(format_args!("truename exec: {error}"));
                 ExitCode::from(match &error {
                     ExecError::Config(_) => EXIT_USAGE,
                     ExecError::Start(StartError::Io(_) | StartError::Ended) => EXIT_INTERNAL,
@@ -173,10 +176,12 @@ impl Exec {
         if !self.quiet {
             let aliases = self.aliases.join(", ");
             let aliases = if aliases.is_empty() { "the file's aliases" } else { &aliases };
-            eprintln!(
+            telemetry::say(format_args!(
                 "truename exec: proxy http://{proxy} for {aliases}, roots in {}",
                 bundle.display()
-            );
+            ));
+            // What the command says comes after.
+            telemetry::flush(BEFORE_COMMAND);
         }
 
         let told = environment::Told { proxy, names, bundle: &bundle, truststore: &truststore };

@@ -12,9 +12,12 @@ use std::{
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::telemetry;
 
 /// A check or a request that failed.
 const EXIT_FAILED: u8 = 1;
@@ -22,6 +25,16 @@ const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 /// Something that should not happen (sysexits' `EX_SOFTWARE`).
 const EXIT_INTERNAL: u8 = 70;
+
+/// How long a process that ends waits for its last lines to be read.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// The `truename` command.
+pub fn main() -> ExitCode {
+    let code = Cli::parse().run();
+    telemetry::flush(LAST_LINES);
+    code
+}
 
 /// A TLS-aware sidecar proxy: an alias in, its verified true name out.
 #[derive(Debug, Parser)]
@@ -85,8 +98,8 @@ fn print(command: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<u8>) -
         Ok(code) => ExitCode::from(code),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("truename: cannot write: {error}");
-            ExitCode::from(EXIT_INTERNAL)
+            telemetry::say(format_args!("truename: cannot write to standard output: {error}"));
+            ExitCode::from(EXIT_FAILED)
         }
     }
 }

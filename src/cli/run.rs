@@ -77,7 +77,7 @@ impl Run {
         let config = match self.configuration() {
             Ok(config) => config,
             Err(error) => {
-                eprintln!("{error}");
+                telemetry::say(&error);
                 return ExitCode::from(EXIT_USAGE);
             }
         };
@@ -86,7 +86,7 @@ impl Run {
         let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                eprintln!("truename: cannot start: {error}");
+                telemetry::say(format_args!("truename: cannot start: {error}"));
                 return ExitCode::from(EXIT_INTERNAL);
             }
         };
@@ -95,14 +95,14 @@ impl Run {
             let signals = match Signals::new() {
                 Ok(signals) => signals,
                 Err(error) => {
-                    eprintln!("truename: cannot start: {error}");
+                    telemetry::say(format_args!("truename: cannot start: {error}"));
                     return ExitCode::from(EXIT_INTERNAL);
                 }
             };
             match App::start(config) {
                 Ok(app) => self.attend(app, signals, seen).await,
                 Err(error) => {
-                    eprintln!("truename: {error}");
+                    telemetry::say(format_args!("truename: {error}"));
                     ExitCode::from(match error {
                         StartError::Io(_) | StartError::Ended => EXIT_INTERNAL,
                         _ => EXIT_USAGE,

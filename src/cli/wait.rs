@@ -19,7 +19,10 @@ use super::{
     EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE,
     run::{self, ConfigError},
 };
-use crate::config::{Admin, Config, duration};
+use crate::{
+    config::{Admin, Config, duration},
+    telemetry,
+};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -82,26 +85,26 @@ impl Wait {
         let admin = match self.address() {
             Ok(admin) => admin,
             Err(error) => {
-                eprintln!("truename: {error}");
+                telemetry::say(format_args!("truename: {error}"));
                 return ExitCode::from(EXIT_USAGE);
             }
         };
         let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                eprintln!("truename: cannot start: {error}");
+                telemetry::say(format_args!("truename: cannot start: {error}"));
                 return ExitCode::from(EXIT_INTERNAL);
             }
         };
         match runtime.block_on(until_ready(admin, self.timeout)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!(
+                telemetry::say(format_args!(
                     "truename: no proxy is ready at {admin} after {:?}: {error}; start one with \
                      `truename run`, or say where its admin listener is with --admin ADDR or \
                      --config FILE",
                     self.timeout
-                );
+                ));
                 ExitCode::from(EXIT_FAILED)
             }
         }

@@ -1,4 +1,4 @@
-//! Where log events go: lines of text for a terminal, JSON objects else, always on stderr.
+//! What log events look like: lines of text for a terminal, JSON objects else, always on stderr.
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ use tracing_subscriber::{
     Layer,
     filter::{FilterFn, LevelFilter},
     fmt::{
-        FmtContext, FormatEvent, FormatFields,
+        FmtContext, FormatEvent, FormatFields, MakeWriter,
         format::Writer,
         time::{FormatTime, SystemTime},
     },
@@ -26,7 +26,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::access;
+use super::{access, stderr};
 use crate::config::{Log, LogFormat, LogLevel};
 
 type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
@@ -51,12 +51,12 @@ pub fn init(config: &Log) {
     let layer = if text {
         let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         tracing_subscriber::fmt::layer()
-            .with_writer(io::stderr)
+            .with_writer(ToStderr)
             .with_ansi(colour)
             .with_target(false)
             .boxed()
     } else {
-        tracing_subscriber::fmt::layer().with_writer(io::stderr).event_format(Json).boxed()
+        tracing_subscriber::fmt::layer().with_writer(ToStderr).event_format(Json).boxed()
     };
     // For all, not for the one layer: a layer's own filter remembers what `enabled!` asked last, and
     // holds it against the event that comes next.
@@ -84,6 +84,21 @@ fn filter(level: LogLevel) -> LevelFilter {
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+/// To the thread that writes.
+struct ToStderr;
+
+impl<'a> MakeWriter<'a> for ToStderr {
+    type Writer = stderr::Line;
+
+    fn make_writer(&'a self) -> stderr::Line {
+        stderr::Line { access: false }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> stderr::Line {
+        stderr::Line { access: metadata.target() == access::TARGET }
     }
 }
 

@@ -7,7 +7,7 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use parking_lot::Mutex;
 
-use super::process;
+use super::{process, stderr};
 use crate::error::ProxyErrorType;
 
 /// Seconds. From a cached answer on loopback to a slow report.
@@ -49,6 +49,7 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format. Takes milliseconds: not for a worker.
     pub fn render(&self) -> String {
+        counter!("truename_log_lines_dropped_total").absolute(stderr::dropped());
         let mut text = self.handle.as_ref().map(PrometheusHandle::render).unwrap_or_default();
         process::write(&mut text);
         text
@@ -83,6 +84,10 @@ fn describe() {
         "Expiry of the certificate seen last, in Unix time, also when it was refused."
     );
     describe_counter!("truename_config_reloads_total", "Reloads of the configuration, by result.");
+    describe_counter!(
+        "truename_log_lines_dropped_total",
+        "Log lines that nobody read in time, or that could not be written."
+    );
     describe_gauge!("truename_build_info", "1, with the version.");
 }
 
