@@ -175,6 +175,63 @@ async fn a_response_under_way_survives_the_change_of_its_alias() {
 }
 
 #[tokio::test]
+async fn a_stricter_policy_closes_idle_connections_to_what_it_denies_now() {
+    let (scene, origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    assert_eq!(origins[0].seen().ended, 0);
+
+    proxy.rewrite(&stricter(&yaml(&scene, "")));
+    assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
+    origins[0].until(|seen| seen.ended == 1).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 403);
+}
+
+#[tokio::test]
+async fn a_response_under_way_survives_a_stricter_policy_and_is_the_last_on_its_connection() {
+    let mut scene = Scene::new(1).await;
+    let listener = scene.take_listeners().remove(0);
+    let (_origin, mut streams) = ServiceOrigin::streaming(listener, trust::server(&[TRUE_NAME]));
+    let proxy = Proxy::start(&yaml(&scene, "")).await;
+    let address = proxy.address(ALIAS).await;
+    let mut peer = client::connect(address).await;
+    peer.send(format!("GET /stream HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    let stream = within("the stream", streams.recv()).await.unwrap();
+
+    proxy.rewrite(&stricter(&yaml(&scene, "")));
+    assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
+    assert!(stream.data("whole").await);
+    drop(stream);
+    assert_eq!(peer.response().await.text(), "whole");
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 403);
+    assert_eq!(
+        proxy.metric("truename_upstream_connections_idle{alias=\"webscaler-manual\"}").await,
+        Some(0.0)
+    );
+}
+
+#[tokio::test]
+async fn a_stricter_policy_ends_tunnels_as_on_change_says() {
+    for on_change in ["on_change: close", "drain: 0s"] {
+        let mut scene = Scene::new(1).await;
+        let _origins = scene.script(scripts::upgrade_and_echo);
+        let proxy = Proxy::start(&yaml(&scene, on_change)).await;
+        let mut peer = client::connect(proxy.address(ALIAS).await).await;
+        peer.send(format!(
+            "GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+        ))
+        .await;
+        assert_eq!(peer.response().await.status(), 101);
+        peer.send("open").await;
+        assert_eq!(peer.exactly(4).await, b"open");
+
+        proxy.rewrite(&stricter(&yaml(&scene, on_change)));
+        assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
+        peer.closed().await;
+    }
+}
+
+#[tokio::test]
 async fn listeners_come_and_go_with_the_file() {
     let (scene, _origins, proxy) = running().await;
     let old = proxy.address(ALIAS).await;
@@ -233,6 +290,13 @@ async fn running() -> (Scene, Vec<RawOrigin>, Proxy) {
 /// One worker: two would have a pool each, and so two connections.
 fn yaml(scene: &Scene, keys: &str) -> String {
     format!("workers: 1\n{}", scene.yaml(keys))
+}
+
+/// The same without leave to dial loopback, where the origins are.
+fn stricter(yaml: &str) -> String {
+    let stricter = yaml.replace("allow_addresses: [\"127.0.0.0/8\"]", "allow_addresses: []");
+    assert_ne!(stricter, yaml);
+    stricter
 }
 
 /// Takes out the `listen` that every scene has, for one that says its own.

@@ -240,6 +240,9 @@ impl Control {
         let own = addresses.chain(new_addresses).chain(proxy).chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
         let upstreams: Vec<_> = aliases.iter().map(|(upstream, _)| upstream.clone()).collect();
+        if config.policy != self.config.policy {
+            upstreams.iter().for_each(|upstream| upstream.enforce_policy());
+        }
         self.server.routes.store(Arc::new(Routes::new(&upstreams)));
         self.server.settings.store(Arc::new(config.listener.clone()));
         self.server.proxy.store(proxy.map(|listen| {

@@ -41,7 +41,12 @@ pub struct Generation {
     retired: AtomicBool,
     kill: CancellationToken,
     /// What a kill has to end that has no task of its own.
-    wires: Arc<Mutex<Vec<Weak<Wire>>>>,
+    wires: Arc<Mutex<Vec<Open>>>,
+}
+
+struct Open {
+    endpoint: SocketAddr,
+    wire: Weak<Wire>,
 }
 
 impl Generation {
@@ -190,19 +195,24 @@ impl Generation {
     /// Ends the connections that are still open.
     pub fn kill(&self) {
         self.kill.cancel();
-        for wire in std::mem::take(&mut *self.wires.lock()) {
-            wire.upgrade().iter().for_each(|wire| wire.cut());
+        self.cut(|_| true);
+    }
+
+    /// Ends those of the connections that are open to certain endpoints.
+    pub fn cut(&self, to: impl Fn(SocketAddr) -> bool) {
+        for open in self.wires.lock().extract_if(.., |open| to(open.endpoint)) {
+            open.wire.upgrade().iter().for_each(|wire| wire.cut());
         }
     }
 
     /// A connection was made that [`kill`](Self::kill) has to end.
-    pub fn made(&self, wire: &Arc<Wire>) {
+    pub fn made(&self, endpoint: SocketAddr, wire: &Arc<Wire>) {
         let mut wires = self.wires.lock();
         if wires.len() == wires.capacity() {
             // Before it grows: so it is never longer than twice what is open.
-            wires.retain(|wire| wire.strong_count() > 0);
+            wires.retain(|open| open.wire.strong_count() > 0);
         }
-        wires.push(Arc::downgrade(wire));
+        wires.push(Open { endpoint, wire: Arc::downgrade(wire) });
         drop(wires);
         if self.kill.is_cancelled() {
             wire.cut();

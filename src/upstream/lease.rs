@@ -329,6 +329,10 @@ impl Dialling<'_> {
             }
         };
         metrics.connected(&connected.facts);
+        // A reload may have made it stricter meanwhile.
+        if let Err(denied) = self.upstream.policy.load().check(address) {
+            return Err(AcquireError::Connect(Arc::new(denied.into())));
+        }
         // Without TLS there is no ALPN: HTTP/2 is then spoken with prior knowledge.
         let prior_knowledge = identity.is_none() && self.want != Want::Http1;
         let lifetime = config.pool.max_lifetime.mul_f64(0.9 + 0.1 * fastrand::f64());
@@ -343,7 +347,7 @@ impl Dialling<'_> {
         let connection = started
             .await
             .map_err(|error| AcquireError::Http { endpoint: address, error: Arc::new(error) })?;
-        self.generation.made(&connection.line().wire);
+        self.generation.made(address, &connection.line().wire);
         let http2_key = self.key(address, Negotiated::Http2);
         let key = match &connection {
             Connection::Http2(http2) => {
@@ -493,6 +497,7 @@ impl Lease {
         if let Connection::Http1(http1) = self.connection
             && self.reusable
             && !self.generation.is_retired()
+            && self.upstream.policy.load().check(self.key.endpoint).is_ok()
         {
             self.upstream.worker(self.worker).pool.give(self.key, http1, keep_alive);
         }

@@ -313,6 +313,28 @@ impl Upstream {
         }
     }
 
+    /// Ends the connections to addresses that the policy denies now: idle ones at once, those in use
+    /// as `on_change` says. No further request is sent on either.
+    pub fn enforce_policy(&self) {
+        self.close_unusable();
+        let policy = self.policy.load_full();
+        let denied = move |endpoint| policy.check(endpoint).is_err();
+        for target in &self.targets {
+            let Some(generation) = target.generation.load_full() else { continue };
+            match self.config.on_change {
+                OnChange::Close => generation.cut(&denied),
+                OnChange::Keep => {}
+                OnChange::Drain => {
+                    let (drain, denied) = (self.config.drain, denied.clone());
+                    tokio::spawn(async move {
+                        tokio::time::sleep(drain).await;
+                        generation.cut(denied);
+                    });
+                }
+            }
+        }
+    }
+
     async fn reap(&self) {
         let mut ticks = interval(REAP_INTERVAL);
         loop {
@@ -325,12 +347,17 @@ impl Upstream {
         }
     }
 
-    /// Closes idle connections that no request will ask for, or that were idle too long.
+    /// Closes idle connections that no request will ask for, that were idle too long, or that go to
+    /// an address that the policy denies.
     fn close_unusable(&self) {
         let now = Instant::now();
         let generations: Vec<_> =
             self.targets.iter().filter_map(|target| target.generation.load_full()).collect();
-        let keep = |key: &PoolKey| generations.iter().any(|generation| generation.makes(key));
+        let policy = self.policy.load();
+        let keep = |key: &PoolKey| {
+            generations.iter().any(|generation| generation.makes(key))
+                && policy.check(key.endpoint).is_ok()
+        };
         for worker in &self.workers {
             worker.pool.reap(now, keep);
         }
