@@ -1,5 +1,7 @@
 //! The body of a request on its way upstream.
 
+mod trailers;
+
 use std::{
     fmt::Debug,
     pin::Pin,
@@ -9,12 +11,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::response;
+use http::{HeaderName, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep};
+
+pub use trailers::strip_trailers;
 
 /// What any source of a body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -65,6 +69,8 @@ struct Stream {
     position: usize,
     bytes: u64,
     gate: Option<Gate>,
+    /// The connection options of the request's head, which cover its trailers.
+    nominated: Vec<HeaderName>,
 }
 
 #[derive(Debug)]
@@ -122,6 +128,7 @@ impl RequestBody {
             position: 0,
             bytes: 0,
             gate: None,
+            nominated: Vec::new(),
         }))))
     }
 
@@ -154,6 +161,15 @@ impl RequestBody {
         let mut stream = stream.lock();
         if stream.position == stream.kept.len() {
             stream.forget();
+        }
+    }
+
+    /// Says which fields the request's head confined to its connection, among its trailers too.
+    pub fn confine(&self, nominated: Vec<HeaderName>) {
+        if let Some(stream) = &self.0
+            && !nominated.is_empty()
+        {
+            stream.lock().nominated = nominated;
         }
     }
 
@@ -221,12 +237,15 @@ impl Stream {
             }
             self.gate = None;
         }
-        let frame = ready!(self.source.poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
+        let mut frame = ready!(self.source.poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame {
             match frame.data_ref() {
                 Some(data) => self.keep(data),
                 // Trailers end the body, and are not kept.
                 None => self.forget(),
+            }
+            if let Some(trailers) = frame.trailers_mut() {
+                strip_trailers(trailers, &self.nominated);
             }
         }
         Poll::Ready(frame)

@@ -105,11 +105,12 @@ async fn a_body_that_does_not_wait_is_sent_once() {
 async fn a_word_to_go_on_that_nobody_asked_for_is_not_passed_on_but_other_words_are() {
     let through = Through::new("", |arrival: Arrival| async move {
         let mut conversation = arrival.open().await.unwrap();
-        conversation.request().await.unwrap();
-        let early = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
-        conversation.peer.send(format!("{CONTINUE}{early}")).await;
-        conversation.peer.send(scripts::ok("final")).await;
-        conversation.peer.hold().await;
+        // The second request may come on the same connection.
+        while conversation.request().await.is_some() {
+            let early = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+            conversation.peer.send(format!("{CONTINUE}{early}")).await;
+            conversation.peer.send(scripts::ok("final")).await;
+        }
     })
     .await;
     let answers = through.exchanges(&format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
@@ -118,6 +119,34 @@ async fn a_word_to_go_on_that_nobody_asked_for_is_not_passed_on_but_other_words_
     // RFC 9110, section 15.2: HTTP/1.0 has no such answers.
     let answer = through.exchanges(&format!("GET / HTTP/1.0\r\nHost: {ALIAS}\r\n\r\n")).await;
     assert_eq!((answer[0].status(), answer[0].text(), answer.len()), (200, "final", 1));
+}
+
+/// It would stand in the midst of the response's body (RFC 9110, section 10.1.1).
+#[tokio::test]
+async fn the_client_is_not_told_to_go_on_once_a_response_has_begun() {
+    // The body was wanted by the time at which the origin had the client's own.
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+        conversation.peer.send(head).await;
+        assert_eq!(conversation.peer.exactly(5).await, b"hello");
+        conversation.peer.send("6\r\nsecond\r\n0\r\n\r\n").await;
+        conversation.peer.hold().await;
+    })
+    .await;
+    let mut peer = expecting(&through).await;
+    let head = peer.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains("connection: close\r\n"), "{head}");
+    assert_eq!(peer.exactly(10).await, b"5\r\nfirst\r\n");
+    // It waited as long as anybody waits for a word to go on.
+    tokio::select! {
+        bytes = peer.some() => panic!("{}", String::from_utf8_lossy(&bytes)),
+        () = tokio::time::sleep(std::time::Duration::from_millis(1500)) => {}
+    }
+    peer.send("hello").await;
+    assert_eq!(peer.rest().await.unwrap(), b"6\r\nsecond\r\n0\r\n\r\n");
 }
 
 #[tokio::test]

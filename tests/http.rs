@@ -342,8 +342,35 @@ async fn any_method_passes() {
         assert_eq!(sent.start_line(), format!("{method} / HTTP/1.1"));
         assert_eq!(sent.field("Content-Length"), None);
     }
-    let sent = through.sent(&format!("OPTIONS * HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
-    assert_eq!(sent.start_line(), "OPTIONS * HTTP/1.1");
+    // RFC 9112, section 3.2.4: a URL without a path means the server as a whole, and "/" does not.
+    for (target, path) in [
+        ("*", "*"),
+        ("http://webscaler-manual", "*"),
+        ("http://webscaler-manual:80", "*"),
+        ("http://webscaler-manual/", "/"),
+        ("http://webscaler-manual?a", "/?a"),
+        ("/", "/"),
+    ] {
+        let request = format!("OPTIONS {target} HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n");
+        let sent = through.sent(&request).await;
+        assert_eq!(sent.start_line(), format!("OPTIONS {path} HTTP/1.1"), "{target}");
+    }
+}
+
+/// `http::Uri` drops a fragment unseen, so that the origin would be asked for something else.
+#[tokio::test]
+async fn a_fragment_in_a_target_is_refused_and_not_cut() {
+    let through = Through::new("", scripts::answer).await;
+    for target in
+        ["/a#b", "/#", "/a?b#c", "http://webscaler-manual/a#b", "http://webscaler-manual#"]
+    {
+        let answer = through.exchange(&get(target)).await;
+        assert_eq!(answer.status(), 400, "{target}");
+        assert!(answer.json()["detail"].as_str().unwrap().contains("`#`"), "{}", answer.text());
+        assert!(answer.json()["fix"].as_str().unwrap().contains("%23"), "{}", answer.text());
+    }
+    assert_eq!(through.origin.seen().connections, 0);
+    assert_eq!(through.sent(&get("/a%23b")).await.start_line(), "GET /a%23b HTTP/1.1");
 }
 
 #[tokio::test]
@@ -368,6 +395,23 @@ async fn requests_keep_their_framing() {
     assert_eq!(nothing.text(), "");
     let unsaid = through.sent(&post("", "")).await;
     assert_eq!((unsaid.field("Content-Length"), unsaid.field("Transfer-Encoding")), (None, None));
+}
+
+/// RFC 9112, section 6.1: served by the coding, and nothing more is read from who sends such things.
+#[tokio::test]
+async fn a_request_with_length_and_coding_is_the_last_on_its_connection() {
+    let through = Through::new("", scripts::answer).await;
+    let mut peer = through.connect().await;
+    let fields = "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n";
+    let request = post(fields, "3\r\nabc\r\n0\r\n\r\n");
+    peer.send(format!("{request}{}", get("/smuggled"))).await;
+    let answer = peer.response().await;
+    assert_eq!((answer.status(), answer.field("Connection")), (200, Some("close")));
+    peer.finish().await;
+    assert_eq!(peer.rest().await.unwrap_or_default(), b"");
+    let [sent] = &through.origin.seen().requests[..] else { panic!("more than one request") };
+    assert_eq!((sent.field("Transfer-Encoding"), sent.text()), (Some("chunked"), "abc"));
+    assert_eq!(sent.field("Content-Length"), None);
 }
 
 #[tokio::test]

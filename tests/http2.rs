@@ -160,6 +160,25 @@ async fn an_authority_and_a_host_that_differ_are_refused() {
 }
 
 #[tokio::test]
+async fn truenames_own_response_to_head_has_no_content() {
+    let through = Through::new("", scripts::answer).await;
+    let mut client = H2::connect(through.address).await;
+    let get = client.get("http://evil.example/").await.unwrap();
+    let head = Request::head("http://evil.example/").body(Bytes::new().into()).unwrap();
+    // h2, like curl, takes content for an error of the stream.
+    let head = client.send(head).await.unwrap();
+    assert_eq!((head.head.status, head.body.len()), (StatusCode::NOT_FOUND, 0));
+    for name in ["content-type", "content-length", "proxy-status"] {
+        assert_eq!(head.head.headers[name], get.head.headers[name], "{name}");
+    }
+    let url = format!("http://{}/", through.address);
+    let args = ["--http2-prior-knowledge", "-I", "-H", "Host: evil.example", url.as_str()];
+    let said = curl(&args).await;
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert!(said.stdout.starts_with("HTTP/2 404"), "{}", said.stdout);
+}
+
+#[tokio::test]
 async fn grpc_streams_both_ways_and_ends_with_its_status() {
     let pair = Pair::new("", async |request: Request<Incoming>| {
         assert_eq!(request.headers()["te"], "trailers");

@@ -203,6 +203,36 @@ async fn trailers_pass_both_ways_where_they_are_wanted() {
     assert_eq!((answer.text(), answer.trailers.len()), ("ok", 0));
 }
 
+/// What recipients that merge trailers into the head would be led astray by, and what this hop alone is
+/// concerned with (RFC 9110, sections 6.5.1 and 7.6.1).
+#[tokio::test]
+async fn trailers_that_frame_route_or_authenticate_do_not_pass() {
+    let harmful = "Content-Length: 5\r\nHost: evil.example\r\nTransfer-Encoding: chunked\r\n\
+                   Proxy-Authorization: Basic eDp5\r\nAuthorization: x\r\nConnection: X-Third\r\n\
+                   Keep-Alive: 5\r\nTE: trailers\r\nTrailer: Host\r\nUpgrade: h2c\r\n\
+                   Expect: 100-continue\r\nSet-Cookie: a=b\r\nX-Third: 3\r\nX-Nominated: 4\r\n\
+                   X-Forwarded-For: 10.0.0.1\r\n";
+    let trailers = format!("{harmful}X-Sum: 42\r\n");
+    let fields = "TE: trailers\r\nConnection: TE, X-Nominated\r\nTransfer-Encoding: chunked";
+    let body = format!("2\r\nok\r\n0\r\n{trailers}\r\n");
+    let answer =
+        format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n{body}", fields.replace("TE: trailers\r\n", ""));
+    let through = Through::new("", move |arrival| scripts::always(arrival, answer.clone())).await;
+    let answer = through.exchange(&post(fields, &body)).await;
+    let sent = through.last_request();
+    for message in [&answer, &sent] {
+        let [(name, value)] = message.trailers.as_slice() else { panic!("{message:?}") };
+        assert!(name.eq_ignore_ascii_case("x-sum") && value == "42", "{message:?}");
+        assert_eq!(message.text(), "ok");
+    }
+
+    // An HTTP/2 client would refuse the whole response for its `Connection`.
+    let mut client = client::H2::connect(through.address).await;
+    let answer = client.get(&format!("http://{ALIAS}/")).await.unwrap();
+    let trailers = answer.trailers.unwrap();
+    assert_eq!((trailers.len(), trailers["x-sum"].as_bytes()), (1, &b"42"[..]));
+}
+
 /// Far more than any buffer on the way.
 const LONG: usize = 100 * 1024 * 1024;
 /// What the process may grow by meanwhile: the kernel's buffers and TLS records, not the message.

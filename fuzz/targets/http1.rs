@@ -82,7 +82,7 @@ fn head(
     let one_length = |headers: &HeaderMap| headers.get_all("content-length").iter().count() <= 1;
     if request {
         let Some(mut parts) = parse_request(bytes, max_size)? else { return Ok(None) };
-        let framing = request_framing(&mut parts)?.unwrap_or(Framing::Length(0));
+        let framing = request_framing(&mut parts)?.body.unwrap_or(Framing::Length(0));
         assert!(one_length(&parts.headers));
         parts.headers.remove("transfer-encoding");
         if framing == Framing::Chunked {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ::http::{Method, StatusCode, request};
+use ::http::{HeaderName, Method, StatusCode, request};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{ForwardError, Problem, headers, passthrough::Passing};
 use crate::{
-    body::{BoxError, RequestBody},
+    body::{BoxError, RequestBody, strip_trailers},
     error::ProxyErrorType,
     telemetry::Access,
     upstream::{Generation, Lease, Upstream},
@@ -189,6 +189,8 @@ struct Streaming {
     idle: Duration,
     /// Set while nothing comes.
     timer: Option<Pin<Box<Sleep>>>,
+    /// The connection options of its head, which cover its trailers.
+    nominated: Vec<HeaderName>,
 }
 
 impl Body {
@@ -203,12 +205,15 @@ impl Body {
         (reusable, keep_alive): (bool, Option<Duration>),
         exchange: Box<Exchange>,
         idle: Duration,
+        nominated: Vec<HeaderName>,
     ) -> Self {
         if !reusable {
             lease.refuse_reuse();
         }
         let lease = Some(lease);
-        let mut streaming = Box::new(Streaming { lease, keep_alive, exchange, idle, timer: None });
+        let timer = None;
+        let mut streaming =
+            Box::new(Streaming { lease, keep_alive, exchange, idle, timer, nominated });
         if streaming.is_end_stream() {
             streaming.give_back();
         }
@@ -223,6 +228,13 @@ impl Body {
     /// Whether truename made it, and nothing more of the request is wanted.
     pub fn is_own(&self) -> bool {
         matches!(self.0, Kind::Whole(..))
+    }
+
+    /// Leaves the content of truename's own response out, as one to HEAD has it.
+    pub fn omit_own_content(&mut self) {
+        if let Kind::Whole(bytes, _) = &mut self.0 {
+            *bytes = None;
+        }
     }
 
     /// Goes on with the request's own body, while nothing of this one can be written.
@@ -295,7 +307,7 @@ impl Streaming {
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(lease) = &mut self.lease else { return Poll::Ready(None) };
-        let Poll::Ready(frame) = lease.poll_frame(cx) else {
+        let Poll::Ready(mut frame) = lease.poll_frame(cx) else {
             let idle = self.idle;
             ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));
             self.exchange.broke(ProxyErrorType::HttpResponseTimeout);
@@ -304,8 +316,11 @@ impl Streaming {
             return Poll::Ready(Some(Err(error.into())));
         };
         self.timer = None;
-        match &frame {
+        match &mut frame {
             Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    strip_trailers(trailers, &self.nominated);
+                }
                 self.exchange.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
                 if self.is_end_stream() {
                     self.give_back();

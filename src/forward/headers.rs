@@ -134,17 +134,19 @@ impl Hops {
         self.0 == 0
     }
 
-    /// What was nominated in `Connection` goes too (RFC 9110 §7.6.1).
-    fn strip(self, headers: &mut HeaderMap) {
+    /// What was nominated in `Connection` goes too (RFC 9110 §7.6.1), and is given: it must not come
+    /// among the trailers either.
+    fn strip(self, headers: &mut HeaderMap) -> Vec<HeaderName> {
+        let mut nominated = Vec::new();
         if headers.contains_key(CONNECTION) {
-            let nominated: Vec<HeaderName> = tokens(headers, &CONNECTION)
+            nominated = tokens(headers, &CONNECTION)
                 // The field itself, which most name so.
                 .filter(|token| !token.eq_ignore_ascii_case("keep-alive"))
                 .filter_map(|token| HeaderName::try_from(token).ok())
                 // Nominating an end-to-end field would let a client remove what routing relies on.
                 .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
                 .collect();
-            for name in nominated {
+            for name in &nominated {
                 headers.remove(name);
             }
         }
@@ -153,20 +155,22 @@ impl Hops {
                 headers.remove(name);
             }
         }
+        nominated
     }
 }
 
-/// Drops what concerns only the connection that the request came on.
+/// Drops what concerns only the connection that the request came on, and gives the names that
+/// `Connection` nominated.
 ///
 /// An upgrade keeps its own two fields; `TE: trailers` is passed on, for gRPC needs it.
-pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) {
+pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) -> Vec<HeaderName> {
     let hops = Hops::of(headers);
     if hops.none() {
-        return;
+        return Vec::new();
     }
     let trailers = wants_trailers(headers);
     let protocol = upgrade.then(|| headers.get(UPGRADE).cloned()).flatten();
-    hops.strip(headers);
+    let nominated = hops.strip(headers);
     let mut connection = Vec::new();
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -183,6 +187,7 @@ pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) {
         ["TE", "Upgrade"] => headers.insert(CONNECTION, HeaderValue::from_static("TE, Upgrade")),
         _ => None,
     };
+    nominated
 }
 
 /// RFC 9110 §10.1.4.
@@ -190,22 +195,24 @@ fn wants_trailers(headers: &HeaderMap) -> bool {
     tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"))
 }
 
-/// Drops what concerns only the connection that the response came on. A `101` keeps its two.
-pub fn strip_response(headers: &mut HeaderMap, switching: bool) {
+/// Drops what concerns only the connection that the response came on, and gives the names that
+/// `Connection` nominated. A `101` keeps its two.
+pub fn strip_response(headers: &mut HeaderMap, switching: bool) -> Vec<HeaderName> {
     let hops = Hops::of(headers);
     if hops.none() {
-        return;
+        return Vec::new();
     }
     // RFC 9112 §6.3: with both, Transfer-Encoding overrides, and the length must not be passed on.
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
     let protocol = switching.then(|| headers.get(UPGRADE).cloned()).flatten();
-    hops.strip(headers);
+    let nominated = hops.strip(headers);
     if let Some(protocol) = protocol {
         headers.insert(UPGRADE, protocol);
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     }
+    nominated
 }
 
 /// Drops what a client tells a forward proxy only: credentials for it above all.

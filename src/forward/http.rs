@@ -210,7 +210,7 @@ impl Journey<'_> {
         let asked = extended || headers::upgrade(&head).is_some();
         let on_upgrade = asked.then(|| ClientSide::take(&mut head.extensions)).flatten();
         let switching = on_upgrade.is_some();
-        headers::strip_request(&mut head.headers, switching);
+        body.confine(headers::strip_request(&mut head.headers, switching));
         headers::add_forwarded(
             &mut head.headers,
             config.forwarded,
@@ -376,7 +376,7 @@ impl Answer {
         let config = upstream.config();
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let keep_alive = headers::keep_alive(response.version(), response.headers());
-        headers::strip_response(response.headers_mut(), switching);
+        let nominated = headers::strip_response(response.headers_mut(), switching);
         if config.repair {
             let told = told_host(&config.host);
             let target = view(lease.generation(), told.as_ref());
@@ -393,7 +393,7 @@ impl Answer {
             return upgrade::switch(response, client, lease, exchange, idle, drain);
         }
         let idle = config.timeouts.idle;
-        response.map(|()| Body::streaming(lease, keep_alive, exchange, idle))
+        response.map(|()| Body::streaming(lease, keep_alive, exchange, idle, nominated))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
+use ::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, request};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -27,7 +27,7 @@ use super::{
     tunnel::{End, tunnel},
 };
 use crate::{
-    body::{BoxError, Interim, RequestBody},
+    body::{BoxError, Interim, RequestBody, strip_trailers},
     config::{Alias, Timeouts},
     connect::{self, AddressPolicy, ConnectError, Connected, UpstreamIo},
     drain::Drain,
@@ -118,10 +118,11 @@ impl Passthrough {
         let mut record = Record::begin(&head, destination);
         record.request = body.handle();
         match self.exchange(head, body, destination, &mut record, interim).await {
-            Ok((response, client)) => {
+            Ok((response, client, nominated)) => {
                 record.status = response.status();
                 let idle = self.timeouts.idle;
-                response.map(|()| Body::passing(Passing { client, record, idle, timer: None }))
+                let passing = Passing { client, record, idle, timer: None, nominated };
+                response.map(|()| Body::passing(passing))
             }
             Err(error) => record.failed(error),
         }
@@ -134,8 +135,8 @@ impl Passthrough {
         destination: &Destination,
         record: &mut Record,
         interim: Option<&Arc<dyn Interim>>,
-    ) -> Result<(Response<()>, Client<UpstreamIo>), ForwardError> {
-        headers::strip_request(&mut head.headers, false);
+    ) -> Result<(Response<()>, Client<UpstreamIo>, Vec<HeaderName>), ForwardError> {
+        body.confine(headers::strip_request(&mut head.headers, false));
         headers::strip_proxy(&mut head.headers);
         let host = destination.http_host();
         let host =
@@ -157,9 +158,9 @@ impl Passthrough {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(PassthroughError::UnaskedSwitch(endpoint).into());
         }
-        headers::strip_response(response.headers_mut(), false);
+        let nominated = headers::strip_response(response.headers_mut(), false);
         *response.version_mut() = Version::HTTP_11;
-        Ok((response, client))
+        Ok((response, client, nominated))
     }
 
     async fn connect(
@@ -326,6 +327,8 @@ pub(super) struct Passing {
     idle: Duration,
     /// Set while nothing comes.
     timer: Option<Pin<Box<Sleep>>>,
+    /// The connection options of its head, which cover its trailers.
+    nominated: Vec<HeaderName>,
 }
 
 impl Passing {
@@ -346,15 +349,18 @@ impl Passing {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Poll::Ready(frame) = self.client.poll_frame(cx) else {
+        let Poll::Ready(mut frame) = self.client.poll_frame(cx) else {
             let idle = self.idle;
             ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));
             self.record.error = Some(ProxyErrorType::HttpResponseTimeout);
             return Poll::Ready(Some(Err(format!("nothing came for {idle:?}").into())));
         };
         self.timer = None;
-        match &frame {
+        match &mut frame {
             Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    strip_trailers(trailers, &self.nominated);
+                }
                 self.record.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
             }
             Some(Err(_)) => self.record.error = Some(ProxyErrorType::HttpResponseIncomplete),

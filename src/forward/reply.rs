@@ -175,6 +175,8 @@ impl Problem {
 pub enum RefusedHead {
     /// Not HTTP, or not quite.
     Malformed,
+    /// The target has a `#`.
+    Fragment,
     /// `Content-Length` is no number, or several.
     Length,
     /// A `Transfer-Encoding` that nobody here can undo.
@@ -195,6 +197,15 @@ impl RefusedHead {
                 Kind::HttpRequestError,
                 "what came is not a well-formed HTTP/1 request",
                 None,
+            ),
+            Self::Fragment => (
+                StatusCode::BAD_REQUEST,
+                Kind::HttpRequestError,
+                "the request's target has a `#`: a fragment is for the client alone and not part of a \
+                 request",
+                Some(
+                    "leave out what follows the `#`, or write a `#` that is part of the path as %23",
+                ),
             ),
             Self::Length => (
                 StatusCode::BAD_REQUEST,

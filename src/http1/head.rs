@@ -7,6 +7,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
     request, response,
+    uri::PathAndQuery,
 };
 
 use super::Framing;
@@ -29,6 +30,10 @@ pub enum HeadError {
     /// More bytes than allowed, or more than a hundred fields.
     #[error("the head is too large")]
     TooLarge,
+    /// The target has a `#`: a fragment is no part of it (RFC 9112 §3.2), and `http::Uri` would drop
+    /// it unseen.
+    #[error("the target has a fragment")]
+    Fragment,
     /// A target of more than 65,534 bytes.
     #[error("the target is too long")]
     TargetTooLong,
@@ -75,11 +80,18 @@ pub fn parse_request(
     if target.len() > MAX_TARGET {
         return Err(HeadError::TargetTooLong);
     }
+    if memchr::memchr(b'#', target.as_bytes()).is_some() {
+        return Err(HeadError::Fragment);
+    }
     let target = span(bytes, target.as_bytes());
     let spans = spans(bytes, parsed.headers);
     let head = bytes.split_to(length).freeze();
-    let uri =
-        Uri::from_maybe_shared(slice(&head, target)).map_err(|_| HeadError::Invalid("target"))?;
+    let target = slice(&head, target);
+    let uri = Uri::from_maybe_shared(target.clone()).map_err(|_| HeadError::Invalid("target"))?;
+    let uri = match method {
+        Method::OPTIONS if has_no_path(&target) => whole_server(uri)?,
+        _ => uri,
+    };
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = method;
     parts.uri = uri;
@@ -123,6 +135,20 @@ pub fn parse_response(
         parts.extensions.insert(spelling);
     }
     Ok(Some(parts))
+}
+
+/// Whether a target is an absolute URL that ends with its authority.
+fn has_no_path(target: &[u8]) -> bool {
+    let scheme = memchr::memmem::find(target, b"://");
+    scheme.is_some_and(|at| !target[at + 3..].iter().any(|byte| matches!(byte, b'/' | b'?')))
+}
+
+/// RFC 9112 §3.2.4: OPTIONS for a URL without a path is about the server as a whole. `http::Uri` has
+/// made its path "/", which is a resource.
+fn whole_server(uri: Uri) -> Result<Uri, HeadError> {
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static("*"));
+    Uri::from_parts(parts).map_err(|_| HeadError::Invalid("target"))
 }
 
 fn too_large(target: Option<&str>) -> HeadError {
@@ -180,9 +206,18 @@ fn fill(headers: &mut HeaderMap, head: Bytes, spans: Spans) -> Result<Option<Spe
     Ok(spans.has_capitals.then(|| Spelling { names: names(), head }))
 }
 
-/// How long a request's body is; `None` where it has none. Takes away a `Content-Length` that
-/// `Transfer-Encoding` overrides.
-pub fn request_framing(parts: &mut request::Parts) -> Result<Option<Framing>, HeadError> {
+/// How a request's body is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestFraming {
+    /// How long it is; `None` where there is none.
+    pub body: Option<Framing>,
+    /// The head has both `Content-Length` and `Transfer-Encoding`, as in an attempt at smuggling: the
+    /// connection is to be closed after the response (RFC 9112 §6.1).
+    pub conflicting: bool,
+}
+
+/// How a request's body is framed. Takes away a `Content-Length` that `Transfer-Encoding` overrides.
+pub fn request_framing(parts: &mut request::Parts) -> Result<RequestFraming, HeadError> {
     let length = length(&mut parts.headers, false)?;
     if parts.headers.contains_key(TRANSFER_ENCODING) {
         // RFC 9112 §6.3: the coding overrides, and the length must not be passed on.
@@ -190,10 +225,11 @@ pub fn request_framing(parts: &mut request::Parts) -> Result<Option<Framing>, He
         return match coding(parts.version, &parts.headers)? {
             // Nobody would know where it ends.
             Framing::Close => Err(HeadError::Coding),
-            framing => Ok(Some(framing)),
+            framing => Ok(RequestFraming { body: Some(framing), conflicting: length.is_some() }),
         };
     }
-    Ok(length.filter(|length| *length > 0).map(Framing::Length))
+    let body = length.filter(|length| *length > 0).map(Framing::Length);
+    Ok(RequestFraming { body, conflicting: false })
 }
 
 /// How long the body of a response to `method` is (RFC 9112 §6.3).

@@ -20,7 +20,7 @@ mod tests;
 pub use body::{BodyError, Decoder, Encoder, Framing};
 pub use client::{Client, ExchangeError};
 pub use head::{
-    HeadError, Reason, Spelling, parse_request, parse_response, push_request, push_response,
-    request_framing, response_framing,
+    HeadError, Reason, RequestFraming, Spelling, parse_request, parse_response, push_request,
+    push_response, request_framing, response_framing,
 };
 pub use transfer::{Inbox, Outbox};

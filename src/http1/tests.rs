@@ -272,7 +272,7 @@ fn fields(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
 fn our_request(wire: &[u8]) -> Option<Message> {
     let mut bytes = BytesMut::from(wire);
     let mut head = parse_request(&mut bytes, MAX_HEAD).ok()??;
-    let framing = request_framing(&mut head).ok()?.unwrap_or(Framing::Length(0));
+    let framing = request_framing(&mut head).ok()?.body.unwrap_or(Framing::Length(0));
     Some(Message {
         start: format!("{} {}", head.method, head.uri),
         version: head.version,

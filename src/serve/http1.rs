@@ -223,15 +223,19 @@ impl<S: ByteStream + 'static> Line<S> {
             handover = Some(sender);
         }
         let (keep_alive, trailers) = headers::wishes(head.version, &head.headers);
+        let keep_alive = keep_alive && !framing.conflicting;
         let method = head.method.clone();
         let asked = Asked { method, version: head.version, keep_alive, trailers, handover };
         let mut state = self.lock();
         state.interim = http11;
-        let body = match framing {
+        let body = match framing.body {
             None => RequestBody::empty(),
             Some(framing) => {
                 state.body = Decoder::new(framing);
-                state.expects = http11 && headers::expects_continue(&head.headers);
+                // A client whose body is coming already is not told to go on.
+                state.expects = http11
+                    && state.inbox.bytes.is_empty()
+                    && headers::expects_continue(&head.headers);
                 RequestBody::http1(self.clone(), state.request, state.body.size_hint())
             }
         };
@@ -269,8 +273,10 @@ impl<S: ByteStream + 'static> Line<S> {
             let mut state = self.lock();
             state.interim = false;
             // A client that was not told to go on may do so or not: nobody can tell what it sends
-            // next. And what it is still sending to a request that was refused, nobody reads.
-            let lost = state.expects || body.is_own() && !state.body.is_done();
+            // next. It is not told any more: that would stand in the midst of the response.
+            let undecided = std::mem::take(&mut state.expects);
+            // And what a client is still sending to a request that was refused, nobody reads.
+            let lost = undecided || body.is_own() && !state.body.is_done();
             (std::mem::take(&mut state.outbox), asked.keep_alive && may_keep && !lost)
         };
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS
@@ -310,7 +316,6 @@ impl<S: ByteStream + 'static> Line<S> {
         drop(body);
         let mut state = self.lock();
         state.request += 1;
-        state.expects = false;
         state.outbox = out;
         if !written {
             return Answered::Broken;
@@ -533,6 +538,7 @@ fn refused(error: &HeadError) -> Last {
     Last::Refused(match error {
         HeadError::TooLarge => RefusedHead::TooLarge,
         HeadError::TargetTooLong => RefusedHead::TargetTooLong,
+        HeadError::Fragment => RefusedHead::Fragment,
         HeadError::Length => RefusedHead::Length,
         HeadError::Coding => RefusedHead::Coding,
         _ => RefusedHead::Malformed,

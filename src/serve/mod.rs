@@ -11,9 +11,10 @@ use std::{
     convert::Infallible, io::ErrorKind, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
 };
 
-use ::http::{Request, Response};
+use ::http::{Method, Request, Response, header::CONTENT_LENGTH};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
+use http_body::Body as _;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
@@ -240,8 +241,15 @@ impl Server {
             let (server, arrival) = (self.clone(), arrival.clone());
             service_fn(move |request: Request<Incoming>| {
                 let (server, arrival) = (server.clone(), arrival.clone());
+                let is_head = request.method() == Method::HEAD;
                 let request = request.map(RequestBody::incoming);
-                async move { Ok::<_, Infallible>(server.respond(request, &arrival).await) }
+                async move {
+                    let mut response = server.respond(request, &arrival).await;
+                    if is_head {
+                        omit_content(&mut response);
+                    }
+                    Ok::<_, Infallible>(response)
+                }
             })
         };
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -297,6 +305,16 @@ async fn preface<S: AsyncRead + Unpin>(mut stream: S, deadline: Instant) -> Opti
     timeout_at(deadline, stream.read_exact(&mut preface)).await.ok()?.ok()?;
     // Whether it is one is for hyper to say.
     Some(Prefixed::new(Bytes::copy_from_slice(&preface), stream))
+}
+
+/// Makes a response of truename's own one to HEAD: hyper would send its content.
+fn omit_content(response: &mut Response<forward::Body>) {
+    if response.body().is_own()
+        && let Some(length @ 1..) = response.body().size_hint().exact()
+    {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+        response.body_mut().omit_own_content();
+    }
 }
 
 fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {
