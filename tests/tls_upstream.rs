@@ -10,9 +10,13 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
+};
 use rustls::{
     ServerConfig, SupportedCipherSuite,
     crypto::aws_lc_rs,
+    pki_types::PrivatePkcs8KeyDer,
     server::WebPkiClientVerifier,
     version::{TLS12, TLS13},
 };
@@ -23,7 +27,7 @@ use support::{
     proxy::{Proxy, Setup},
     raw_origin::{Arrival, RawOrigin},
     scene::{ALIAS, Scene, TRUE_NAME},
-    scripts, trust,
+    scripts, trust, within,
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -31,6 +35,9 @@ use truename::demo::{
     authority::{Authority, Leaf, LeafOptions, Usage},
     origin::Origin,
 };
+
+/// Long enough for a session to be made and resumed, on a machine that is busy.
+const SHORT: Duration = Duration::from_secs(6);
 
 /// Trusts the tests' root alone, with these further keys of `tls:`.
 fn tls(keys: &str) -> String {
@@ -106,6 +113,80 @@ async fn a_session_is_resumed_at_another_address_of_the_target() {
         "truename_upstream_tls_handshake_duration_seconds_count{{alias=\"{ALIAS}\",resumed=\"true\"}}"
     );
     assert_eq!(proxy.metric(&series).await, Some(7.0));
+}
+
+/// A resumed handshake shows no certificate: what was verified once must still hold.
+#[tokio::test]
+async fn a_session_is_not_resumed_after_its_certificate_has_expired() {
+    let now = SystemTime::now();
+    let leaf = leaf(LeafOptions { not_after: Some(now + SHORT), ..LeafOptions::default() });
+    let tickets = |mut config: ServerConfig| {
+        config.ticketer = aws_lc_rs::Ticketer::new().unwrap();
+        config
+    };
+    let servers = [
+        ("1.3", server_of(&leaf, &[&TLS13])),
+        ("1.3 by tickets", tickets(server_of(&leaf, &[&TLS13]))),
+        ("1.2 by session id", server_of(&leaf, &[&TLS12])),
+        ("1.2 by tickets", tickets(server_of(&leaf, &[&TLS12]))),
+    ];
+    futures_util::future::join_all(servers.map(async |(how, server)| {
+        let mut scene = Scene::new(1).await;
+        let origin = serve(&mut scene, Arc::new(server));
+        let proxy = Proxy::start(&scene.yaml("pool: {max_idle: 0}")).await;
+        let refused = within("the certificate to expire", async {
+            loop {
+                let answer = get(&proxy).await;
+                if answer.status() != 200 {
+                    return answer;
+                }
+            }
+        });
+        let problem = problem(&refused.await, 502, "tls_certificate_error");
+        assert!(problem["detail"].as_str().unwrap().contains("has expired"), "{how}: {problem}");
+        assert!(SystemTime::now() > now + SHORT, "{how}: too soon");
+        assert!(origin.counts().handshakes_resumed > 0, "{how}: {:?}", origin.counts());
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn an_expired_root_is_warned_of_and_verifies_nothing() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.serve();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "Root of 2020");
+    params.not_after = date_time_ymd(2021, 2, 3);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let old = CertifiedIssuer::self_signed(params, key).unwrap();
+    let leaf = CertificateParams::new([TRUE_NAME.to_owned()]).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = leaf.signed_by(&key, &old).unwrap().der().clone();
+    let server = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+        .unwrap();
+    let mut other = Scene::new(1).await;
+    let origin = serve(&mut other, Arc::new(server));
+    // The bundle goes on serving those whose root is in force.
+    for (scene, status) in [(&scene, 200), (&other, 502)] {
+        let yaml = scene.yaml(&tls("min_version: \"1.2\"").replace("root.pem", "bundle.pem"));
+        let bundle = old.pem() + trust::authority().root_pem();
+        let proxy = Setup::new(&yaml).file("bundle.pem", bundle).start().await;
+        let warned = proxy.logged("a certificate has expired").await;
+        assert!(warned.contains("Root of 2020") && warned.contains("bundle.pem"), "{warned}");
+        let answer = get(&proxy).await;
+        assert_eq!(answer.status(), status, "{}", answer.text());
+        if status == 502 {
+            let problem = problem(&answer, 502, "tls_certificate_error");
+            let told = problem["detail"].as_str().unwrap();
+            assert!(told.contains("Root of 2020") && told.contains("expired"), "{problem}");
+        }
+    }
+    assert_eq!(origin.counts().requests, 0);
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
 //! The client side: one configuration for each set of TLS settings, and the handshake.
 
 use super::{
-    failure::Leaf,
+    failure::{Date, Leaf},
     pins::Pins,
-    roots::{RootStores, certificates, read},
-    verify::{Verifier, Whom},
+    roots::{RootStores, certificates, read, read_up_to, warn_of_dates},
+    sessions::Sessions,
+    verify::{Trusted, Verifier, Whom},
 };
 use crate::{
     config::{self, TlsMode, TlsVersion},
@@ -13,12 +14,13 @@ use crate::{
 };
 use rustls::{
     ClientConfig, Error, HandshakeKind, InconsistentKeys, ProtocolVersion,
-    client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier},
     crypto::{
         CryptoProvider,
         aws_lc_rs::{self, kx_group},
     },
-    pki_types::{CertificateRevocationListDer, PrivateKeyDer, ServerName, pem::PemObject},
+    pki_types::{
+        CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject,
+    },
     version::{TLS12, TLS13},
 };
 use std::{
@@ -31,10 +33,11 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
+use x509_parser::{prelude::FromDer, revocation_list::CertificateRevocationList};
 
-/// Room for the sessions of 16 true names: an alias has one at a time, and its failover targets.
-/// rustls counts in TLS 1.3 tickets, of which it keeps 8 a name.
-const SESSIONS: usize = 16 * 8;
+/// The largest file of revocation lists that is read: a million and more revoked certificates.
+const MAX_LISTS: usize = 64 << 20;
 
 /// The application protocols to offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,13 +87,14 @@ pub enum Negotiated {
 
 /// An alias' TLS settings, loaded: ready for any number of handshakes.
 ///
-/// There is one `rustls::ClientConfig` for each [`Alpn`], and all share one verifier and one session
-/// store: rustls resumes a session only under the verifier that made it.
+/// There is one `rustls::ClientConfig` for each [`Alpn`], and all share one verifier and their sessions:
+/// rustls resumes a session only under the verifier that made it.
 pub struct ClientTls {
     generation: u64,
     client_certificate: bool,
     post_quantum: bool,
     requires_tls13: bool,
+    sessions: Arc<Sessions>,
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
     http2_or_1: Arc<ClientConfig>,
@@ -110,9 +114,10 @@ impl ClientTls {
         let provider = Arc::new(provider(config));
         let verifier = match config.mode {
             TlsMode::Plaintext => return Ok(None),
-            TlsMode::Verify => verifier(config, roots, provider.clone())?,
+            TlsMode::Verify => verifier(config, roots, &provider)?,
             TlsMode::InsecureSkipVerify => skip_verifier(config, &provider)?,
         };
+        let verifier = Arc::new(verifier);
         let versions: &[_] = match config.min_version {
             TlsVersion::V1_2 => &[&TLS13, &TLS12],
             TlsVersion::V1_3 => &[&TLS13],
@@ -121,19 +126,21 @@ impl ClientTls {
             .with_protocol_versions(versions)
             .map_err(|error| TlsConfigError::Library(error.to_string()))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
-        let mut base = match &config.client_certificate {
+            .with_custom_certificate_verifier(verifier.clone());
+        let base = match &config.client_certificate {
             None => builder.with_no_client_auth(),
             Some(pair) => {
-                let chain = certificates(&pair.cert, "tls.client_certificate.cert")?;
+                const KEY: &str = "tls.client_certificate.cert";
+
+                let chain = certificates(&pair.cert, KEY)?;
+                warn_of_dates(KEY, &pair.cert, &chain[0]);
                 builder
                     .with_client_auth_cert(chain, private_key(&pair.key)?)
                     .map_err(|error| pair_error(pair, error))?
             }
         };
-        base.resumption = Resumption::store(Arc::new(ClientSessionMemoryCache::new(SESSIONS)));
 
-        // Clones share verifier, client certificate and session store.
+        // Clones share verifier and client certificate.
         let offering = |alpn: Alpn| {
             let mut config = base.clone();
             config.alpn_protocols = alpn.protocols();
@@ -144,6 +151,7 @@ impl ClientTls {
             client_certificate: config.client_certificate.is_some(),
             post_quantum: config.post_quantum,
             requires_tls13: config.min_version == TlsVersion::V1_3,
+            sessions: Arc::new(Sessions::new(verifier)),
             http1: offering(Alpn::Http1),
             http2: offering(Alpn::Http2),
             http2_or_1: offering(Alpn::Http2Or1),
@@ -211,7 +219,8 @@ pub async fn handshake<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let connector = TlsConnector::from(tls.config(alpn).clone());
+    let (config, visit) = tls.sessions.attend(tls.config(alpn));
+    let connector = TlsConnector::from(Arc::new(config));
     let stream = connector
         .connect(name.clone(), stream)
         .await
@@ -232,7 +241,9 @@ where
         _ => "TLSv1.3",
     };
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+    let chain = session.peer_certificates().unwrap_or_default();
+    visit.verified(name, chain);
+    let leaf = chain.first();
     let not_after = leaf.and_then(Leaf::parse).map(|leaf| leaf.not_after());
     Ok(Handshake { alpn: negotiated, resumed, version, not_after, stream })
 }
@@ -257,32 +268,17 @@ fn provider(config: &config::Tls) -> CryptoProvider {
 fn verifier(
     config: &config::Tls,
     roots: &mut RootStores,
-    provider: Arc<CryptoProvider>,
+    provider: &CryptoProvider,
 ) -> Result<Verifier, TlsConfigError> {
     let roots = roots.load(&config.ca)?;
-    let algorithms = provider.signature_verification_algorithms;
-    let builder =
-        || WebPkiServerVerifier::builder_with_provider(roots.store.clone(), provider.clone());
-    let mut crls = Vec::new();
+    let mut lists = Vec::new();
     for path in &config.crls {
-        let lists = revocation_lists(path)?;
-        // Tried by themselves first, so that the error can name the file.
-        builder().with_crls(lists.clone()).build().map_err(|error| TlsConfigError::Crl {
-            path: path.clone(),
-            detail: error.to_string(),
-        })?;
-        crls.extend(lists);
+        lists.extend(revocation_lists(path)?);
     }
-    let webpki = builder()
-        .with_crls(crls)
-        // A list speaks for its own issuer only; the others' certificates are not thereby suspect.
-        .allow_unknown_revocation_status()
-        .build()
-        .map_err(|error| TlsConfigError::Library(error.to_string()))?;
     Ok(Verifier {
-        whom: Whom::Roots { webpki, roots },
+        whom: Whom::Roots(Trusted { roots, lists }),
         pins: Pins::parse(&config.pins)?,
-        algorithms,
+        algorithms: provider.signature_verification_algorithms,
     })
 }
 
@@ -298,14 +294,37 @@ fn skip_verifier(
 }
 
 /// PEM, or DER as CAs publish it.
-fn revocation_lists(
-    path: &Path,
-) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsConfigError> {
-    let content = read(path, "tls.crls")?;
-    let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&content)
+fn revocation_lists(path: &Path) -> Result<Vec<CertRevocationList<'static>>, TlsConfigError> {
+    let bad = |detail: String| TlsConfigError::Crl { path: path.into(), detail };
+    let content = read_up_to(MAX_LISTS, path, "tls.crls")?;
+    let mut lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&content)
         .collect::<Result<_, _>>()
-        .map_err(|error| TlsConfigError::Crl { path: path.into(), detail: error.to_string() })?;
-    Ok(if lists.is_empty() { vec![content.into()] } else { lists })
+        .map_err(|error| bad(error.to_string()))?;
+    if lists.is_empty() {
+        lists.push(content.into());
+    }
+    let read = |list: CertificateRevocationListDer<'_>| {
+        warn_of_next_update(path, &list);
+        OwnedCertRevocationList::from_der(&list)
+            .map(CertRevocationList::from)
+            .map_err(|error| bad(format!("the TLS library cannot read it ({error})")))
+    };
+    lists.into_iter().map(read).collect()
+}
+
+/// A list that should have been replaced still revokes what it revokes, but is silent on what came later.
+fn warn_of_next_update(path: &Path, list: &[u8]) {
+    let Ok((_, list)) = CertificateRevocationList::from_der(list) else { return };
+    let next = list.next_update().map(|time| time.timestamp());
+    let now = UnixTime::now().as_secs() as i64;
+    if let Some(due) = next.filter(|next| *next < now) {
+        tracing::warn!(
+            key = "tls.crls",
+            file = %path.display(),
+            due = %Date(due),
+            "a revocation list is out of date: what was revoked since is not known; replace it",
+        );
+    }
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsConfigError> {

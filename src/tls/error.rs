@@ -1,12 +1,21 @@
 //! What can go wrong with TLS, in words that say what mends it.
 
-use super::failure::{Reason, VerifyFailure};
-use crate::tls::{Alpn, ClientTls};
+use super::{
+    anchor::Useless,
+    failure::{Reason, VerifyFailure},
+};
+use crate::{
+    config::FileError,
+    tls::{Alpn, ClientTls},
+};
 use rustls::{
     AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible,
     pki_types::ServerName,
 };
-use std::{error, io, path::PathBuf};
+use std::{
+    error, io,
+    path::{Path, PathBuf},
+};
 
 /// TLS settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +28,7 @@ pub enum TlsConfigError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        source: FileError,
     },
     /// A file is not PEM.
     #[error("`{key}`: {} is not valid PEM: {detail}", path.display())]
@@ -43,7 +52,7 @@ pub enum TlsConfigError {
         path: PathBuf,
     },
     /// A certificate cannot serve as a root.
-    #[error("`tls.ca.files`: a certificate in {} cannot serve as a root: {detail}", path.display())]
+    #[error("`tls.ca.files`: a certificate in {} cannot be trusted to verify a server: {detail}", path.display())]
     Root {
         /// The file.
         path: PathBuf,
@@ -104,6 +113,12 @@ pub enum TlsConfigError {
     /// rustls refuses the settings for a reason that is not the user's.
     #[error("the TLS library refuses these settings: {0}")]
     Library(String),
+}
+
+impl TlsConfigError {
+    pub(super) fn root(path: &Path, why: &Useless) -> Self {
+        Self::Root { path: path.into(), detail: why.to_string() }
+    }
 }
 
 const PIN_COMMAND: &str = "`openssl x509 -in CERT -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64`";

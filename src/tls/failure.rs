@@ -1,10 +1,7 @@
 //! A refused certificate, described so that a person sees what is wrong with it.
 
 use super::pins;
-use rustls::{
-    CertificateError, Error,
-    pki_types::{CertificateDer, ServerName},
-};
+use rustls::pki_types::{CertificateDer, ServerName};
 use std::{
     error,
     fmt::{self, Display, Formatter},
@@ -41,6 +38,8 @@ pub enum Reason {
     WrongUsage,
     /// None of the keys in its chain is pinned.
     PinMismatch,
+    /// The CA certificate that its chain ends in cannot be used: why.
+    Issuer(String),
     /// A signature does not match: the server does not hold the certificate's key, or it is forged.
     BadSignature,
     /// Anything else.
@@ -88,16 +87,6 @@ impl VerifyFailure {
         }
     }
 
-    /// From rustls' verdict on a server's certificate.
-    pub(super) fn from_verdict(
-        error: &Error,
-        expected: &ServerName<'_>,
-        certificate: &CertificateDer<'_>,
-    ) -> VerifyFailure {
-        let self_issued = Leaf::parse(certificate).is_some_and(|leaf| leaf.is_self_issued());
-        VerifyFailure::new(reason(error, self_issued), expected, certificate)
-    }
-
     /// The key or command that mends it.
     pub fn hint(&self) -> String {
         let expected = &self.expected;
@@ -127,6 +116,9 @@ impl VerifyFailure {
             }
             Reason::WrongUsage => {
                 "have it issued with the extended key usage serverAuth".to_owned()
+            }
+            Reason::Issuer(_) => {
+                "replace the CA's certificate in `tls.ca.files`, or in the system's store, by the one that is in force".to_owned()
             }
             Reason::PinMismatch => match &self.pin {
                 Some(pin) => format!("if the server's key was changed on purpose, add `{pin}` to `tls.pins`"),
@@ -164,6 +156,9 @@ impl VerifyFailure {
             }
             Reason::PinMismatch => {
                 write!(f, "certificate for `{expected}` has none of the pinned keys in its chain")
+            }
+            Reason::Issuer(fault) => {
+                write!(f, "certificate for `{expected}` was refused: {fault}")
             }
             Reason::BadSignature => {
                 write!(f, "certificate for `{expected}` comes with a signature that does not match")
@@ -225,6 +220,10 @@ impl<'a> Leaf<'a> {
         self.0.public_key().raw
     }
 
+    pub(super) fn subject(&self) -> String {
+        printable(&self.0.subject().to_string())
+    }
+
     pub(super) fn not_before(&self) -> i64 {
         self.0.validity().not_before.timestamp()
     }
@@ -271,47 +270,40 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-fn reason(error: &Error, self_issued: bool) -> Reason {
-    use CertificateError::*;
-    let Error::InvalidCertificate(error) = error else { return Reason::Other(error.to_string()) };
-    match error {
-        NotValidForName | NotValidForNameContext { .. } => Reason::NotValidForName,
-        Expired | ExpiredContext { .. } => Reason::Expired,
-        NotValidYet | NotValidYetContext { .. } => Reason::NotYetValid,
-        UnknownIssuer if self_issued => Reason::SelfSigned,
-        UnknownIssuer => Reason::UnknownIssuer,
-        Revoked => Reason::Revoked,
-        InvalidPurpose | InvalidPurposeContext { .. } => Reason::WrongUsage,
-        BadSignature => Reason::BadSignature,
-        BadEncoding => Reason::Other("it is not correctly encoded".to_owned()),
-        UnhandledCriticalExtension => {
-            Reason::Other("it has a critical extension that is not known here".to_owned())
-        }
-        UnsupportedSignatureAlgorithmContext { .. }
-        | UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => Reason::Other(
+/// webpki's verdict on a server's certificate.
+pub(super) fn reason(error: &webpki::Error, self_issued: bool) -> Reason {
+    use webpki::Error::*;
+    let other = match error {
+        CertNotValidForName(_) => return Reason::NotValidForName,
+        CertExpired { .. } | InvalidCertValidity => return Reason::Expired,
+        CertNotValidYet { .. } => return Reason::NotYetValid,
+        UnknownIssuer | CaUsedAsEndEntity if self_issued => return Reason::SelfSigned,
+        UnknownIssuer => return Reason::UnknownIssuer,
+        CertRevoked => return Reason::Revoked,
+        RequiredEkuNotFoundContext(_) => return Reason::WrongUsage,
+        InvalidSignatureForPublicKey => return Reason::BadSignature,
+        BadDer | BadDerTime | TrailingData(_) => "it is not correctly encoded",
+        UnsupportedCriticalExtension => "it has a critical extension that is not known here",
+        UnsupportedSignatureAlgorithmContext(_)
+        | UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
             "it, or its issuer, is signed with an algorithm that is too old (SHA-1) or unknown"
-                .to_owned(),
-        ),
-        // webpki's own words, which rustls passes on as they are.
-        Other(other) => match other.to_string().as_str() {
-            "CaUsedAsEndEntity" if self_issued => Reason::SelfSigned,
-            "CaUsedAsEndEntity" => {
-                Reason::Other("it is a CA's certificate, not a server's".to_owned())
-            }
-            "UnsupportedCertVersion" => Reason::Other(
-                "it is of X.509 version 1 or 2, which has no names to verify".to_owned(),
-            ),
-            "NameConstraintViolation" => {
-                Reason::Other("its issuer is not allowed to vouch for this name".to_owned())
-            }
-            detail => Reason::Other(detail.to_owned()),
-        },
-        other => Reason::Other(other.to_string()),
-    }
+        }
+        CaUsedAsEndEntity => "it is a CA's certificate, not a server's",
+        EndEntityUsedAsCa => "a certificate in its chain is that of no CA",
+        PathLenConstraintViolated => "there are more CAs in its chain than one of them allows",
+        UnsupportedCertVersion => "it is of X.509 version 1 or 2, which has no names to verify",
+        NameConstraintViolation => "its issuer is not allowed to vouch for this name",
+        InvalidCrlSignatureForPublicKey => {
+            "a list in `tls.crls` bears the name of its issuer, but not its signature"
+        }
+        IssuerNotCrlSigner => "a list in `tls.crls` is signed by a CA that may not sign such lists",
+        error => return Reason::Other(error.to_string()),
+    };
+    Reason::Other(other.to_owned())
 }
 
 /// Texts of a stranger's certificate go to logs and headers: no control characters, no great length.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(TEXT_KEPT).collect()
 }
 

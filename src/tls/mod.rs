@@ -3,6 +3,7 @@
 //! [`ClientTls`] is built once when a configuration is loaded; [`handshake`] uses it for every
 //! connection. What can go wrong is a [`TlsError`] whose text a person can act upon.
 
+mod anchor;
 pub mod authority;
 mod client;
 mod error;
@@ -10,6 +11,7 @@ mod failure;
 mod pins;
 mod roots;
 pub mod server;
+mod sessions;
 pub mod source;
 pub mod store;
 #[cfg(test)]

@@ -1,15 +1,13 @@
 //! Pinned public keys.
 
-use super::{failure::Leaf, roots::Roots};
+use super::failure::{Leaf, Reason};
 use crate::tls::TlsConfigError;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{
-    RootCertStore, SupportedCipherSuite,
-    client::verify_server_cert_signed_by_trust_anchor,
-    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256},
-    pki_types::{CertificateDer, UnixTime},
-    server::ParsedCertificate,
+    SupportedCipherSuite, crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+    pki_types::CertificateDer,
 };
+use webpki::{VerifiedPath, spki_for_anchor};
 
 /// SHA-256 over public keys (SubjectPublicKeyInfo); one of them must be in the verified chain.
 #[derive(Debug)]
@@ -25,44 +23,29 @@ impl Pins {
         self.0.is_empty()
     }
 
-    /// Whether the certificate's own key is pinned.
-    pub(super) fn hold_leaf(&self, leaf: &CertificateDer<'_>) -> bool {
-        self.hold_key(leaf)
+    /// Whether the certificate's own key is pinned, where any is.
+    pub(super) fn admit_leaf(&self, leaf: &CertificateDer<'_>) -> Result<(), Reason> {
+        let key = Leaf::parse(leaf);
+        self.admit_any(key.iter().map(|leaf| leaf.public_key()))
     }
 
-    /// Whether a chain from the certificate passes a pinned key.
+    /// Whether a chain that was verified passes a pinned key, where any is.
     ///
     /// That a pinned key is among what the server *sent* proves nothing, since anyone can send
-    /// anyone's certificates along. So the leaf is verified once more with the pinned certificates
-    /// as the only anchors.
-    pub(super) fn hold_chain(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        roots: &Roots,
-        now: UnixTime,
-        algorithms: &WebPkiSupportedAlgorithms,
-    ) -> bool {
-        if self.hold_leaf(leaf) {
-            return true;
-        }
-        let mut anchors = RootCertStore::empty();
-        for root in &roots.store.roots {
-            if self.hold(&sha256(&sequence(&root.subject_public_key_info))) {
-                anchors.roots.push(root.clone());
-            }
-        }
-        for intermediate in intermediates.iter().filter(|sent| self.hold_key(sent)) {
-            // One that does not parse cannot be part of a chain either.
-            let _ = anchors.add(intermediate.clone());
-        }
-        let Ok(leaf) = ParsedCertificate::try_from(leaf) else { return false };
-        let all = algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&leaf, &anchors, intermediates, now, all).is_ok()
+    /// anyone's certificates along: only the path to the root counts.
+    pub(super) fn admit(&self, path: &VerifiedPath<'_>) -> Result<(), Reason> {
+        let own = path.end_entity().subject_public_key_info();
+        let between = path.intermediate_certificates().map(|it| it.subject_public_key_info());
+        let root = spki_for_anchor(path.anchor());
+        let keys: Vec<_> = [own].into_iter().chain(between).chain([root]).collect();
+        self.admit_any(keys.iter().map(|key| &**key))
     }
 
-    fn hold_key(&self, certificate: &CertificateDer<'_>) -> bool {
-        Leaf::parse(certificate).is_some_and(|parsed| self.hold(&sha256(parsed.public_key())))
+    fn admit_any<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) -> Result<(), Reason> {
+        match self.is_empty() || keys.any(|key| self.hold(&sha256(key))) {
+            true => Ok(()),
+            false => Err(Reason::PinMismatch),
+        }
     }
 
     fn hold(&self, hash: &[u8]) -> bool {
@@ -92,22 +75,6 @@ pub(super) fn sha256(data: &[u8]) -> Vec<u8> {
     hash.hash(data).as_ref().to_vec()
 }
 
-/// Wraps in a DER SEQUENCE: trust anchors keep a public key without its tag and length.
-fn sequence(content: &[u8]) -> Vec<u8> {
-    let len = content.len();
-    let bytes = len.to_be_bytes();
-    let significant = &bytes[bytes.iter().take_while(|byte| **byte == 0).count()..];
-    let mut der = vec![0x30];
-    if len >= 0x80 {
-        der.push(0x80 | significant.len() as u8);
-        der.extend(significant);
-    } else {
-        der.push(len as u8);
-    }
-    der.extend(content);
-    der
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,12 +100,5 @@ mod tests {
             let error = parse(bad).unwrap_err().to_string();
             assert!(error.contains("sha256/BASE64"), "{bad}: {error}");
         }
-    }
-
-    #[test]
-    fn sequences_of_every_length_form_are_der() {
-        assert_eq!(sequence(&[1])[..], [0x30, 1, 1]);
-        assert_eq!(sequence(&[0; 0x80])[..3], [0x30, 0x81, 0x80]);
-        assert_eq!(sequence(&[0; 0x126])[..4], [0x30, 0x82, 0x01, 0x26]);
     }
 }

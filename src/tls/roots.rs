@@ -1,11 +1,22 @@
-//! The root certificates that an alias trusts, parsed once however many aliases trust them.
+//! The certificates that an alias trusts, parsed once however many aliases trust them.
 
-use crate::{config, tls::TlsConfigError};
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
+use super::{
+    anchor::{Terms, Use, Useless},
+    failure::{Date, Leaf},
 };
-use std::{collections::HashSet, fs, path::Path, sync::Arc};
+use crate::{
+    config::{self, read_file},
+    tls::TlsConfigError,
+};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
+use std::{collections::HashSet, path::Path, sync::Arc};
+use webpki::{CertRevocationList, anchor_from_trusted_cert};
+
+/// The largest file of certificates that is read: a hundred times the public roots.
+const MAX_CERTIFICATES: usize = 16 << 20;
+
+/// Seconds: a certificate is said to expire soon in the last third of its life, but no earlier than this.
+const SOON: i64 = 30 * 24 * 60 * 60;
 
 /// Root stores already parsed during one load, so that aliases with equal trust share one.
 ///
@@ -17,10 +28,15 @@ pub struct RootStores {
 }
 
 /// What one [`config::Trust`] comes to.
+#[derive(Default)]
 pub(super) struct Roots {
-    pub(super) store: Arc<RootCertStore>,
-    /// The certificates of `tls.ca.files`: a server may show one of them as its own.
-    pub(super) files: Vec<CertificateDer<'static>>,
+    /// Who may vouch for servers.
+    pub(super) anchors: Vec<TrustAnchor<'static>>,
+    /// Of the first anchors, one each. The built-in ones, which come last, have none: whoever compiles
+    /// them leaves out what has expired.
+    terms: Vec<Terms>,
+    /// Certificates that a server may show as its own.
+    servers: HashSet<CertificateDer<'static>>,
 }
 
 impl RootStores {
@@ -34,29 +50,26 @@ impl RootStores {
     }
 
     fn read(&mut self, trust: &config::Trust) -> Result<Roots, TlsConfigError> {
-        let mut store = RootCertStore::empty();
-        let mut files = Vec::new();
+        let mut roots = Roots::default();
         for path in &trust.files {
-            for certificate in certificates(path, "tls.ca.files")? {
-                store.add(certificate.clone()).map_err(|error| TlsConfigError::Root {
-                    path: path.clone(),
-                    detail: error.to_string(),
-                })?;
-                files.push(certificate);
-            }
+            roots.add_file(path)?;
         }
         if trust.system {
-            // Distributions carry certificates that do not parse; the others serve all the same.
-            store.add_parsable_certificates(self.system().iter().cloned());
+            for certificate in self.system() {
+                // Distributions carry certificates that do not parse; the others serve all the same.
+                if let Err(error) = roots.add(certificate) {
+                    tracing::debug!(%error, "one of the system's root certificates cannot be used");
+                }
+            }
         }
         if trust.webpki {
             // Mostly the system's own roots over again, which would only cost memory.
-            let known: HashSet<_> = store
-                .roots
+            let known: HashSet<_> = roots
+                .anchors
                 .iter()
                 .map(|root| (root.subject.clone(), root.subject_public_key_info.clone()))
                 .collect();
-            store.extend(
+            roots.anchors.extend(
                 webpki_roots::TLS_SERVER_ROOTS
                     .iter()
                     .filter(|root| {
@@ -66,10 +79,10 @@ impl RootStores {
                     .cloned(),
             );
         }
-        if store.is_empty() {
+        if roots.anchors.is_empty() && roots.servers.is_empty() {
             return Err(TlsConfigError::NoRoots);
         }
-        Ok(Roots { store: Arc::new(store), files })
+        Ok(roots)
     }
 
     /// Where `SSL_CERT_FILE` or `SSL_CERT_DIR` is set, it stands for the system's roots. It replaces
@@ -82,6 +95,102 @@ impl RootStores {
             }
             found.certs
         })
+    }
+}
+
+impl Roots {
+    /// A file in which nothing can ever verify a server is an error. A bundle may well have such
+    /// certificates among others.
+    fn add_file(&mut self, path: &Path) -> Result<(), TlsConfigError> {
+        const KEY: &str = "tls.ca.files";
+
+        let mut useless = None;
+        let mut useful = false;
+        for certificate in certificates(path, KEY)? {
+            match self.add(&certificate) {
+                Ok(()) => {
+                    warn_of_dates(KEY, path, &certificate);
+                    // A CA's certificate too: `openssl req -x509` makes servers' certificates so.
+                    self.servers.insert(certificate);
+                    useful = true;
+                }
+                Err(error @ Useless::Unfit(_)) => {
+                    useless.get_or_insert(error);
+                }
+                Err(error) => return Err(TlsConfigError::root(path, &error)),
+            }
+        }
+        match useless {
+            Some(error) if !useful => Err(TlsConfigError::root(path, &error)),
+            Some(error) => {
+                let file = path.display();
+                tracing::warn!(key = KEY, %file, %error, "a certificate can verify nothing and is left out");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Trusts a certificate for what it says that it is for.
+    fn add(&mut self, certificate: &CertificateDer<'static>) -> Result<(), Useless> {
+        let (usage, terms) = Terms::read(certificate)?;
+        match usage {
+            Use::Issuer => {
+                let anchor = anchor_from_trusted_cert(certificate)
+                    .map_err(|error| Useless::Unreadable(format!("it is damaged ({error})")))?;
+                self.anchors.push(anchor.to_owned());
+                self.terms.push(terms);
+            }
+            Use::Server => {
+                self.servers.insert(certificate.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a trust anchor, one of `anchors`, vouches for nothing at `now`.
+    pub(super) fn fault(
+        &self,
+        anchor: &TrustAnchor<'_>,
+        now: UnixTime,
+        lists: &[CertRevocationList<'_>],
+    ) -> Option<String> {
+        self.terms(anchor)?.fault(now, lists)
+    }
+
+    /// Whether a chain with so many CAs between is longer than the anchor allows.
+    pub(super) fn is_too_long(&self, anchor: &TrustAnchor<'_>, intermediates: usize) -> bool {
+        self.terms(anchor).is_some_and(|terms| terms.is_too_long(intermediates))
+    }
+
+    fn terms(&self, anchor: &TrustAnchor<'_>) -> Option<&Terms> {
+        // By identity: a root that was renewed with its old key is equal to its predecessor. webpki gives back
+        // the very anchor that it was given.
+        let index = self.anchors.iter().position(|known| std::ptr::eq(known, anchor))?;
+        self.terms.get(index)
+    }
+
+    /// Whether it is trusted by itself, as the certificate of one server.
+    pub(super) fn has_server(&self, certificate: &CertificateDer<'_>) -> bool {
+        self.servers.contains(certificate)
+    }
+}
+
+/// Says in the log what has expired, or is about to.
+pub(super) fn warn_of_dates(key: &'static str, path: &Path, certificate: &CertificateDer<'_>) {
+    let Some(certificate) = Leaf::parse(certificate) else { return };
+    let (subject, file) = (certificate.subject(), path.display());
+    let (not_before, not_after) = (certificate.not_before(), certificate.not_after());
+    let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+    if now > not_after {
+        let since = Date(not_after);
+        tracing::warn!(key, %file, subject, %since, "a certificate has expired: replace it");
+    } else if now < not_before {
+        let from = Date(not_before);
+        tracing::warn!(key, %file, subject, %from, "a certificate is not valid yet");
+    } else if not_after - now < SOON.min((not_after - not_before) / 3) {
+        let until = Date(not_after);
+        tracing::warn!(key, %file, subject, %until, "a certificate expires soon: replace it");
     }
 }
 
@@ -102,5 +211,13 @@ pub(super) fn certificates(
 }
 
 pub(super) fn read(path: &Path, key: &'static str) -> Result<Vec<u8>, TlsConfigError> {
-    fs::read(path).map_err(|source| TlsConfigError::Read { key, path: path.into(), source })
+    read_up_to(MAX_CERTIFICATES, path, key)
+}
+
+pub(super) fn read_up_to(
+    limit: usize,
+    path: &Path,
+    key: &'static str,
+) -> Result<Vec<u8>, TlsConfigError> {
+    read_file(path, limit).map_err(|source| TlsConfigError::Read { key, path: path.into(), source })
 }

@@ -5,6 +5,7 @@ mod certificates;
 mod handshakes;
 mod local;
 mod settings;
+mod trust;
 
 use super::{
     Alpn, ClientTls, Handshake, Reason, RootStores, TlsError, VerifyFailure, handshake, server_name,

@@ -1,24 +1,25 @@
 //! Whether a server's certificate proves the true name.
 
 use super::{
-    failure::{Leaf, Reason, VerifyFailure},
+    anchor::is_revoked,
+    failure::{Leaf, Reason, VerifyFailure, reason},
     pins::Pins,
     roots::Roots,
 };
 use rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_name,
-    },
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
-    server::ParsedCertificate,
 };
 use std::{
+    cell::RefCell,
     fmt::{self, Debug, Formatter},
     sync::Arc,
+};
+use webpki::{
+    CertRevocationList, EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy, VerifiedPath,
 };
 
 /// webpki's verdict as far as somebody is trusted, then the pins; refusals are [`VerifyFailure`]s.
@@ -30,10 +31,16 @@ pub(super) struct Verifier {
 
 /// Whom to believe.
 pub(super) enum Whom {
-    /// `tls.mode: verify`: who shows a chain to these roots.
-    Roots { webpki: Arc<WebPkiServerVerifier>, roots: Arc<Roots> },
+    /// `tls.mode: verify`: who shows a chain to these roots that no list revokes.
+    Roots(Trusted),
     /// `tls.mode: insecure_skip_verify`: any certificate will do, unless pins say which.
     Anybody,
+}
+
+/// Who may vouch for a server, and who no longer.
+pub(super) struct Trusted {
+    pub(super) roots: Arc<Roots>,
+    pub(super) lists: Vec<CertRevocationList<'static>>,
 }
 
 impl Verifier {
@@ -42,7 +49,123 @@ impl Verifier {
     fn believes_anything(&self) -> bool {
         matches!(self.whom, Whom::Anybody) && self.pins.is_empty()
     }
+
+    /// Whether the certificates prove `name` at `now`.
+    pub(super) fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), Box<VerifyFailure>> {
+        let verdict = match &self.whom {
+            Whom::Roots(trusted) => {
+                let asked = Asked { leaf, name, now };
+                match trusted.roots.has_server(leaf) {
+                    true => trusted.verify_named(&asked, &self.pins),
+                    false => trusted.verify_chain(&asked, intermediates, self),
+                }
+            }
+            // There is no verified chain: only the key that the server proves to hold can be pinned.
+            Whom::Anybody => self.pins.admit_leaf(leaf),
+        };
+        verdict.map_err(|reason| Box::new(VerifyFailure::new(reason, name, leaf)))
+    }
 }
+
+/// What is to be proved.
+struct Asked<'a> {
+    leaf: &'a CertificateDer<'a>,
+    name: &'a ServerName<'a>,
+    now: UnixTime,
+}
+
+impl Trusted {
+    /// A chain from the leaf to a root. Where one does not do, webpki looks for another.
+    fn verify_chain(
+        &self,
+        asked: &Asked<'_>,
+        intermediates: &[CertificateDer<'_>],
+        verifier: &Verifier,
+    ) -> Result<(), Reason> {
+        let self_issued = Leaf::parse(asked.leaf).is_some_and(|leaf| leaf.is_self_issued());
+        let told = |error| reason(&error, self_issued);
+        let leaf = EndEntityCert::try_from(asked.leaf).map_err(told)?;
+        let lists: Vec<_> = self.lists.iter().collect();
+        // Without a list there is nothing to look into.
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+            options
+                .with_depth(RevocationCheckDepth::Chain)
+                // A list speaks for its own issuer only; the others' certificates are not thereby suspect.
+                .with_status_policy(UnknownStatusPolicy::Allow)
+                .build()
+        });
+        let refused = RefCell::new(None);
+        let judge = |path: &VerifiedPath<'_>| {
+            self.judge(path, asked.now, &verifier.pins).map_err(|reason| {
+                *refused.borrow_mut() = Some(reason);
+                webpki::Error::UnknownIssuer
+            })
+        };
+        leaf.verify_for_usage(
+            verifier.algorithms.all,
+            &self.roots.anchors,
+            intermediates,
+            asked.now,
+            KeyUsage::server_auth(),
+            revocation,
+            Some(&judge),
+        )
+        .map_err(|error| refused.take().unwrap_or_else(|| told(error)))?;
+        leaf.verify_is_valid_for_subject_name(asked.name).map_err(told)
+    }
+
+    /// What webpki leaves to its callers: the root's own terms, all lists, the pins.
+    fn judge(&self, path: &VerifiedPath<'_>, now: UnixTime, pins: &Pins) -> Result<(), Reason> {
+        let anchor = path.anchor();
+        let intermediates = path.intermediate_certificates();
+        // webpki asks the first list of an issuer only, and there may be an older and a newer one.
+        let certificates = [&**path.end_entity()].into_iter().chain(intermediates);
+        if certificates.into_iter().any(|it| is_revoked(it.issuer(), it.serial(), &self.lists)) {
+            return Err(Reason::Revoked);
+        }
+        if let Some(fault) = self.roots.fault(anchor, now, &self.lists) {
+            return Err(Reason::Issuer(fault));
+        }
+        if self.roots.is_too_long(anchor, path.intermediate_certificates().count()) {
+            return Err(Reason::Issuer(
+                "there are more CAs in its chain than its root allows".to_owned(),
+            ));
+        }
+        pins.admit(path)
+    }
+
+    /// A certificate that is itself trusted, as that of one server. webpki takes no CA's for a server, though
+    /// `openssl req -x509` makes them so, and one that is no CA vouches for nobody: so who shows the very
+    /// certificate needs no other to vouch for it. All else must be as with others.
+    fn verify_named(&self, asked: &Asked<'_>, pins: &Pins) -> Result<(), Reason> {
+        let leaf = Leaf::parse(asked.leaf).ok_or_else(|| Reason::Other(UNREADABLE.to_owned()))?;
+        let told = |error| reason(&error, leaf.is_self_issued());
+        let parsed = EndEntityCert::try_from(asked.leaf).map_err(told)?;
+        let now = i64::try_from(asked.now.as_secs()).unwrap_or(i64::MAX);
+        if now < leaf.not_before() {
+            return Err(Reason::NotYetValid);
+        }
+        if now > leaf.not_after() {
+            return Err(Reason::Expired);
+        }
+        if !leaf.serves() {
+            return Err(Reason::WrongUsage);
+        }
+        if is_revoked(parsed.issuer(), parsed.serial(), &self.lists) {
+            return Err(Reason::Revoked);
+        }
+        parsed.verify_is_valid_for_subject_name(asked.name).map_err(told)?;
+        pins.admit_leaf(asked.leaf)
+    }
+}
+
+const UNREADABLE: &str = "it is not correctly encoded";
 
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
@@ -50,30 +173,12 @@ impl ServerCertVerifier for Verifier {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-        ocsp: &[u8],
+        _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let pinned = match &self.whom {
-            Whom::Roots { webpki, roots } => {
-                match webpki.verify_server_cert(leaf, intermediates, name, ocsp, now) {
-                    // What webpki finds wrong with the form alone; an expired or revoked one stays refused.
-                    Err(Error::InvalidCertificate(CertificateError::Other(_)))
-                        if roots.files.contains(leaf) =>
-                    {
-                        verify_named(leaf, name, now)
-                    }
-                    verdict => verdict,
-                }
-                .map_err(|error| refusal(VerifyFailure::from_verdict(&error, name, leaf)))?;
-                self.pins.is_empty()
-                    || self.pins.hold_chain(leaf, intermediates, roots, now, &self.algorithms)
-            }
-            // There is no verified chain: only the key that the server proves to hold can be pinned.
-            Whom::Anybody => self.pins.is_empty() || self.pins.hold_leaf(leaf),
-        };
-        match pinned {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(refusal(VerifyFailure::new(Reason::PinMismatch, name, leaf))),
+        match self.verify(leaf, intermediates, name, now) {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            Err(failure) => Err(CertificateError::Other(OtherError(Arc::new(*failure))).into()),
         }
     }
 
@@ -111,34 +216,4 @@ impl Debug for Verifier {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("Verifier").field("pins", &self.pins).finish_non_exhaustive()
     }
-}
-
-/// A self-signed certificate with the CA flag (what `openssl req -x509` makes) that is itself in
-/// `tls.ca.files`. webpki takes no CA for a server, but who names this very certificate as
-/// trusted means it, and curl takes it too.
-///
-/// Everything that webpki would check is checked here: it does not promise an order, so its
-/// verdict on the form says nothing about the dates.
-fn verify_named(
-    leaf: &CertificateDer<'_>,
-    name: &ServerName<'_>,
-    now: UnixTime,
-) -> Result<ServerCertVerified, Error> {
-    let parsed = Leaf::parse(leaf).ok_or(CertificateError::BadEncoding)?;
-    let now = i64::try_from(now.as_secs()).map_err(|_| Error::FailedToGetCurrentTime)?;
-    if now < parsed.not_before() {
-        return Err(CertificateError::NotValidYet.into());
-    }
-    if now > parsed.not_after() {
-        return Err(CertificateError::Expired.into());
-    }
-    if !parsed.serves() {
-        return Err(CertificateError::InvalidPurpose.into());
-    }
-    verify_server_name(&ParsedCertificate::try_from(leaf)?, name)?;
-    Ok(ServerCertVerified::assertion())
-}
-
-fn refusal(failure: VerifyFailure) -> Error {
-    CertificateError::Other(OtherError(Arc::new(failure))).into()
 }

@@ -1,0 +1,77 @@
+//! Files that a configuration names: read whole, and within bounds.
+
+use std::{
+    fs,
+    io::{self, Read},
+    os::unix::fs::FileTypeExt,
+    path::Path,
+};
+
+use super::quantity::print_size;
+
+/// Reads the regular file at `path`, which must not be larger than `limit` bytes.
+pub fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
+    regular(path)?;
+    read_within(fs::File::open(path)?, limit)
+}
+
+/// Refuses what is not a regular file, without opening it: opening a pipe waits for its writer.
+pub(super) fn regular(path: &Path) -> Result<(), FileError> {
+    let kind = fs::metadata(path)?.file_type();
+    if kind.is_file() {
+        return Ok(());
+    }
+    Err(FileError::Kind(match kind {
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_fifo() => "a pipe",
+        _ if kind.is_socket() => "a socket",
+        _ => "a device",
+    }))
+}
+
+/// Reads to the end, but no more than `limit` bytes.
+pub(super) fn read_within(reader: impl Read, limit: usize) -> Result<Vec<u8>, FileError> {
+    let mut bytes = Vec::new();
+    reader.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > limit {
+        return Err(FileError::TooLarge(limit));
+    }
+    Ok(bytes)
+}
+
+/// Why a file was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It is not there, or not for us.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// A directory, a pipe, a device.
+    #[error("it is {0}, not a regular file")]
+    Kind(&'static str),
+    /// Larger than what is read of such a file.
+    #[error("it is larger than {}", print_size(*.0))]
+    TooLarge(usize),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read_and_only_within_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, [7; 1024]).unwrap();
+        assert_eq!(read_file(&file, 1024).unwrap().len(), 1024);
+        let told = |path: &Path| read_file(path, 1023).unwrap_err().to_string();
+        assert_eq!(told(&file), "it is larger than 1023B");
+        assert_eq!(told(folder.path()), "it is a directory, not a regular file");
+        assert_eq!(told(Path::new("/dev/zero")), "it is a device, not a regular file");
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert_eq!(told(&pipe), "it is a pipe, not a regular file");
+        assert!(
+            matches!(told(&folder.path().join("nowhere")), text if text.contains("os error 2"))
+        );
+    }
+}

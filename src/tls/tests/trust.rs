@@ -1,0 +1,284 @@
+//! What a certificate that is trusted may vouch for, and until when.
+
+use super::*;
+use crate::tls::{failure::Leaf, pins};
+use rcgen::{
+    CertificateRevocationListParams, GeneralSubtree, KeyIdMethod, NameConstraints,
+    RevokedCertParams, SerialNumber, date_time_ymd,
+};
+
+type Change = fn(&mut CertificateParams);
+
+/// A CA that is changed before it is signed.
+fn ca(name: &str, change: Change) -> Ca {
+    again(name, KeyPair::generate().unwrap(), change)
+}
+
+/// Another certificate for a CA that has its key already.
+fn again(name: &str, key: KeyPair, change: Change) -> Ca {
+    let mut params = Ca::params(name);
+    change(&mut params);
+    Ca(CertifiedIssuer::self_signed(params, key).unwrap())
+}
+
+fn same_key(ca: &Ca) -> KeyPair {
+    KeyPair::from_pem(&ca.0.key().serialize_pem()).unwrap()
+}
+
+/// What `issuer` signs for another CA that has its key already.
+fn cross_signed(issuer: &Ca, other: &Ca, name: &str, change: Change) -> CertificateDer<'static> {
+    let mut params = Ca::params(name);
+    change(&mut params);
+    params.signed_by(other.0.key(), &issuer.0).unwrap().der().clone()
+}
+
+fn list(issuer: &Ca, revoked: &[u64]) -> String {
+    let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
+        serial_number: SerialNumber::from(*serial),
+        revocation_time: date_time_ymd(2024, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    });
+    let list = CertificateRevocationListParams {
+        this_update: date_time_ymd(2024, 1, 1),
+        next_update: date_time_ymd(2090, 1, 1),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: revoked_certs.collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(&issuer.0).unwrap().pem().unwrap()
+}
+
+fn with_serial(ca: &Ca, serial: u64) -> Identity {
+    ca.issue_with(&[NAME], |params| params.serial_number = Some(SerialNumber::from(serial)))
+}
+
+fn pem(certificate: &CertificateDer<'_>) -> String {
+    crate::tls::store::pem(certificate)
+}
+
+fn pin(certificate: &CertificateDer<'_>) -> String {
+    pins::pin(Leaf::parse(certificate).unwrap().public_key())
+}
+
+#[tokio::test]
+async fn a_root_that_has_expired_or_is_not_valid_yet_vouches_for_nobody() {
+    let past: Change = |params| params.not_after = date_time_ymd(2021, 2, 3);
+    let future: Change = |params| params.not_before = date_time_ymd(2990, 2, 3);
+    for (change, told) in [(past, "expired at 2021-02-03"), (future, "not valid before 2990-02-03")]
+    {
+        let root = ca("Old Root", change);
+        let failure =
+            refusal(root.issue(&[NAME]).server(), &Settings::trusting(&root).load(), NAME).await;
+        assert!(failure.to_string().contains(told), "{failure}");
+        assert!(failure.to_string().contains("`CN=Old Root`"), "{failure}");
+        assert!(failure.hint().contains("tls.ca.files"), "{}", failure.hint());
+    }
+}
+
+#[tokio::test]
+async fn a_root_that_was_renewed_with_its_key_vouches_beside_its_predecessor() {
+    let root = Ca::new("Root");
+    let old = again("Root", same_key(&root), |params| params.not_after = date_time_ymd(2021, 2, 3));
+    for both in [old.pem() + &root.pem(), root.pem() + &old.pem()] {
+        let tls = Settings::trusting_pem(&both).load();
+        accepted(root.issue(&[NAME]).server(), &tls, NAME).await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_of_no_ca_vouches_for_itself_alone() {
+    let changes: [Change; 3] = [
+        |params| params.is_ca = IsCa::NoCa,
+        |params| params.is_ca = IsCa::ExplicitNoCa,
+        |params| params.key_usages = vec![KeyUsagePurpose::DigitalSignature],
+    ];
+    for change in changes {
+        let key = KeyPair::generate().unwrap();
+        let mut params = leaf_params(&[NAME]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        change(&mut params);
+        // To rcgen it is a CA's all the same.
+        let server = Ca(CertifiedIssuer::self_signed(params.clone(), key).unwrap());
+        let tls = Settings::trusting(&server).load();
+        let mut forger = params;
+        forger.key_usages = Vec::new();
+        forger.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let forger = Ca(CertifiedIssuer::self_signed(forger, same_key(&server)).unwrap());
+        let failure = refusal(forger.issue(&[NAME]).server(), &tls, NAME).await;
+        assert!(matches!(failure.reason, Reason::UnknownIssuer | Reason::SelfSigned), "{failure}");
+        let own = Identity::new(vec![server.der()], server.0.key());
+        accepted(own.server(), &tls, NAME).await;
+    }
+}
+
+#[tokio::test]
+async fn a_servers_certificate_can_be_trusted_without_its_issuer() {
+    let unknown = Ca::new("Unknown");
+    let identity = unknown.issue(&[NAME]);
+    let tls = Settings::trusting_pem(&pem(&identity.chain[0])).load();
+    accepted(identity.server(), &tls, NAME).await;
+    let other = unknown.issue(&[NAME]);
+    assert_eq!(refusal(other.server(), &tls, NAME).await.reason, Reason::UnknownIssuer);
+}
+
+#[tokio::test]
+async fn what_can_verify_nothing_is_refused_unless_others_are_in_its_file() {
+    let changes: [(Change, &str); 4] = [
+        (|params| params.is_ca = IsCa::ExplicitNoCa, "it is no CA"),
+        (
+            |params| {
+                params.is_ca = IsCa::NoCa;
+                params.key_usages = Vec::new();
+            },
+            "it is no CA",
+        ),
+        (|params| params.key_usages = vec![KeyUsagePurpose::CrlSign], "lacks keyCertSign"),
+        (
+            |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth],
+            "serverAuth",
+        ),
+    ];
+    for (change, told) in changes {
+        let (useless, root) = (ca("Useless", change), Ca::new("Root"));
+        let error = Settings::trusting(&useless).error();
+        assert!(error.contains("`tls.ca.files`") && error.contains(told), "{error}");
+        let tls = Settings::trusting_pem(&(useless.pem() + &root.pem())).load();
+        accepted(root.issue(&[NAME]).server(), &tls, NAME).await;
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_that_is_itself_trusted_is_refused() {
+    // One that vouches for itself, and one whose issuer is not even known.
+    let mut params = leaf_params(&[NAME]);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.serial_number = Some(SerialNumber::from(666));
+    let own = Ca(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap());
+    let by_itself = Identity::new(vec![own.der()], own.0.key());
+    let issuer = Ca::new("Issuer");
+    let issued = with_serial(&issuer, 666);
+    for (identity, issuer) in [(by_itself, &own), (issued, &issuer)] {
+        let mut settings = Settings::trusting_pem(&pem(&identity.chain[0]));
+        settings.tls.crls = vec![settings.file("list.pem", list(issuer, &[666]))];
+        let failure = refusal(identity.server(), &settings.load(), NAME).await;
+        assert_eq!(failure.reason, Reason::Revoked);
+    }
+}
+
+#[tokio::test]
+async fn every_list_of_an_issuer_is_looked_into() {
+    let root = Ca::new("Root");
+    let mut settings = Settings::trusting(&root);
+    settings.tls.crls = vec![
+        settings.file("old.pem", list(&root, &[])),
+        settings.file("new.pem", list(&root, &[666])),
+    ];
+    let tls = settings.load();
+    assert_eq!(refusal(with_serial(&root, 666).server(), &tls, NAME).await.reason, Reason::Revoked);
+    accepted(with_serial(&root, 667).server(), &tls, NAME).await;
+}
+
+#[tokio::test]
+async fn a_revoked_issuer_vouches_for_nobody_though_it_is_trusted_itself() {
+    let root = Ca::new("Root");
+    let mut params = Ca::params("Intermediate");
+    params.serial_number = Some(SerialNumber::from(666));
+    let key = KeyPair::generate().unwrap();
+    let intermediate = Ca(CertifiedIssuer::signed_by(params, key, &root.0).unwrap());
+    let mut settings = Settings::trusting(&intermediate);
+    accepted(intermediate.issue(&[NAME]).server(), &settings.load(), NAME).await;
+    settings.tls.crls = vec![settings.file("list.pem", list(&root, &[666]))];
+    let failure = refusal(intermediate.issue(&[NAME]).server(), &settings.load(), NAME).await;
+    assert!(failure.to_string().contains("is revoked"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_chain_is_found_in_any_order_and_past_what_has_expired() {
+    let (root, other) = (Ca::new("Root"), Ca::new("Other Root"));
+    let intermediate = root.intermediate("Intermediate");
+    let crossed = cross_signed(&other, &intermediate, "Intermediate", |_| {});
+    let expired: Change = |params| params.not_after = date_time_ymd(2021, 2, 3);
+    let stale = cross_signed(&root, &intermediate, "Intermediate", expired);
+    let cycle = cross_signed(&intermediate, &root, "Root", |_| {});
+    for trusted in [&root, &other] {
+        let tls = Settings::trusting(trusted).load();
+        let sent = [&stale, &crossed, &intermediate.der(), &cycle, &root.der()].map(Clone::clone);
+        for turn in 0..sent.len() {
+            let mut identity = intermediate.issue(&[NAME]);
+            let mut rest = sent.to_vec();
+            rest.rotate_left(turn);
+            identity.chain.extend(rest);
+            accepted(identity.server(), &tls, NAME).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_expired_root_does_not_hide_another_that_vouches_too() {
+    let old = ca("Old Root", |params| params.not_after = date_time_ymd(2021, 2, 3));
+    let new = Ca::new("New Root");
+    let intermediate = new.intermediate("Intermediate");
+    let by_old = cross_signed(&old, &intermediate, "Intermediate", |_| {});
+    let tls = Settings::trusting_pem(&(old.pem() + &new.pem())).load();
+    let mut identity = intermediate.issue(&[NAME]);
+    identity.chain.extend([by_old.clone(), intermediate.der()]);
+    accepted(identity.server(), &tls, NAME).await;
+    let mut identity = intermediate.issue(&[NAME]);
+    identity.chain.push(by_old);
+    assert!(matches!(refusal(identity.server(), &tls, NAME).await.reason, Reason::Issuer(_)));
+}
+
+#[tokio::test]
+async fn a_pin_is_looked_for_on_every_chain_there_is() {
+    let (one, two) = (Ca::new("One"), Ca::new("Two"));
+    let intermediate = one.intermediate("Intermediate");
+    let by_two = cross_signed(&two, &intermediate, "Intermediate", |_| {});
+    for pinned in [&one, &two] {
+        let mut settings = Settings::trusting_pem(&(one.pem() + &two.pem()));
+        settings.tls.pins = vec![pin(&pinned.der())];
+        let mut identity = intermediate.issue(&[NAME]);
+        identity.chain.extend([intermediate.der(), by_two.clone()]);
+        accepted(identity.server(), &settings.load(), NAME).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pin_holds_for_a_certificate_that_is_itself_trusted() {
+    let issuer = Ca::new("Issuer");
+    for (right, reason) in [(true, None), (false, Some(Reason::PinMismatch))] {
+        let identity = issuer.issue(&[NAME]);
+        let mut settings = Settings::trusting_pem(&pem(&identity.chain[0]));
+        let pinned = if right { identity.chain[0].clone() } else { issuer.der() };
+        settings.tls.pins = vec![pin(&pinned)];
+        let met = meet(identity.server(), &settings.load(), Alpn::None, NAME).await.0;
+        let told = met.err().map(|error| match error {
+            TlsError::Certificate(failure) => failure.reason,
+            other => panic!("{other}"),
+        });
+        assert_eq!(told, reason);
+    }
+}
+
+#[tokio::test]
+async fn a_root_bounds_the_length_of_chains_and_the_names() {
+    let short = ca("Short", |params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+    let tls = Settings::trusting(&short).load();
+    accepted(short.issue(&[NAME]).server(), &tls, NAME).await;
+    let intermediate = short.intermediate("Intermediate");
+    let mut identity = intermediate.issue(&[NAME]);
+    identity.chain.push(intermediate.der());
+    assert!(matches!(refusal(identity.server(), &tls, NAME).await.reason, Reason::Issuer(_)));
+
+    let narrow = ca("Narrow", |params| {
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName("example.com".into())],
+            excluded_subtrees: Vec::new(),
+        });
+    });
+    let tls = Settings::trusting(&narrow).load();
+    accepted(narrow.issue(&[NAME]).server(), &tls, NAME).await;
+    let failure = refusal(narrow.issue(&["httpbin.org"]).server(), &tls, "httpbin.org").await;
+    assert!(failure.to_string().contains("not allowed to vouch"), "{failure}");
+}
