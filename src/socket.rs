@@ -7,9 +7,11 @@ use std::{
     net::Shutdown,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
+use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -18,6 +20,40 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
+
+sockopt_impl!(
+    /// Linux' `struct tcp_info`, as far as it is needed here.
+    TcpInfo,
+    GetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    TcpState
+);
+
+/// The beginning of Linux' `struct tcp_info`, as it has been since 4.6.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct TcpState {
+    state: u8,
+    _options: [u8; 7],
+    _timeouts: [u32; 4],
+    /// Segments that are sent and not acknowledged.
+    unacknowledged: u32,
+    _path: [u32; 19],
+    _pacing: [u64; 2],
+    _bytes: [u64; 2],
+    _segments: [u32; 2],
+    /// Bytes that are written and not sent.
+    unsent: u32,
+    _min_rtt: u32,
+}
+
+/// States of the kernel's machine (`net/tcp_states.h`) in which the peer has ended its side:
+/// `TIME_WAIT`, `CLOSE`, `CLOSE_WAIT`, `LAST_ACK`, `CLOSING`.
+const STATES_PEER_LEFT: [u8; 5] = [6, 7, 8, 9, 11];
+
+/// `CLOSE`: reset, or ended by both sides.
+const STATE_CLOSED: u8 = 7;
 
 /// The socket, for writing and for questions. Its bytes are read from the other half.
 ///
@@ -70,6 +106,24 @@ impl Socket {
         }
     }
 
+    /// Whether the peer has ended its side, or is gone; what it sent before may be unread.
+    pub fn has_peer_left(&self) -> bool {
+        getsockopt(self.stream(), TcpInfo).is_ok_and(|info| STATES_PEER_LEFT.contains(&info.state))
+    }
+
+    /// Whether nothing that was written is still on its way to the peer's kernel, or never will be.
+    pub fn is_delivered(&self) -> bool {
+        getsockopt(self.stream(), TcpInfo).is_ok_and(|info| {
+            info.state == STATE_CLOSED || info.unacknowledged == 0 && info.unsent == 0
+        })
+    }
+
+    /// Makes closing a reset: what follows was cut off, and must not look like an end.
+    pub fn reset_on_close(&self) {
+        // One that is gone already is as good.
+        let _ = SockRef::from(self.stream()).set_linger(Some(Duration::ZERO));
+    }
+
     /// Says that nothing more will be written. Not that the peer is gone already: others learn that.
     pub fn shutdown(&self) -> io::Result<()> {
         match SockRef::from(self.stream()).shutdown(Shutdown::Write) {
@@ -89,9 +143,23 @@ impl Drop for Socket {
 }
 
 /// A byte stream of whatever kind.
-pub trait ByteStream: AsyncRead + AsyncWrite + Debug + Send + Unpin {}
+pub trait ByteStream: AsyncRead + AsyncWrite + Debug + Send + Unpin {
+    /// The socket that is its own; none of a stream that shares one, as those of HTTP/2 do.
+    fn socket(&self) -> Option<&Socket>;
+}
 
-impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> ByteStream for S {}
+impl<S: ByteStream + ?Sized> ByteStream for Box<S> {
+    fn socket(&self) -> Option<&Socket> {
+        (**self).socket()
+    }
+}
+
+#[cfg(test)]
+impl ByteStream for tokio::io::DuplexStream {
+    fn socket(&self) -> Option<&Socket> {
+        None
+    }
+}
 
 /// A stream whose first bytes were read already.
 #[derive(Debug)]
@@ -104,6 +172,12 @@ impl<S> Prefixed<S> {
     /// `prefix` comes before what `stream` still has.
     pub fn new(prefix: Bytes, stream: S) -> Self {
         Self { prefix, stream }
+    }
+}
+
+impl<S: ByteStream> ByteStream for Prefixed<S> {
+    fn socket(&self) -> Option<&Socket> {
+        self.stream.socket()
     }
 }
 

@@ -200,6 +200,61 @@ async fn a_tunnel_ends_when_either_side_crashes() {
     peer.closed().await;
 }
 
+/// An origin ends without `close_notify`. The client, which reads late and still writes, gets all that was
+/// sent, and then no end that looks like one.
+#[tokio::test]
+async fn what_a_side_sent_before_it_broke_off_arrives_and_then_a_reset() {
+    const SENT: usize = 3 * 1024 * 1024;
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.request().await.unwrap();
+        conversation.peer.send(SWITCH).await;
+        conversation.peer.try_send(vec![b'x'; SENT]).await.unwrap();
+        conversation.peer.finish_tcp();
+        conversation.peer.hold().await;
+    })
+    .await;
+    let mut peer = open(&through).await;
+    for _ in 0..12 {
+        let bytes = peer.exactly(SENT / 12).await;
+        assert!(bytes.iter().all(|byte| *byte == b'x'));
+        peer.try_send(b"more").await.unwrap();
+    }
+    let error = peer.rest().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    through.origin.until(|seen| seen.ended == 1).await;
+}
+
+/// The same towards the origin.
+#[tokio::test]
+async fn what_a_client_sent_before_it_was_reset_arrives_at_the_origin() {
+    let (go_on, gone_on) = tokio::sync::watch::channel(false);
+    let through = Through::new("", move |arrival: Arrival| {
+        let mut gone_on = gone_on.clone();
+        async move {
+            let mut conversation = arrival.open().await.unwrap();
+            conversation.request().await.unwrap();
+            conversation.peer.send(SWITCH).await;
+            gone_on.wait_for(|go_on| *go_on).await.unwrap();
+            assert_eq!(conversation.peer.exactly(30_000).await, vec![b'x'; 30_000]);
+            // Neither TLS' `close_notify` nor a FIN.
+            conversation.peer.rest().await.unwrap_err();
+        }
+    })
+    .await;
+    let mut peer = open(&through).await;
+    // No more than a receiver takes whatever it does.
+    peer.send(vec![b'x'; 30_000]).await;
+    let carried = "truename_bytes_total{alias=\"webscaler-manual\",direction=\"in\"}";
+    peer.reset();
+    support::within("the tunnel's end", async {
+        while through.proxy.metric(carried).await != Some(30_000.0) {}
+    })
+    .await;
+    go_on.send_replace(true);
+    through.origin.until(|seen| seen.ended == 1).await;
+}
+
 async fn open(through: &Through) -> Peer {
     let mut peer = through.connect().await;
     peer.send(websocket("")).await;

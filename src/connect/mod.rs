@@ -27,7 +27,10 @@ use tokio_rustls::client::TlsStream;
 pub use policy::{AddressPolicy, Denied};
 pub use wire::{Mark, Wire, WireStream};
 
-use crate::tls::{self, Alpn, ClientTls, Negotiated, TlsError};
+use crate::{
+    socket::{ByteStream, Socket},
+    tls::{self, Alpn, ClientTls, Negotiated, TlsError},
+};
 
 /// Dead peers of idle connections are noticed by the kernel; cloud load balancers forget a
 /// silent flow after 350 s.
@@ -205,6 +208,12 @@ impl UpstreamIo {
             Self::Plain(io) => io.wire(),
             Self::Tls(io) => io.get_ref().0.wire(),
         }
+    }
+}
+
+impl ByteStream for UpstreamIo {
+    fn socket(&self) -> Option<&Socket> {
+        Some(self.wire().socket())
     }
 }
 

@@ -130,6 +130,11 @@ impl Wire {
         (stream, wire)
     }
 
+    /// The socket itself.
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
     /// Where the connection stands.
     pub fn mark(&self) -> Mark {
         Mark {

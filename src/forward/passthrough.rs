@@ -14,10 +14,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{Instant, Sleep, sleep},
-};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     Body, ForwardError, Problem,
@@ -34,6 +31,7 @@ use crate::{
     error::ProxyErrorType,
     http1::{Client, ExchangeError},
     resolve::{ResolveError, Resolver},
+    socket::ByteStream,
     telemetry::Access,
 };
 
@@ -226,7 +224,7 @@ impl PassthroughError {
 impl Tunnel {
     /// Carries bytes both ways until both sides are done, nothing has moved for long, or the
     /// proxy stops.
-    pub async fn run<D: AsyncRead + AsyncWrite>(mut self, client: D, drain: &Drain) {
+    pub async fn run<D: ByteStream>(mut self, client: D, drain: &Drain) {
         let carried = tunnel(client, self.connected.io, self.idle, drain.stopped()).await;
         self.record.bytes_in = carried.bytes_in;
         self.record.bytes_out = carried.bytes_out;

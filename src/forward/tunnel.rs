@@ -1,16 +1,27 @@
 //! Bytes both ways, until both sides have said their last.
 
 use std::{
+    future::poll_fn,
     io,
-    sync::atomic::{AtomicU64, Ordering},
+    pin::pin,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::socket::{ByteStream, Socket};
+
+/// How long the open direction of a tunnel may rest once the other has ended. Whoever has closed both at
+/// once looks the same until something is written to it.
+const HALF_CLOSED: Duration = Duration::from_secs(300);
+
+/// The same towards a side that broke off.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Buffers grow with what was carried: an idle tunnel stays small.
 const SIZES: [(u64, usize); 3] = [(0, 4 * 1024), (64 * 1024, 16 * 1024), (1024 * 1024, 64 * 1024)];
@@ -39,7 +50,11 @@ pub struct Carried {
     pub end: End,
 }
 
-/// Copies both ways. A side that closes is closed at the other, and the rest still flows.
+/// Copies both ways. A side that closes is closed at the other, and the rest still flows, for as long
+/// as it does: once one direction has ended, the other may rest for [`HALF_CLOSED`] only.
+///
+/// A side that breaks off (a reset, or TLS without `close_notify`) ends the tunnel: the other side gets
+/// all that came before, and then a reset, so that it does not take this for the end.
 pub async fn tunnel<D, U>(
     downstream: D,
     upstream: U,
@@ -47,45 +62,99 @@ pub async fn tunnel<D, U>(
     kill: CancellationToken,
 ) -> Carried
 where
-    D: AsyncRead + AsyncWrite,
-    U: AsyncRead + AsyncWrite,
+    D: ByteStream,
+    U: ByteStream,
 {
-    let (down_read, down_write) = split(downstream);
-    let (up_read, up_write) = split(upstream);
-    let moved = Moved { since: Instant::now(), millis: AtomicU64::new(0) };
+    let (mut down_read, mut down_write) = split(downstream);
+    let (mut up_read, mut up_write) = split(upstream);
+    let moved = Moved::default();
     let (bytes_in, bytes_out) = (AtomicU64::new(0), AtomicU64::new(0));
-    let end = tokio::select! {
-        result = async {
-            tokio::try_join!(
-                pump(down_read, up_write, &bytes_in, &moved),
-                pump(up_read, down_write, &bytes_out, &moved),
-            )
-        } => match result {
-            Ok(_) => End::Closed,
-            Err(error) => End::Broken(error),
-        },
-        () = until_idle(&moved, idle) => End::Idle,
-        () = kill.cancelled() => End::Killed,
+    let end = {
+        let onward = pump(&mut down_read, &mut up_write, &bytes_in, &moved);
+        let back = pump(&mut up_read, &mut down_write, &bytes_out, &moved);
+        tokio::select! {
+            end = both(onward, back, &moved, idle) => end,
+            () = until_idle(&moved, idle) => End::Idle,
+            () = kill.cancelled() => End::Killed,
+        }
     };
+    let (downstream, upstream) = (down_read.unsplit(down_write), up_read.unsplit(up_write));
+    let (down, up) = (downstream.socket(), upstream.socket());
+    if matches!(end, End::Broken(_)) {
+        tokio::select! {
+            _ = async { tokio::join!(delivered(down), delivered(up)) } => {}
+            () = kill.cancelled() => {}
+        }
+    }
+    if !matches!(end, End::Closed) {
+        down.into_iter().chain(up).for_each(Socket::reset_on_close);
+    }
     Carried { bytes_in: bytes_in.into_inner(), bytes_out: bytes_out.into_inner(), end }
 }
 
+/// Runs both directions to their end.
+async fn both<O, B>(onward: O, back: B, moved: &Moved, idle: Duration) -> End
+where
+    O: Future<Output = Result<(), Break>>,
+    B: Future<Output = Result<(), Break>>,
+{
+    let (mut onward, mut back) = (pin!(onward), pin!(back));
+    let (first, onward_ended) = tokio::select! {
+        first = onward.as_mut() => (first, true),
+        first = back.as_mut() => (first, false),
+    };
+    let rest = match first {
+        // What the other direction still carries is for a side that has left.
+        Err(Break::Read(_)) => LAST_MOMENT,
+        _ => HALF_CLOSED,
+    };
+    moved.now();
+    moved.broken.store(first.is_err(), Ordering::Relaxed);
+    let second = poll_fn(|cx| match onward_ended {
+        true => back.as_mut().poll(cx),
+        false => onward.as_mut().poll(cx),
+    });
+    let ends = tokio::select! {
+        second = second => first.and(second).map(|()| End::Closed),
+        () = until_idle(moved, rest.min(idle)) => first.map(|()| End::Idle),
+    };
+    ends.unwrap_or_else(|(Break::Read(error) | Break::Write(error))| End::Broken(error))
+}
+
+/// A direction that did not come to its end.
+#[derive(Debug)]
+enum Break {
+    /// Whoever was read from broke off; all that it sent has been written.
+    Read(io::Error),
+    /// Whoever was written to takes no more.
+    Write(io::Error),
+}
+
 async fn pump<R: AsyncRead, W: AsyncWrite>(
-    mut from: ReadHalf<R>,
-    mut to: WriteHalf<W>,
+    from: &mut ReadHalf<R>,
+    to: &mut WriteHalf<W>,
     bytes: &AtomicU64,
     moved: &Moved,
-) -> io::Result<()> {
+) -> Result<(), Break> {
     let mut buffer = vec![0; SIZES[0].1];
     loop {
-        let read = from.read(&mut buffer).await?;
+        let read = from.read(&mut buffer).await.map_err(Break::Read)?;
         if read == 0 {
+            // Behind a reset, which a write has met, an end is none.
+            if moved.broken.load(Ordering::Relaxed) {
+                return Err(Break::Read(io::ErrorKind::ConnectionReset.into()));
+            }
             // The other side may be gone already; it has had everything.
             let _ = to.shutdown().await;
             return Ok(());
         }
-        to.write_all(&buffer[..read]).await?;
-        to.flush().await?;
+        let mut left = &buffer[..read];
+        while !left.is_empty() {
+            let written = to.write(left).await.map_err(Break::Write)?;
+            left = &left[written..];
+            moved.now();
+        }
+        to.flush().await.map_err(Break::Write)?;
         let carried = bytes.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
         moved.now();
         if read == buffer.len()
@@ -97,10 +166,30 @@ async fn pump<R: AsyncRead, W: AsyncWrite>(
     }
 }
 
+/// Waits until the peer's kernel has all that was written: a reset takes away what it has not. Nobody is
+/// told when that is so. A peer that does not read is not waited for without end.
+async fn delivered(socket: Option<&Socket>) {
+    let Some(socket) = socket else { return };
+    let deadline = Instant::now() + HALF_CLOSED;
+    let mut pause = Duration::from_millis(1);
+    while !socket.is_delivered() && Instant::now() < deadline {
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
 /// When bytes last moved, in either direction.
 struct Moved {
     since: Instant,
     millis: AtomicU64,
+    /// A direction has broken off.
+    broken: AtomicBool,
+}
+
+impl Default for Moved {
+    fn default() -> Self {
+        Self { since: Instant::now(), millis: AtomicU64::new(0), broken: AtomicBool::new(false) }
+    }
 }
 
 impl Moved {

@@ -9,7 +9,10 @@ use ::http::{
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use hyper::{ext::Protocol, upgrade::OnUpgrade};
+use hyper::{
+    ext::Protocol,
+    upgrade::{OnUpgrade, Upgraded},
+};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -18,7 +21,12 @@ use super::{
     Body, Exchange,
     tunnel::{End, tunnel},
 };
-use crate::{drain::Drain, error::ProxyErrorType, socket::ByteStream, upstream::Lease};
+use crate::{
+    drain::Drain,
+    error::ProxyErrorType,
+    socket::{ByteStream, Socket},
+    upstream::Lease,
+};
 
 /// The client's side of a connection that may come to speak another protocol: an extension of the
 /// request that asks for it.
@@ -66,6 +74,12 @@ impl ClientSide {
                 Some(Box::new(TokioIo::new(upgraded)))
             }
         }
+    }
+}
+
+impl ByteStream for TokioIo<Upgraded> {
+    fn socket(&self) -> Option<&Socket> {
+        None
     }
 }
 

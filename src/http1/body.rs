@@ -244,6 +244,11 @@ impl Encoder {
         Self { framing, trailers }
     }
 
+    /// Whether nothing but the connection's end tells where the body ends.
+    pub fn ends_with_connection(&self) -> bool {
+        self.framing == Framing::Close
+    }
+
     /// Writes a part of it. Nothing may follow trailers.
     pub fn push(&mut self, frame: Frame<Bytes>, out: &mut Outbox) -> Result<(), BodyError> {
         let data = match frame.into_data() {

@@ -39,6 +39,19 @@ pub struct Inbox {
 }
 
 impl Inbox {
+    /// Takes off the empty lines ahead of a request (RFC 9112 §2.2): some clients send one behind a body.
+    pub fn skip_empty_lines(&mut self) {
+        while let [b'\r', b'\n', ..] | [b'\n', ..] = &self.bytes[..] {
+            let length = if self.bytes[0] == b'\r' { 2 } else { 1 };
+            self.bytes.advance(length);
+        }
+    }
+
+    /// Whether there is anything of a head, and not just the beginning of an empty line.
+    pub fn has_begun(&self) -> bool {
+        !matches!(&self.bytes[..], [] | [b'\r'])
+    }
+
     /// Whether a head may be complete, or wrong, that was not when there was less of it. A line end
     /// tells, or that it has doubled: one that comes byte by byte is not read anew at each.
     pub fn may_have_head(&mut self, max_size: usize) -> bool {

@@ -1,11 +1,13 @@
 //! An application's HTTP/1 connection: request by request, each answered before the next is read.
 
+mod state;
+
 use std::{
     fmt,
     future::poll_fn,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -17,6 +19,8 @@ use http_body::{Body as _, Frame};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
+use state::{SKIP, State};
+
 use super::{End, patience::Patience};
 use crate::{
     body::{BoxError, Connection, Interim, RequestBody},
@@ -24,8 +28,8 @@ use crate::{
     drain::Drain,
     forward::{Body, Handover, Problem, RefusedHead, Upgrade, headers},
     http1::{
-        BodyError, Decoder, Encoder, Framing, HeadError, Inbox, Outbox, parse_request,
-        push_response, request_framing,
+        BodyError, Decoder, Encoder, Framing, HeadError, Outbox, parse_request, push_response,
+        request_framing,
     },
     socket::{ByteStream, Prefixed},
 };
@@ -37,27 +41,14 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// upstream reads.
 pub(super) struct Line<S>(Mutex<State<S>>);
 
-struct State<S> {
-    /// None once it speaks another protocol.
-    stream: Option<S>,
-    inbox: Inbox,
-    /// What goes out ahead of an answer: `1xx` only.
-    outbox: Outbox,
-    /// The body of the request at hand.
-    body: Decoder,
-    /// The number of that request: a body that outlives it must not read the next one.
-    request: u64,
-    /// The client waits for `100 Continue`, which it gets when somebody wants the body.
-    expects: bool,
-    /// The client understands `1xx`, and its answer has not begun.
-    interim: bool,
-    /// The connection's own task, to be woken when the body has ended: nobody reads then.
-    owner: Option<Waker>,
-}
+/// How long reading the rest of a body that nobody wants may take.
+const SKIP_TIME: Duration = Duration::from_secs(10);
 
 /// Why there is no further request.
 enum Last {
     Refused(RefusedHead),
+    /// The last response is written, and the client may still be sending.
+    Answered,
     /// The client has left, or idled too long, or the proxy is to end.
     End,
 }
@@ -87,10 +78,10 @@ struct Writing {
 enum Answered {
     /// The next request may come.
     Kept,
+    /// The next request may come, behind what is left of the body.
+    Behind,
     /// It was the last.
     Last,
-    /// It was the last, and the client may still be sending.
-    Unread,
     /// The client has left, or the answer broke off.
     Broken,
 }
@@ -98,16 +89,7 @@ enum Answered {
 impl<S: ByteStream + 'static> Line<S> {
     /// `stream` is plaintext, or the inside of TLS.
     pub fn new(stream: S) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State {
-            stream: Some(stream),
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
-            body: Decoder::done(),
-            request: 0,
-            expects: false,
-            interim: false,
-            owner: None,
-        })))
+        Arc::new(Self(Mutex::new(State::new(stream))))
     }
 
     /// Serves requests until the connection ends. `tls`: it has a farewell to say.
@@ -157,21 +139,21 @@ impl<S: ByteStream + 'static> Line<S> {
             let written = poll_fn(|cx| self.poll_respond(cx, &mut writing)).await;
             match self.end_answer(writing, asked.handover, written) {
                 Answered::Kept => patience.idle(),
-                Answered::Last => break Last::End,
-                Answered::Unread => return End::Refused,
+                Answered::Behind if Box::pin(self.skip_rest()).await => patience.idle(),
+                Answered::Behind | Answered::Last => break Last::Answered,
                 Answered::Broken => return End::Done,
             }
         };
-        match last {
+        let end = match last {
             Last::Refused(head) => {
                 self.refuse(head).await;
-                End::Refused
+                End::Lingers
             }
-            Last::End => {
-                self.close(tls).await;
-                End::Done
-            }
-        }
+            Last::Answered => End::Lingers,
+            Last::End => End::Done,
+        };
+        self.close(tls).await;
+        end
     }
 
     fn lock(&self) -> MutexGuard<'_, State<S>> {
@@ -186,7 +168,8 @@ impl<S: ByteStream + 'static> Line<S> {
     ) -> Poll<Result<(Asked, Request<RequestBody>), Last>> {
         let mut state = self.lock();
         loop {
-            if state.inbox.may_have_head(max_size) {
+            state.inbox.skip_empty_lines();
+            if state.inbox.has_begun() && state.inbox.may_have_head(max_size) {
                 match parse_request(&mut state.inbox.bytes, max_size) {
                     Ok(None) => patience.head(),
                     Ok(Some(head)) => {
@@ -203,9 +186,11 @@ impl<S: ByteStream + 'static> Line<S> {
                 Poll::Pending => break,
             }
         }
+        let begun = state.inbox.has_begun();
         drop(state);
         ready!(patience.poll(cx));
-        let slow = patience.in_head;
+        // A client that has asked for nothing gets no response.
+        let slow = patience.in_head && begun;
         Poll::Ready(Err(if slow { Last::Refused(RefusedHead::TooSlow) } else { Last::End }))
     }
 
@@ -276,7 +261,7 @@ impl<S: ByteStream + 'static> Line<S> {
             // next. It is not told any more: that would stand in the midst of the response.
             let undecided = std::mem::take(&mut state.expects);
             // And what a client is still sending to a request that was refused, nobody reads.
-            let lost = undecided || body.is_own() && !state.body.is_done();
+            let lost = undecided || !state.may_skip_body(body.is_own());
             (std::mem::take(&mut state.outbox), asked.keep_alive && may_keep && !lost)
         };
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS
@@ -329,9 +314,9 @@ impl<S: ByteStream + 'static> Line<S> {
             return Answered::Broken;
         }
         match state.skip_body() {
-            true if keep => Answered::Kept,
-            true => Answered::Last,
-            false => Answered::Unread,
+            _ if !keep => Answered::Last,
+            true => Answered::Kept,
+            false => Answered::Behind,
         }
     }
 
@@ -367,7 +352,11 @@ impl<S: ByteStream + 'static> Line<S> {
                     Ok(false) => {}
                     Err(error) => {
                         tracing::debug!(%error, "an answer broke off");
-                        let _ = self.lock().poll_flush(cx, out);
+                        let mut state = self.lock();
+                        let _ = state.poll_flush(cx, out);
+                        if encoding.ends_with_connection() {
+                            state.reset_on_close();
+                        }
                         return Poll::Ready(false);
                     }
                 }
@@ -388,6 +377,13 @@ impl<S: ByteStream + 'static> Line<S> {
         Poll::Pending
     }
 
+    /// Reads what is left of a request's body; `false` where that is too much, or takes too long.
+    async fn skip_rest(&self) -> bool {
+        let mut left = SKIP;
+        let skipped = poll_fn(|cx| self.lock().poll_skip(cx, &mut left));
+        timeout(SKIP_TIME, skipped).await.unwrap_or(false)
+    }
+
     async fn refuse(&self, head: RefusedHead) {
         let mut out = Outbox::default();
         out.push(Problem::refused_head(head).to_http1());
@@ -401,92 +397,6 @@ impl<S: ByteStream + 'static> Line<S> {
                 None => Poll::Ready(Ok(())),
             });
             let _ = timeout(FAREWELL, farewell).await;
-        }
-    }
-}
-
-impl<S: ByteStream> State<S> {
-    /// Reads; `false` at the end.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        let Some(stream) = &mut self.stream else { return Poll::Ready(false) };
-        Poll::Ready(matches!(ready!(self.inbox.poll_fill(cx, stream)), Ok(1..)))
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<std::io::Result<()>> {
-        match &mut self.stream {
-            Some(stream) => out.poll_flush(cx, stream),
-            None => Poll::Ready(Ok(())),
-        }
-    }
-
-    /// Writes what goes out ahead of an answer, as far as that can be done now.
-    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> std::io::Result<()> {
-        if let Some(stream) = &mut self.stream
-            && !self.outbox.is_empty()
-            && let Poll::Ready(result) = self.outbox.poll_flush(cx, stream)
-        {
-            return result;
-        }
-        Ok(())
-    }
-
-    /// Gives back what a connection that waits does not need.
-    fn rest(&mut self) {
-        self.inbox.release();
-        self.outbox.release();
-    }
-
-    /// Whether the client has left. Whoever has a body to read learns of it by that.
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.body.is_done() {
-            if self.owner.as_ref().is_none_or(|owner| !owner.will_wake(cx.waker())) {
-                self.owner = Some(cx.waker().clone());
-            }
-            return false;
-        }
-        // One that has sent its next request already is not asked further: that must wait.
-        self.inbox.bytes.is_empty() && self.poll_fill(cx) == Poll::Ready(false)
-    }
-
-    /// Passes over what is left of a body that nobody wanted; `false` where that is not all there.
-    fn skip_body(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut fills = 0..2;
-        loop {
-            match self.body.decode(&mut self.inbox.bytes) {
-                _ if self.body.is_done() => return true,
-                Ok(Some(_)) => {}
-                Err(_) => return false,
-                Ok(None) if fills.next().is_none() => return false,
-                Ok(None) => match self.poll_fill(&mut cx) {
-                    Poll::Ready(true) => {}
-                    _ => return false,
-                },
-            }
-        }
-    }
-
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if std::mem::take(&mut self.expects) {
-            self.outbox.push(&b"HTTP/1.1 100 Continue\r\n\r\n"[..]);
-            self.poll_ahead(cx)?;
-        }
-        loop {
-            let frame = self.body.decode(&mut self.inbox.bytes);
-            if self.body.is_done()
-                && let Some(owner) = self.owner.take()
-            {
-                owner.wake();
-            }
-            match frame {
-                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
-                Ok(None) if self.body.is_done() => return Poll::Ready(None),
-                Ok(None) => {}
-                Err(error) => return Poll::Ready(Some(Err(error.into()))),
-            }
-            if !ready!(self.poll_fill(cx)) {
-                return Poll::Ready(Some(Err(BodyError::Incomplete.into())));
-            }
         }
     }
 }

@@ -110,8 +110,8 @@ impl Server {
             Some(proxy) => Box::pin(self.proxied(&proxy, stream, client, &settings)).await,
             None => self.speak(protocol, stream, client, deadline, &settings).await,
         };
-        if end == End::Refused {
-            Box::pin(linger(&socket)).await;
+        if end == End::Lingers {
+            Box::pin(linger(&socket, &self.drain)).await;
         }
     }
 
@@ -148,7 +148,7 @@ impl Server {
                 }
                 None => {
                     drop(self.counted(client.listener, client.worker, "none", true));
-                    End::Refused
+                    End::Lingers
                 }
             },
         }
@@ -286,8 +286,8 @@ impl Server {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Done,
-    /// With an answer that the client may not have read yet.
-    Refused,
+    /// With a response that the client may not have read yet, while it may still be sending.
+    Lingers,
 }
 
 /// Where a client came in. The kernel is asked only where the listener does not say it.

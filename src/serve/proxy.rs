@@ -71,13 +71,15 @@ impl Server {
             return End::Done;
         };
         match onward {
-            Onward::Host(host) => host.run(tunnel, &self.drain).await,
+            Onward::Host(host) => {
+                host.run(tunnel, &self.drain).await;
+                End::Done
+            }
             Onward::Alias(alias) => {
                 let client = Client { listener: Routes::entrance(&alias), ..client };
-                self.inside(tunnel, client, settings).await;
+                self.inside(tunnel, client, settings).await
             }
         }
-        End::Done
     }
 
     async fn answer(
@@ -141,22 +143,28 @@ impl Server {
     }
 
     /// The inside of a tunnel to an alias: as a connection to the alias' listener.
-    async fn inside<S>(self: &Arc<Self>, mut stream: S, client: Client, settings: &config::Listener)
+    async fn inside<S>(
+        self: &Arc<Self>,
+        mut stream: S,
+        client: Client,
+        settings: &config::Listener,
+    ) -> End
     where
         S: ByteStream + 'static,
     {
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
             detected = detect(&mut stream, deadline) => detected,
-            () = self.drain.stopped().cancelled_owned() => return,
+            () = self.drain.stopped().cancelled_owned() => return End::Done,
         };
         match detected {
             Ok((protocol, prefix)) => {
                 let stream = Prefixed::new(prefix, stream);
-                self.speak(protocol, stream, client, deadline, settings).await;
+                self.speak(protocol, stream, client, deadline, settings).await
             }
             Err(error) => {
                 tracing::debug!(peer = %client.peer, %error, "a tunnel was given up");
+                End::Done
             }
         }
     }

@@ -12,15 +12,28 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, tcp::OwnedReadHalf},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
-use crate::socket::Socket;
+use crate::{
+    drain::Drain,
+    socket::{ByteStream, Socket},
+};
 
-/// How long a client that was refused may go on sending before the connection is reset under it:
-/// a reset can take the answer away from it unread.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 1024 * 1024;
+/// How long, and how much, a client may go on sending on a connection that is at its end, before that is
+/// reset under it: a reset can take the response away from it unread (RFC 9112 §9.6). Many clients send
+/// all of a body before they look at the response.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_BYTES: usize = 256 * 1024 * 1024;
+
+/// How long it may be silent meanwhile.
+const LINGER_SILENCE: Duration = Duration::from_secs(5);
+
+/// How long a proxy that is to end waits for such clients.
+const LINGER_DRAINING: Duration = Duration::from_secs(1);
+
+/// What is read at once of what nobody wants.
+const SCRAP: usize = 16 * 1024;
 
 /// The byte stream of a socket. The socket itself is shared with whoever closes it in the end.
 #[derive(Debug)]
@@ -78,22 +91,37 @@ impl AsyncWrite for SocketStream {
     }
 }
 
-/// Lets a refused client read its answer: closes our side, and reads on for a while what it is
-/// still sending.
-pub async fn linger(socket: &Socket) {
+impl ByteStream for SocketStream {
+    fn socket(&self) -> Option<&Socket> {
+        Some(&self.socket)
+    }
+}
+
+/// Lets a client read its last response: closes our side, and reads on for a while what it is still
+/// sending.
+pub async fn linger(socket: &Socket, drain: &Drain) {
     let _ = socket.shutdown();
-    let stream = socket.stream();
-    let drain = async {
-        let mut scrap = [0; 4096];
-        let mut read = 0;
-        while read < LINGER_BYTES && stream.readable().await.is_ok() {
-            match stream.try_read(&mut scrap) {
-                Ok(0) => return,
-                Ok(length) => read += length,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
+    tokio::select! {
+        _ = timeout(LINGER, discard(socket.stream())) => {}
+        () = async {
+            drain.begun().await;
+            sleep(LINGER_DRAINING).await;
+        } => {}
+    }
+}
+
+/// Reads until the client closes, is silent, or has sent too much.
+async fn discard(stream: &TcpStream) {
+    let mut left = LINGER_BYTES;
+    while left > 0
+        && let Ok(Ok(())) = timeout(LINGER_SILENCE, stream.readable()).await
+    {
+        let mut scrap = [0; SCRAP];
+        match stream.try_read(&mut scrap) {
+            Ok(0) => return,
+            Ok(length) => left = left.saturating_sub(length),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
         }
-    };
-    let _ = timeout(LINGER, drain).await;
+    }
 }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{TlsConfigError, client::Negotiated};
+use crate::socket::{ByteStream, Socket};
 
 /// RFC 6066 §3: the server knows no such name.
 const UNRECOGNIZED_NAME: u8 = 112;
@@ -60,6 +61,12 @@ pub struct Accepted<S> {
     pub server_name: String,
     /// What it will speak.
     pub alpn: Negotiated,
+}
+
+impl<S: ByteStream> ByteStream for TlsStream<S> {
+    fn socket(&self) -> Option<&Socket> {
+        self.get_ref().0.socket()
+    }
 }
 
 /// A handshake that an application could not complete.

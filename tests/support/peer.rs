@@ -180,6 +180,11 @@ impl Peer {
         self.wire.shutdown().await.ok();
     }
 
+    /// The same by a FIN alone, as a crash or a careless server would, though there may be TLS.
+    pub fn finish_tcp(&self) {
+        self.socket.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
     /// Ends with a RST.
     pub fn reset(self) {
         reset_at_close(&self.socket);

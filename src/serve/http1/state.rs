@@ -1,0 +1,172 @@
+//! What is known of a client's connection: what was read, what is left of a body, whether it has left.
+
+use std::{
+    io,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+
+use crate::{
+    body::BoxError,
+    http1::{BodyError, Decoder, Inbox, Outbox},
+    socket::ByteStream,
+};
+
+/// How much of a request's body is read that nobody wants, and for how long, so that its connection can
+/// serve the next request; and how much where that is known to be there.
+pub(super) const SKIP: u64 = 1024 * 1024;
+const SKIP_NOW: u64 = 128 * 1024;
+
+/// A connection's state, which its task and the bodies of its requests share.
+pub(super) struct State<S> {
+    /// None once it speaks another protocol.
+    pub(super) stream: Option<S>,
+    pub(super) inbox: Inbox,
+    /// What goes out ahead of an answer: `1xx` only.
+    pub(super) outbox: Outbox,
+    /// The body of the request at hand.
+    pub(super) body: Decoder,
+    /// The number of that request: a body that outlives it must not read the next one.
+    pub(super) request: u64,
+    /// The client waits for `100 Continue`, which it gets when somebody wants the body.
+    pub(super) expects: bool,
+    /// The client understands `1xx`, and its answer has not begun.
+    pub(super) interim: bool,
+    /// The connection's own task, to be woken when the body has ended: nobody reads then.
+    pub(super) owner: Option<Waker>,
+}
+
+impl<S: ByteStream> State<S> {
+    /// Of a connection that nothing was read from.
+    pub(super) fn new(stream: S) -> Self {
+        Self {
+            stream: Some(stream),
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+            body: Decoder::done(),
+            request: 0,
+            expects: false,
+            interim: false,
+            owner: None,
+        }
+    }
+
+    /// Reads; `false` at the end.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(false) };
+        Poll::Ready(matches!(ready!(self.inbox.poll_fill(cx, stream)), Ok(1..)))
+    }
+
+    pub(super) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Outbox,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Some(stream) => out.poll_flush(cx, stream),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Writes what goes out ahead of an answer, as far as that can be done now.
+    pub(super) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if let Some(stream) = &mut self.stream
+            && !self.outbox.is_empty()
+            && let Poll::Ready(result) = self.outbox.poll_flush(cx, stream)
+        {
+            return result;
+        }
+        Ok(())
+    }
+
+    /// Makes the connection's end a reset: nothing else tells that a response is not whole.
+    pub(super) fn reset_on_close(&self) {
+        if let Some(socket) = self.stream.as_ref().and_then(ByteStream::socket) {
+            socket.reset_on_close();
+        }
+    }
+
+    /// Gives back what a connection that waits does not need.
+    pub(super) fn rest(&mut self) {
+        self.inbox.release();
+        self.outbox.release();
+    }
+
+    /// Whether the client has left. Whoever has a body to read learns of it by that.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.body.is_done() {
+            if self.owner.as_ref().is_none_or(|owner| !owner.will_wake(cx.waker())) {
+                self.owner = Some(cx.waker().clone());
+            }
+            return false;
+        }
+        // One that has sent its next request already is not asked further: that must wait.
+        self.inbox.bytes.is_empty() && self.poll_fill(cx) == Poll::Ready(false)
+    }
+
+    /// Passes over what is left of a body that nobody wanted; `false` where that is not all there.
+    pub(super) fn skip_body(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.poll_skip(&mut cx, &mut { SKIP_NOW }) == Poll::Ready(true)
+    }
+
+    /// The same, for no more than `left` bytes of it. Ready with `false` where there is more, or it is
+    /// broken.
+    pub(super) fn poll_skip(&mut self, cx: &mut Context<'_>, left: &mut u64) -> Poll<bool> {
+        loop {
+            match self.body.decode(&mut self.inbox.bytes) {
+                _ if self.body.is_done() => return Poll::Ready(true),
+                Ok(Some(frame)) => {
+                    let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                    let Some(less) = left.checked_sub(length) else { return Poll::Ready(false) };
+                    *left = less;
+                }
+                Err(_) => return Poll::Ready(false),
+                Ok(None) => {
+                    if !ready!(self.poll_fill(cx)) {
+                        return Poll::Ready(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether what is left of a request's body can be passed over once its response is written, so that
+    /// the connection may be kept. `unwanted`: nobody reads it any more.
+    pub(super) fn may_skip_body(&mut self, unwanted: bool) -> bool {
+        if unwanted && self.skip_body() {
+            return true;
+        }
+        // Of chunks nobody knows how many come.
+        self.body.size_hint().exact().is_some_and(|left| left <= SKIP)
+    }
+
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if std::mem::take(&mut self.expects) {
+            self.outbox.push(&b"HTTP/1.1 100 Continue\r\n\r\n"[..]);
+            self.poll_ahead(cx)?;
+        }
+        loop {
+            let frame = self.body.decode(&mut self.inbox.bytes);
+            if self.body.is_done()
+                && let Some(owner) = self.owner.take()
+            {
+                owner.wake();
+            }
+            match frame {
+                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(None) if self.body.is_done() => return Poll::Ready(None),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+            if !ready!(self.poll_fill(cx)) {
+                return Poll::Ready(Some(Err(BodyError::Incomplete.into())));
+            }
+        }
+    }
+}
