@@ -41,6 +41,7 @@ use truename::{
         chain::{Chain, MAX_STEPS, Record, Rule, Walked},
     },
     route::Routes,
+    telemetry::AliasSeries,
     tls::{Negotiated, RootStores},
     upstream::Upstream,
 };
@@ -79,7 +80,9 @@ fn routing() -> Routing {
         alias.listen = vec![LISTENER];
         // No trust store is read for it.
         alias.tls.mode = TlsMode::Plaintext;
-        let upstream = Upstream::new(Arc::new(alias), &resolver, &mut roots, policy.clone(), 1);
+        let series = AliasSeries::new(name, 1);
+        let upstream =
+            Upstream::new(Arc::new(alias), &resolver, &mut roots, policy.clone(), series);
         Arc::new(upstream.unwrap())
     });
     drop(entered);

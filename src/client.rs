@@ -42,6 +42,7 @@ use crate::{
     forward::{self, Arrival},
     resolve::Resolver,
     route::Routes,
+    telemetry::AliasSeries,
     tls::{RootStores, TlsConfigError},
     upstream::Upstream,
 };
@@ -108,8 +109,10 @@ impl Client {
             let mut alias = alias.clone();
             alias.listen = vec![NOWHERE];
             let name = alias.name.clone();
-            let upstream = Upstream::new(Arc::new(alias), resolver, &mut roots, policy.clone(), 1)
-                .map_err(|source| ClientError::Tls { alias: name, source })?;
+            let series = AliasSeries::new(&name, 1);
+            let upstream =
+                Upstream::new(Arc::new(alias), resolver, &mut roots, policy.clone(), series)
+                    .map_err(|source| ClientError::Tls { alias: name, source })?;
             upstreams.push(Arc::new(upstream));
         }
         let only = match upstreams.as_slice() {

@@ -71,6 +71,29 @@ pub enum ProxyErrorType {
 }
 
 impl ProxyErrorType {
+    /// Every one, in the order of their declaration.
+    pub const ALL: [Self; 19] = [
+        Self::DnsTimeout,
+        Self::DnsError,
+        Self::DestinationNotFound,
+        Self::DestinationUnavailable,
+        Self::DestinationIpProhibited,
+        Self::ConnectionRefused,
+        Self::ConnectionTerminated,
+        Self::ConnectionTimeout,
+        Self::ConnectionLimitReached,
+        Self::TlsProtocolError,
+        Self::TlsCertificateError,
+        Self::HttpRequestError,
+        Self::HttpRequestDenied,
+        Self::HttpResponseIncomplete,
+        Self::HttpResponseTimeout,
+        Self::HttpUpgradeFailed,
+        Self::HttpProtocolError,
+        Self::ProxyLoopDetected,
+        Self::ProxyInternalError,
+    ];
+
     /// The token of RFC 9209, also the `error` label of `truename_upstream_errors_total`.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -2,6 +2,7 @@
 
 mod access;
 mod connections;
+mod scrape;
 mod status;
 
 use std::{
@@ -19,7 +20,7 @@ use ::http::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -29,6 +30,7 @@ use tokio::{
 
 use access::Ends;
 use connections::{Connections, InUse, Place};
+use scrape::Scrape;
 
 use crate::{
     command::{Commands, ReloadError},
@@ -119,20 +121,23 @@ async fn converse(stream: TcpStream, ends: Ends, place: Place, snapshot: Arc<Sna
     }
 }
 
+/// What a response has in it.
+type Content = Either<Full<Bytes>, Scrape>;
+
 /// A response's body, during which its connection is in use.
 struct Held {
-    body: Full<Bytes>,
+    body: Content,
     _in_use: InUse,
 }
 
 impl HttpBody for Held {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = <Content as HttpBody>::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -145,11 +150,7 @@ impl HttpBody for Held {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    ends: Ends,
-    snapshot: &Snapshot,
-) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, ends: Ends, snapshot: &Snapshot) -> Response<Content> {
     let (head, _) = request.into_parts();
     if let Some(reason) = access::refusal(&head, ends) {
         return text(StatusCode::FORBIDDEN, reason);
@@ -179,17 +180,16 @@ async fn answer(
     }
 }
 
-fn metrics(snapshot: &Snapshot) -> Response<Full<Bytes>> {
-    let upstreams = snapshot.upstreams.load();
-    let mut body = snapshot.metrics.render();
-    status::endpoint_metrics(&upstreams, &mut body);
-    let mut response = text(StatusCode::OK, body);
+fn metrics(snapshot: &Snapshot) -> Response<Content> {
+    let scrape = Scrape::new(snapshot.metrics.render(), snapshot.upstreams.load_full());
+    let mut response = text(StatusCode::OK, "");
+    *response.body_mut() = Content::Right(scrape);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }
 
-async fn reload(commands: &Commands) -> Response<Full<Bytes>> {
+async fn reload(commands: &Commands) -> Response<Content> {
     match commands.reload_file().await {
         Ok(()) => text(StatusCode::OK, "reloaded\n"),
         Err(error) => {
@@ -202,13 +202,13 @@ async fn reload(commands: &Commands) -> Response<Full<Bytes>> {
     }
 }
 
-fn only(methods: &'static str) -> Response<Full<Bytes>> {
+fn only(methods: &'static str) -> Response<Content> {
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {methods}\n"));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     response
 }
 
-fn log(query: &str) -> Response<Full<Bytes>> {
+fn log(query: &str) -> Response<Content> {
     let level = match query.strip_prefix("level=") {
         Some("error") => LogLevel::Error,
         Some("warn") => LogLevel::Warn,
@@ -224,7 +224,7 @@ fn log(query: &str) -> Response<Full<Bytes>> {
     text(StatusCode::OK, "ok\n")
 }
 
-fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+fn json(value: &impl serde::Serialize) -> Response<Content> {
     let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
     body.push(b'\n');
     let mut response = text(StatusCode::OK, body);
@@ -232,8 +232,8 @@ fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
     response
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Content> {
+    let mut response = Response::new(Content::Left(Full::new(body.into())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -32,7 +32,7 @@ use crate::{
     resolve::Resolver,
     route::Routes,
     serve::{Credentials, Failures, ForwardProxy, Server},
-    telemetry::{Metrics, set_log_level},
+    telemetry::{AliasSeries, Metrics, set_log_level},
     tls::{
         RootStores,
         server::{self, ServerTls},
@@ -289,7 +289,13 @@ impl Control {
         roots: &mut RootStores,
     ) -> Result<Arc<Upstream>, StartError> {
         let config = Arc::new(alias.clone());
-        let upstream = Upstream::new(config, resolver, roots, self.policy.clone(), self.workers);
+        // What was counted stays, whatever else of the alias is new.
+        let before = self.running.iter().find(|old| old.upstream.config().name == alias.name);
+        let series = match before {
+            Some(old) => old.upstream.series().clone(),
+            None => AliasSeries::new(&alias.name, self.workers),
+        };
+        let upstream = Upstream::new(config, resolver, roots, self.policy.clone(), series);
         upstream
             .map(Arc::new)
             .map_err(|source| StartError::Tls { alias: alias.name.clone(), source })

@@ -20,7 +20,7 @@ use super::{ForwardError, Problem, headers, passthrough::Passing};
 use crate::{
     body::{BoxError, RequestBody, strip_trailers},
     error::ProxyErrorType,
-    telemetry::Access,
+    telemetry::{Access, RequestTotals},
     upstream::{Generation, Lease, Upstream},
 };
 
@@ -58,7 +58,7 @@ impl Exchange {
         request: RequestBody,
         started: Instant,
     ) -> Box<Self> {
-        upstream.worker(worker).metrics.in_flight.increment(1.0);
+        upstream.worker(worker).metrics.begun();
         let logged = tracing::enabled!(target: "access", tracing::Level::INFO);
         Box::new(Self {
             worker,
@@ -144,8 +144,8 @@ impl Drop for Exchange {
         let metrics = &self.upstream.worker(self.worker).metrics;
         let duration = self.started.elapsed();
         let bytes_in = self.bytes_in + self.request.bytes();
-        metrics.request(&self.method, self.status);
-        metrics.finished(duration, bytes_in, self.bytes_out);
+        let totals = RequestTotals { duration, bytes_in, bytes_out: self.bytes_out };
+        metrics.finished(&self.method, self.status, &totals);
         let Some(path) = &self.path else { return };
         Access {
             alias: &self.upstream.config().name,

@@ -19,7 +19,7 @@ use crate::{
     config::{HostHeader, HttpVersion},
     drain::Drain,
     route::Routes,
-    telemetry::{Access, DownstreamConnection},
+    telemetry::{Access, AliasMetrics, DownstreamConnection},
     tls::TlsError,
     upstream::{Generation, Lease, SendError, Upstream, Want},
 };
@@ -73,6 +73,11 @@ pub fn refuse(
     started: Instant,
 ) -> Response<Body> {
     let problem = Problem::new(error, None);
+    let nobody = AliasMetrics::of_no_alias();
+    if let Some(connection) = &arrival.connection {
+        connection.belongs_to(nobody);
+    }
+    nobody.refused(Some(&head.method), problem.status(), problem.error(), started.elapsed());
     log_refused(head, &problem, started);
     tracing::info!(
         listener = %arrival.listener,

@@ -32,7 +32,7 @@ use crate::{
     http1::{Client, ExchangeError},
     resolve::{ResolveError, Resolver},
     socket::ByteStream,
-    telemetry::Access,
+    telemetry::{Access, AliasMetrics, RequestTotals},
 };
 
 /// How long one address is tried alone before the next is tried beside it (RFC 8305 §5).
@@ -175,10 +175,16 @@ impl Passthrough {
         let policy = self.policy.load_full();
         let limit = self.timeouts.connect;
         let up = AtomicBool::new(false);
+        let metrics = AliasMetrics::of_no_alias();
         let dial = |endpoint| {
             let (policy, up) = (&policy, &up);
             async move {
                 let connected = connect::connect(endpoint, None, policy, limit, up).await;
+                match &connected {
+                    Ok(connected) => metrics.connected(&connected.facts),
+                    Err(ConnectError::Denied(_)) => metrics.address_refused(),
+                    Err(_) => {}
+                }
                 connected.map(|connected| (connected, endpoint))
             }
         };
@@ -231,12 +237,12 @@ impl Tunnel {
         match carried.end {
             End::Closed | End::Killed => {}
             End::Broken(error) => tracing::debug!(%error, "a tunnel broke"),
-            End::Idle => self.record.error = Some(ProxyErrorType::ConnectionTimeout),
+            End::Idle => self.record.broke(ProxyErrorType::ConnectionTimeout),
         }
     }
 }
 
-/// One request or tunnel as the access log sees it. Written down when it drops.
+/// One request or tunnel as metrics and access log see it. Written down when it drops.
 struct Record {
     started: Instant,
     method: Method,
@@ -254,6 +260,7 @@ struct Record {
 
 impl Record {
     fn begin(head: &request::Parts, destination: &Destination) -> Self {
+        AliasMetrics::of_no_alias().begun();
         let logged = tracing::enabled!(target: "access", tracing::Level::INFO);
         let path = || match head.method {
             Method::CONNECT => destination.to_string().into(),
@@ -275,11 +282,16 @@ impl Record {
         }
     }
 
+    fn broke(&mut self, error: ProxyErrorType) {
+        self.error = Some(error);
+        AliasMetrics::of_no_alias().error(error);
+    }
+
     fn failed(mut self, error: impl Into<ForwardError>) -> Response<Body> {
         let error = error.into();
         let problem = Problem::new(&error, None);
         self.status = problem.status();
-        self.error = Some(problem.error());
+        self.broke(problem.error());
         self.endpoint = error.endpoint();
         tracing::info!(
             stage = problem.stage().as_str(),
@@ -294,6 +306,10 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        let duration = self.started.elapsed();
+        let bytes_in = self.bytes_in + self.request.bytes();
+        let totals = RequestTotals { duration, bytes_in, bytes_out: self.bytes_out };
+        AliasMetrics::of_no_alias().finished(&self.method, self.status, &totals);
         let Some(path) = &self.path else { return };
         Access {
             alias: "",
@@ -304,9 +320,9 @@ impl Drop for Record {
             path,
             status: self.status.as_u16(),
             error: self.error.map_or("", ProxyErrorType::as_str),
-            bytes_in: self.bytes_in + self.request.bytes(),
+            bytes_in,
             bytes_out: self.bytes_out,
-            duration: self.started.elapsed(),
+            duration,
             upstream: self.upstream_time,
             retries: 0,
             reused: false,
@@ -350,7 +366,7 @@ impl Passing {
         let Poll::Ready(mut frame) = self.client.poll_frame(cx) else {
             let idle = self.idle;
             ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));
-            self.record.error = Some(ProxyErrorType::HttpResponseTimeout);
+            self.record.broke(ProxyErrorType::HttpResponseTimeout);
             return Poll::Ready(Some(Err(format!("nothing came for {idle:?}").into())));
         };
         self.timer = None;
@@ -361,7 +377,7 @@ impl Passing {
                 }
                 self.record.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
             }
-            Some(Err(_)) => self.record.error = Some(ProxyErrorType::HttpResponseIncomplete),
+            Some(Err(_)) => self.record.broke(ProxyErrorType::HttpResponseIncomplete),
             None => {}
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))

@@ -1,4 +1,4 @@
-//! What the log and the metrics hear of a question's changes.
+//! What the log hears of a question's changes.
 
 use super::{Question, State, chain::arrows};
 use std::sync::Arc;
@@ -40,8 +40,6 @@ impl Report {
         if self.generation != 0 && self.generation != current.generation {
             let old = was.map(ToString::to_string);
             tracing::info!(alias, old, new = %true_name, chain, "new true name");
-            metrics::counter!("truename_true_name_changes_total", "alias" => alias.to_owned())
-                .increment(1);
         } else {
             tracing::info!(alias, %true_name, chain, addresses = ?current.addresses, "resolved");
         }
@@ -54,8 +52,6 @@ fn refusal(question: &Question, old: &State, new: &State) {
         return;
     };
     let alias = &*question.alias;
-    let labels = [("alias", alias.to_owned()), ("reason", "true_name".to_owned())];
-    metrics::counter!("truename_policy_refusals_total", &labels).increment(1);
     tracing::warn!(alias, "refused: {}; {}", refused.what(), refused.fix());
 }
 

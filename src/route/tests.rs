@@ -3,6 +3,7 @@ use crate::{
     config::{self, Alias, TlsMode},
     connect::AddressPolicy,
     resolve::{ResolvConf, Resolver, names::absolute},
+    telemetry::AliasSeries,
     tls::RootStores,
 };
 use arc_swap::ArcSwap;
@@ -73,7 +74,8 @@ fn routes(aliases: &[Alias]) -> Routes {
         .iter()
         .map(|alias| {
             let (alias, mut roots) = (Arc::new(alias.clone()), RootStores::default());
-            Arc::new(Upstream::new(alias, &resolver, &mut roots, policy.clone(), 1).unwrap())
+            let series = AliasSeries::new(&alias.name, 1);
+            Arc::new(Upstream::new(alias, &resolver, &mut roots, policy.clone(), series).unwrap())
         })
         .collect();
     Routes::new(&upstreams)

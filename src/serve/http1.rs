@@ -32,6 +32,7 @@ use crate::{
         request_framing,
     },
     socket::{ByteStream, Prefixed},
+    telemetry::AliasMetrics,
 };
 
 /// How long a last word may take: a refusal, or TLS' farewell.
@@ -386,7 +387,10 @@ impl<S: ByteStream + 'static> Line<S> {
 
     async fn refuse(&self, head: RefusedHead) {
         let mut out = Outbox::default();
-        out.push(Problem::refused_head(head).to_http1());
+        let problem = Problem::refused_head(head);
+        let nobody = AliasMetrics::of_no_alias();
+        nobody.refused(None, problem.status(), problem.error(), Duration::ZERO);
+        out.push(problem.to_http1());
         let _ = timeout(FAREWELL, poll_fn(|cx| self.lock().poll_flush(cx, &mut out))).await;
     }
 

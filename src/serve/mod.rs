@@ -96,8 +96,12 @@ impl Server {
         };
         let (protocol, prefix) = match detected {
             Ok(detected) => detected,
-            Err(DetectError::Silent) => return,
+            Err(DetectError::Silent) => {
+                drop(self.counted(listener, worker, "none", false));
+                return;
+            }
             Err(error) => {
+                drop(self.counted(listener, worker, "none", false));
                 tracing::debug!(%peer, %listener, %error, "connection given up");
                 return;
             }

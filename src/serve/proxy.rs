@@ -19,6 +19,7 @@ use crate::{
     },
     route::Routes,
     socket::{ByteStream, Prefixed},
+    telemetry::AliasMetrics,
     upstream::Upstream,
 };
 
@@ -108,7 +109,12 @@ impl Server {
         let connects = head.method == Method::CONNECT;
         let alias = self.routes.load().alias(destination.host()).cloned();
         let onward = match (alias, &proxy.passthrough) {
-            (Some(alias), _) if connects => Onward::Alias(alias),
+            (Some(alias), _) if connects => {
+                if let Some(connection) = &arrival.connection {
+                    connection.wraps_another();
+                }
+                Onward::Alias(alias)
+            }
             (Some(alias), _) => {
                 if let Some(connection) = &arrival.connection {
                     connection.belongs_to(&alias.worker(arrival.worker).metrics);
@@ -126,12 +132,18 @@ impl Server {
                 return forward::refuse(&head, &error, arrival, started);
             }
             (None, Some(passthrough)) if connects => {
+                if let Some(connection) = &arrival.connection {
+                    connection.belongs_to(AliasMetrics::of_no_alias());
+                }
                 match passthrough.tunnel(&head, &destination).await {
                     Ok(tunnel) => Onward::Host(tunnel),
                     Err(refusal) => return refusal,
                 }
             }
             (None, Some(passthrough)) => {
+                if let Some(connection) = &arrival.connection {
+                    connection.belongs_to(AliasMetrics::of_no_alias());
+                }
                 let request = Request::from_parts(head, body);
                 let interim = arrival.interim.as_ref();
                 return passthrough.forward(request, &destination, interim).await;

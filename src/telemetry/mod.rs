@@ -1,12 +1,17 @@
 //! What a running proxy tells: metrics, logs and the access log.
 
 mod access;
+mod families;
+mod histogram;
 mod log;
 mod metrics;
 mod process;
+mod series;
 mod stderr;
 
 pub use access::Access;
+pub use families::{Family, Lines, SERIES};
 pub use log::{init as init_log, set_level as set_log_level};
-pub use metrics::{AliasMetrics, DownstreamConnection, Metrics};
+pub use metrics::Metrics;
+pub use series::{AliasMetrics, AliasSeries, DownstreamConnection, RequestTotals};
 pub use stderr::{flush, say};

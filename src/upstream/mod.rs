@@ -28,7 +28,7 @@ use crate::{
     connect::AddressPolicy,
     pool::{EndpointConnections, Pool, PoolKey},
     resolve::{Question, Refusal, ResolveError, Resolver, State, Subscription, names},
-    telemetry::AliasMetrics,
+    telemetry::{AliasMetrics, AliasSeries},
     tls::{RootStores, TlsConfigError},
 };
 
@@ -48,6 +48,7 @@ pub struct Upstream {
     workers: Vec<Worker>,
     connections: Mutex<HashMap<SocketAddr, Arc<EndpointConnections>>>,
     policy: Arc<ArcSwap<AddressPolicy>>,
+    series: Arc<AliasSeries>,
     requests: Option<Arc<Semaphore>>,
     budget: Option<TpsBudget>,
 }
@@ -56,7 +57,7 @@ pub struct Upstream {
 pub struct Worker {
     /// Its connections.
     pub pool: Pool,
-    /// Its handles.
+    /// Its part of the alias' series.
     pub metrics: AliasMetrics,
 }
 
@@ -84,7 +85,8 @@ pub enum NoTarget {
 }
 
 impl Upstream {
-    /// Loads what the alias needs and begins to resolve it. Nothing is dialled.
+    /// Loads what the alias needs and begins to resolve it. Nothing is dialled. There are as many
+    /// workers as `series` has.
     ///
     /// Blocking where certificates are read; must run inside the control thread's runtime.
     pub fn new(
@@ -92,7 +94,7 @@ impl Upstream {
         resolver: &Arc<Resolver>,
         roots: &mut RootStores,
         policy: Arc<ArcSwap<AddressPolicy>>,
-        workers: usize,
+        series: Arc<AliasSeries>,
     ) -> Result<Self, TlsConfigError> {
         let material = Arc::new(Material::load(&config.tls, roots)?);
         let told = config.target.as_ref();
@@ -106,9 +108,10 @@ impl Upstream {
             });
         }
         let hosts = names::of_alias(&config, &resolver.environment());
-        let worker = |_| Worker {
+        let workers = series.workers();
+        let worker = |worker| Worker {
             pool: Pool::new(&config.pool, workers),
-            metrics: AliasMetrics::new(&config.name),
+            metrics: AliasMetrics::new(&series, worker),
         };
         let requests = config.limits.requests;
         Ok(Self {
@@ -118,6 +121,7 @@ impl Upstream {
             workers: (0..workers).map(worker).collect(),
             connections: Mutex::default(),
             policy,
+            series,
             requests: (requests > 0).then(|| Arc::new(Semaphore::new(requests))),
             budget: (config.retry.budget > 0.0)
                 .then(|| TpsBudget::new(BUDGET_WINDOW, BUDGET_FLOOR, config.retry.budget as f32)),
@@ -146,6 +150,11 @@ impl Upstream {
     /// A worker's own part.
     pub fn worker(&self, worker: usize) -> &Worker {
         &self.workers[worker % self.workers.len()]
+    }
+
+    /// What it counts.
+    pub fn series(&self) -> &Arc<AliasSeries> {
+        &self.series
     }
 
     /// Its targets, in order of preference.
@@ -238,13 +247,27 @@ impl Upstream {
 
     async fn follow(&self, target: &Target) {
         let mut subscription = target.subscription.clone();
+        // Of the true name seen last: one that comes back after a failure is not a new one.
+        let mut generation = None;
         loop {
             let state = subscription.state();
+            self.count(&mut generation, &target.applied.borrow().clone(), &state);
             self.apply(target, &state);
             target.applied.send_replace(state);
             if subscription.changed().await.is_none() {
                 return;
             }
+        }
+    }
+
+    fn count(&self, generation: &mut Option<u64>, old: &State, new: &State) {
+        if let Some(current) = &new.current {
+            let before = generation.replace(current.generation);
+            let moves = before.map_or(0, |before| current.generation.saturating_sub(before));
+            self.series.true_name_changed(moves);
+        }
+        if new.refused.is_some() && new.refused != old.refused {
+            self.series.true_name_refused();
         }
     }
 

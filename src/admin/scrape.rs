@@ -1,0 +1,159 @@
+//! `/metrics`, a piece at a time: with thousands of aliases it is many megabytes, and a scraper
+//! that does not read must not make the proxy hold them.
+
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use tokio::time::Instant;
+
+use super::status::word;
+use crate::{
+    balance::State,
+    telemetry::{AliasMetrics, Family, Lines, SERIES},
+    upstream::{EndpointStatus, Target, Upstream},
+};
+
+/// A piece has a little more than this.
+const PIECE: usize = 64 * 1024;
+
+/// The body of one scrape.
+pub(super) struct Scrape {
+    /// The process' own series, until they are written.
+    process: Option<String>,
+    upstreams: Arc<Vec<Arc<Upstream>>>,
+    /// What comes next: a family, and one of its sources.
+    family: usize,
+    source: usize,
+    /// The family's head is written.
+    headed: bool,
+}
+
+impl Scrape {
+    /// Of these aliases. `process` is what the process has besides, as text.
+    pub(super) fn new(process: String, upstreams: Arc<Vec<Arc<Upstream>>>) -> Self {
+        Self { process: Some(process), upstreams, family: 0, source: 0, headed: false }
+    }
+
+    fn piece(&mut self) -> Option<String> {
+        let mut out = self.process.take().unwrap_or_default();
+        while out.len() < PIECE && self.family < SERIES.len() + UPSTREAM.len() {
+            if !self.add(&mut out) {
+                (self.family, self.source, self.headed) = (self.family + 1, 0, false);
+            }
+        }
+        (!out.is_empty()).then_some(out)
+    }
+
+    /// Adds the series of the next source; `false` where the family has no more.
+    fn add(&mut self, out: &mut String) -> bool {
+        let Self { upstreams, headed, .. } = self;
+        let source = self.source;
+        self.source += 1;
+        if let Some(family) = SERIES.get(self.family) {
+            // What belongs to no alias comes first.
+            let series = match source.checked_sub(1) {
+                None => AliasMetrics::of_no_alias().series(),
+                Some(index) => match upstreams.get(index) {
+                    Some(upstream) => upstream.series(),
+                    None => return false,
+                },
+            };
+            family.add(series, series.alias(), headed, out);
+        } else {
+            let Some(upstream) = upstreams.get(source) else { return false };
+            let family = &UPSTREAM[self.family - SERIES.len()];
+            family.add(upstream, &upstream.config().name, headed, out);
+        }
+        true
+    }
+}
+
+impl Body for Scrape {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.piece().map(|piece| Ok(Frame::data(piece.into()))))
+    }
+}
+
+/// What comes and goes with endpoints and names: read from what is there now, so that one that left
+/// disappears.
+const UPSTREAM: [Family<Upstream>; 6] = [
+    Family {
+        name: "truename_upstream_connections_total",
+        kind: "counter",
+        help: "Connections made.",
+        write: |upstream, lines| by_endpoint(upstream, lines, |e| e.connections_total),
+    },
+    Family {
+        name: "truename_upstream_connections_active",
+        kind: "gauge",
+        help: "Connections open.",
+        write: |upstream, lines| by_endpoint(upstream, lines, |e| e.connections_active as u64),
+    },
+    Family {
+        name: "truename_endpoints",
+        kind: "gauge",
+        help: "Endpoints, by state.",
+        write: |upstream, lines| {
+            let endpoints = upstream.endpoints();
+            for state in [State::Active, State::Retiring, State::Ejected] {
+                let count = endpoints.iter().filter(|endpoint| endpoint.state == state).count();
+                lines.add(&[("state", word(state))], count);
+            }
+        },
+    },
+    Family {
+        name: "truename_upstream_connections_idle",
+        kind: "gauge",
+        help: "Connections idle in pools.",
+        write: |upstream, lines| lines.add(&[], upstream.idle()),
+    },
+    Family {
+        name: "truename_true_name_info",
+        kind: "gauge",
+        help: "1 for the true name of now.",
+        write: |upstream, lines| {
+            // Targets may share a name, as those of two ports do.
+            let states = upstream.targets().iter().map(Target::state);
+            let names: BTreeSet<String> = states
+                .filter_map(|state| Some(state.current.as_ref()?.true_name.to_string()))
+                .collect();
+            for name in names {
+                lines.add(&[("true_name", &name)], 1);
+            }
+        },
+    },
+    Family {
+        name: "truename_dns_stale_seconds",
+        kind: "gauge",
+        help: "For how long an alias has lived on an old answer; 0 when it is fresh.",
+        write: |upstream, lines| {
+            let states = upstream.targets().iter().map(Target::state);
+            let since = states.filter_map(|state| state.stale_since).min();
+            let age = since.map(|since| Instant::now().saturating_duration_since(since));
+            lines.add(&[], age.unwrap_or_default().as_secs_f64());
+        },
+    },
+];
+
+fn by_endpoint(upstream: &Upstream, lines: &mut Lines<'_>, value: impl Fn(&EndpointStatus) -> u64) {
+    let mut addresses = BTreeSet::new();
+    for endpoint in upstream.endpoints() {
+        // Targets may share an endpoint, too; its connections were counted together.
+        if addresses.insert(endpoint.address) {
+            lines.add(&[("endpoint", &endpoint.address.to_string())], value(&endpoint));
+        }
+    }
+}
