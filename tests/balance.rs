@@ -390,7 +390,7 @@ async fn a_request_is_tried_as_often_as_attempts_and_budget_allow() {
     assert_eq!(tries_of_one_request("retry: {attempts: 3}").await, (4, 502));
     assert_eq!(tries_of_one_request("retry: {attempts: 0}").await, (1, 502));
     assert_eq!(tries_of_one_request("retry: {budget: 0%}").await, (1, 502));
-    assert_eq!(tries_of_one_request("retry: {on: []}").await, (1, 502));
+    assert_eq!(tries_of_one_request("retry: {when: []}").await, (1, 502));
 }
 
 #[tokio::test]
@@ -434,11 +434,11 @@ async fn after_a_503(keys: &str, method: &str, body: &str) -> (u16, usize) {
 
 #[tokio::test]
 async fn a_503_is_passed_on_unless_the_configuration_and_the_method_allow_another_try() {
-    assert_eq!(after_a_503("retry: {on: [503]}", "GET", "").await, (200, 2));
+    assert_eq!(after_a_503("retry: {when: [503]}", "GET", "").await, (200, 2));
     assert_eq!(after_a_503("", "GET", "").await, (503, 1));
-    assert_eq!(after_a_503("retry: {on: [503]}", "POST", "").await, (503, 1));
+    assert_eq!(after_a_503("retry: {when: [503]}", "POST", "").await, (503, 1));
     // Its body has gone: it is not kept for that.
-    assert_eq!(after_a_503("retry: {on: [503]}", "PUT", "1").await, (503, 1));
+    assert_eq!(after_a_503("retry: {when: [503]}", "PUT", "1").await, (503, 1));
 }
 
 #[tokio::test]
@@ -453,8 +453,8 @@ async fn a_reset_of_a_new_connection_is_tried_again_only_where_that_is_safe_and_
         origins[0].seen().requests.len()
     }
     assert_eq!(requests("", "GET").await, 1);
-    assert_eq!(requests("retry: {on: [reset]}", "POST").await, 1);
-    assert_eq!(requests("retry: {on: [reset]}", "GET").await, 3);
+    assert_eq!(requests("retry: {when: [reset]}", "POST").await, 1);
+    assert_eq!(requests("retry: {when: [reset]}", "GET").await, 3);
 }
 
 #[tokio::test]

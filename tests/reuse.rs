@@ -243,7 +243,7 @@ fn lines(origin: &RawOrigin) -> Vec<String> {
 async fn a_post_that_was_read_is_not_sent_again_when_the_origin_resets() {
     let script = |arrival| at_the_second(arrival, async |peer: Peer| peer.reset());
     let (origin, _proxy, address, _scene) =
-        one_origin("retry: {on: [connect, reset]}", script).await;
+        one_origin("retry: {when: [connect, reset]}", script).await;
     let mut peer = client::connect(address).await;
     assert_eq!(ask(&mut peer, &post("1", "x")).await.status(), 200);
     let answer = ask(&mut peer, &post("2", "x")).await;
@@ -255,7 +255,23 @@ async fn a_post_that_was_read_is_not_sent_again_when_the_origin_resets() {
 async fn a_post_that_was_read_is_not_sent_again_when_the_origin_closes() {
     let script = |arrival| at_the_second(arrival, async |mut peer: Peer| peer.finish().await);
     let (origin, _proxy, address, _scene) =
-        one_origin("retry: {on: [connect, reset]}", script).await;
+        one_origin("retry: {when: [connect, reset]}", script).await;
+    let mut peer = client::connect(address).await;
+    assert_eq!(ask(&mut peer, &post("1", "x")).await.status(), 200);
+    let answer = ask(&mut peer, &post("2", "x")).await;
+    assert_eq!(lines(&origin), ["POST /1 HTTP/1.1", "POST /2 HTTP/1.1"]);
+    assert_eq!(answer.status(), 502, "{}", answer.text());
+}
+
+#[tokio::test]
+async fn a_post_that_was_read_is_not_sent_again_when_the_origin_says_close_notify_and_resets() {
+    let script = |arrival| {
+        at_the_second(arrival, async |mut peer: Peer| {
+            peer.finish().await;
+            peer.reset();
+        })
+    };
+    let (origin, _proxy, address, _scene) = one_origin("", script).await;
     let mut peer = client::connect(address).await;
     assert_eq!(ask(&mut peer, &post("1", "x")).await.status(), 200);
     let answer = ask(&mut peer, &post("2", "x")).await;
@@ -282,7 +298,7 @@ async fn nothing_is_sent_again_after_a_byte_of_the_answer() {
         })
     };
     let (origin, _proxy, address, _scene) =
-        one_origin("retry: {on: [connect, reset]}", script).await;
+        one_origin("retry: {when: [connect, reset]}", script).await;
     let mut peer = client::connect(address).await;
     assert_eq!(ask(&mut peer, &get("1")).await.status(), 200);
     assert_eq!(ask(&mut peer, &get("2")).await.status(), 502);
@@ -292,7 +308,7 @@ async fn nothing_is_sent_again_after_a_byte_of_the_answer() {
 #[tokio::test]
 async fn half_a_head_on_a_new_connection_is_not_asked_for_again() {
     let (origin, _proxy, address, _scene) =
-        one_origin("retry: {on: [connect, reset]}", scripts::half_a_head).await;
+        one_origin("retry: {when: [connect, reset]}", scripts::half_a_head).await;
     let mut peer = client::connect(address).await;
     assert_eq!(ask(&mut peer, &get("1")).await.status(), 502);
     assert_eq!(lines(&origin), ["GET /1 HTTP/1.1"]);

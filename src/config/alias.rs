@@ -148,7 +148,7 @@ choice! {
         RoundRobin = "round_robin",
         /// Any.
         Random = "random",
-        /// The better of two random ones by requests in flight.
+        /// The one with the fewest requests in flight; among equals, any.
         LeastRequest = "least_request",
     }
 }
@@ -187,7 +187,7 @@ section! {
         /// Share of the requests that may be retries, such as `20%`.
         budget: f64 as Percent = 0.2,
         /// What is worth another attempt.
-        on: Vec<RetryOn> as List<RetryReason> = vec![RetryOn::Connect],
+        when: Vec<RetryOn> as List<RetryReason> = vec![RetryOn::Connect],
     }
 }
 

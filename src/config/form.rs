@@ -272,9 +272,9 @@ impl Reader {
         known: impl Iterator<Item = &'a str> + Clone,
     ) {
         let hint = match suggest::nearest(name, known.clone()) {
-            // As Helm prints what it has read.
-            _ if name == "true" && known.clone().any(|key| key == "on") => {
-                "did you mean `on`? Tools that speak YAML 1.1 take it for a boolean unless it stands in quotes"
+            // The second is what such tools make of the first, as Helm when it prints a file.
+            _ if matches!(name, "on" | "true") && known.clone().any(|key| key == "when") => {
+                "this key is `when`: tools that speak YAML 1.1 read `on` as the boolean true"
                     .to_owned()
             }
             Some(key) => format!("did you mean `{key}`?"),

@@ -40,7 +40,7 @@ impl Journey<'_> {
         let begun = error.is_some() && lease.has_begun_to_answer();
         if head.method.is_idempotent() && body.is_untouched() && !begun {
             // What a pooled connection fails at is expected to be its own end (RFC 9112 §9.3.1).
-            let resets = self.upstream.config().retry.on.contains(&RetryOn::Reset);
+            let resets = self.upstream.config().retry.when.contains(&RetryOn::Reset);
             return if lease.is_reused() { Some("reuse") } else { resets.then_some("reset") };
         }
         (!begun && lease.was_refused().await).then_some("reuse")
@@ -68,7 +68,7 @@ impl Journey<'_> {
             AcquireError::NoEndpoint | AcquireError::ConnectionLimit { .. } => false,
         };
         worth
-            && self.upstream.config().retry.on.contains(&RetryOn::Connect)
+            && self.upstream.config().retry.when.contains(&RetryOn::Connect)
             && self.may_retry("connect", tries)
     }
 
@@ -90,7 +90,7 @@ impl Journey<'_> {
         let on = RetryOn::Status(status.as_u16());
         method.is_idempotent()
             && body.is_untouched()
-            && self.upstream.config().retry.on.contains(&on)
+            && self.upstream.config().retry.when.contains(&on)
     }
 }
 

@@ -64,9 +64,16 @@ fn an_unknown_key_with_no_neighbour_gets_the_list() {
 }
 
 #[test]
-fn an_on_that_became_a_boolean_is_recognised() {
-    let problems = wrong("version: 1\naliases:\n  - name: a\n    retry:\n      true: [connect]\n");
-    assert!(problems.starts_with("t.yaml:5:7: unknown key `true`; did you mean `on`? Tools"));
+fn an_on_is_told_its_name_of_now_also_where_it_became_a_boolean() {
+    for key in ["on", "true"] {
+        assert_wrong(
+            &format!("version: 1\naliases:\n  - name: a\n    retry:\n      {key}: [connect]\n"),
+            &[&format!(
+                "t.yaml:5:7: unknown key `{key}`; this key is `when`: tools that speak YAML 1.1 read \
+                 `on` as the boolean true"
+            )],
+        );
+    }
 }
 
 #[test]

@@ -80,7 +80,7 @@ prop_compose! {
         times in [time(), time(), time()],
         response in option::of(time()),
         budget in 0..=1_000_000u32,
-        on in subsequence(vec![
+        when in subsequence(vec![
             RetryOn::Connect, RetryOn::Reset, RetryOn::Status(502), RetryOn::Status(503), RetryOn::Status(504),
         ], 0..=5),
         numbers in [0..1000usize, 0..1000usize, 0..1000usize],
@@ -106,7 +106,7 @@ prop_compose! {
         alias.pool.idle_timeout = times[2];
         alias.timeouts.response = response;
         alias.retry.budget = f64::from(budget) / 1e6;
-        alias.retry.on = on;
+        alias.retry.when = when;
         alias.pool.max_connections = numbers[0];
         alias.pool.max_idle = numbers[1];
         alias.limits.requests = numbers[2];

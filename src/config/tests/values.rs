@@ -81,11 +81,11 @@ fn budgets_are_shares_and_sizes_are_bytes() {
 
 #[test]
 fn reasons_to_retry_are_words_and_statuses() {
-    let on = alias("retry: {on: [connect, reset, 502, 503, \"504\"]}").retry.on;
+    let when = alias("retry: {when: [connect, reset, 502, 503, \"504\"]}").retry.when;
     let statuses = [502, 503, 504].map(RetryOn::Status);
-    assert_eq!(on[..2], [RetryOn::Connect, RetryOn::Reset]);
-    assert_eq!(on[2..], statuses);
-    assert!(refused("retry", "{on: [500]}").contains("`500` is not one of `connect`"));
+    assert_eq!(when[..2], [RetryOn::Connect, RetryOn::Reset]);
+    assert_eq!(when[2..], statuses);
+    assert!(refused("retry", "{when: [500]}").contains("`500` is not one of `connect`"));
 }
 
 #[test]
