@@ -163,7 +163,7 @@ pub async fn forward(
         started,
     );
     let mut journey = Journey { upstream, arrival, exchange };
-    match journey.run(head, body, asked).await {
+    match journey.run(head, body, asked, started).await {
         Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),
         Err(error) => {
             let problem = Problem::new(&error, Some(upstream));
@@ -200,11 +200,12 @@ impl Journey<'_> {
         mut head: request::Parts,
         body: RequestBody,
         asked: Option<Authority>,
+        started: Instant,
     ) -> Result<Answer, ForwardError> {
         let upstream = self.upstream;
         let config = upstream.config();
         self.exchange.admit(upstream.admit()?);
-        upstream.deposit();
+        upstream.deposit(self.arrival.worker, started);
 
         let client = self.client_view(asked)?;
         let generation = upstream.target().await?;

@@ -1,6 +1,7 @@
 //! One alias at work: its targets in order, what each resolves to now, and the way to a
 //! connection.
 
+mod budget;
 mod generation;
 mod lease;
 mod material;
@@ -14,12 +15,12 @@ use tokio::{
     time::{Instant, interval, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tower::retry::budget::{Budget, TpsBudget};
 
 pub use generation::Generation;
 pub use lease::{AcquireError, Lease, Want};
 
 pub use crate::pool::SendError;
+use budget::Budget;
 use material::Material;
 
 use crate::{
@@ -35,10 +36,6 @@ use crate::{
 /// How often connections that were idle too long are closed.
 const REAP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The retry budget looks this far back, and always grants a few retries to a quiet alias.
-const BUDGET_WINDOW: Duration = Duration::from_secs(10);
-const BUDGET_FLOOR: u32 = 10;
-
 /// One alias, shared by all workers.
 pub struct Upstream {
     config: Arc<config::Alias>,
@@ -50,7 +47,7 @@ pub struct Upstream {
     policy: Arc<ArcSwap<AddressPolicy>>,
     series: Arc<AliasSeries>,
     requests: Option<Arc<Semaphore>>,
-    budget: Option<TpsBudget>,
+    budget: Budget,
 }
 
 /// What a worker has for itself.
@@ -123,8 +120,7 @@ impl Upstream {
             policy,
             series,
             requests: (requests > 0).then(|| Arc::new(Semaphore::new(requests))),
-            budget: (config.retry.budget > 0.0)
-                .then(|| TpsBudget::new(BUDGET_WINDOW, BUDGET_FLOOR, config.retry.budget as f32)),
+            budget: Budget::new(config.retry.budget, workers, Instant::now()),
             config,
         })
     }
@@ -171,16 +167,14 @@ impl Upstream {
         }
     }
 
-    /// Counts a request towards the retry budget.
-    pub fn deposit(&self) {
-        if let Some(budget) = &self.budget {
-            budget.deposit();
-        }
+    /// Counts a request that came at `now` towards the retry budget.
+    pub fn deposit(&self, worker: usize, now: Instant) {
+        self.budget.deposit(worker, now);
     }
 
     /// Whether the budget grants a retry.
     pub fn withdraw(&self) -> bool {
-        self.budget.as_ref().is_some_and(Budget::withdraw)
+        self.budget.withdraw(Instant::now())
     }
 
     /// The target that new requests go to: the first with a usable endpoint.

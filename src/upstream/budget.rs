@@ -1,0 +1,138 @@
+//! How many requests may be sent again: a share of those of the last ten seconds, and a few besides,
+//! so that an alias with little traffic can retry at all.
+//!
+//! A retry that the share covers is granted from it; any other is granted while fewer than
+//! [`BESIDES`] of these were granted in the second at hand. So when everything fails, a target gets
+//! its requests, the share of them once more, and three more a second.
+
+use std::{
+    array,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// The share is one of the requests of so many seconds, the one at hand included.
+const WINDOW: u32 = 10;
+
+/// Retries a second that need no requests.
+const BESIDES: u64 = 3;
+
+/// Counts requests and grants retries. Without a lock: each worker counts its requests by itself, and
+/// what is shared is written by retries only.
+#[derive(Debug)]
+pub struct Budget {
+    share: f64,
+    began: Instant,
+    requests: Vec<Seconds>,
+    shared: Seconds,
+    besides: Seconds,
+}
+
+impl Budget {
+    /// `share` is from 0 to 1: at 0 nothing is sent again.
+    pub fn new(share: f64, workers: usize, now: Instant) -> Self {
+        Self {
+            share,
+            began: now,
+            requests: (0..workers.max(1)).map(|_| Seconds::default()).collect(),
+            shared: Seconds::default(),
+            besides: Seconds::default(),
+        }
+    }
+
+    /// Counts a request.
+    pub fn deposit(&self, worker: usize, now: Instant) {
+        if self.share > 0.0 {
+            self.requests[worker % self.requests.len()].add(self.second(now));
+        }
+    }
+
+    /// Whether one more retry is granted, which is then counted.
+    pub fn withdraw(&self, now: Instant) -> bool {
+        if self.share <= 0.0 {
+            return false;
+        }
+        let second = self.second(now);
+        let requests: u64 = self.requests.iter().map(|seconds| seconds.sum(second, WINDOW)).sum();
+        // A share that is no binary fraction must not lose a retry to its last bit.
+        let granted = (self.share * requests as f64 + 1e-6) as u64;
+        self.shared.take(second, WINDOW, granted) || self.besides.take(second, 1, BESIDES)
+    }
+
+    /// The second that `now` is in, from 1 on.
+    fn second(&self, now: Instant) -> u32 {
+        let elapsed: Duration = now.saturating_duration_since(self.began);
+        u32::try_from(elapsed.as_secs()).unwrap_or(u32::MAX - 1) + 1
+    }
+}
+
+/// A count for each of the last seconds. In each slot the second is above its count, so that both
+/// change at once. Not in one cache line with another worker's.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Seconds([AtomicU64; WINDOW as usize]);
+
+impl Default for Seconds {
+    fn default() -> Self {
+        Self(array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl Seconds {
+    fn slot(&self, second: u32) -> &AtomicU64 {
+        &self.0[(second % WINDOW) as usize]
+    }
+
+    fn add(&self, second: u32) {
+        let next = |slot| match unpack(slot) {
+            (counted, count) if counted == second => Some(pack(second, count.saturating_add(1))),
+            // Whoever comes late must not take away what others have counted since.
+            (counted, _) if counted > second => None,
+            _ => Some(pack(second, 1)),
+        };
+        let _ = self.slot(second).fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    fn remove(&self, second: u32) {
+        let next = |slot| match unpack(slot) {
+            (counted, count @ 1..) if counted == second => Some(pack(second, count - 1)),
+            _ => None,
+        };
+        let _ = self.slot(second).fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// What was counted in the `window` seconds that end with `second`.
+    fn sum(&self, second: u32, window: u32) -> u64 {
+        let counts = self.0.iter().map(|slot| unpack(slot.load(Ordering::Relaxed)));
+        let recent = counts
+            .filter(|(counted, _)| *counted <= second && second - counted < window && *counted > 0);
+        recent.map(|(_, count)| u64::from(count)).sum()
+    }
+
+    /// Counts one more, unless there are `limit` then. Counts first and looks after that: of several
+    /// who meet at the limit none may pass it, though all may be turned away.
+    fn take(&self, second: u32, window: u32, limit: u64) -> bool {
+        if self.sum(second, window) >= limit {
+            return false;
+        }
+        self.add(second);
+        let taken = self.sum(second, window) <= limit;
+        if !taken {
+            self.remove(second);
+        }
+        taken
+    }
+}
+
+fn pack(second: u32, count: u32) -> u64 {
+    u64::from(second) << 32 | u64::from(count)
+}
+
+fn unpack(slot: u64) -> (u32, u32) {
+    ((slot >> 32) as u32, slot as u32)
+}
+
+#[cfg(test)]
+mod tests;
