@@ -135,8 +135,16 @@ async fn locations_at_the_target_come_back_in_the_alias_name() {
         (format!("//{true_host}/a"), format!("//{host}/a")),
         ("/a?b=https://httpbin.org/".to_owned(), "/a?b=https://httpbin.org/".to_owned()),
         ("a/../b".to_owned(), "a/../b".to_owned()),
-        // Another scheme, port or host is another origin.
-        (format!("http://{true_host}/"), format!("http://{true_host}/")),
+        // What a target says that does not know of the TLS before it.
+        (format!("http://{true_host}/a"), format!("http://{host}/a")),
+        (format!("http://{TRUE_NAME}/a"), format!("http://{host}/a")),
+        (format!("http://{TRUE_NAME}:80"), format!("http://{host}")),
+        (
+            format!("https://{true_host}/caf\u{e9}?\u{fc}=%FC"),
+            format!("http://{host}/caf\u{e9}?\u{fc}=%FC"),
+        ),
+        // Another port or host is another origin.
+        (format!("http://{TRUE_NAME}:81/"), format!("http://{TRUE_NAME}:81/")),
         (format!("https://{TRUE_NAME}/"), format!("https://{TRUE_NAME}/")),
         (format!("https://www.{true_host}/"), format!("https://www.{true_host}/")),
         (format!("https://{true_host}.evil/"), format!("https://{true_host}.evil/")),
@@ -145,6 +153,42 @@ async fn locations_at_the_target_come_back_in_the_alias_name() {
         let answer = through.exchange(&ask(&host, &format!("Location: {location}"))).await;
         assert_eq!(answer.field("Location"), Some(expected.as_str()), "{location}");
     }
+}
+
+#[tokio::test]
+async fn every_field_that_leads_to_the_target_leads_to_the_alias() {
+    let through = Through::new("", answer_as_asked).await;
+    let own = format!("https://{}", through.true_host());
+    let alias = format!("http://{ALIAS}");
+    let style = "</style.css>; rel=preload";
+    for (field, expected) in [
+        (format!("Content-Location: {own}/a"), format!("{alias}/a")),
+        ("Content-Location: /a".to_owned(), "/a".to_owned()),
+        (format!("Refresh: 5; url={own}/a"), format!("5; url={alias}/a")),
+        (format!("Refresh: 0;URL='{own}/a'"), format!("0;URL='{alias}/a'")),
+        (format!("Refresh: 5, {own}/a"), format!("5, {alias}/a")),
+        ("Refresh: 5".to_owned(), "5".to_owned()),
+        (
+            format!("Link: <{own}/2>; rel=next, {style}, <{own}/3>; rel=\"last\""),
+            format!("<{alias}/2>; rel=next, {style}, <{alias}/3>; rel=\"last\""),
+        ),
+        (
+            format!("Link: <https://cdn.example/a>; title=\"<{own}/>\""),
+            format!("<https://cdn.example/a>; title=\"<{own}/>\""),
+        ),
+    ] {
+        let answer = through.exchange(&ask(ALIAS, &field)).await;
+        let name = field.split(':').next().unwrap();
+        assert_eq!(answer.field(name), Some(expected.as_str()), "{field}");
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_insists_on_tls_does_not_do_so_in_the_alias_name() {
+    let through = Through::new("", answer_as_asked).await;
+    let hsts = "Strict-Transport-Security: max-age=31536000; includeSubDomains";
+    let answer = through.exchange(&ask(ALIAS, hsts)).await;
+    assert_eq!(answer.field("Strict-Transport-Security"), None);
 }
 
 #[tokio::test]
@@ -223,6 +267,10 @@ async fn nothing_is_translated_where_repair_is_off() {
         "Set-Cookie: a=1; Domain=httpbin.org".to_owned(),
         format!("Access-Control-Allow-Origin: {own}"),
         "Alt-Svc: h3=\":443\"".to_owned(),
+        "Strict-Transport-Security: max-age=1".to_owned(),
+        format!("Refresh: 0; url={own}/a"),
+        format!("Link: <{own}/a>; rel=next"),
+        format!("Content-Location: {own}/a"),
     ] {
         let (name, value) = field.split_once(": ").unwrap();
         let answer = through.exchange(&ask(ALIAS, &field)).await;

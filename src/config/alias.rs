@@ -32,8 +32,9 @@ section! {
         port: u16 as Port = 443,
         /// The Host sent to the target: the true name (rewrite), the application's own (preserve), or a literal.
         host: HostHeader as HostChoice = HostHeader::Rewrite,
-        /// Give Location, Set-Cookie Domain and Access-Control-Allow-Origin back in the alias' name,
-        /// send Origin and Referer in the true name, drop Alt-Svc.
+        /// Give Location (also Content-Location, Refresh and Link), Set-Cookie Domain and
+        /// Access-Control-Allow-Origin back in the alias' name, send Origin and Referer in the true name,
+        /// drop Alt-Svc and Strict-Transport-Security.
         repair: bool as Bool = true,
         /// Which forwarding headers to add to requests.
         forwarded: Forwarded as OneOf<Forwarded> = Forwarded::Off,

@@ -5,14 +5,15 @@ use std::net::IpAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
     header::{
-        ACCESS_CONTROL_ALLOW_ORIGIN, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE,
-        EXPECT, FORWARDED, HOST, LOCATION, ORIGIN, REFERER, SET_COOKIE, TE, TRANSFER_ENCODING,
-        UPGRADE,
+        ACCESS_CONTROL_ALLOW_ORIGIN, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH,
+        CONTENT_LOCATION, COOKIE, EXPECT, FORWARDED, HOST, LINK, LOCATION, ORIGIN, REFERER,
+        REFRESH, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRANSFER_ENCODING, UPGRADE,
     },
     request,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
+use super::urls;
 use crate::config::Forwarded;
 
 /// RFC 9110 §7.6.1, and two that the world invented. `Transfer-Encoding` is each side's own.
@@ -392,12 +393,14 @@ pub fn repair_request(
     target: TargetView<'_>,
 ) -> Repaired {
     let translate = |value: &HeaderValue| {
-        let (_, authority, rest) = split_origin(value.to_str().ok()?)?;
+        let (_, authority, rest) = urls::split_origin(value.as_bytes())?;
+        let authority = std::str::from_utf8(authority).ok()?;
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
         if !(is_alias(authority) || is_alias(host)) {
             return None;
         }
-        HeaderValue::try_from(format!("{}://{}{rest}", target.scheme, target.authority)).ok()
+        let own = format!("{}://{}", target.scheme, target.authority).into_bytes();
+        HeaderValue::try_from([&own[..], rest].concat()).ok()
     };
     let mut replace = |name: HeaderName| {
         let value = headers.get(&name).and_then(translate)?;
@@ -406,51 +409,47 @@ pub fn repair_request(
     Repaired { referer: replace(REFERER), origin: replace(ORIGIN) }
 }
 
-/// Gives `Location`, `Set-Cookie` and `Access-Control-Allow-Origin` back in the alias' name
-/// where they are the target's own, and drops `Alt-Svc`.
+/// Gives what leads to the target back in the alias' name: `Location`, `Content-Location`, `Refresh`,
+/// `Link`, `Set-Cookie` and `Access-Control-Allow-Origin`, where they are the target's own. Drops what
+/// the target says of its own name alone: `Alt-Svc`, and `Strict-Transport-Security`, which would keep
+/// a client of `localhost` from all that is served there without TLS.
 pub fn repair_response(headers: &mut HeaderMap, client: &ClientView, target: TargetView<'_>) {
     headers.remove(ALT_SVC);
-    if let Some(location) = headers.get(LOCATION).and_then(|value| {
-        let value = value.to_str().ok()?;
-        let rest = strip_target(value, target)?;
-        // A reference without a scheme stays without one.
-        let scheme = if value.starts_with("//") { "" } else { client.scheme };
-        let colon = if scheme.is_empty() { "" } else { ":" };
-        HeaderValue::try_from(format!("{scheme}{colon}//{}{rest}", client.authority)).ok()
-    }) {
-        headers.insert(LOCATION, location);
-    }
-    let allowed = headers.get(ACCESS_CONTROL_ALLOW_ORIGIN);
-    if allowed.is_some_and(|value| {
-        value.to_str().is_ok_and(|value| strip_target(value, target) == Some(""))
-    }) {
-        let origin = client.origin.clone().or_else(|| {
-            HeaderValue::try_from(format!("{}://{}", client.scheme, client.authority)).ok()
-        });
-        if let Some(origin) = origin {
-            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        }
-    }
-    repair_cookies(headers, target);
-}
-
-/// A cookie for the true name, or for a domain above it, becomes one for the host that the
-/// client asked: without `Domain`, for clients refuse a domain of a single label.
-fn repair_cookies(headers: &mut HeaderMap, target: TargetView<'_>) {
-    if !headers.contains_key(SET_COOKIE) {
-        return;
-    }
-    let host = target.authority.host();
+    headers.remove(STRICT_TRANSPORT_SECURITY);
     for (name, value) in headers.iter_mut() {
-        if *name == SET_COOKIE
-            && let Some(repaired) = without_domain(value.as_bytes(), host)
-            && let Ok(repaired) = HeaderValue::from_bytes(&repaired)
-        {
+        let bytes = value.as_bytes();
+        let repaired = if *name == LOCATION || *name == CONTENT_LOCATION {
+            urls::url(bytes, client, target)
+        } else if *name == REFRESH {
+            urls::refresh(bytes, client, target)
+        } else if *name == LINK {
+            urls::link(bytes, client, target)
+        } else if *name == SET_COOKIE {
+            without_domain(bytes, target.authority.host())
+        } else if *name == ACCESS_CONTROL_ALLOW_ORIGIN {
+            allowed_origin(bytes, client, target)
+        } else {
+            None
+        };
+        if let Some(Ok(repaired)) = repaired.map(HeaderValue::try_from) {
             *value = repaired;
         }
     }
 }
 
+/// The target allows its own origin, which is the alias' to the client.
+fn allowed_origin(value: &[u8], client: &ClientView, target: TargetView<'_>) -> Option<Vec<u8>> {
+    if urls::strip_target(value, target) != Some(b"") {
+        return None;
+    }
+    Some(match &client.origin {
+        Some(origin) => origin.as_bytes().to_vec(),
+        None => format!("{}://{}", client.scheme, client.authority).into_bytes(),
+    })
+}
+
+/// A cookie for the true name, or for a domain above it, becomes one for the host that the
+/// client asked: without `Domain`, for clients refuse a domain of a single label.
 fn without_domain(cookie: &[u8], host: &str) -> Option<Vec<u8>> {
     let mut kept: Vec<&[u8]> = Vec::new();
     let mut dropped = false;
@@ -470,27 +469,6 @@ fn is_domain_of(attribute: &[u8], host: &str) -> bool {
     let domain = domain.trim().trim_start_matches('.').to_ascii_lowercase();
     name.trim().eq_ignore_ascii_case("domain")
         && (host == domain || host.strip_suffix(&domain).is_some_and(|rest| rest.ends_with('.')))
-}
-
-/// What follows the target's own origin in a URL; `None` for any other origin.
-fn strip_target<'a>(url: &'a str, target: TargetView<'_>) -> Option<&'a str> {
-    let (scheme, authority, rest) = split_origin(url)?;
-    let default = if target.scheme == "https" { ":443" } else { ":80" };
-    let plain = authority.strip_suffix(default).unwrap_or(authority);
-    let same = plain.eq_ignore_ascii_case(target.authority.as_str())
-        && (scheme.is_empty() || scheme.eq_ignore_ascii_case(target.scheme));
-    same.then_some(rest)
-}
-
-/// Scheme (empty for `//authority/…`), authority, and what follows.
-fn split_origin(url: &str) -> Option<(&str, &str, &str)> {
-    let (scheme, rest) = match url.strip_prefix("//") {
-        Some(rest) => ("", rest),
-        None => url.split_once("://")?,
-    };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    (scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)))
-        .then(|| (scheme, &rest[..end], &rest[end..]))
 }
 
 /// Says who asked, where the alias is configured to.

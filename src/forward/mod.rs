@@ -11,6 +11,7 @@ mod retry;
 mod tunnel;
 mod upgrade;
 
+mod urls;
 pub use error::ForwardError;
 pub use exchange::{Body, Exchange};
 pub use http::{Arrival, forward, refuse, serve};
