@@ -333,6 +333,30 @@ async fn an_answer_ahead_of_the_request_on_a_new_connection_is_not_the_next_clie
 }
 
 #[tokio::test]
+async fn a_response_of_hundreds_of_fields_passes_and_one_of_thousands_is_refused() {
+    let response = |count: usize| {
+        let fields: String = (0..count).map(|n| format!("X-Field-{n}: {n}\r\n")).collect();
+        format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\nok")
+    };
+    for (count, status) in [(101, 200), (1_000, 200), (3_000, 502)] {
+        let response = response(count);
+        let through =
+            Through::new("", move |arrival| scripts::always(arrival, response.clone())).await;
+        let answer = through.exchange(GET).await;
+        assert_eq!(answer.status(), status, "{count}");
+        if status == 200 {
+            let sent: Vec<_> =
+                (0..count).map(|n| (format!("X-Field-{n}"), n.to_string())).collect();
+            let fields = answer.fields();
+            let fields = fields.iter().filter(|(name, _)| name.starts_with("X-Field-"));
+            let came: Vec<_> =
+                fields.map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            assert_eq!(came, sent);
+        }
+    }
+}
+
+#[tokio::test]
 async fn hundreds_of_interim_answers_come_before_the_one_that_counts() {
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n";
     let (going, processing) = ("HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 102 Processing\r\n\r\n");

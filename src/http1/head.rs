@@ -12,8 +12,13 @@ use http::{
 
 use super::Framing;
 
-/// A head with more fields is refused.
+/// A request with more fields is refused, as by most servers. Responses with more are rare, and cost an
+/// allocation.
 const MAX_FIELDS: usize = 100;
+
+/// A response with more is refused: those that fit into as many bytes as a head may have would take
+/// ten times their memory here.
+const MAX_RESPONSE_FIELDS: usize = 2048;
 
 /// `http::Uri` takes no more.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
@@ -27,13 +32,16 @@ pub enum HeadError {
     /// A request's method, target or field that no request can have.
     #[error("invalid {0}")]
     Invalid(&'static str),
-    /// More bytes than allowed, or more than a hundred fields.
+    /// More bytes than allowed.
     #[error("the head is too large")]
     TooLarge,
     /// The target has a `#`: a fragment is no part of it (RFC 9112 §3.2), and `http::Uri` would drop
     /// it unseen.
     #[error("the target has a fragment")]
     Fragment,
+    /// More than 100 fields in a request, 2,048 in a response.
+    #[error("the head has too many fields")]
+    TooManyFields,
     /// A target of more than 65,534 bytes.
     #[error("the target is too long")]
     TargetTooLong,
@@ -70,7 +78,7 @@ pub fn parse_request(
         Ok(httparse::Status::Complete(length)) if length <= max_size => length,
         Ok(httparse::Status::Partial) if bytes.len() < max_size => return Ok(None),
         Ok(_) => return Err(too_large(parsed.path)),
-        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
         Err(error) => return Err(HeadError::Malformed(error)),
     };
     let version = version(parsed.version);
@@ -84,7 +92,8 @@ pub fn parse_request(
         return Err(HeadError::Fragment);
     }
     let target = span(bytes, target.as_bytes());
-    let spans = spans(bytes, parsed.headers);
+    let mut spans = Spans::new();
+    spans.find(bytes, parsed.headers);
     let head = bytes.split_to(length).freeze();
     let target = slice(&head, target);
     let uri = Uri::from_maybe_shared(target.clone()).map_err(|_| HeadError::Invalid("target"))?;
@@ -108,22 +117,15 @@ pub fn parse_response(
     max_size: usize,
 ) -> Result<Option<response::Parts>, HeadError> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut parsed = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let length = match config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
-        Ok(httparse::Status::Complete(length)) if length <= max_size => length,
-        Ok(httparse::Status::Partial) if bytes.len() < max_size => return Ok(None),
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
-        Err(error) => return Err(HeadError::Malformed(error)),
+    let mut spans = Spans::new();
+    let line = match response_line(bytes, max_size, &mut fields, &mut spans) {
+        Err(HeadError::TooManyFields) => {
+            let mut fields = vec![MaybeUninit::uninit(); MAX_RESPONSE_FIELDS];
+            response_line(bytes, max_size, &mut fields, &mut spans)?
+        }
+        line => line?,
     };
-    let status = StatusCode::from_u16(parsed.code.unwrap_or_default())
-        .map_err(|_| HeadError::Invalid("status"))?;
-    let version = version(parsed.version);
-    let reason = parsed.reason.filter(|reason| {
-        !reason.is_empty() && status.canonical_reason().is_none_or(|usual| usual != *reason)
-    });
-    let reason = reason.map(|reason| span(bytes, reason.as_bytes()));
-    let spans = spans(bytes, parsed.headers);
+    let Some(StatusLine { version, status, reason, length }) = line else { return Ok(None) };
     let head = bytes.split_to(length).freeze();
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.status = status;
@@ -151,6 +153,40 @@ fn whole_server(uri: Uri) -> Result<Uri, HeadError> {
     Uri::from_parts(parts).map_err(|_| HeadError::Invalid("target"))
 }
 
+/// A response's first line, and the length of its head.
+struct StatusLine {
+    version: Version,
+    status: StatusCode,
+    reason: Option<Span>,
+    length: usize,
+}
+
+/// Finds the parts of a response's head, with room for so many `fields`; `None` where it is not whole.
+fn response_line<'a>(
+    bytes: &'a [u8],
+    max_size: usize,
+    fields: &mut [MaybeUninit<httparse::Header<'a>>],
+    spans: &mut Spans,
+) -> Result<Option<StatusLine>, HeadError> {
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let length = match config.parse_response_with_uninit_headers(&mut parsed, bytes, fields) {
+        Ok(httparse::Status::Complete(length)) if length <= max_size => length,
+        Ok(httparse::Status::Partial) if bytes.len() < max_size => return Ok(None),
+        Ok(_) => return Err(HeadError::TooLarge),
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
+        Err(error) => return Err(HeadError::Malformed(error)),
+    };
+    let status = StatusCode::from_u16(parsed.code.unwrap_or_default())
+        .map_err(|_| HeadError::Invalid("status"))?;
+    let reason = parsed.reason.filter(|reason| {
+        !reason.is_empty() && status.canonical_reason().is_none_or(|usual| usual != *reason)
+    });
+    let reason = reason.map(|reason| span(bytes, reason.as_bytes()));
+    spans.find(bytes, parsed.headers);
+    Ok(Some(StatusLine { version: version(parsed.version), status, reason, length }))
+}
+
 fn too_large(target: Option<&str>) -> HeadError {
     match target {
         Some(target) if target.len() > MAX_TARGET => HeadError::TargetTooLong,
@@ -166,19 +202,41 @@ type Span = (u32, u32);
 
 /// Where each field's name and value stand, while the parser's borrow of them lasts.
 struct Spans {
-    fields: [(Span, Span); MAX_FIELDS],
+    few: [(Span, Span); MAX_FIELDS],
     count: usize,
+    /// All of them, where they are more than a few.
+    many: Vec<(Span, Span)>,
     has_capitals: bool,
 }
 
-fn spans(bytes: &[u8], fields: &[httparse::Header<'_>]) -> Spans {
-    let mut spans = Spans { fields: [((0, 0), (0, 0)); MAX_FIELDS], count: 0, has_capitals: false };
-    for (field, place) in fields.iter().zip(&mut spans.fields) {
-        *place = (span(bytes, field.name.as_bytes()), span(bytes, field.value));
-        spans.has_capitals |= field.name.bytes().any(|byte| byte.is_ascii_uppercase());
-        spans.count += 1;
+impl Spans {
+    fn new() -> Self {
+        Self {
+            few: [((0, 0), (0, 0)); MAX_FIELDS],
+            count: 0,
+            many: Vec::new(),
+            has_capitals: false,
+        }
     }
-    spans
+
+    fn find(&mut self, bytes: &[u8], fields: &[httparse::Header<'_>]) {
+        let place = |field: &httparse::Header<'_>| {
+            (span(bytes, field.name.as_bytes()), span(bytes, field.value))
+        };
+        if fields.len() > MAX_FIELDS {
+            self.many = fields.iter().map(place).collect();
+        }
+        for (field, slot) in fields.iter().zip(&mut self.few) {
+            *slot = place(field);
+            self.count += 1;
+        }
+        let mut names = fields.iter().flat_map(|field| field.name.bytes());
+        self.has_capitals = names.any(|byte| byte.is_ascii_uppercase());
+    }
+
+    fn all(&self) -> &[(Span, Span)] {
+        if self.many.is_empty() { &self.few[..self.count] } else { &self.many }
+    }
 }
 
 /// Where `part` stands in `whole`, of which it is one.
@@ -193,7 +251,7 @@ fn slice(head: &Bytes, (start, end): Span) -> Bytes {
 
 /// Puts the fields into `headers`, whose values share the head's bytes.
 fn fill(headers: &mut HeaderMap, head: Bytes, spans: Spans) -> Result<Option<Spelling>, HeadError> {
-    let fields = &spans.fields[..spans.count];
+    let fields = spans.all();
     headers.reserve(fields.len());
     for ((start, end), value) in fields {
         let name = HeaderName::from_bytes(&head[*start as usize..*end as usize])

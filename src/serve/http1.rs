@@ -450,7 +450,7 @@ impl<S> fmt::Debug for Line<S> {
 fn refused(error: &HeadError) -> Last {
     tracing::debug!(%error, "a request's head was refused");
     Last::Refused(match error {
-        HeadError::TooLarge => RefusedHead::TooLarge,
+        HeadError::TooLarge | HeadError::TooManyFields => RefusedHead::TooLarge,
         HeadError::TargetTooLong => RefusedHead::TargetTooLong,
         HeadError::Fragment => RefusedHead::Fragment,
         HeadError::Length => RefusedHead::Length,
