@@ -67,6 +67,13 @@ struct Stream {
     keep: bool,
     /// How many of `kept` the present try has sent.
     position: usize,
+    /// The present try has come to the end. Not what its source says: a body that is empty, but of
+    /// which that was not known, ends anew at each try, as what its head says of it is the same.
+    ended: bool,
+    /// The source has ended, and is not asked again.
+    exhausted: bool,
+    /// Who waits for the end.
+    waiting: Option<Waker>,
     bytes: u64,
     gate: Option<Gate>,
     /// The connection options of the request's head, which cover its trailers.
@@ -126,6 +133,9 @@ impl RequestBody {
             kept_bytes: 0,
             keep: true,
             position: 0,
+            ended: false,
+            exhausted: false,
+            waiting: None,
             bytes: 0,
             gate: None,
             nominated: Vec::new(),
@@ -137,12 +147,24 @@ impl RequestBody {
         Self(self.0.clone())
     }
 
-    /// Starts the body over for another try. `false` where too much of it has gone.
+    /// Starts the body over for another try. `false` where too much of it has gone, or its trailers.
     pub fn rewind(&self) -> bool {
         let Some(stream) = &self.0 else { return true };
         let mut stream = stream.lock();
         stream.position = 0;
-        stream.keep || stream.bytes == 0
+        stream.ended = false;
+        stream.keep
+    }
+
+    /// Ready once the present try has come to the body's end.
+    pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(stream) = &self.0 else { return Poll::Ready(()) };
+        let mut stream = stream.lock();
+        if stream.ended {
+            return Poll::Ready(());
+        }
+        stream.waiting = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// Whether nothing has been read from the sender yet.
@@ -209,10 +231,7 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|stream| {
-            let stream = stream.lock();
-            stream.position == stream.kept.len() && stream.source.is_end_stream()
-        })
+        self.0.as_ref().is_none_or(|stream| stream.lock().ended)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -227,7 +246,13 @@ impl Stream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Some(kept) = self.kept.get(self.position) {
             self.position += 1;
-            return Poll::Ready(Some(Ok(Frame::data(kept.clone()))));
+            let frame = Frame::data(kept.clone());
+            self.note_end();
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if self.exhausted {
+            self.note_end();
+            return Poll::Ready(None);
         }
         if let Some(gate) = &mut self.gate {
             let timer = gate.timer.get_or_insert_with(|| Box::pin(sleep(CONTINUE_TIMEOUT)));
@@ -248,7 +273,19 @@ impl Stream {
                 strip_trailers(trailers, &self.nominated);
             }
         }
+        self.exhausted = frame.is_none() || self.source.is_end_stream();
+        self.note_end();
         Poll::Ready(frame)
+    }
+
+    /// Takes note of the end, where that was it.
+    fn note_end(&mut self) {
+        self.ended = self.exhausted && self.position == self.kept.len();
+        if self.ended
+            && let Some(waiting) = self.waiting.take()
+        {
+            waiting.wake();
+        }
     }
 
     fn keep(&mut self, data: &Bytes) {

@@ -1,6 +1,7 @@
 //! From an endpoint to a byte stream that speaks to it: TCP, and TLS over it, under one deadline.
 
 mod policy;
+mod verdict;
 mod wire;
 
 use std::{
@@ -25,6 +26,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 pub use policy::{AddressPolicy, Denied};
+pub use verdict::Verdict;
 pub use wire::{Mark, Wire, WireStream};
 
 use crate::{
@@ -230,13 +232,6 @@ impl AsyncRead for UpstreamIo {
         };
         let read = buf.filled().len() - before;
         self.wire().count_received(read);
-        // rustls takes an end without `close_notify` for an error.
-        if read == 0
-            && buf.remaining() > 0
-            && matches!((&*self, &result), (Self::Tls(_), Poll::Ready(Ok(()))))
-        {
-            self.wire().note_farewell();
-        }
         result
     }
 }
@@ -279,9 +274,6 @@ impl AsyncWrite for UpstreamIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.wire().is_silent_end() {
-            return Poll::Ready(Ok(()));
-        }
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io) => Pin::new(io).poll_shutdown(cx),

@@ -7,16 +7,9 @@
 //!   first read after [`Wire::reuse`] goes to the socket itself, in the same poll that would
 //!   write the request: what the kernel knows by then is known to the HTTP client before it
 //!   takes the request up.
-//! - **Did the origin take a byte?** Where the close comes between that read and the write, the
-//!   request is lost on the way. Every segment of the origin's bears the count of what its kernel
-//!   had received when it left. So where the origin said that it is done (FIN) and no byte of the
-//!   request is acknowledged, it was done before it had any: [`Wire::refused_since`].
-//!
-//! A bare RST proves nothing: a kernel may delay its acknowledgement for 40 ms, in which the
-//! application can read the request, act upon it and reset the connection. A RST after TLS'
-//! farewell (`close_notify`) is another matter: an application that closes politely sends a FIN,
-//! unless its kernel holds bytes that it never read. Where these can only be of the one record
-//! that the request is, it has not been read.
+//! - **Did the origin read any of it?** Where the close comes between that read and the write, the
+//!   request is lost on the way. What the kernel saw of it comes to a [`Verdict`]:
+//!   [`Wire::verdict`].
 
 use std::{
     io::{self, Read},
@@ -24,7 +17,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -40,6 +33,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use super::verdict::{End, Observation, Verdict};
 use crate::socket::Socket;
 
 sockopt_impl!(
@@ -70,14 +64,8 @@ const STATES_PEER_DONE: [u8; 4] = [6, 8, 9, 11];
 /// `CLOSE`: reset, or closed by both sides.
 const STATE_CLOSED: u8 = 7;
 
-/// How long a verdict on a lost request may take: a FIN may be behind TLS' own farewell.
+/// How long a verdict on a lost request may take: what proves it may be a round trip behind.
 const VERDICT_DEADLINE: Duration = Duration::from_secs(1);
-
-/// How long after a polite end a reset may come: whoever shuts down and closes does both at once.
-const RESET_DEADLINE: Duration = Duration::from_millis(100);
-
-/// The largest TLS record with its overhead (RFC 8446 §5.2).
-const RECORD_SIZE: u64 = 16 * 1024 + 256 + 5;
 
 /// What the probe reads at most: an idle connection has a few session tickets to read, if anything.
 const PROBE_SIZE: usize = 4096;
@@ -94,21 +82,20 @@ pub struct Wire {
     written: AtomicU64,
     /// Bytes of the application protocol that came: without TLS' own.
     received: AtomicU64,
-    /// Whether it ended with a RST and no FIN before it. The kernel says so once.
-    reset: AtomicBool,
-    /// Whether TLS' `close_notify` came.
-    farewell: AtomicBool,
-    /// Whether a request was sent on an idle connection and nothing of an answer has come.
-    asked: AtomicBool,
-    /// Writes that the kernel took.
-    writes: AtomicU64,
+    /// The first that a read or a write was told of its end, which the kernel says once.
+    ended: AtomicU8,
 }
+
+/// What [`Wire::ended`] holds.
+const NOT_ENDED: u8 = 0;
+const RESET: u8 = 1;
+const RESET_BEHIND_FIN: u8 = 2;
+const ENDED_OTHERWISE: u8 = 3;
 
 /// Where a connection stood when a request was given to it.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     written: u64,
-    writes: u64,
     received: u64,
 }
 
@@ -121,10 +108,7 @@ impl Wire {
             probe: AtomicBool::new(false),
             written: AtomicU64::new(0),
             received: AtomicU64::new(0),
-            reset: AtomicBool::new(false),
-            farewell: AtomicBool::new(false),
-            asked: AtomicBool::new(false),
-            writes: AtomicU64::new(0),
+            ended: AtomicU8::new(NOT_ENDED),
         });
         let stream = WireStream { read, wire: wire.clone(), ahead: BytesMut::new(), bulk: false };
         (stream, wire)
@@ -139,7 +123,6 @@ impl Wire {
     pub fn mark(&self) -> Mark {
         Mark {
             written: self.written.load(Ordering::Relaxed),
-            writes: self.writes.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
         }
     }
@@ -147,7 +130,6 @@ impl Wire {
     /// Says that the next request goes out on this idle connection.
     pub fn reuse(&self) -> Mark {
         self.probe.store(true, Ordering::Relaxed);
-        self.asked.store(true, Ordering::Relaxed);
         self.mark()
     }
 
@@ -164,99 +146,86 @@ impl Wire {
             && getsockopt(self.socket.stream(), TcpInfo).is_ok_and(|info| mark.is_all_of(&info))
     }
 
-    /// Whether it is certain that the peer took no byte of what was written since `mark`, and
-    /// will take none. `mark` is that of a connection that had answered all before it.
+    /// How much the kernel took and how much of that the peer has, while it does not have all of it.
+    pub fn undelivered(&self) -> Option<(u64, u64)> {
+        let written = self.written.load(Ordering::Relaxed);
+        let info = getsockopt(self.socket.stream(), TcpInfo).ok()?;
+        // The count starts with the SYN. A kernel that does not keep it stays at none.
+        (1..=written).contains(&info.bytes_acked).then_some((written, info.bytes_acked))
+    }
+
+    /// What the peer had of what was written since `mark`, which is that of a connection that had
+    /// answered all before it.
     ///
-    /// Only of a connection that has failed. May take a second; `false` where it cannot be known.
-    pub async fn refused_since(&self, mark: Mark) -> bool {
-        if self.written.load(Ordering::Relaxed) == mark.written {
-            return true;
-        }
-        let one_farewell = self.is_farewell_to_one_record(mark);
+    /// Only of a connection that has failed. May take a second.
+    pub async fn verdict(&self, mark: Mark) -> Verdict {
         let deadline = Instant::now() + VERDICT_DEADLINE;
-        let reset_deadline = Instant::now() + RESET_DEADLINE;
-        let mut pause = Duration::from_millis(1);
-        while Instant::now() < deadline {
-            let Ok(info) = getsockopt(self.socket.stream(), TcpInfo) else { return false };
-            let none_taken = mark.is_all_of(&info);
-            if info.state == STATE_CLOSED {
-                let was_reset = !self.is_at_end() || self.has_failed();
-                return none_taken && !self.reset.load(Ordering::Relaxed)
-                    || one_farewell && was_reset;
+        let mut pause = Duration::from_micros(100);
+        loop {
+            match self.observe(mark).verdict() {
+                Some(verdict) => return verdict,
+                None if Instant::now() >= deadline => return Verdict::Unknown,
+                None => sleep(pause).await,
             }
-            if none_taken && STATES_PEER_DONE.contains(&info.state) {
-                return true;
-            }
-            let hopeless = !none_taken && !one_farewell;
-            if hopeless || !none_taken && Instant::now() >= reset_deadline {
-                return false;
-            }
-            sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
-        false
     }
 
-    /// Whether a FIN came before whatever closed the connection: then, and only then, the kernel
-    /// has no reset to report, once all before it is read.
-    fn is_at_end(&self) -> bool {
-        let mut rest = [0; PROBE_SIZE];
-        while !self.reset.load(Ordering::Relaxed) {
-            match (&*SockRef::from(self.socket.stream())).read(&mut rest) {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    self.note(e);
-                    return false;
-                }
-            }
+    fn observe(&self, mark: Mark) -> Observation {
+        let written = self.written.load(Ordering::Relaxed) > mark.written;
+        // First: what is acknowledged later than that comes with a later end.
+        let Ok(info) = getsockopt(self.socket.stream(), TcpInfo) else {
+            return Observation { written, unacknowledged: false, end: End::Other };
+        };
+        let end = match info.state {
+            STATE_CLOSED => self.how_closed(),
+            state if STATES_PEER_DONE.contains(&state) => End::Fin,
+            _ => End::Open,
+        };
+        Observation { written, unacknowledged: mark.is_all_of(&info), end }
+    }
+
+    /// How a connection came to be closed. Linux reports a RST as `EPIPE` where the peer's FIN had
+    /// come before it and we had not ended our side (`tcp_reset` in `net/ipv4/tcp_input.c`), and as
+    /// `ECONNRESET` elsewhere; to whoever reads, it says only that the peer has ended.
+    fn how_closed(&self) -> End {
+        if let Ok(Some(error)) = self.socket.stream().take_error() {
+            self.note(error);
         }
-        false
-    }
-
-    /// Whether the peer closes politely, and all that was written since `mark` is one record. If
-    /// its kernel then resets the connection, it had bytes that were never read.
-    fn is_farewell_to_one_record(&self, mark: Mark) -> bool {
-        self.farewell.load(Ordering::Relaxed)
-            && self.writes.load(Ordering::Relaxed) == mark.writes + 1
-            && self.written.load(Ordering::Relaxed) - mark.written <= RECORD_SIZE
-    }
-
-    /// Whether a reset came behind the FIN: reading does not tell.
-    fn has_failed(&self) -> bool {
-        !matches!(self.socket.stream().take_error(), Ok(None))
-    }
-
-    /// Whether TLS' own farewell is better left out: a verdict may depend on whether the peer resets
-    /// the connection, and it would answer one to a closed one with a reset, too.
-    pub(super) fn is_silent_end(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) && self.farewell.load(Ordering::Relaxed)
+        match self.ended.load(Ordering::Relaxed) {
+            RESET => End::Reset,
+            RESET_BEHIND_FIN => End::FinThenReset,
+            _ => End::Other,
+        }
     }
 
     /// Ends the connection, whoever is reading or writing on it.
     pub fn cut(&self) {
+        // From now on a broken pipe is of our own making.
+        self.end(ENDED_OTHERWISE);
         // One that has ended already is as good.
         let _ = SockRef::from(self.socket.stream()).shutdown(Shutdown::Both);
     }
 
-    /// TLS' `close_notify` came.
-    pub(super) fn note_farewell(&self) {
-        self.farewell.store(true, Ordering::Relaxed);
+    fn note(&self, error: io::Error) -> io::Error {
+        self.end(match error.kind() {
+            io::ErrorKind::ConnectionReset => RESET,
+            io::ErrorKind::BrokenPipe => RESET_BEHIND_FIN,
+            _ => ENDED_OTHERWISE,
+        });
+        error
     }
 
-    fn note(&self, error: io::Error) -> io::Error {
-        if error.kind() == io::ErrorKind::ConnectionReset {
-            self.reset.store(true, Ordering::Relaxed);
-        }
-        error
+    /// What is told first is true: what comes of a socket that has failed is a broken pipe.
+    fn end(&self, how: u8) {
+        let first = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.ended.compare_exchange(NOT_ENDED, how, first.0, first.1);
     }
 
     /// Counts bytes that came for the application protocol.
     pub(super) fn count_received(&self, bytes: usize) {
         if bytes > 0 {
             self.received.fetch_add(bytes as u64, Ordering::Relaxed);
-            self.asked.store(false, Ordering::Relaxed);
         }
     }
 
@@ -278,7 +247,6 @@ impl Wire {
     fn poll_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let written = ready!(written).map_err(|e| self.note(e))?;
         self.written.fetch_add(written as u64, Ordering::Relaxed);
-        self.writes.fetch_add(1, Ordering::Relaxed);
         Poll::Ready(Ok(written))
     }
 }
@@ -379,121 +347,10 @@ impl AsyncWrite for WireStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wire.end(ENDED_OTHERWISE);
         Poll::Ready(self.wire.socket.shutdown())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpListener,
-    };
-
-    /// A connection that has served one request, and its other end.
-    async fn kept() -> (Arc<Wire>, WireStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (mut stream, wire) = Wire::new(TcpStream::connect(address).await.unwrap());
-        let (mut peer, _) = listener.accept().await.unwrap();
-        stream.write_all(b"request").await.unwrap();
-        peer.read_exact(&mut [0; 7]).await.unwrap();
-        peer.write_all(b"answer").await.unwrap();
-        stream.read_exact(&mut [0; 6]).await.unwrap();
-        (wire, stream, peer)
-    }
-
-    #[tokio::test]
-    async fn a_request_to_a_peer_that_had_closed_was_refused() {
-        let (wire, mut stream, peer) = kept().await;
-        drop(peer);
-        let mark = wire.mark();
-        stream.write_all(b"lost").await.unwrap();
-        assert!(wire.refused_since(mark).await);
-        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
-        assert!(wire.refused_since(mark).await, "also once the end was read");
-    }
-
-    #[tokio::test]
-    async fn a_request_that_the_kernel_did_not_take_was_refused() {
-        let (wire, mut stream, peer) = kept().await;
-        SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
-        drop(peer);
-        let mark = wire.mark();
-        assert!(stream.write_all(b"lost").await.is_err());
-        assert!(wire.refused_since(mark).await);
-    }
-
-    #[tokio::test]
-    async fn a_request_unread_by_a_peer_that_said_farewell_was_refused() {
-        for fin_first in [true, false] {
-            let (wire, mut stream, mut peer) = kept().await;
-            let mark = wire.reuse();
-            stream.write_all(b"unread").await.unwrap();
-            peer.readable().await.unwrap();
-            if fin_first {
-                peer.shutdown().await.unwrap();
-            }
-            drop(peer);
-            wire.note_farewell();
-            assert!(wire.refused_since(mark).await, "fin_first: {fin_first}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_request_read_by_a_peer_that_said_farewell_was_not_refused() {
-        let (wire, mut stream, mut peer) = kept().await;
-        let mark = wire.reuse();
-        stream.write_all(b"read").await.unwrap();
-        peer.read_exact(&mut [0; 4]).await.unwrap();
-        peer.shutdown().await.unwrap();
-        drop(peer);
-        wire.note_farewell();
-        assert!(!wire.refused_since(mark).await);
-    }
-
-    #[tokio::test]
-    async fn a_farewell_proves_nothing_of_a_request_in_several_pieces() {
-        let (wire, mut stream, mut peer) = kept().await;
-        let mark = wire.reuse();
-        stream.write_all(b"read").await.unwrap();
-        peer.read_exact(&mut [0; 4]).await.unwrap();
-        stream.write_all(b"unread").await.unwrap();
-        peer.readable().await.unwrap();
-        drop(peer);
-        wire.note_farewell();
-        assert!(!wire.refused_since(mark).await);
-    }
-
-    #[tokio::test]
-    async fn a_request_that_the_peer_read_was_not_refused_however_the_peer_ends() {
-        for (reset, read) in [(false, false), (false, true), (true, false), (true, true)] {
-            let (wire, mut stream, mut peer) = kept().await;
-            let mark = wire.mark();
-            stream.write_all(b"taken").await.unwrap();
-            peer.read_exact(&mut [0; 5]).await.unwrap();
-            if reset {
-                SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
-            }
-            drop(peer);
-            if read {
-                assert_eq!(stream.read(&mut [0]).await.is_err(), reset);
-            }
-            for _ in 0..2 {
-                assert!(!wire.refused_since(mark).await, "reset: {reset}, read: {read}");
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn what_comes_before_the_request_is_there_is_told_apart() {
-        let (wire, mut stream, mut peer) = kept().await;
-        let mark = wire.mark();
-        stream.write_all(b"request").await.unwrap();
-        peer.write_all(b"answer").await.unwrap();
-        stream.read_exact(&mut [0; 6]).await.unwrap();
-        assert!(!wire.is_unacknowledged_since(mark), "an answer acknowledges its request");
-        assert!(!wire.is_unacknowledged_since(wire.mark()), "nothing was written");
-    }
-}
+mod tests;

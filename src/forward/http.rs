@@ -325,13 +325,17 @@ impl Journey<'_> {
             let error = match result {
                 Ok(response) if !lease.is_answer_unsolicited() => {
                     let took = lease.answered();
-                    let timed_out = is_idle_timeout(response.status(), &lease, &handle);
-                    if timed_out && handle.rewind() && self.may_repeat("reuse", true, &mut tries) {
+                    let status = response.status();
+                    if is_idle_timeout(status, &lease, &head.method, &handle)
+                        && handle.rewind()
+                        && self.may_repeat("reuse", true, &mut tries)
+                    {
                         tries.fresh = true;
                         body = handle;
                         continue;
                     }
-                    if self.may_repeat_status(response.status(), &head.method, &handle)
+                    if self.may_repeat_status(status, &head.method, &handle)
+                        && handle.rewind()
                         && self.may_retry("status", &mut tries)
                     {
                         tries.failed.push(lease.endpoint());

@@ -34,16 +34,16 @@ impl Journey<'_> {
         if error.is_some_and(|error| is_of_the_body(error, lease.generation())) {
             return None;
         }
-        if error.is_some_and(SendError::is_unprocessed) {
-            return Some("reuse");
-        }
+        let unread = error.is_some_and(|error| error.verdict().proves_unread());
         let begun = error.is_some() && lease.has_begun_to_answer();
-        if head.method.is_idempotent() && body.is_untouched() && !begun {
+        if !unread && !begun && is_safe_to_repeat(&head.method, body) {
             // What a pooled connection fails at is expected to be its own end (RFC 9112 §9.3.1).
             let resets = self.upstream.config().retry.when.contains(&RetryOn::Reset);
             return if lease.is_reused() { Some("reuse") } else { resets.then_some("reset") };
         }
-        (!begun && lease.was_refused().await).then_some("reuse")
+        let verdict = lease.verdict(error).await;
+        tracing::debug!(?verdict, endpoint = %lease.endpoint(), "a request was lost");
+        verdict.proves_unread().then_some("reuse")
     }
 
     /// Whether it is sent again. The first time that a pooled connection turned out dead is none of
@@ -87,17 +87,24 @@ impl Journey<'_> {
         method: &Method,
         body: &RequestBody,
     ) -> bool {
-        let on = RetryOn::Status(status.as_u16());
-        method.is_idempotent()
-            && body.is_untouched()
-            && self.upstream.config().retry.when.contains(&on)
+        let when = RetryOn::Status(status.as_u16());
+        is_safe_to_repeat(method, body) && self.upstream.config().retry.when.contains(&when)
     }
 }
 
-/// Whether a kept connection was used again just when its origin gave notice that it had waited for
-/// that long enough. A 408 says that the request did not arrive whole, so that it may be sent again
-/// whatever its method (RFC 9110 §15.5.9).
-pub(super) fn is_idle_timeout(status: StatusCode, lease: &Lease, body: &RequestBody) -> bool {
-    let sent_whole = http_body::Body::is_end_stream(body);
-    status == StatusCode::REQUEST_TIMEOUT && lease.is_reused() && sent_whole
+/// Whether to repeat a request does no harm, whatever came of it.
+fn is_safe_to_repeat(method: &Method, body: &RequestBody) -> bool {
+    method.is_idempotent() && body.is_untouched()
+}
+
+/// Whether a kept connection was used again just when its origin gave notice, by a 408, that it had
+/// waited for that long enough (RFC 9110 §15.5.9). The request was there by then: it is for the
+/// client to say whether one that is not idempotent is sent again.
+pub(super) fn is_idle_timeout(
+    status: StatusCode,
+    lease: &Lease,
+    method: &Method,
+    body: &RequestBody,
+) -> bool {
+    status == StatusCode::REQUEST_TIMEOUT && lease.is_reused() && is_safe_to_repeat(method, body)
 }

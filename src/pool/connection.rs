@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{EndpointConnections, Lead};
 use crate::{
     body::{Interim, RequestBody},
-    connect::{Connected, Facts, UpstreamIo, Wire},
+    connect::{Connected, Facts, UpstreamIo, Verdict, Wire},
     http1::{self, ExchangeError},
     socket::Prefixed,
     tls::Negotiated,
@@ -114,11 +114,14 @@ pub struct Http2Error {
 }
 
 impl SendError {
-    /// Whether nothing of the request was written, or the origin's HTTP/2 says that it took nothing.
-    pub fn is_unprocessed(&self) -> bool {
+    /// What the error by itself says of how much the origin had of the request: more than its
+    /// connection can tell of HTTP/2, where many requests share it.
+    pub fn verdict(&self) -> Verdict {
         match self {
-            Self::Http1(error) => matches!(error, ExchangeError::NotFree),
-            Self::Http2(error) => error.unsent || was_refused(&error.error),
+            Self::Http1(ExchangeError::NotFree) => Verdict::Unsent,
+            Self::Http1(_) => Verdict::Unknown,
+            Self::Http2(error) if error.unsent => Verdict::Unsent,
+            Self::Http2(error) => said_by_http2(&error.error),
         }
     }
 
@@ -157,17 +160,21 @@ impl SendError {
 }
 
 /// RFC 9113 §8.7: a stream refused, or beyond the last one of a GOAWAY, was not processed.
-fn was_refused(error: &hyper::Error) -> bool {
+fn said_by_http2(error: &hyper::Error) -> Verdict {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-            let gone = h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
-            return h2.is_remote() && (refused || gone);
+            return match h2.reason() {
+                _ if !h2.is_remote() => Verdict::Unknown,
+                Some(h2::Reason::REFUSED_STREAM) => Verdict::StreamRefused,
+                // With an error, h2 says the same of streams that were taken.
+                Some(h2::Reason::NO_ERROR) if h2.is_go_away() => Verdict::BeyondGoaway,
+                _ => Verdict::Unknown,
+            };
         }
         source = cause.source();
     }
-    false
+    Verdict::Unknown
 }
 
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use super::{Generation, Upstream};
 use crate::{
     balance::{Endpoint, InFlight},
     body::{Interim, RequestBody},
-    connect::{self, ConnectError, Connected, Identity, Mark, UpstreamIo},
+    connect::{self, ConnectError, Connected, Identity, Mark, UpstreamIo, Verdict, Wire},
     pool::{Connection, Flight, Line, PoolKey, SendError},
     socket::Prefixed,
     tls::{Alpn, Negotiated, TlsError},
@@ -455,14 +455,15 @@ impl Lease {
         self.reused
     }
 
-    /// Whether it is certain that the origin took no byte of a request that failed on a reused
-    /// connection. May take a second.
-    pub async fn was_refused(&self) -> bool {
+    /// What the origin had of a request that `error` was met with; of one whose answer was sent
+    /// before it was there, where there is none. May take a second.
+    pub async fn verdict(&self, error: Option<&SendError>) -> Verdict {
+        let said = error.map_or(Verdict::Unknown, SendError::verdict);
         match &self.connection {
-            Connection::Http1(http1) if self.reused => {
-                http1.line.wire.refused_since(self.mark).await
-            }
-            _ => false,
+            _ if said.proves_unread() => said,
+            Connection::Http1(_) if error.is_some() && self.has_begun_to_answer() => Verdict::Begun,
+            Connection::Http1(http1) if self.reused => http1.line.wire.verdict(self.mark).await,
+            _ => said,
         }
     }
 
@@ -471,6 +472,14 @@ impl Lease {
         match &self.connection {
             Connection::Http1(http1) => http1.line.wire.has_received_since(self.mark),
             Connection::Http2(_) => false,
+        }
+    }
+
+    /// The connection beneath, where it carries this request alone.
+    pub fn own_wire(&self) -> Option<Arc<Wire>> {
+        match &self.connection {
+            Connection::Http1(http1) => Some(http1.line.wire.clone()),
+            Connection::Http2(_) => None,
         }
     }
 
