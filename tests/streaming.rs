@@ -5,11 +5,14 @@
 
 mod support;
 
+use std::time::Duration;
+
+use socket2::SockRef;
 use support::{
     client, curl::curl, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts, through::Through,
     within,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 
 #[tokio::test]
 async fn the_first_chunk_of_an_answer_arrives_before_the_second_is_sent() {
@@ -33,6 +36,45 @@ async fn the_first_chunk_of_an_answer_arrives_before_the_second_is_sent() {
     assert_eq!(peer.exactly(8).await, b"3\r\none\r\n");
     go_on.send_replace(true);
     assert_eq!(peer.exactly(13).await, b"3\r\ntwo\r\n0\r\n\r\n");
+}
+
+#[tokio::test]
+async fn what_a_client_takes_to_send_its_request_is_not_the_targets_time_to_answer() {
+    let through = Through::new("timeouts: {response: 500ms}", scripts::answer).await;
+    let mut peer = through.connect().await;
+    peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 4\r\n\r\n")).await;
+    for byte in ["a", "b", "c", "d"] {
+        sleep(Duration::from_millis(300)).await;
+        peer.send(byte).await;
+    }
+    assert_eq!(peer.response().await.status(), 200);
+    assert_eq!(through.last_request().body, b"abcd");
+}
+
+#[tokio::test]
+async fn what_a_target_takes_to_read_its_request_is_not_its_time_to_answer() {
+    const PIECE: usize = 64 * 1024;
+    const PIECES: usize = 48;
+    let through = Through::new("timeouts: {response: 500ms}", |mut arrival: Arrival| async move {
+        SockRef::from(&*arrival.tcp()).set_recv_buffer_size(PIECE).unwrap();
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        for _ in 0..PIECES {
+            sleep(Duration::from_millis(30)).await;
+            conversation.peer.exactly(PIECE).await;
+        }
+        conversation.peer.send(scripts::ok("ok")).await;
+        conversation.peer.hold().await;
+    })
+    .await;
+    let body = "x".repeat(PIECES * PIECE);
+    let length = body.len();
+    let request =
+        format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: {length}\r\n\r\n{body}");
+    let mut peer = through.connect().await;
+    peer.send(request).await;
+    let answer = peer.response().await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
 }
 
 #[tokio::test]

@@ -6,10 +6,10 @@ use ::http::{
     HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST, request,
     uri::Authority,
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{
-    Body, Exchange, ForwardError, Problem,
+    Body, Exchange, ForwardError, Problem, deadline,
     headers::{self, ClientView, Repaired, TargetView},
     retry::{Tries, is_idle_timeout},
     upgrade::{self, ClientSide},
@@ -313,14 +313,20 @@ impl Journey<'_> {
 
             let result = match config.timeouts.response {
                 None => lease.send(&head, body, interim).await,
-                Some(limit) => match timeout(limit, lease.send(&head, body, interim)).await {
-                    Ok(result) => result,
-                    Err(_) => {
-                        lease.failed("no answer within `timeouts.response`");
-                        let endpoint = lease.endpoint();
-                        return Err(ForwardError::ResponseTimeout { endpoint, limit, generation });
+                Some(limit) => {
+                    let wire = lease.own_wire();
+                    let response = lease.send(&head, body, interim);
+                    match deadline::within(limit, response, &handle, wire.as_deref()).await {
+                        Some(result) => result,
+                        None => {
+                            lease.failed("no answer within `timeouts.response`");
+                            let endpoint = lease.endpoint();
+                            let late =
+                                ForwardError::ResponseTimeout { endpoint, limit, generation };
+                            return Err(late);
+                        }
                     }
-                },
+                }
             };
             let error = match result {
                 Ok(response) if !lease.is_answer_unsolicited() => {

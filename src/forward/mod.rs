@@ -1,5 +1,6 @@
 //! What happens between the two sides: a request goes out and its answer comes back.
 
+mod deadline;
 pub mod destination;
 mod error;
 mod exchange;
@@ -10,8 +11,8 @@ mod reply;
 mod retry;
 mod tunnel;
 mod upgrade;
-
 mod urls;
+
 pub use error::ForwardError;
 pub use exchange::{Body, Exchange};
 pub use http::{Arrival, forward, refuse, serve};
