@@ -371,7 +371,7 @@ async fn a_request_whose_endpoint_refuses_goes_to_another_whatever_its_method() 
     let mut scene = Scene::new(4).await;
     let (first, origins) = three_good(&mut scene).await;
     drop(first);
-    let keys = "balance: round_robin\nhealth: {passive: {failures: 0}}";
+    let keys = "balance: round_robin\nhealth: {passive: {failures: 0}}\nretry: {budget: 100%}";
     let proxy = Proxy::start(&format!("{}{QUIET}", scene.yaml(keys))).await;
     send(proxy.address(ALIAS).await, 1, 40).await;
     assert_eq!(shares(&origins).iter().sum::<usize>(), 40);
