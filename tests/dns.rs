@@ -167,6 +167,57 @@ async fn the_servers_of_a_changed_resolv_conf_are_asked_without_a_restart() {
     new.assert_called(OTHER, &scene.authority(OTHER));
 }
 
+/// Regression: an emptied file sent requests of `prod` to the alias of the same name in `default`.
+#[tokio::test]
+async fn a_resolv_conf_that_is_emptied_leads_no_request_into_another_namespace() {
+    const OTHER: &str = "default.example";
+    let mut scene = Scene::new(2).await;
+    let [own, others] = origins_called(&mut scene, [TRUE_NAME, OTHER]);
+    let in_prod = "webscaler-manual.prod.svc.cluster.local";
+    scene.dns.zone([dns::cname(in_prod, 0, TRUE_NAME), dns::cname(ALIAS_IN_DNS, 0, OTHER)]);
+    scene.dns.zone([dns::address(OTHER, 0, scene.addresses[1])]);
+    scene.dns.remove(TRUE_NAME);
+    scene.dns.zone([dns::address(TRUE_NAME, 0, scene.addresses[0])]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("resolv.conf");
+    let search = "search prod.svc.cluster.local svc.cluster.local cluster.local\n";
+    fs::write(&path, search).unwrap();
+    let root = folder.path().join("root.pem");
+    fs::write(&root, trust::authority().root_pem()).unwrap();
+    let yaml = scene.restless_yaml("").replace("$FOLDER", folder.path().to_str().unwrap());
+    let config = Config::parse(&yaml, "the test").unwrap();
+    let dns = config::Dns { namespace: None, cluster_domain: None, ..config.dns.clone() };
+    let resolv_conf = ResolvConf { path: path.clone(), port: 53 };
+    let resolver = Resolver::with_resolv_conf(dns, resolv_conf);
+    let client = Client::with_resolver(&config, &resolver).unwrap();
+    let get = async || {
+        let response = client.send(Request::get("/").body(String::new()).unwrap()).await;
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
+    };
+    assert_eq!(get().await, TRUE_NAME);
+
+    let asked = || [RecordType::A, RecordType::AAAA].map(|kind| scene.dns.queries(in_prod, kind));
+    for text in ["", "nameserver 192.0.2.1\n", "search example.com\n", "search prod"] {
+        fs::write(&path, text).unwrap();
+        let before: usize = asked().iter().sum();
+        within("two rounds", scene.dns.wait_for_queries(in_prod, before + 4)).await;
+        assert_eq!(get().await, TRUE_NAME, "{text:?}");
+    }
+    fs::remove_file(&path).unwrap();
+    let before: usize = asked().iter().sum();
+    within("two rounds", scene.dns.wait_for_queries(in_prod, before + 4)).await;
+    assert_eq!(get().await, TRUE_NAME);
+    assert_eq!(scene.dns.queries(ALIAS_IN_DNS, RecordType::A), 0);
+
+    // What says something else is followed.
+    fs::write(&path, search.replace("prod", "default")).unwrap();
+    within("the other namespace", async { while get().await != OTHER {} }).await;
+    own.assert_called(TRUE_NAME, &scene.authority(TRUE_NAME));
+    others.assert_called(OTHER, &scene.authority(OTHER));
+}
+
 #[tokio::test]
 async fn a_name_that_flaps_ends_where_dns_ends() {
     const OTHER: &str = "other.example";

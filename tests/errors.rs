@@ -24,6 +24,7 @@ use support::{
     service_origin::ServiceOrigin,
     trust, within,
 };
+use tokio::net::UdpSocket;
 use truename::demo::{
     authority::{Authority, LeafOptions},
     dns::Answer,
@@ -61,6 +62,49 @@ async fn dns_that_does_not_answer_is_a_dns_timeout() {
     let answer = get(&restarted(&scene, proxy, "timeouts: {connect: 300ms}").await).await;
     let problem = problem(&answer, 504, "dns_timeout", "resolve");
     tells(&problem, "fix", &["`dns.servers`"]);
+}
+
+#[tokio::test]
+async fn a_dns_server_that_is_not_there_is_named_at_once() {
+    let (scene, _origin, proxy) = with("", scripts::answer).await;
+    let dns = scene.dns.address();
+    let nobody = [loopback::listen_anywhere(), loopback::listen_anywhere()];
+    let nobody = nobody.map(|socket| socket.local_addr().unwrap());
+    drop(proxy);
+    let servers = format!("{}\", \"{}", nobody[0], nobody[1]);
+    let proxy = Proxy::start(&scene.yaml("").replace(&dns.to_string(), &servers)).await;
+    // The first answer, which no time-out went before.
+    let problem = problem(&get(&proxy).await, 503, "dns_error", "resolve");
+    let refused = format!("connection refused by nameservers {}, {}", nobody[0], nobody[1]);
+    tells(&problem, "detail", &[&refused]);
+    tells(&problem, "fix", &["`dns.servers`"]);
+}
+
+#[tokio::test]
+async fn a_dns_response_that_needs_tcp_where_tcp_is_refused_says_so() {
+    let (scene, _origin, proxy) = with("", scripts::answer).await;
+    drop(proxy);
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let dns = [scene.dns.address(), server.local_addr().unwrap()].map(|dns| dns.to_string());
+    let yaml = scene.yaml("").replace(&dns[0], &dns[1]);
+    let truncates = tokio::spawn(async move {
+        let mut query = [0; 512];
+        loop {
+            let (length, peer) = server.recv_from(&mut query).await.unwrap();
+            // A response, truncated: the question is all that it has.
+            query[2..4].copy_from_slice(&[0x83, 0x80]);
+            server.send_to(&query[..length], peer).await.unwrap();
+        }
+    });
+    let proxy = Proxy::start(&yaml).await;
+    let problem = problem(&get(&proxy).await, 503, "dns_error", "resolve");
+    tells(
+        &problem,
+        "detail",
+        &["does not fit into a datagram, and over TCP it refused the connection"],
+    );
+    tells(&problem, "fix", &["TCP", "NetworkPolicy"]);
+    truncates.abort();
 }
 
 #[tokio::test]

@@ -283,6 +283,18 @@ async fn chain_match_server_name_and_allow_go_together() {
 }
 
 #[tokio::test]
+async fn an_ipv4_mapped_address_is_dialled() {
+    let mut scene = Scene::new(1).await;
+    let origins = scene.script(scripts::answer);
+    let IpAddr::V4(v4) = scene.addresses[0] else { panic!("not on 127.0.0.0/8") };
+    scene.dns.remove(TRUE_NAME);
+    scene.dns.zone([dns::address(TRUE_NAME, 60, v4.to_ipv6_mapped())]);
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
+    origins[0].assert_called(TRUE_NAME, &scene.authority(TRUE_NAME));
+}
+
+#[tokio::test]
 async fn no_form_of_a_denied_address_is_dialled() {
     for ip in [
         "169.254.169.254",

@@ -211,8 +211,10 @@ impl Control {
         };
         let credentials = credentials(&config.proxy)?;
         let same_dns = self.config.dns == config.dns;
-        let resolver =
-            if same_dns { self.resolver.clone() } else { Resolver::new(config.dns.clone()) };
+        let resolver = match same_dns {
+            true => self.resolver.clone(),
+            false => self.resolver.with_settings(config.dns.clone()),
+        };
         let mut roots = RootStores::default();
         let mut aliases = Vec::with_capacity(config.aliases.len());
         for alias in &config.aliases {

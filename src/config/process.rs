@@ -70,6 +70,8 @@ section! {
         min_ttl: Duration as Time = Duration::from_secs(5),
         /// The longest time between two lookups of a name.
         max_ttl: Duration as PositiveTime = Duration::from_secs(60),
+        /// The longest time between two lookups of a name under the cluster's domain.
+        cluster_max_ttl: Duration as PositiveTime = Duration::from_secs(5),
         /// How long the last good answer serves while DNS fails.
         stale: Duration as Time = Duration::from_secs(3600),
         /// How long the last good answer serves while DNS says that the name does not exist.

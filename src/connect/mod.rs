@@ -6,7 +6,7 @@ mod wire;
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -143,7 +143,12 @@ pub async fn connect(
     let started = Instant::now();
     let deadline = started + limit;
 
-    let stream = match timeout_at(deadline, TcpStream::connect(endpoint)).await {
+    // An IPv4-mapped address needs no IPv6, which may be switched off here.
+    let address = match endpoint.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), endpoint.port()),
+        IpAddr::V6(_) => endpoint,
+    };
+    let stream = match timeout_at(deadline, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(source)) => return Err(ConnectError::Tcp { endpoint, source }),
         Err(_) => return Err(ConnectError::Timeout { endpoint, limit, tcp_done: false }),
@@ -151,11 +156,11 @@ pub async fn connect(
     up.store(true, Ordering::Relaxed);
     if let Ok(local) = stream.local_addr() {
         // A port that dialled itself (simultaneous open on loopback) echoes instead of answering.
-        if local == endpoint {
+        if local == address {
             let source = io::Error::from(io::ErrorKind::ConnectionRefused);
             return Err(ConnectError::Tcp { endpoint, source });
         }
-        policy.check_connected(local, endpoint)?;
+        policy.check_connected(local, address)?;
     }
     set_options(&stream).map_err(|source| ConnectError::Tcp { endpoint, source })?;
     let (stream, wire) = Wire::new(stream);

@@ -123,6 +123,11 @@ impl Record {
         }
     }
 
+    /// The name that it is about.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
     /// `owner ttl A ip`, or AAAA.
     pub fn address(owner: &str, ttl: u32, ip: IpAddr) -> Record {
         Record { owner: Arc::from(names::fold(owner)), ttl, data: Data::Address(ip) }

@@ -17,7 +17,7 @@ pub enum ResolveError {
         /// Where that name comes from.
         place: Place,
         /// What the servers said.
-        error: LookupError,
+        error: Box<LookupError>,
     },
     /// DNS answered, but the answer makes no chain or no true name.
     Chain(ChainError),
@@ -82,7 +82,13 @@ impl ResolveError {
 
     /// Whether nobody answered in time: 504 rather than 503.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, ResolveError::Lookup { error, .. } if error.failure == Failure::Timeout)
+        match self {
+            ResolveError::Lookup { error, .. } => match &error.failure {
+                Failure::Tcp(_, failure) => **failure == Failure::Timeout,
+                failure => *failure == Failure::Timeout,
+            },
+            _ => false,
+        }
     }
 
     /// Whether DNS did answer, and said that there is nothing usable: the last good answer then serves for
@@ -104,7 +110,7 @@ impl fmt::Display for ResolveError {
 impl std::error::Error for ResolveError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            ResolveError::Lookup { error, .. } => Some(error),
+            ResolveError::Lookup { error, .. } => Some(&**error),
             ResolveError::Chain(error) => Some(error),
             ResolveError::Name(error) => Some(error),
             ResolveError::NotAllowed(_) => None,
@@ -144,6 +150,12 @@ fn lookup_fix(name: &str, place: Place, failure: &Failure) -> &'static str {
         (Failure::Timeout, Place::Service) => {
             "check that the servers are right (`dns.servers`, else resolv.conf) and that a NetworkPolicy lets port 53 through; CoreDNS also stays silent for an `externalName` with a label of more than 63 characters"
         }
+        (Failure::ConnectionRefused, _) => {
+            "nobody listens there: start that server, or choose others in `dns.servers`"
+        }
+        (Failure::Tcp(..), _) => {
+            "responses that do not fit into a datagram come over TCP: let port 53 through for TCP too (a NetworkPolicy, a firewall), or choose other servers in `dns.servers`"
+        }
         (Failure::Timeout | Failure::Io(_), _) => {
             "check that the servers are right (`dns.servers`, else resolv.conf) and that a NetworkPolicy lets port 53 through"
         }
@@ -164,6 +176,8 @@ pub struct LookupError {
     pub servers: Vec<SocketAddr>,
     /// What was said.
     pub failure: Failure,
+    /// What others said, which explains less.
+    pub others: Vec<(Vec<SocketAddr>, Failure)>,
 }
 
 /// What servers say instead of an answer.
@@ -181,7 +195,11 @@ pub enum Failure {
     Code(String),
     /// Nobody answered in time.
     Timeout,
-    /// What came back is no DNS message.
+    /// Nobody listens there.
+    ConnectionRefused,
+    /// The question had to be asked over TCP too, and that failed.
+    Tcp(WhyTcp, Box<Failure>),
+    /// What came back is no response to the question, or none that can be used.
     Malformed(String),
     /// The question could not be sent, or the answer not be received.
     Io(String),
@@ -191,9 +209,42 @@ pub enum Failure {
     NoServers,
 }
 
+/// Why a question is asked over TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyTcp {
+    /// The response did not fit into a datagram.
+    Truncated,
+    /// Too many datagrams came that are no response.
+    Strangers,
+}
+
 impl LookupError {
     pub(super) fn new(name: &str, servers: &[SocketAddr], failure: Failure) -> LookupError {
-        LookupError { name: name.to_owned(), servers: servers.to_vec(), failure }
+        let (name, servers) = (name.to_owned(), servers.to_vec());
+        LookupError { name, servers, failure, others: Vec::new() }
+    }
+
+    /// Of servers that all failed, each in its way; none if there is none.
+    pub(super) fn of_all(
+        name: &str,
+        failed: impl Iterator<Item = (SocketAddr, Failure)>,
+    ) -> Option<LookupError> {
+        let mut ways: Vec<(Vec<SocketAddr>, Failure)> = Vec::new();
+        for (server, failure) in failed {
+            match ways.iter_mut().find(|(_, known)| *known == failure) {
+                Some((servers, _)) => servers.push(server),
+                None => ways.push((vec![server], failure)),
+            }
+        }
+        // What a server said explains more than that another could not be asked.
+        ways.sort_by_key(|(_, failure)| match failure {
+            Failure::Timeout => 2,
+            Failure::ConnectionRefused | Failure::Io(_) => 1,
+            _ => 0,
+        });
+        let others = ways.split_off(ways.len().min(1));
+        let (servers, failure) = ways.pop()?;
+        Some(LookupError { others, ..LookupError::new(name, &servers, failure) })
     }
 
     /// Whether this is an answer, to the effect that there is nothing.
@@ -210,6 +261,8 @@ impl LookupError {
             Failure::Refused => "refused",
             Failure::Code(_) => "other_code",
             Failure::Timeout => "timeout",
+            Failure::ConnectionRefused => "connection_refused",
+            Failure::Tcp(..) => "tcp",
             Failure::Malformed(_) => "malformed",
             Failure::Io(_) => "io",
             Failure::Unaskable(_) => "unaskable",
@@ -220,21 +273,46 @@ impl LookupError {
 
 impl fmt::Display for LookupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = &self.name;
-        let servers: Vec<_> = self.servers.iter().map(ToString::to_string).collect();
-        let server = servers.join(", ");
-        match &self.failure {
+        self.failure.sentence(f, &self.name, &self.servers)?;
+        for (servers, failure) in &self.others {
+            f.write_str("; ")?;
+            failure.sentence(f, &self.name, servers)?;
+        }
+        Ok(())
+    }
+}
+
+impl Failure {
+    fn sentence(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        name: &str,
+        servers: &[SocketAddr],
+    ) -> fmt::Result {
+        let plural = if servers.len() == 1 { "" } else { "s" };
+        let server = servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match self {
             Failure::NxDomain => write!(f, "{server} says that {name} does not exist (NXDOMAIN)"),
             Failure::NoData => write!(f, "{server} has no address for {name} (NODATA)"),
             Failure::ServFail => write!(f, "{server} failed to resolve {name} (SERVFAIL)"),
-            Failure::Refused => write!(f, "{server} refuses to resolve {name} (REFUSED)"),
+            Failure::Refused => write!(f, "{server} refused to resolve {name} (REFUSED)"),
             Failure::Code(code) => write!(f, "{server} could not resolve {name} ({code})"),
             Failure::Timeout => write!(f, "no answer for {name} in time from {server}"),
+            Failure::ConnectionRefused => {
+                write!(f, "connection refused by nameserver{plural} {server}, asked for {name}")
+            }
+            Failure::Tcp(WhyTcp::Truncated, failure) => write!(
+                f,
+                "the response of {server} for {name} does not fit into a datagram, and over TCP {}",
+                failure.over_tcp()
+            ),
+            Failure::Tcp(WhyTcp::Strangers, failure) => write!(
+                f,
+                "{server} sent too many datagrams that are no response for {name}, and over TCP {}",
+                failure.over_tcp()
+            ),
             Failure::Malformed(reason) => {
-                write!(
-                    f,
-                    "{server} answered for {name} with something that is no DNS message ({reason})"
-                )
+                write!(f, "the response of {server} for {name} cannot be used: {reason}")
             }
             Failure::Io(reason) => write!(f, "{server} could not be asked for {name}: {reason}"),
             Failure::Unaskable(reason) => write!(f, "DNS cannot be asked for {name}: {reason}"),
@@ -244,6 +322,16 @@ impl fmt::Display for LookupError {
                     "{name} cannot be resolved: `dns.servers` is empty and resolv.conf names no server"
                 )
             }
+        }
+    }
+
+    fn over_tcp(&self) -> String {
+        match self {
+            Failure::ConnectionRefused => "it refused the connection".to_owned(),
+            Failure::Timeout => "it did not answer in time".to_owned(),
+            Failure::Malformed(reason) => format!("its response cannot be used: {reason}"),
+            Failure::Io(reason) => format!("it could not be asked: {reason}"),
+            other => format!("it failed ({other:?})"),
         }
     }
 }

@@ -1,34 +1,30 @@
 //! The DNS client: one question to the servers in turn, and the whole walk for one name.
-//!
-//! hickory brings the message format, UDP with retransmission, the TCP fallback and the merging of equal questions in
-//! flight. Its resolver above that is not used: it caches, reads the hosts file and loses links of the chain.
 
 use super::{
     chain::{Chain, Record, Walked},
     error::{Failure, LookupError, Place, ResolveError},
+    exchange::exchange,
     names::fold,
 };
-use hickory_resolver::{
-    NameServerPool, PoolContext, TlsConfig,
-    config::{ConnectionConfig, NameServerConfig, ResolverOpts},
-    net::{
-        DnsError, DnsHandle, NetError, NoRecords, runtime::TokioRuntimeProvider, xfer::FirstAnswer,
-    },
-    proto::{
-        op::{DnsRequestOptions, Message, Query, ResponseCode},
-        rr::{DNSClass, Name, RData, RecordType},
-    },
+use hickory_proto::{
+    op::{Message, Query, ResponseCode},
+    rr::{DNSClass, Name, RData, RecordType},
 };
+use parking_lot::Mutex;
 use std::{
+    collections::HashMap,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep, timeout_at},
+};
 
 /// For one server at most; then the next has its turn.
 const TRY: Duration = Duration::from_secs(2);
@@ -38,7 +34,7 @@ const WALK: Duration = Duration::from_millis(4500);
 const GRACE: Duration = Duration::from_millis(500);
 
 /// An address family, asked for apart from the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// A records.
     V4,
@@ -80,6 +76,14 @@ impl Round {
         }
     }
 
+    /// The names of both walks, from the question on.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        [&self.v4, &self.v6].into_iter().flat_map(|walked| match walked {
+            Ok(chain) => chain.names(),
+            Err(error) => error.chain(),
+        })
+    }
+
     /// For a target in digits: they are the whole answer, whichever family is asked.
     pub fn of_ip(ip: IpAddr) -> Round {
         Round { v4: Ok(Chain::of_ip(ip)), v6: Ok(Chain::of_ip(ip)) }
@@ -88,28 +92,28 @@ impl Round {
 
 /// Asks a fixed list of servers. Equal questions in flight share one query.
 pub struct Client {
-    servers: Vec<Server>,
+    servers: Vec<SocketAddr>,
     /// Index of the server that answered last: a dead one before it costs its time only once.
     preferred: AtomicUsize,
+    in_flight: Mutex<HashMap<(String, Family), Weak<Flight>>>,
 }
 
-struct Server {
-    address: SocketAddr,
-    pool: NameServerPool<TokioRuntimeProvider>,
-}
+/// Whoever comes first asks; should he be cancelled, another does.
+type Flight = OnceCell<Result<Answer, LookupError>>;
 
 impl Client {
     /// A client of these servers; a missing one is an error of the first lookup, not of this.
     pub fn new(servers: &[SocketAddr]) -> Client {
         Client {
-            servers: servers.iter().copied().map(Server::new).collect(),
+            servers: servers.to_vec(),
             preferred: AtomicUsize::new(0),
+            in_flight: Mutex::default(),
         }
     }
 
     /// The servers, as given.
-    pub fn servers(&self) -> Vec<SocketAddr> {
-        self.servers.iter().map(|server| server.address).collect()
+    pub fn servers(&self) -> &[SocketAddr] {
+        &self.servers
     }
 
     /// Walks from the name to its addresses, both families at once; `place` says where the name comes from. When one
@@ -134,7 +138,7 @@ impl Client {
             Err(ResolveError::Lookup {
                 chain: vec![Arc::from(fold(name))],
                 place,
-                error: self.silence(name),
+                error: Box::new(self.silence(name)),
             })
         };
         Round { v4: v4.unwrap_or_else(late), v6: v6.unwrap_or_else(late) }
@@ -162,7 +166,7 @@ impl Client {
                     }
                     Walked::Nothing(same) => {
                         chain = same;
-                        LookupError::new(&end, &[answer.server], Failure::NoData)
+                        LookupError::new(&end, &[answer.server], answer.about_others())
                     }
                 },
                 Err(error) => error,
@@ -171,7 +175,7 @@ impl Client {
             return Err(ResolveError::Lookup {
                 chain: chain.names().to_vec(),
                 place: if first { place } else { Place::Chain },
-                error,
+                error: Box::new(error),
             });
         }
     }
@@ -184,12 +188,50 @@ impl Client {
         deadline: Instant,
     ) -> Result<Answer, LookupError> {
         let started = Instant::now();
-        let result = self.ask_in_turn(name, family, deadline).await;
+        let result = self.ask_together(name, family, deadline).await;
         let label = result.as_ref().map_or_else(LookupError::label, |_| "ok");
         metrics::counter!("truename_dns_lookups_total", "result" => label).increment(1);
         metrics::histogram!("truename_dns_lookup_duration_seconds").record(started.elapsed());
         tracing::debug!(name, %family, result = label, "asked DNS");
         result
+    }
+
+    /// Asks, or waits for another who is asking the same.
+    async fn ask_together(
+        &self,
+        name: &str,
+        family: Family,
+        deadline: Instant,
+    ) -> Result<Answer, LookupError> {
+        let mut is_first = false;
+        let flight = self.flight(name, family);
+        let asked = flight.get_or_init(|| {
+            is_first = true;
+            self.ask_in_turn(name, family, deadline)
+        });
+        let result = timeout_at(deadline, asked).await.cloned();
+        match result {
+            // The other's time was over, ours is not.
+            Ok(Err(error)) if error.failure == Failure::Timeout && !is_first => {
+                self.ask_in_turn(name, family, deadline).await
+            }
+            Ok(result) => result,
+            Err(_) => Err(self.silence(name)),
+        }
+    }
+
+    fn flight(&self, name: &str, family: Family) -> Arc<Flight> {
+        let mut in_flight = self.in_flight.lock();
+        if in_flight.len() == in_flight.capacity() {
+            // Before it grows: so it is never longer than twice what is in flight.
+            in_flight.retain(|_, flight| flight.strong_count() > 0);
+        }
+        let entry = in_flight.entry((name.to_owned(), family)).or_default();
+        entry.upgrade().unwrap_or_else(|| {
+            let flight = Arc::default();
+            *entry = Arc::downgrade(&flight);
+            flight
+        })
     }
 
     async fn ask_in_turn(
@@ -206,94 +248,106 @@ impl Client {
         let first = self.preferred.load(Ordering::Relaxed);
         // So that the last of many silent servers is reached too.
         let patience = TRY.min(WALK / u32::try_from(count).unwrap_or(u32::MAX));
-        let mut failed = None;
+        let mut failures: Vec<Option<Failure>> = vec![None; count];
         // Twice: a lone server whose answers were lost gets a second chance.
         for turn in 0..2 * count {
             let index = (first + turn) % count;
-            let server = &self.servers[index];
-            let attempt = timeout(patience, server.ask(&query));
-            let Ok(attempt) = timeout_at(deadline, attempt).await else {
-                break;
-            };
-            match attempt {
-                Err(_) | Ok(Err(Failure::Timeout)) => {}
-                Ok(Err(failure)) => {
-                    let error = LookupError::new(name, &[server.address], failure);
+            let server = self.servers[index];
+            let response = exchange(server, &query, patience, deadline).await;
+            match response.and_then(|message| Answer::read(&message, server)) {
+                Ok(answer) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(failure) => {
+                    let error = LookupError::new(name, &[server], failure);
                     if error.is_denial() {
                         self.preferred.store(index, Ordering::Relaxed);
                         return Err(error);
                     }
-                    failed.get_or_insert(error);
-                }
-                Ok(Ok(records)) => {
-                    self.preferred.store(index, Ordering::Relaxed);
-                    let server = server.address;
-                    return Ok(Answer { records, server });
+                    // A time-out says nothing about what the server said before.
+                    if failures[index].is_none() || error.failure != Failure::Timeout {
+                        failures[index] = Some(error.failure);
+                    }
                 }
             }
-            if turn + 1 == count && failed.is_some() {
+            let all_silent = failures.iter().flatten().all(|failure| *failure == Failure::Timeout);
+            if Instant::now() >= deadline || turn + 1 == count && !all_silent {
                 break;
             }
         }
-        Err(failed.unwrap_or_else(|| self.silence(name)))
+        let servers = self.servers.iter().zip(failures);
+        let failed = servers.filter_map(|(server, failure)| Some((*server, failure?)));
+        Err(LookupError::of_all(name, failed).unwrap_or_else(|| self.silence(name)))
     }
 
     fn silence(&self, name: &str) -> LookupError {
-        LookupError::new(name, &self.servers(), Failure::Timeout)
+        LookupError::new(name, &self.servers, Failure::Timeout)
     }
 }
 
-impl Server {
-    fn new(address: SocketAddr) -> Server {
-        let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
-        for connection in &mut connections {
-            connection.port = address.port();
-        }
-        // One pool a server: a pool of several would not go on to the next after SERVFAIL, nor say who answered.
-        let config = NameServerConfig::new(address.ip(), true, connections);
-        let mut options = ResolverOpts::default();
-        options.timeout = TRY;
-        // Names come back as they were asked: some forwarders do not keep the case.
-        options.case_randomization = false;
-        let context = Arc::new(PoolContext::new(options, TlsConfig {}));
-        Server {
-            address,
-            pool: NameServerPool::from_config([config], context, TokioRuntimeProvider::default()),
-        }
-    }
-
-    async fn ask(&self, query: &Query) -> Result<Vec<Record>, Failure> {
-        let response = self.pool.lookup(query.clone(), DnsRequestOptions::default());
-        let message = response.first_answer().await.map_err(explain)?;
-        match message.response_code {
-            // NXDOMAIN with a CNAME is about the CNAME's target (RFC 2308, section 2.1): the walk asks for that.
-            ResponseCode::NoError | ResponseCode::NXDomain => Ok(records(&message)),
-            code => Err(Failure::Code(code.to_str().to_owned())),
-        }
-    }
-}
-
-fn explain(error: NetError) -> Failure {
-    match error {
-        NetError::Dns(DnsError::NoRecordsFound(NoRecords {
-            response_code: ResponseCode::NXDomain,
-            ..
-        })) => Failure::NxDomain,
-        NetError::Dns(DnsError::NoRecordsFound(_)) => Failure::NoData,
-        NetError::Dns(DnsError::ResponseCode(code)) => match code {
-            ResponseCode::ServFail => Failure::ServFail,
-            ResponseCode::Refused => Failure::Refused,
-            code => Failure::Code(code.to_str().to_owned()),
-        },
-        NetError::Timeout => Failure::Timeout,
-        NetError::Io(error) => Failure::Io(error.to_string()),
-        other => Failure::Malformed(other.to_string()),
-    }
-}
-
+/// The records of a response that has some.
+#[derive(Clone, Debug)]
 struct Answer {
     records: Vec<Record>,
+    /// NXDOMAIN with a CNAME is about the CNAME's target (RFC 2308, section 2.1): the walk asks for that.
+    denies: bool,
     server: SocketAddr,
+}
+
+impl Answer {
+    fn read(message: &Message, server: SocketAddr) -> Result<Answer, Failure> {
+        let denies = match message.response_code {
+            ResponseCode::NoError => false,
+            ResponseCode::NXDomain => true,
+            ResponseCode::ServFail => return Err(Failure::ServFail),
+            ResponseCode::Refused => return Err(Failure::Refused),
+            code => return Err(Failure::Code(mnemonic(code))),
+        };
+        let records = records(message);
+        if !records.is_empty() {
+            return Ok(Answer { records, denies, server });
+        }
+        let kinds = |records: &[hickory_proto::rr::Record]| {
+            let kinds = records.iter().map(|r| format!("{} {}", r.dns_class, r.record_type()));
+            kinds.collect::<Vec<_>>()
+        };
+        let authorities = kinds(&message.authorities);
+        let has = |kind: &str| authorities.iter().any(|known| known == kind);
+        Err(match message.answers.as_slice() {
+            _ if denies => Failure::NxDomain,
+            [] if has("IN NS") && !has("IN SOA") && !message.authoritative => Failure::Malformed(
+                "it refers to other servers: this one does not resolve names for its clients"
+                    .to_owned(),
+            ),
+            [] => Failure::NoData,
+            others => Failure::Malformed(format!(
+                "it has no address and no CNAME, but {}",
+                kinds(others).join(", ")
+            )),
+        })
+    }
+
+    /// Why it says nothing about the name that was asked for.
+    fn about_others(&self) -> Failure {
+        match (self.denies, self.records.first()) {
+            (false, Some(record)) => Failure::Malformed(format!(
+                "it is about {} and other names, not about the one that was asked for",
+                record.owner()
+            )),
+            _ => Failure::NxDomain,
+        }
+    }
+}
+
+/// As the RFCs write it.
+fn mnemonic(code: ResponseCode) -> String {
+    match code {
+        // The same number, in a message that is signed; ours are not.
+        ResponseCode::BADSIG => "BADVERS".to_owned(),
+        ResponseCode::Unknown(code) => format!("RCODE {code}"),
+        code => format!("{code:?}").to_ascii_uppercase(),
+    }
 }
 
 fn query(name: &str, family: Family) -> Result<Query, LookupError> {
@@ -308,12 +362,17 @@ fn records(message: &Message) -> Vec<Record> {
     internet
         .filter_map(|record| {
             let owner = record.name.to_ascii();
+            // RFC 2181, section 8: with its highest bit set it is 0.
+            let ttl = if i32::try_from(record.ttl).is_ok() { record.ttl } else { 0 };
             match &record.data {
-                RData::CNAME(target) => Some(Record::cname(&owner, record.ttl, &target.to_ascii())),
-                RData::A(ip) => Some(Record::address(&owner, record.ttl, ip.0.into())),
-                RData::AAAA(ip) => Some(Record::address(&owner, record.ttl, ip.0.into())),
+                RData::CNAME(target) => Some(Record::cname(&owner, ttl, &target.to_ascii())),
+                RData::A(ip) => Some(Record::address(&owner, ttl, ip.0.into())),
+                RData::AAAA(ip) => Some(Record::address(&owner, ttl, ip.0.into())),
                 _ => None,
             }
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,10 +6,16 @@ use super::{
     chain::{Chain, Rule},
     error::{Failure, Refusal, ResolveError},
     lookup::Round,
+    names::in_domain,
 };
 use crate::config;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
+
+/// However long DNS has failed, it is asked again after this long.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// While there is nothing to serve: whoever mends the Service waits for the proxy to see it.
+const LONGEST_RETRY_UNSERVED: Duration = Duration::from_secs(5);
 
 /// The answers to one question over time.
 #[derive(Debug)]
@@ -23,6 +29,8 @@ pub struct Memory {
     generation: u64,
     /// Of the newest answer, also of a refused one; none after a failure.
     ttl: Option<Duration>,
+    /// Whether the name that was asked for, or any it led through, is the cluster's.
+    in_cluster: bool,
     state: State,
 }
 
@@ -30,6 +38,7 @@ pub struct Memory {
 struct Limits {
     min_ttl: Duration,
     max_ttl: Duration,
+    cluster_max_ttl: Duration,
     stale: Duration,
     nxdomain_hold: Duration,
 }
@@ -43,8 +52,8 @@ pub enum Outlook {
     Partial(Duration),
     /// No new answer, with or without an old one to serve.
     Failed {
-        /// Whether there is an old one.
-        served: bool,
+        /// The longest time until DNS is asked again.
+        longest: Duration,
     },
 }
 
@@ -78,6 +87,7 @@ impl Memory {
             limits: Limits {
                 min_ttl: dns.min_ttl,
                 max_ttl: dns.max_ttl,
+                cluster_max_ttl: dns.cluster_max_ttl,
                 stale: dns.stale,
                 nxdomain_hold: dns.nxdomain_hold,
             },
@@ -86,6 +96,7 @@ impl Memory {
             newest: None,
             generation: 0,
             ttl: None,
+            in_cluster: false,
             state: State::default(),
         }
     }
@@ -100,12 +111,19 @@ impl Memory {
         match self.ttl {
             Some(ttl) if self.v4.is_missing() || self.v6.is_missing() => Outlook::Partial(ttl),
             Some(ttl) => Outlook::Whole(ttl),
-            None => Outlook::Failed { served: self.state.current.is_some() },
+            None if self.state.current.is_none() => {
+                Outlook::Failed { longest: LONGEST_RETRY_UNSERVED }
+            }
+            None if self.in_cluster => {
+                Outlook::Failed { longest: LONGEST_RETRY.min(self.limits.cluster_max_ttl) }
+            }
+            None => Outlook::Failed { longest: LONGEST_RETRY },
         }
     }
 
     /// Takes in what both families came to.
     pub fn absorb(&mut self, round: Round, cluster_domain: &str, now: Instant) {
+        self.in_cluster = round.names().any(|name| in_domain(name, cluster_domain));
         let question = self.question.clone();
         let rule = Rule {
             cluster_domain,
@@ -175,7 +193,7 @@ impl Memory {
 
     /// The last good answer stays however long the refusal lasts: whoever listed `allow` trusts it more than DNS.
     fn refused(&mut self, fresh: &Good, now: Instant) {
-        self.ttl = Some(self.limits.clamp(fresh.chain.ttl()));
+        self.ttl = Some(self.limits.clamp(fresh.chain.ttl(), self.in_cluster));
         self.v4.failing = None;
         self.v6.failing = None;
         let refusal = Arc::new(Refusal {
@@ -210,16 +228,19 @@ impl Memory {
             true_name: leading.true_name.clone(),
             chain: leading.chain.names().to_vec(),
             addresses,
-            ttl: self.limits.clamp(ttl),
+            ttl: self.limits.clamp(ttl, self.in_cluster),
             resolved_at: good.iter().map(|good| good.at).max().unwrap_or(leading.at),
         }));
     }
 }
 
 impl Limits {
-    fn clamp(&self, seconds: u32) -> Duration {
-        let ttl = Duration::from_secs(seconds.into());
-        ttl.min(self.max_ttl).max(self.min_ttl)
+    /// The cluster's DNS knows of a change at once, but a cache before it hands out one TTL for its records and for those
+    /// behind them.
+    fn clamp(&self, seconds: u32, in_cluster: bool) -> Duration {
+        let longest =
+            if in_cluster { self.max_ttl.min(self.cluster_max_ttl) } else { self.max_ttl };
+        Duration::from_secs(seconds.into()).min(longest).max(self.min_ttl)
     }
 }
 

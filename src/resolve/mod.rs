@@ -1,11 +1,14 @@
 //! From an alias to its true name and addresses, in the background.
 //!
-//! [`names`] makes the absolute name to ask for, [`lookup`] asks, [`chain`] walks the answer and decides the true name,
-//! [`memory`] says what still holds when DNS fails, and [`refresh`] does all of it again before the TTL runs out. The
-//! request path only ever reads the latest [`State`].
+//! [`environment`] says where names are resolved, [`names`] makes the absolute name to ask for, [`lookup`] asks the
+//! servers in turn (each by [`exchange`]), [`chain`] walks the answer and decides the true name, [`memory`] says what
+//! still holds when DNS fails, and [`refresh`] does all of it again before the TTL runs out. The request path only ever
+//! reads the latest [`State`].
 
 pub mod chain;
+pub mod environment;
 pub mod error;
+mod exchange;
 pub mod lookup;
 pub mod memory;
 pub mod names;
@@ -15,8 +18,8 @@ mod report;
 mod tests;
 
 pub use chain::TrueName;
+pub use environment::ResolvConf;
 pub use error::{Refusal, ResolveError};
-pub use names::ResolvConf;
 pub use refresh::{Resolver, Subscription};
 
 use crate::config::{self, NamePattern, TargetHost, TlsMode};

@@ -1,79 +1,8 @@
-//! Names: their one form, the absolute name to ask for, and what resolv.conf says about the cluster.
+//! Names: their one form, and the absolute name to ask for.
 
+use super::environment::Environment;
 use crate::config;
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-};
-
-/// The file that says what the configuration leaves open.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResolvConf {
-    /// Where it is.
-    pub path: PathBuf,
-    /// The port of its servers, as its lines have none.
-    pub port: u16,
-}
-
-impl Default for ResolvConf {
-    fn default() -> ResolvConf {
-        ResolvConf { path: PathBuf::from("/etc/resolv.conf"), port: 53 }
-    }
-}
-
-/// Where names are resolved: the servers, and what a bare alias is completed with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Environment {
-    /// In the order in which they are tried.
-    pub servers: Vec<SocketAddr>,
-    /// The namespace of a bare alias.
-    pub namespace: String,
-    /// Folded; `cluster.local` unless told otherwise.
-    pub cluster_domain: String,
-}
-
-impl Environment {
-    /// The configuration, completed from a resolv.conf. A file that cannot be read counts as empty: with `dns.servers`
-    /// nobody needs it, and without them the lookup's error says that there are none.
-    pub fn read(dns: &config::Dns, resolv_conf: &ResolvConf) -> Environment {
-        let text = std::fs::read(&resolv_conf.path).unwrap_or_default();
-        Environment::parse(dns, &text, resolv_conf.port)
-    }
-
-    /// The configuration, completed from the text of a resolv.conf, whose servers have this port.
-    pub fn parse(dns: &config::Dns, resolv_conf: &[u8], port: u16) -> Environment {
-        // As in glibc, a line that cannot be understood does not spoil the others.
-        let (parsed, _) = resolv_conf::Config::parse_with_errors(resolv_conf);
-        let search = parsed.get_search().into_iter().flatten();
-        let found = search.into_iter().find_map(|entry| cluster_search(entry));
-        let (namespace, domain) =
-            found.unwrap_or_else(|| ("default".into(), "cluster.local".into()));
-        let mut servers = dns.servers.clone();
-        if servers.is_empty() {
-            let ips = parsed.nameservers.into_iter().map(IpAddr::from);
-            servers.extend(ips.map(|ip| SocketAddr::new(ip, port)));
-        }
-        Environment {
-            servers,
-            namespace: dns.namespace.as_deref().map_or(namespace, fold),
-            cluster_domain: dns.cluster_domain.as_deref().map_or(domain, fold),
-        }
-    }
-
-    /// The name that DNS is asked for, without the trailing dot: see [`absolute`].
-    pub fn absolute(&self, alias: &str) -> String {
-        absolute(alias, &self.namespace, &self.cluster_domain)
-    }
-}
-
-/// Namespace and domain of a search list's `<ns>.svc.<domain>`.
-fn cluster_search(entry: &str) -> Option<(String, String)> {
-    let entry = fold(entry);
-    let (namespace, rest) = entry.split_once('.')?;
-    let domain = rest.strip_prefix("svc.")?;
-    let complete = !namespace.is_empty() && !domain.is_empty();
-    complete.then(|| (namespace.to_owned(), domain.to_owned()))
-}
+use std::net::IpAddr;
 
 /// The name that DNS is asked for, folded. The query itself is absolute: search lists play no part.
 ///

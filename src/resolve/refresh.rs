@@ -2,10 +2,11 @@
 
 use super::{
     Question, ResolveError, State,
+    environment::{Environment, ResolvConf, Source},
     error::Place,
     lookup::{Client, Round},
     memory::{Memory, Outlook},
-    names::{Environment, NameError, ResolvConf, candidates, in_domain, normalise},
+    names::{NameError, candidates, in_domain, normalise},
     report::Report,
 };
 use crate::config::{self, TargetHost};
@@ -23,14 +24,11 @@ use tokio::{
 /// However often somebody asks for a refresh, DNS is not asked more often than this.
 const LEAST_GAP: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LAST_RETRY: Duration = Duration::from_secs(30);
-/// While there is nothing to serve: whoever mends the Service waits for the proxy to see it.
-const LAST_RETRY_UNSERVED: Duration = Duration::from_secs(5);
 
 /// Resolves the questions of all aliases with one set of DNS settings. Lives on the control thread.
 pub struct Resolver {
     dns: config::Dns,
-    resolv_conf: ResolvConf,
+    resolv_conf: Arc<Source>,
     client: Mutex<Arc<Client>>,
 }
 
@@ -42,13 +40,21 @@ impl Resolver {
 
     /// With another file in place of `/etc/resolv.conf`.
     pub fn with_resolv_conf(dns: config::Dns, resolv_conf: ResolvConf) -> Arc<Resolver> {
+        Resolver::of(dns, Arc::new(Source::new(resolv_conf)))
+    }
+
+    /// With other settings. What resolv.conf has said before still holds.
+    pub fn with_settings(&self, dns: config::Dns) -> Arc<Resolver> {
+        Resolver::of(dns, self.resolv_conf.clone())
+    }
+
+    fn of(dns: config::Dns, resolv_conf: Arc<Source>) -> Arc<Resolver> {
         Arc::new(Resolver { dns, resolv_conf, client: Mutex::new(Arc::new(Client::new(&[]))) })
     }
 
-    /// Servers, namespace and cluster domain as they are now. The file is small and read anew each time, so that a
-    /// change is never missed.
+    /// Servers, namespace and cluster domain as they were at the last lookup.
     pub fn environment(&self) -> Environment {
-        Environment::read(&self.dns, &self.resolv_conf)
+        self.resolv_conf.known(&self.dns)
     }
 
     /// Starts resolving in the background, on the current runtime, until the last copy of the subscription is dropped.
@@ -83,7 +89,7 @@ impl Resolver {
         if host == "localhost" || host.ends_with(".localhost") {
             return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
         }
-        let environment = self.environment();
+        let environment = self.resolv_conf.read(&self.dns).await;
         let client = self.client(&environment.servers);
         let (first, second) = candidates(host, &environment.namespace, &environment.cluster_domain);
         let answer = client.both(&first, Place::Client).await.into_addresses();
@@ -98,7 +104,7 @@ impl Resolver {
 
     /// One round, and the cluster domain that it is to be judged by.
     async fn ask(&self, question: &Question) -> (Round, String) {
-        let environment = self.environment();
+        let environment = self.resolv_conf.read(&self.dns).await;
         let round = match name_to_ask(question, &environment) {
             Ok(Asked::Ip(ip)) => Round::of_ip(ip),
             Ok(Asked::Name(name, place)) => {
@@ -204,7 +210,9 @@ impl Refresh {
         let (round, cluster_domain) = loop {
             tokio::select! {
                 asked = &mut attempt => break asked,
-                () = at(self.memory.expiry()) => self.expire(),
+                () = at(self.memory.expiry()) => {
+                    self.expire();
+                }
                 () = self.sender.closed() => return None,
             }
         };
@@ -221,15 +229,25 @@ impl Refresh {
             tokio::select! {
                 () = sleep_until(next) => return Some(()),
                 () = self.wish.notified() => next = next.min(now + LEAST_GAP),
-                () = at(self.memory.expiry()) => self.expire(),
+                () = at(self.memory.expiry()) => if self.expire() {
+                    // What was fetched while it served may be old by many seconds.
+                    return Some(());
+                },
                 () = self.sender.closed() => return None,
             }
         }
     }
 
-    fn expire(&mut self) {
+    /// Says whether requests fail from now on.
+    fn expire(&mut self) -> bool {
+        let was_served = self.memory.state().current.is_some();
         self.memory.expire(Instant::now());
         self.publish();
+        let is_over = was_served && self.memory.state().current.is_none();
+        if is_over {
+            self.pace = Pace::default();
+        }
+        is_over
     }
 
     fn publish(&mut self) {
@@ -262,8 +280,7 @@ impl Pace {
                 return ttl.mul_f64(0.9 + 0.1 * random).max(FIRST_RETRY);
             }
             Outlook::Partial(ttl) => ttl,
-            Outlook::Failed { served: true } => LAST_RETRY,
-            Outlook::Failed { served: false } => LAST_RETRY_UNSERVED,
+            Outlook::Failed { longest } => longest,
         };
         let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(last);
         self.failures = self.failures.saturating_add(1);
@@ -274,6 +291,11 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        demo::dns::{DnsServer, RecordType, address, cname},
+        resolve::names::tests::settings,
+    };
+    use tokio::time::timeout;
 
     const TTL: Duration = Duration::from_secs(5);
 
@@ -297,8 +319,8 @@ mod tests {
             (0..count).map(|_| pace.pause(outlook, 1.0).as_millis()).collect()
         };
         let expected = [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000];
-        assert_eq!(pauses(Outlook::Failed { served: true }, 9), expected);
-        assert_eq!(pauses(Outlook::Failed { served: false }, 1), [5000], "somebody waits");
+        assert_eq!(pauses(Outlook::Failed { longest: Duration::from_secs(30) }, 9), expected);
+        assert_eq!(pauses(Outlook::Failed { longest: TTL }, 1), [5000]);
         assert_eq!(pauses(Outlook::Partial(TTL), 1), [5000], "the TTL ends it at the latest");
         pace.pause(Outlook::Whole(TTL), 0.5);
         assert_eq!(
@@ -306,5 +328,40 @@ mod tests {
             FIRST_RETRY,
             "a good answer starts anew"
         );
+    }
+
+    /// Regression: a Service that came back as the hold ended was seen half a minute later.
+    #[tokio::test]
+    async fn dns_is_asked_at_once_when_the_last_good_answer_has_served_its_time() {
+        const ALIAS: &str = "db.default.svc.cluster.local";
+        let server = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+        server.zone([cname(ALIAS, 5, "db.example"), address("db.example", 5, Ipv4Addr::LOCALHOST)]);
+        let nxdomain_hold = Duration::from_millis(300);
+        let dns = config::Dns { servers: vec![server.address()], nxdomain_hold, ..settings() };
+        let nowhere = ResolvConf { path: "/nonexistent".into(), ..ResolvConf::default() };
+        let question = Arc::new(Question::new(&config::Alias::named("db"), None));
+        let (sender, mut state) = watch::channel(Arc::default());
+        let mut refresh = Refresh {
+            resolver: Resolver::with_resolv_conf(dns.clone(), nowhere),
+            memory: Memory::new(question.clone(), &dns),
+            report: Report::new(question.clone()),
+            question,
+            sender,
+            wish: Arc::default(),
+            pace: Pace::default(),
+        };
+        refresh.ask().await.unwrap();
+        // It has been denied for long: the next question but one is half a minute away.
+        server.remove(ALIAS);
+        refresh.ask().await.unwrap();
+        refresh.pace.failures = 16;
+        let asked = server.queries(ALIAS, RecordType::A);
+        tokio::spawn(async move {
+            refresh.wait().await;
+            refresh.run().await;
+        });
+        let over = state.wait_for(|state: &Arc<State>| state.current.is_none());
+        timeout(TTL, over).await.expect("it serves for ever").unwrap();
+        timeout(TTL, server.wait_for_queries(ALIAS, 2 * asked + 1)).await.expect("not asked");
     }
 }

@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use super::{histogram::LATENCY_BUCKETS, process, stderr};
 
 /// As `resolve` calls the ends of a query.
-const DNS_RESULTS: [&str; 11] = [
+const DNS_RESULTS: [&str; 13] = [
     "ok",
     "nxdomain",
     "nodata",
@@ -16,6 +16,8 @@ const DNS_RESULTS: [&str; 11] = [
     "refused",
     "other_code",
     "timeout",
+    "connection_refused",
+    "tcp",
     "malformed",
     "io",
     "unaskable",

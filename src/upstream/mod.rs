@@ -192,7 +192,12 @@ impl Upstream {
             return Err(NoTarget::Pending(limit));
         };
         let state = state.clone();
-        self.choose().ok_or_else(|| match (&state.refused, &state.error) {
+        if let Some(generation) = self.choose() {
+            return Ok(generation);
+        }
+        // Requests fail until DNS gives something new: this one shows that somebody waits for it.
+        self.refresh();
+        Err(match (&state.refused, &state.error) {
             (Some(refusal), _) => NoTarget::Refused(refusal.clone()),
             (None, Some(error)) => NoTarget::Resolve(error.clone()),
             (None, None) => NoTarget::Pending(limit),

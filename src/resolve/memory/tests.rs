@@ -41,7 +41,7 @@ fn fails(failure: Failure) -> Result<Chain, ResolveError> {
     Err(ResolveError::Lookup {
         chain: vec![Arc::from(ALIAS)],
         place: Place::Service,
-        error: LookupError::new(ALIAS, &["192.0.2.53:53".parse().unwrap()], failure),
+        error: Box::new(LookupError::new(ALIAS, &["192.0.2.53:53".parse().unwrap()], failure)),
     })
 }
 
@@ -77,7 +77,7 @@ fn a_short_alias_ttl_rules_over_a_long_address_ttl() {
         leads_to("a.example", [86400, 86400], "192.0.2.1"),
         fails(Failure::NoData),
     );
-    assert_eq!(memory.outlook(), Outlook::Whole(60 * SECOND), "no longer than max_ttl");
+    assert_eq!(memory.outlook(), Outlook::Whole(5 * SECOND), "no longer than cluster_max_ttl");
     absorb(
         &mut memory,
         Instant::now(),
@@ -274,7 +274,7 @@ fn a_family_that_may_still_come_is_asked_for_soon() {
         "there are no A records: nothing is missing"
     );
     absorb(&mut memory, now, fails(Failure::NoData), fails(Failure::Timeout));
-    assert_eq!(memory.outlook(), Outlook::Failed { served: true });
+    assert_eq!(memory.outlook(), Outlook::Failed { longest: 5 * SECOND }, "a cluster's name");
 }
 
 #[test]
@@ -294,4 +294,34 @@ fn the_more_telling_error_is_shown() {
     let mut memory = memory(&[]);
     absorb(&mut memory, Instant::now(), fails(Failure::NoData), fails(Failure::Timeout));
     assert!(memory.state().error.as_ref().unwrap().is_timeout());
+}
+
+#[test]
+fn names_of_the_cluster_are_asked_for_as_often_as_cluster_max_ttl_says_and_others_by_their_ttl() {
+    let limits = |min_ttl, max_ttl, cluster_max_ttl| config::Dns {
+        min_ttl: min_ttl * SECOND,
+        max_ttl: max_ttl * SECOND,
+        cluster_max_ttl: cluster_max_ttl * SECOND,
+        ..settings()
+    };
+    for (name, ttl, dns, expected) in [
+        (ALIAS, 30, settings(), 5),
+        (ALIAS, 3, settings(), 5),
+        (ALIAS, 30, limits(1, 60, 2), 2),
+        (ALIAS, 1, limits(1, 60, 2), 1),
+        (ALIAS, 30, limits(10, 60, 5), 10),
+        (ALIAS, 30, limits(1, 3, 5), 3),
+        ("api.example", 30, settings(), 30),
+        ("api.example", 3600, settings(), 60),
+    ] {
+        let mut memory = Memory::new(question(&[]), &dns);
+        let records = [
+            Record::cname(name, ttl, "edge.example"),
+            Record::address("edge.example", ttl, "192.0.2.1".parse().unwrap()),
+        ];
+        let Ok(Walked::Complete(chain)) = Chain::new(name).walk(&records) else { panic!() };
+        absorb(&mut memory, Instant::now(), Ok(chain.clone()), Ok(chain));
+        let expected = Outlook::Whole(expected * SECOND);
+        assert_eq!(memory.outlook(), expected, "{name} {ttl} {dns:?}");
+    }
 }

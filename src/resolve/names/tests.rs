@@ -1,64 +1,8 @@
 use super::*;
 use proptest::prelude::*;
-use std::time::Duration;
 
 pub(crate) fn settings() -> config::Dns {
-    config::Dns {
-        servers: Vec::new(),
-        cluster_domain: None,
-        namespace: None,
-        min_ttl: Duration::from_secs(5),
-        max_ttl: Duration::from_secs(60),
-        stale: Duration::from_secs(3600),
-        nxdomain_hold: Duration::from_secs(30),
-    }
-}
-
-const POD: &[u8] = b"search prod.svc.k8s.corp svc.k8s.corp k8s.corp\nnameserver 10.96.0.10\n\
-    nameserver fd00::a\noptions ndots:5\n";
-
-#[test]
-fn a_pods_resolv_conf_says_all() {
-    let environment = Environment::parse(&settings(), POD, 53);
-    assert_eq!(
-        environment.servers,
-        ["10.96.0.10:53".parse().unwrap(), "[fd00::a]:53".parse().unwrap()]
-    );
-    assert_eq!((&*environment.namespace, &*environment.cluster_domain), ("prod", "k8s.corp"));
-    assert_eq!(environment.absolute("db"), "db.prod.svc.k8s.corp");
-}
-
-#[test]
-fn the_configuration_overrides_the_file() {
-    let server = "127.0.0.1:5353".parse().unwrap();
-    let dns = config::Dns {
-        servers: vec![server],
-        cluster_domain: Some("Cluster.Local.".into()),
-        namespace: Some("qa".into()),
-        ..settings()
-    };
-    let environment = Environment::parse(&dns, POD, 53);
-    assert_eq!(environment.servers, [server]);
-    assert_eq!(environment.absolute("db"), "db.qa.svc.cluster.local");
-}
-
-#[test]
-fn a_laptop_has_the_defaults() {
-    let environment = Environment::parse(
-        &settings(),
-        b"search home.example\nnonsense here\nnameserver 192.0.2.53\n",
-        53,
-    );
-    assert_eq!(environment.servers, ["192.0.2.53:53".parse().unwrap()]);
-    assert_eq!(
-        (&*environment.namespace, &*environment.cluster_domain),
-        ("default", "cluster.local")
-    );
-    let nothing = Environment::read(
-        &settings(),
-        &ResolvConf { path: "/nonexistent/resolv.conf".into(), ..ResolvConf::default() },
-    );
-    assert!(nothing.servers.is_empty());
+    config::Config::default().dns
 }
 
 #[test]

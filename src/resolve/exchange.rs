@@ -1,0 +1,232 @@
+//! One question to one server: over UDP, and over TCP where the response does not fit into a datagram.
+//!
+//! hickory brings the format of messages. The sockets are our own: a connected one learns at once that nobody listens,
+//! and takes no datagram from anybody else. Each question has a new one, so that its port is as hard to guess as its id.
+
+use super::error::{Failure, WhyTcp};
+use hickory_proto::op::{Edns, Message, Query, ResponseCode};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UdpSocket},
+    time::{Instant, timeout_at},
+};
+
+/// A datagram may get lost: the question is sent again after this long, then after twice as long, and so on.
+const FIRST_RESEND: Duration = Duration::from_millis(350);
+/// What we say that we take in a datagram (DNS Flag Day 2020): it is not fragmented on the way.
+const MAX_PAYLOAD: u16 = 1232;
+/// What we take: some servers do not keep to it.
+const BUFFER: usize = 4096;
+/// So many datagrams that are no response to the question are an attempt to guess its id.
+const MAX_STRANGERS: usize = 64;
+const HEADER: usize = 12;
+
+/// Asks; the response may be any, but it is one to this question. `patience` is for UDP and for TCP each; all of it ends
+/// by `deadline`.
+pub(super) async fn exchange(
+    server: SocketAddr,
+    query: &Query,
+    patience: Duration,
+    deadline: Instant,
+) -> Result<Message, Failure> {
+    let until = || deadline.min(Instant::now() + patience);
+    let mut asked = Asked::new(query, true)?;
+    loop {
+        let message = match asked.over_udp(server, until()).await? {
+            Heard::Message(message) => message,
+            Heard::AskOverTcp(why) => {
+                let heard = timeout_at(until(), asked.over_tcp(server)).await;
+                heard
+                    .unwrap_or(Err(Failure::Timeout))
+                    .map_err(|failure| Failure::Tcp(why, Box::new(failure)))?
+            }
+        };
+        let ignorant = matches!(
+            message.response_code,
+            // hickory takes BADVERS for BADSIG, which has the same number.
+            ResponseCode::FormErr | ResponseCode::NotImp | ResponseCode::BADSIG
+        );
+        // RFC 6891 §7: a server that does not know EDNS.
+        if !ignorant || !asked.edns {
+            return Ok(message);
+        }
+        asked = Asked::new(query, false)?;
+    }
+}
+
+enum Heard {
+    Message(Message),
+    AskOverTcp(WhyTcp),
+}
+
+/// A question as it is sent.
+struct Asked<'a> {
+    query: &'a Query,
+    id: u16,
+    edns: bool,
+    octets: Vec<u8>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(query: &'a Query, edns: bool) -> Result<Asked<'a>, Failure> {
+        // With a random id.
+        let mut message = Message::query();
+        message.metadata.recursion_desired = true;
+        message.add_query(query.clone());
+        if edns {
+            let mut edns = Edns::new();
+            edns.set_max_payload(MAX_PAYLOAD);
+            message.set_edns(edns);
+        }
+        let octets = message.to_vec().map_err(|error| Failure::Unaskable(error.to_string()))?;
+        Ok(Asked { query, id: message.metadata.id, edns, octets })
+    }
+
+    async fn over_udp(&self, server: SocketAddr, until: Instant) -> Result<Heard, Failure> {
+        let socket = connected(server).await.map_err(|error| failure(server, &error))?;
+        let mut buffer = vec![0; BUFFER];
+        let mut strangers = 0;
+        let mut pause = FIRST_RESEND;
+        while Instant::now() < until {
+            socket.send(&self.octets).await.map_err(|error| failure(server, &error))?;
+            let resend = until.min(Instant::now() + pause);
+            pause *= 2;
+            while let Ok(received) = timeout_at(resend, socket.recv(&mut buffer)).await {
+                let length = received.map_err(|error| failure(server, &error))?;
+                match self.judge(&buffer[..length]) {
+                    Judged::Response(message) if message.truncation => {
+                        return Ok(Heard::AskOverTcp(WhyTcp::Truncated));
+                    }
+                    Judged::Response(message) => return Ok(Heard::Message(*message)),
+                    Judged::Cut => return Ok(Heard::AskOverTcp(WhyTcp::Truncated)),
+                    Judged::Unusable(reason) => return Err(Failure::Malformed(reason)),
+                    Judged::Stranger => strangers += 1,
+                }
+                if strangers == MAX_STRANGERS {
+                    return Ok(Heard::AskOverTcp(WhyTcp::Strangers));
+                }
+            }
+        }
+        Err(match strangers {
+            0 => Failure::Timeout,
+            _ => Failure::Malformed("it has not the id of the query".to_owned()),
+        })
+    }
+
+    async fn over_tcp(&self, server: SocketAddr) -> Result<Message, Failure> {
+        let failed = |error: io::Error| failure(server, &error);
+        let mut stream = TcpStream::connect(server).await.map_err(failed)?;
+        let length = u16::try_from(self.octets.len())
+            .map_err(|_| Failure::Unaskable("the question is too long".to_owned()))?;
+        let framed = [&length.to_be_bytes()[..], &self.octets].concat();
+        stream.write_all(&framed).await.map_err(failed)?;
+        let length = stream.read_u16().await.map_err(failed)?;
+        let mut octets = vec![0; usize::from(length)];
+        stream.read_exact(&mut octets).await.map_err(failed)?;
+        match self.judge(&octets) {
+            Judged::Response(message) => Ok(*message),
+            Judged::Unusable(reason) => Err(Failure::Malformed(reason)),
+            Judged::Cut => Err(Failure::Malformed("it is truncated over TCP too".to_owned())),
+            Judged::Stranger => {
+                Err(Failure::Malformed("it has not the id of the query".to_owned()))
+            }
+        }
+    }
+
+    /// What came, as far as its header tells before anything else of it is believed.
+    fn judge(&self, octets: &[u8]) -> Judged {
+        let unusable = |reason: &str| Judged::Unusable(reason.to_owned());
+        let Some((&[i, d, high, low, q, u], _)) = octets.split_first_chunk::<6>() else {
+            return Judged::Stranger;
+        };
+        if u16::from_be_bytes([i, d]) != self.id {
+            return Judged::Stranger;
+        }
+        if octets.len() < HEADER {
+            return unusable("it is shorter than the header of a DNS message");
+        }
+        let (is_response, opcode, is_truncated) =
+            (high & 0x80 != 0, high >> 3 & 0xf, high & 2 != 0);
+        if !is_response {
+            return unusable("it is a query, not a response");
+        }
+        if opcode != 0 {
+            return Judged::Unusable(format!("it is a response to another operation ({opcode})"));
+        }
+        let questions = u16::from_be_bytes([q, u]);
+        if questions > 1 {
+            return unusable("it repeats more than one question");
+        }
+        let message = match Message::from_vec(octets) {
+            Ok(message) => message,
+            // The cut may have gone through a record.
+            Err(_) if is_truncated => return Judged::Cut,
+            Err(error) => return Judged::Unusable(error.to_string()),
+        };
+        // Servers that could not read the question have none to repeat.
+        let denies = !matches!(
+            ResponseCode::from(0, low & 0xf),
+            ResponseCode::NoError | ResponseCode::NXDomain
+        );
+        match message.queries.first() {
+            Some(repeated) if !same(repeated, self.query) => Judged::Unusable(format!(
+                "it is about another question ({} {} {})",
+                repeated.name(),
+                repeated.query_class(),
+                repeated.query_type()
+            )),
+            None if !denies => unusable("it does not repeat the question"),
+            _ => Judged::Response(Box::new(message)),
+        }
+    }
+}
+
+enum Judged {
+    /// To this question.
+    Response(Box<Message>),
+    /// To this question too, but cut off.
+    Cut,
+    /// With the query's id, and yet no response to it.
+    Unusable(String),
+    /// Not for us: from another time, or from somebody who guesses.
+    Stranger,
+}
+
+fn same(one: &Query, other: &Query) -> bool {
+    // Names are compared whatever their case.
+    one.name() == other.name()
+        && one.query_type() == other.query_type()
+        && one.query_class() == other.query_class()
+}
+
+async fn connected(server: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    Ok(socket)
+}
+
+fn failure(server: SocketAddr, error: &io::Error) -> Failure {
+    let without_scope =
+        |v6: std::net::SocketAddrV6| v6.ip().is_unicast_link_local() && v6.scope_id() == 0;
+    match (error.kind(), server) {
+        (io::ErrorKind::ConnectionRefused, _) => Failure::ConnectionRefused,
+        (io::ErrorKind::TimedOut, _) => Failure::Timeout,
+        (io::ErrorKind::UnexpectedEof, _) => {
+            Failure::Io("it closed the connection before its response was complete".to_owned())
+        }
+        (io::ErrorKind::InvalidInput, SocketAddr::V6(v6)) if without_scope(v6) => Failure::Io(
+            "a link-local address needs an interface of this machine, as in fe80::1%eth0"
+                .to_owned(),
+        ),
+        _ => Failure::Io(error.to_string()),
+    }
+}
