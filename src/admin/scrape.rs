@@ -33,12 +33,21 @@ pub(super) struct Scrape {
     source: usize,
     /// The family's head is written.
     headed: bool,
+    /// A piece was given, and nobody else had a turn since.
+    in_a_row: bool,
 }
 
 impl Scrape {
     /// Of these aliases. `process` is what the process has besides, as text.
     pub(super) fn new(process: String, upstreams: Arc<Vec<Arc<Upstream>>>) -> Self {
-        Self { process: Some(process), upstreams, family: 0, source: 0, headed: false }
+        Self {
+            process: Some(process),
+            upstreams,
+            family: 0,
+            source: 0,
+            headed: false,
+            in_a_row: false,
+        }
     }
 
     fn piece(&mut self) -> Option<String> {
@@ -81,8 +90,14 @@ impl Body for Scrape {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        // Probes, DNS and reloads share the thread: they come between the pieces.
+        self.in_a_row = !self.in_a_row;
+        if !self.in_a_row {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         Poll::Ready(self.piece().map(|piece| Ok(Frame::data(piece.into()))))
     }
 }
@@ -155,5 +170,25 @@ fn by_endpoint(upstream: &Upstream, lines: &mut Lines<'_>, value: impl Fn(&Endpo
         if addresses.insert(endpoint.address) {
             lines.add(&[("endpoint", &endpoint.address.to_string())], value(&endpoint));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn others_have_a_turn_after_each_piece() {
+        let mut scrape = Scrape::new("x".repeat(PIECE), Arc::default());
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut poll = || Pin::new(&mut scrape).poll_frame(&mut cx);
+        assert!(matches!(poll(), Poll::Ready(Some(Ok(frame))) if frame.is_data()));
+        assert!(poll().is_pending());
+        let Poll::Ready(Some(Ok(rest))) = poll() else { panic!("the rest is there") };
+        assert!(rest.data_ref().unwrap().starts_with(b"# HELP "));
+        assert!(poll().is_pending());
+        assert!(matches!(poll(), Poll::Ready(None)));
     }
 }
