@@ -20,6 +20,8 @@ use tokio::time::{Sleep, sleep};
 
 pub use trailers::strip_trailers;
 
+use crate::idle::{Idle, IdleTimer};
+
 /// What any source of a body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -41,10 +43,11 @@ pub trait Interim: Debug + Send + Sync {
 /// A client's connection, as the source of one body after the other.
 pub trait Connection: Debug + Send + Sync {
     /// The next frame of the body of the request number `request`; an error once the connection
-    /// has gone on to the next.
+    /// has gone on to the next, or where the client has sent nothing for as long as `idle` says.
     fn poll_frame(
         &self,
         request: u64,
+        idle: Option<Duration>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 
@@ -78,6 +81,10 @@ struct Stream {
     gate: Option<Gate>,
     /// The connection options of the request's head, which cover its trailers.
     nominated: Vec<HeaderName>,
+    /// How long its sender may be silent in its midst.
+    idle: Option<Duration>,
+    /// Measures that where the source does not.
+    timer: IdleTimer,
 }
 
 #[derive(Debug)]
@@ -139,6 +146,8 @@ impl RequestBody {
             bytes: 0,
             gate: None,
             nominated: Vec::new(),
+            idle: None,
+            timer: IdleTimer::default(),
         }))))
     }
 
@@ -184,6 +193,19 @@ impl RequestBody {
         if stream.position == stream.kept.len() {
             stream.forget();
         }
+    }
+
+    /// Says how long neither its sender nor its reader may do anything; none once a response has begun:
+    /// then that one's sender counts too.
+    pub fn set_idle(&self, idle: Option<Duration>) {
+        if let Some(stream) = &self.0 {
+            stream.lock().idle = idle;
+        }
+    }
+
+    /// What was said of that.
+    pub fn idle(&self) -> Option<Duration> {
+        self.0.as_ref().and_then(|stream| stream.lock().idle)
     }
 
     /// Says which fields the request's head confined to its connection, among its trailers too.
@@ -262,7 +284,7 @@ impl Stream {
             }
             self.gate = None;
         }
-        let mut frame = ready!(self.source.poll_frame(cx));
+        let mut frame = ready!(self.poll_source(cx));
         if let Some(Ok(frame)) = &mut frame {
             match frame.data_ref() {
                 Some(data) => self.keep(data),
@@ -288,6 +310,24 @@ impl Stream {
         }
     }
 
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = self.source.poll_frame(self.idle, cx);
+        match (self.idle, &self.source) {
+            (None, _) | (_, Source::Http1 { .. }) => frame,
+            (Some(_), _) if frame.is_ready() => {
+                self.timer.moved();
+                frame
+            }
+            (Some(idle), _) => {
+                ready!(self.timer.poll(cx, idle));
+                Poll::Ready(Some(Err(Idle(idle).into())))
+            }
+        }
+    }
+
     fn keep(&mut self, data: &Bytes) {
         self.bytes += data.len() as u64;
         if !self.keep {
@@ -310,11 +350,15 @@ impl Stream {
 }
 
 impl Source {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        &mut self,
+        idle: Option<Duration>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self {
             Self::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Boxed(body) => Pin::new(body).poll_frame(cx),
-            Self::Http1 { connection, request, .. } => connection.poll_frame(*request, cx),
+            Self::Http1 { connection, request, .. } => connection.poll_frame(*request, idle, cx),
         }
     }
 

@@ -18,6 +18,7 @@ pub mod drain;
 pub mod error;
 pub mod forward;
 pub mod http1;
+pub mod idle;
 pub mod listener;
 pub mod pool;
 pub mod resolve;

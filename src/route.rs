@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 // Clients choose what is looked up, and nothing of what is kept: no defence against collisions made
@@ -29,6 +30,8 @@ struct ListenerRoutes {
     upstreams: Vec<Arc<Upstream>>,
     /// The alias whose `hosts` say `*`.
     any: Option<Arc<Upstream>>,
+    /// The longest `timeouts.keepalive` of its aliases.
+    keepalive: Duration,
 }
 
 /// Nobody answers to a Host. That is what stops a web page whose name was rebound to loopback.
@@ -66,6 +69,7 @@ impl Routes {
             for listen in upstream.config().listen.iter().copied().chain(unbound) {
                 let routes = listeners.entry(listen).or_default();
                 routes.upstreams.push(upstream.clone());
+                routes.keepalive = routes.keepalive.max(upstream.config().timeouts.keepalive);
                 for host in upstream.hosts() {
                     // The alias listed first keeps a name that two could claim.
                     routes.by_host.entry(host.clone()).or_insert_with(|| upstream.clone());
@@ -100,6 +104,11 @@ impl Routes {
     /// true name is none of its names here: who tells a proxy the vendor's name means the vendor.
     pub fn alias(&self, host: &str) -> Option<&Arc<Upstream>> {
         self.aliases.get(host)
+    }
+
+    /// The longest `timeouts.keepalive` of a listener's aliases.
+    pub fn keepalive(&self, listener: SocketAddr) -> Option<Duration> {
+        self.listeners.get(&listener).map(|routes| routes.keepalive)
     }
 
     /// The listener as which the tunnels of an alias are served.

@@ -6,13 +6,14 @@ use std::{
     io,
     net::Shutdown,
     pin::Pin,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Buf, Bytes};
 use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{
@@ -20,6 +21,16 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
+
+/// How often, and how many times, a silent peer is asked whether it is there.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+const PROBES: u32 = 6;
+
+/// Seconds: `MAX_TCP_KEEPIDLE`.
+const MAX_KEEPALIVE: u64 = 32_767;
+
+/// As much as every peer's kernel takes though the peer does not read.
+const TAKEN_BY_ALL: u64 = 4 * 1024;
 
 sockopt_impl!(
     /// Linux' `struct tcp_info`, as far as it is needed here.
@@ -41,7 +52,9 @@ pub struct TcpState {
     unacknowledged: u32,
     _path: [u32; 19],
     _pacing: [u64; 2],
-    _bytes: [u64; 2],
+    /// Bytes, and one for the SYN.
+    acknowledged: u64,
+    _received: u64,
     _segments: [u32; 2],
     /// Bytes that are written and not sent.
     unsent: u32,
@@ -60,18 +73,84 @@ const STATE_CLOSED: u8 = 7;
 /// tokio's own half reads, because it knows that a read which did not fill its buffer has emptied
 /// the kernel's: one that goes through `try_read` asks once more for each read.
 #[derive(Debug)]
-pub struct Socket(Option<OwnedWriteHalf>);
+pub struct Socket {
+    half: Option<OwnedWriteHalf>,
+    /// Bytes handed to the kernel.
+    written: AtomicU64,
+    patience: Patience,
+}
+
+/// How long the kernel waits for a peer that acknowledges nothing (`TCP_USER_TIMEOUT`).
+///
+/// Linux takes a peer that does not read for one that is gone, though it acknowledges every probe of its
+/// closed window. So the limit stands only where so little was written that any peer's kernel takes it
+/// whether the peer reads or not, and is lifted before there is more.
+#[derive(Debug, Default)]
+struct Patience {
+    /// Milliseconds. 0 where there is no limit.
+    limit: AtomicU32,
+    /// What had been written when it was set.
+    mark: AtomicU64,
+    lifted: AtomicBool,
+}
 
 impl Socket {
     /// The half to read from, and the socket.
     pub fn split(stream: TcpStream) -> (OwnedReadHalf, Self) {
         let (read, write) = stream.into_split();
-        (read, Self(Some(write)))
+        let (written, patience) = (AtomicU64::new(0), Patience::default());
+        (read, Self { half: Some(write), written, patience })
+    }
+
+    /// Has the kernel watch over the peer: once it has been silent for `keepalive` it is asked whether it
+    /// is there, every ten seconds, six times.
+    pub fn watch(&self, keepalive: Duration) -> io::Result<()> {
+        // What Linux allows.
+        let idle = Duration::from_secs(keepalive.as_secs().clamp(1, MAX_KEEPALIVE));
+        let probes =
+            TcpKeepalive::new().with_time(idle).with_interval(PROBE_INTERVAL).with_retries(PROBES);
+        SockRef::from(self.stream()).set_tcp_keepalive(&probes)?;
+        let limit = (idle + PROBE_INTERVAL * PROBES).as_millis();
+        self.patience.limit.store(limit.try_into().unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.set_user_timeout(false)
+    }
+
+    /// Bytes handed to the kernel since the connection was made.
+    fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Of a connection that waits for its next message.
+    pub fn rest(&self) {
+        if self.patience.lifted.load(Ordering::Relaxed) && self.is_delivered() {
+            let _ = self.set_user_timeout(false);
+        }
+    }
+
+    fn set_user_timeout(&self, lifted: bool) -> io::Result<()> {
+        let limit = if lifted { 0 } else { self.patience.limit.load(Ordering::Relaxed) };
+        self.patience.lifted.store(lifted, Ordering::Relaxed);
+        self.patience.mark.store(self.written(), Ordering::Relaxed);
+        let limit = Duration::from_millis(limit.into());
+        SockRef::from(self.stream()).set_tcp_user_timeout(Some(limit))
+    }
+
+    /// Takes note of what the kernel took.
+    fn wrote(&self, count: usize) {
+        // Nobody else writes meanwhile.
+        let written = self.written() + count as u64;
+        self.written.store(written, Ordering::Relaxed);
+        if !self.patience.lifted.load(Ordering::Relaxed)
+            && written - self.patience.mark.load(Ordering::Relaxed) > TAKEN_BY_ALL
+        {
+            // A connection that is gone already is as good.
+            let _ = self.set_user_timeout(true);
+        }
     }
 
     /// The socket itself.
     pub fn stream(&self) -> &TcpStream {
-        match &self.0 {
+        match &self.half {
             Some(half) => half.as_ref(),
             None => unreachable!("taken by drop only"),
         }
@@ -88,7 +167,11 @@ impl Socket {
             ready!(stream.poll_write_ready(cx))?;
             match write(stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
+                Ok(count) => {
+                    self.wrote(count);
+                    return Poll::Ready(Ok(count));
+                }
+                error => return Poll::Ready(error),
             }
         }
     }
@@ -118,6 +201,11 @@ impl Socket {
         })
     }
 
+    /// How much the peer's kernel has acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        getsockopt(self.stream(), TcpInfo).map_or(0, |info| info.acknowledged)
+    }
+
     /// Makes closing a reset: what follows was cut off, and must not look like an end.
     pub fn reset_on_close(&self) {
         // One that is gone already is as good.
@@ -136,7 +224,7 @@ impl Socket {
 impl Drop for Socket {
     /// Closing is left to the kernel: tokio's half would shut down for writing first.
     fn drop(&mut self) {
-        if let Some(half) = self.0.take() {
+        if let Some(half) = self.half.take() {
             half.forget();
         }
     }
@@ -228,5 +316,47 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    /// Linux would take a peer that does not read for one that is gone.
+    #[tokio::test]
+    async fn a_peer_that_may_not_read_is_under_no_limit_of_the_kernels() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let (_read, socket) = Socket::split(stream);
+        let limit = || SockRef::from(socket.stream()).tcp_user_timeout().unwrap();
+        socket.watch(Duration::from_millis(1500)).unwrap();
+        let least = Duration::from_secs(1 + 6 * 10);
+        assert_eq!(limit(), Some(least));
+
+        let write = async |bytes: &[u8]| {
+            let written = poll_fn(|cx| socket.poll_write(cx, |stream| stream.try_write(bytes)));
+            assert_eq!(written.await.unwrap(), bytes.len());
+        };
+        let much = [0; TAKEN_BY_ALL as usize];
+        write(&much).await;
+        assert_eq!(limit(), Some(least), "any kernel takes that");
+        write(b"x").await;
+        assert!(limit().is_none_or(|limit| limit.is_zero()), "{:?}", limit());
+        peer.read_exact(&mut [0; TAKEN_BY_ALL as usize + 1]).await.unwrap();
+        while !socket.is_delivered() {
+            tokio::task::yield_now().await;
+        }
+        socket.rest();
+        assert_eq!(limit(), Some(least), "again once nothing is on its way");
+        write(b"x").await;
+        assert_eq!(limit(), Some(least));
+        peer.shutdown().await.unwrap();
     }
 }

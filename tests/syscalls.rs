@@ -42,8 +42,9 @@ const STRAY: u32 = COUNTED / 20;
 
 /// Requests that are counted.
 const COUNTED: u32 = 200;
-/// Requests before them: handshakes, lazily made things and the first allocations are theirs.
-const WARM_UP: u32 = 20;
+/// Requests before them: handshakes, lazily made things, the first allocations, and what a socket is set to
+/// after its first kilobytes are theirs.
+const WARM_UP: u32 = 200;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Ending {

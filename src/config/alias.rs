@@ -175,8 +175,10 @@ section! {
         connect: Duration as PositiveTime = Duration::from_secs(5),
         /// From the end of the request to the head of the response, or `off`.
         response: Option<Duration> as TimeOrOff = None,
-        /// How long a tunnel or stream may carry no byte.
+        /// How long neither side of a tunnel or stream may send, and either side may not read.
         idle: Duration as PositiveTime = Duration::from_secs(3600),
+        /// How long a connection may be silent, on either side, before TCP probes whether its peer is there.
+        keepalive: Duration as PositiveTime = Duration::from_secs(60),
     }
 }
 

@@ -17,7 +17,6 @@ use std::{
 };
 
 use rustls::pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -30,13 +29,10 @@ pub use verdict::Verdict;
 pub use wire::{Mark, Wire, WireStream};
 
 use crate::{
+    config::Timeouts,
     socket::{ByteStream, Socket},
     tls::{self, Alpn, ClientTls, Negotiated, TlsError},
 };
-
-/// Dead peers of idle connections are noticed by the kernel; cloud load balancers forget a
-/// silent flow after 350 s.
-const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// A connection that could not be made. No byte of any request has left.
 #[derive(Debug, thiserror::Error)]
@@ -130,16 +126,17 @@ pub struct Facts {
     pub tls_time: Duration,
 }
 
-/// Dials `endpoint` and, with an identity, makes TLS to it; within `limit` altogether. Sets `up`
-/// as soon as TCP is.
+/// Dials `endpoint` and, with an identity, makes TLS to it; within `timeouts.connect` altogether. Sets
+/// `up` as soon as TCP is.
 pub async fn connect(
     endpoint: SocketAddr,
     identity: Option<Identity<'_>>,
     policy: &AddressPolicy,
-    limit: Duration,
+    timeouts: &Timeouts,
     up: &AtomicBool,
 ) -> Result<Connected, ConnectError> {
     policy.check(endpoint)?;
+    let limit = timeouts.connect;
     let started = Instant::now();
     let deadline = started + limit;
 
@@ -162,8 +159,10 @@ pub async fn connect(
         }
         policy.check_connected(local, address)?;
     }
-    set_options(&stream).map_err(|source| ConnectError::Tcp { endpoint, source })?;
+    stream.set_nodelay(true).map_err(|source| ConnectError::Tcp { endpoint, source })?;
     let (stream, wire) = Wire::new(stream);
+    let watched = wire.socket().watch(timeouts.keepalive);
+    watched.map_err(|source| ConnectError::Tcp { endpoint, source })?;
     let tcp_time = started.elapsed();
 
     let Some(Identity { tls, server_name, alpn }) = identity else {
@@ -192,12 +191,6 @@ pub async fn connect(
         tls_time: started.elapsed().saturating_sub(tcp_time),
     };
     Ok(Connected { io: UpstreamIo::Tls(Box::new(handshake.stream)), wire, facts })
-}
-
-fn set_options(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// The upstream side of a connection: TLS, or bare TCP where `tls.mode` is `plaintext`.

@@ -114,6 +114,11 @@ impl Wire {
         (stream, wire)
     }
 
+    /// Of a connection that waits for its next request.
+    pub fn rest(&self) {
+        self.socket.rest();
+    }
+
     /// The socket itself.
     pub(super) fn socket(&self) -> &Socket {
         &self.socket

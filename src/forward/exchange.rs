@@ -11,18 +11,19 @@ use std::{
 use ::http::{HeaderName, Method, StatusCode, request};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, Sleep, sleep},
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{ForwardError, Problem, headers, passthrough::Passing};
 use crate::{
     body::{BoxError, RequestBody, strip_trailers},
     error::ProxyErrorType,
+    idle::{Idle, IdleTimer},
     telemetry::{Access, RequestTotals},
     upstream::{Generation, Lease, Upstream},
 };
+
+/// How long a client may read nothing of a response that belongs to no alias.
+const OWN_IDLE: Duration = Duration::from_secs(60);
 
 /// One request as metrics and access log see it. Written down when it drops.
 pub struct Exchange {
@@ -187,8 +188,9 @@ struct Streaming {
     keep_alive: Option<Duration>,
     exchange: Box<Exchange>,
     idle: Duration,
-    /// Set while nothing comes.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: IdleTimer,
+    /// How much of the request's body had come when that was last looked at.
+    request_bytes: u64,
     /// The connection options of its head, which cover its trailers.
     nominated: Vec<HeaderName>,
 }
@@ -211,9 +213,15 @@ impl Body {
             lease.refuse_reuse();
         }
         let lease = Some(lease);
-        let timer = None;
-        let mut streaming =
-            Box::new(Streaming { lease, keep_alive, exchange, idle, timer, nominated });
+        let mut streaming = Box::new(Streaming {
+            lease,
+            keep_alive,
+            exchange,
+            idle,
+            timer: IdleTimer::default(),
+            request_bytes: 0,
+            nominated,
+        });
         if streaming.is_end_stream() {
             streaming.give_back();
         }
@@ -234,6 +242,16 @@ impl Body {
     pub fn omit_own_content(&mut self) {
         if let Kind::Whole(bytes, _) = &mut self.0 {
             *bytes = None;
+        }
+    }
+
+    /// How long its client may read nothing of it.
+    pub fn idle(&self) -> Duration {
+        match &self.0 {
+            Kind::Whole(_, Some(exchange)) => exchange.upstream.config().timeouts.idle,
+            Kind::Whole(_, None) => OWN_IDLE,
+            Kind::Streaming(streaming) => streaming.idle,
+            Kind::Passing(passing) => passing.idle(),
         }
     }
 
@@ -308,14 +326,18 @@ impl Streaming {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(lease) = &mut self.lease else { return Poll::Ready(None) };
         let Poll::Ready(mut frame) = lease.poll_frame(cx) else {
-            let idle = self.idle;
-            ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));
+            // One side may be silent for as long as the other sends.
+            let request_bytes = self.exchange.request.bytes();
+            if request_bytes != self.request_bytes {
+                self.request_bytes = request_bytes;
+                self.timer.moved();
+            }
+            ready!(self.timer.poll(cx, self.idle));
             self.exchange.broke(ProxyErrorType::HttpResponseTimeout);
             self.lease = None;
-            let error = format!("nothing came for {idle:?}, `timeouts.idle`");
-            return Poll::Ready(Some(Err(error.into())));
+            return Poll::Ready(Some(Err(Idle(self.idle).into())));
         };
-        self.timer = None;
+        self.timer.moved();
         match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {

@@ -309,6 +309,7 @@ impl Journey<'_> {
             if waits && streams {
                 body.hold();
             }
+            body.set_idle(Some(config.timeouts.idle));
             let interim = self.arrival.interim.as_ref();
 
             let result = match config.timeouts.response {
@@ -349,6 +350,7 @@ impl Journey<'_> {
                         continue;
                     }
                     handle.settle();
+                    handle.set_idle(None);
                     self.exchange.answered(response.status(), &lease, took);
                     return Ok((response, lease, client));
                 }

@@ -3,7 +3,6 @@
 
 use std::{
     net::SocketAddr,
-    pin::Pin,
     sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll, ready},
     time::Duration,
@@ -14,7 +13,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, sleep};
 
 use super::{
     Body, ForwardError, Problem,
@@ -30,6 +29,7 @@ use crate::{
     drain::Drain,
     error::ProxyErrorType,
     http1::{Client, ExchangeError},
+    idle::{Idle, IdleTimer},
     resolve::{ResolveError, Resolver},
     socket::ByteStream,
     telemetry::{Access, AliasMetrics, RequestTotals},
@@ -119,7 +119,14 @@ impl Passthrough {
             Ok((response, client, nominated)) => {
                 record.status = response.status();
                 let idle = self.timeouts.idle;
-                let passing = Passing { client, record, idle, timer: None, nominated };
+                let passing = Passing {
+                    client,
+                    record,
+                    idle,
+                    timer: IdleTimer::default(),
+                    request_bytes: 0,
+                    nominated,
+                };
                 response.map(|()| Body::passing(passing))
             }
             Err(error) => record.failed(error),
@@ -151,7 +158,9 @@ impl Passthrough {
         let failed = |error| PassthroughError::Exchange { endpoint, error };
         // Like an alias' requests, it may take its time to begin: `timeouts.response` is off.
         let mut client = Client::new(connected.io);
+        body.set_idle(Some(self.timeouts.idle));
         let mut response = client.send(&head, body, false, interim).await.map_err(failed)?;
+        record.request.set_idle(None);
         record.upstream_time = Some(sent.elapsed());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(PassthroughError::UnaskedSwitch(endpoint).into());
@@ -173,13 +182,13 @@ impl Passthrough {
             }
         };
         let policy = self.policy.load_full();
-        let limit = self.timeouts.connect;
+        let timeouts = &self.timeouts;
         let up = AtomicBool::new(false);
         let metrics = AliasMetrics::of_no_alias();
         let dial = |endpoint| {
             let (policy, up) = (&policy, &up);
             async move {
-                let connected = connect::connect(endpoint, None, policy, limit, up).await;
+                let connected = connect::connect(endpoint, None, policy, timeouts, up).await;
                 match &connected {
                     Ok(connected) => metrics.connected(&connected.facts),
                     Err(ConnectError::Denied(_)) => metrics.address_refused(),
@@ -339,8 +348,9 @@ pub(super) struct Passing {
     client: Client<UpstreamIo>,
     record: Record,
     idle: Duration,
-    /// Set while nothing comes.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: IdleTimer,
+    /// How much of the request's body had come when that was last looked at.
+    request_bytes: u64,
     /// The connection options of its head, which cover its trailers.
     nominated: Vec<HeaderName>,
 }
@@ -354,6 +364,10 @@ impl Passing {
         self.client.size_hint()
     }
 
+    pub(super) fn idle(&self) -> Duration {
+        self.idle
+    }
+
     pub(super) fn poll_progress(&mut self, cx: &mut Context<'_>) {
         self.client.poll_progress(cx);
     }
@@ -364,12 +378,16 @@ impl Passing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Poll::Ready(mut frame) = self.client.poll_frame(cx) else {
-            let idle = self.idle;
-            ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(idle))).as_mut().poll(cx));
+            let request_bytes = self.record.request.bytes();
+            if request_bytes != self.request_bytes {
+                self.request_bytes = request_bytes;
+                self.timer.moved();
+            }
+            ready!(self.timer.poll(cx, self.idle));
             self.record.broke(ProxyErrorType::HttpResponseTimeout);
-            return Poll::Ready(Some(Err(format!("nothing came for {idle:?}").into())));
+            return Poll::Ready(Some(Err(Idle(self.idle).into())));
         };
-        self.timer = None;
+        self.timer.moved();
         match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {

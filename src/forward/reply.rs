@@ -13,6 +13,7 @@ use crate::{
     connect::{ConnectError, Denied},
     error::{ProxyErrorType as Kind, Stage},
     http1::ExchangeError,
+    idle::Idle,
     resolve::ResolveError,
     tls::TlsError,
     upstream::{AcquireError, NoTarget, Upstream},
@@ -269,6 +270,12 @@ fn sf_string(text: &str) -> String {
 fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
     use StatusCode as S;
     match error {
+        ForwardError::ClientBody(error) if is_idle(error) => {
+            (S::REQUEST_TIMEOUT, Kind::HttpRequestError, Stage::Request)
+        }
+        ForwardError::Exchange { error, .. } if error.is_unread() => {
+            (S::GATEWAY_TIMEOUT, Kind::HttpResponseTimeout, Stage::Request)
+        }
         ForwardError::BadRequest(_)
         | ForwardError::ClientBody(_)
         | ForwardError::Destination(_) => (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request),
@@ -309,6 +316,12 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
     }
 }
 
+/// Whether the client fell silent in the midst of its body.
+fn is_idle(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| cause.is::<Idle>())
+}
+
 fn classify_acquire(error: &AcquireError) -> (StatusCode, Kind, Stage) {
     use StatusCode as S;
     match error {
@@ -329,6 +342,14 @@ fn classify_passthrough(error: &PassthroughError) -> (StatusCode, Kind, Stage) {
         PassthroughError::Refused(_) => (S::FORBIDDEN, Kind::HttpRequestDenied, Stage::Policy),
         PassthroughError::Resolve(error) => classify_resolve(error),
         PassthroughError::Connect(error) => classify_connect(error),
+        PassthroughError::Exchange { error: error @ ExchangeError::RequestBody(_), .. }
+            if is_idle(error) =>
+        {
+            (S::REQUEST_TIMEOUT, Kind::HttpRequestError, Stage::Request)
+        }
+        PassthroughError::Exchange { error: ExchangeError::Unread(_), .. } => {
+            (S::GATEWAY_TIMEOUT, Kind::HttpResponseTimeout, Stage::Request)
+        }
         PassthroughError::Exchange { error: ExchangeError::RequestBody(_), .. } => {
             (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request)
         }
@@ -458,6 +479,8 @@ fn fix(error: &ForwardError) -> Option<String> {
                 .into()
         }
         ForwardError::ResponseTimeout { .. } => "raise `timeouts.response`".into(),
+        ForwardError::ClientBody(error) if is_idle(error) => "raise `timeouts.idle`".into(),
+        ForwardError::Exchange { error, .. } if error.is_unread() => "raise `timeouts.idle`".into(),
         _ => return None,
     };
     Some(fix)

@@ -6,16 +6,8 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
-
-use bytes::Bytes;
-use http::{
-    Method, Response, StatusCode,
-    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
-    request,
-};
-use http_body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     BodyError, Decoder, Encoder, Framing, HeadError, Inbox, Outbox, parse_response, push_request,
@@ -23,8 +15,15 @@ use super::{
 };
 use crate::{
     body::{BoxError, Interim, RequestBody},
-    socket::Prefixed,
+    socket::{ByteStream, Prefixed},
 };
+use bytes::Bytes;
+use http::{
+    Method, Response, StatusCode,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    request,
+};
+use http_body::{Body, Frame, SizeHint};
 
 /// A response's head may be this long.
 const MAX_HEAD: usize = 256 * 1024;
@@ -38,6 +37,9 @@ pub enum ExchangeError {
     /// The request's own body broke off.
     #[error("the request's body broke off")]
     RequestBody(#[source] BoxError),
+    /// The peer took nothing of the request for as long as `timeouts.idle` says.
+    #[error("nothing of the request was read for {0:?}, `timeouts.idle`")]
+    Unread(Duration),
     /// Writing failed, and no answer had come.
     #[error("writing the request")]
     Write(#[source] io::Error),
@@ -63,6 +65,8 @@ pub struct Client<S> {
     outbox: Outbox,
     upload: Option<Upload>,
     answer: Decoder,
+    /// How long the peer may read nothing of a request.
+    idle: Option<Duration>,
     /// Whether the next request could be told from this one.
     reusable: bool,
 }
@@ -74,7 +78,7 @@ struct Upload {
     encoder: Encoder,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+impl<S: ByteStream> Client<S> {
     /// A connection that nothing was said on yet.
     pub fn new(stream: S) -> Self {
         Self {
@@ -83,6 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             outbox: Outbox::default(),
             upload: None,
             answer: Decoder::done(),
+            idle: None,
             reusable: true,
         }
     }
@@ -141,6 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     fn begin(&mut self, head: &request::Parts, body: RequestBody) {
         self.outbox.push_head(|out| push_request(out, head));
         self.reusable = false;
+        self.idle = body.idle();
         if body.is_end_stream() {
             return;
         }
@@ -229,12 +235,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             if self.outbox.is_empty() {
                 return if self.upload.is_none() { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
-            if let Err(error) = ready!(self.outbox.poll_flush(cx, &mut self.stream)) {
-                self.outbox.clear();
-                self.upload = None;
-                self.reusable = false;
-                return Poll::Ready(Err(ExchangeError::Write(error)));
-            }
+            let error = match self.outbox.poll_flush(cx, &mut self.stream) {
+                Poll::Ready(Ok(())) => continue,
+                Poll::Ready(Err(error)) => ExchangeError::Write(error),
+                Poll::Pending => {
+                    let Some(idle) = self.idle else { return Poll::Pending };
+                    ready!(self.outbox.poll_idle(cx, idle, &self.stream));
+                    ExchangeError::Unread(idle)
+                }
+            };
+            self.abandon();
+            return Poll::Ready(Err(error));
         }
     }
 
@@ -252,7 +263,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         if (self.upload.is_some() || !self.outbox.is_empty())
-            && let Poll::Ready(Err(error @ ExchangeError::RequestBody(_))) = self.poll_upload(cx)
+            && let Poll::Ready(Err(
+                error @ (ExchangeError::RequestBody(_) | ExchangeError::Unread(_)),
+            )) = self.poll_upload(cx)
         {
             return Poll::Ready(Some(Err(error)));
         }
@@ -303,8 +316,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.outbox.release();
     }
 
+    /// Gives the request up, in whose midst the peer takes nothing more.
+    fn abandon(&mut self) {
+        // What the kernel still holds for it would stay there.
+        if let Some(socket) = self.stream.socket()
+            && !self.outbox.is_empty()
+        {
+            socket.reset_on_close();
+        }
+        self.outbox.clear();
+        self.upload = None;
+        self.reusable = false;
+    }
+
     /// Says farewell where that can be done at once.
     pub fn close(&mut self) {
+        self.abandon();
         let mut cx = Context::from_waker(Waker::noop());
         let _ = Pin::new(&mut self.stream).poll_shutdown(&mut cx);
     }

@@ -6,11 +6,17 @@ use std::{
     mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
+
+use crate::{
+    idle::IdleTimer,
+    socket::{ByteStream, Socket},
+};
 
 /// What is read at once, and what a peer that sends much is read by.
 const READ: usize = 16 * 1024;
@@ -26,6 +32,9 @@ const HEAD_ROOM: usize = 1024;
 const MAX_WAITING: usize = 64 * 1024;
 const MAX_PIECES: usize = 32;
 const MAX_SLICES: usize = MAX_PIECES + 4;
+
+/// How often a peer that takes nothing is looked after before it is given up.
+const LOOKS: u32 = 4;
 
 /// What came and was not understood yet.
 #[derive(Debug, Default)]
@@ -119,14 +128,26 @@ pub struct Outbox {
     /// Heads, and bodies that are short enough to go with them: one buffer, and one plain write. Its
     /// room is used again.
     first: Vec<u8>,
-    /// What of it is written.
-    sent: usize,
+    /// What of it is written. A head is far shorter than what this can count.
+    sent: u32,
     /// What comes behind it.
     pieces: VecDeque<Bytes>,
     /// How much is in `pieces`.
     waiting: usize,
     /// Something was written, and may still be held by TLS.
     unflushed: bool,
+    /// Once the peer has been waited for.
+    watch: Option<Box<Watch>>,
+}
+
+/// Measures how long a peer has taken nothing.
+#[derive(Debug, Default)]
+struct Watch {
+    idle: IdleTimer,
+    /// What it had taken when that was last looked at.
+    taken: u64,
+    /// How many looks have found no more.
+    looks: u32,
 }
 
 impl Outbox {
@@ -188,10 +209,10 @@ impl Outbox {
     ) -> Poll<io::Result<()>> {
         while !self.first.is_empty() || !self.pieces.is_empty() {
             let written = if self.pieces.is_empty() {
-                ready!(Pin::new(&mut *stream).poll_write(cx, &self.first[self.sent..]))?
+                ready!(Pin::new(&mut *stream).poll_write(cx, self.unsent()))?
             } else {
                 let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-                let first = (!self.first.is_empty()).then(|| &self.first[self.sent..]);
+                let first = (!self.first.is_empty()).then(|| self.unsent());
                 let pieces = self.pieces.iter().map(|piece| &piece[..]);
                 let mut count = 0;
                 for (slice, piece) in slices.iter_mut().zip(first.into_iter().chain(pieces)) {
@@ -213,11 +234,43 @@ impl Outbox {
         Poll::Ready(Ok(()))
     }
 
+    /// For somebody who waits for [`poll_flush`](Self::poll_flush): ready once the peer has taken nothing for
+    /// `limit`.
+    ///
+    /// A socket takes more only when much of what it holds has gone. So its peer is asked after, and not
+    /// the socket: a few looks tell a slow one from one that has stopped.
+    pub fn poll_idle<S: ByteStream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: Duration,
+        stream: &S,
+    ) -> Poll<()> {
+        let watch = self.watch.get_or_insert_default();
+        while watch.idle.poll(cx, limit / LOOKS).is_ready() {
+            let taken = stream.socket().map_or(0, Socket::acknowledged);
+            watch.looks = if taken == watch.taken { watch.looks + 1 } else { 0 };
+            watch.taken = taken;
+            if watch.looks >= LOOKS {
+                return Poll::Ready(());
+            }
+            watch.idle.moved();
+        }
+        Poll::Pending
+    }
+
+    fn unsent(&self) -> &[u8] {
+        &self.first[self.sent as usize..]
+    }
+
     fn written(&mut self, mut count: usize) {
-        let of_first = count.min(self.first.len() - self.sent);
-        self.sent += of_first;
+        if let Some(watch) = &mut self.watch {
+            watch.idle.moved();
+            watch.looks = 0;
+        }
+        let of_first = count.min(self.unsent().len());
+        self.sent += of_first as u32;
         count -= of_first;
-        if self.sent == self.first.len() {
+        if self.unsent().is_empty() {
             self.sent = 0;
             self.first.clear();
             // A head may be of any size; what is kept for the next is not.

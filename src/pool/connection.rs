@@ -125,6 +125,11 @@ impl SendError {
         }
     }
 
+    /// Whether the origin stopped reading the request.
+    pub fn is_unread(&self) -> bool {
+        matches!(self, Self::Http1(ExchangeError::Unread(_)))
+    }
+
     /// Whether the request's own body broke off. hyper blames its user for that, and also for a
     /// connection whose task was ended, as those to an old true name are.
     pub fn is_of_the_body(&self) -> bool {
@@ -383,6 +388,7 @@ impl Http1 {
         if let Some(client) = &mut self.client {
             client.rest();
         }
+        self.line.wire.rest();
     }
 }
 

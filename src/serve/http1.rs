@@ -105,7 +105,7 @@ impl<S: ByteStream + 'static> Line<S> {
         A: Fn(Request<RequestBody>) -> F,
         F: Future<Output = Response<Body>>,
     {
-        let mut patience = Patience::new(settings.header_timeout);
+        let mut patience = Patience::new();
         let one_only = drain.has_begun();
         let mut begun = pin!(drain.begun());
         // Room for an answer's future, taken once for many requests. A connection that waits for
@@ -113,7 +113,7 @@ impl<S: ByteStream + 'static> Line<S> {
         let mut answering = None;
         let last = loop {
             let next = poll_fn(|cx| {
-                let next = self.poll_next(cx, &mut patience, settings.max_header_size);
+                let next = self.poll_next(cx, &mut patience, settings);
                 if next.is_pending() && !one_only && self.lock().inbox.bytes.is_empty() {
                     if patience.rests() {
                         self.lock().rest();
@@ -165,8 +165,9 @@ impl<S: ByteStream + 'static> Line<S> {
         self: &Arc<Self>,
         cx: &mut Context<'_>,
         patience: &mut Patience,
-        max_size: usize,
+        settings: &config::Listener,
     ) -> Poll<Result<(Asked, Request<RequestBody>), Last>> {
+        let max_size = settings.max_header_size;
         let mut state = self.lock();
         loop {
             state.inbox.skip_empty_lines();
@@ -189,7 +190,7 @@ impl<S: ByteStream + 'static> Line<S> {
         }
         let begun = state.inbox.has_begun();
         drop(state);
-        ready!(patience.poll(cx));
+        ready!(patience.poll(cx, settings.header_timeout));
         // A client that has asked for nothing gets no response.
         let slow = patience.in_head && begun;
         Poll::Ready(Err(if slow { Last::Refused(RefusedHead::TooSlow) } else { Last::End }))
@@ -291,6 +292,7 @@ impl<S: ByteStream + 'static> Line<S> {
         // RFC 9110 §6.5.1: who does not want trailers gets the body without.
         let encoder = framing.map(|framing| Encoder::new(framing, asked.trailers));
         // Where there is none to write, its end is here, and the end of the request's record.
+        self.lock().unread = body.idle();
         let body = encoder.is_some().then_some(body);
         Some(Writing { out, body, encoder, keep, switching })
     }
@@ -368,9 +370,16 @@ impl<S: ByteStream + 'static> Line<S> {
                 }
                 return if self.lock().poll_gone(cx) { Poll::Ready(false) } else { Poll::Pending };
             }
-            match self.lock().poll_flush(cx, out) {
+            let mut state = self.lock();
+            match state.poll_flush(cx, out) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending if state.poll_unread(cx, out).is_ready() => {
+                    tracing::debug!(idle = ?state.unread, "a client reads nothing of its response");
+                    // What the kernel still holds for it would stay there.
+                    state.reset_on_close();
+                    return Poll::Ready(false);
+                }
                 Poll::Pending => break,
             }
         }
@@ -409,13 +418,14 @@ impl<S: ByteStream> Connection for Line<S> {
     fn poll_frame(
         &self,
         request: u64,
+        idle: Option<Duration>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut state = self.0.lock();
         if state.request != request {
             return Poll::Ready(Some(Err("the request is over".into())));
         }
-        state.poll_frame(cx)
+        state.poll_frame(idle, cx)
     }
 
     fn is_end_stream(&self, request: u64) -> bool {

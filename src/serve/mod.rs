@@ -88,6 +88,8 @@ impl Server {
         let settings = self.settings.load_full();
         let Some(local) = local_address(&stream, listener) else { return };
         let (mut stream, socket) = SocketStream::new(stream);
+        // One that is gone already shows that soon enough.
+        let _ = socket.watch(self.keepalive(listener));
 
         let deadline = Instant::now() + settings.header_timeout;
         let detected = tokio::select! {
@@ -117,6 +119,13 @@ impl Server {
         if end == End::Lingers {
             Box::pin(linger(&socket, &self.drain)).await;
         }
+    }
+
+    /// The keep-alive of a listener's connections. Its aliases may share it, and whose requests come is
+    /// not known yet: the longest counts.
+    fn keepalive(&self, listener: SocketAddr) -> Duration {
+        let of_aliases = self.routes.load().keepalive(listener);
+        of_aliases.unwrap_or(config::Timeouts::default().keepalive)
     }
 
     /// Serves what was detected.

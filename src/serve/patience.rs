@@ -17,7 +17,6 @@ const LULL: Duration = Duration::from_secs(1);
 
 /// How long a client may take for a head, and from one to the next.
 pub(super) struct Patience {
-    header_timeout: Duration,
     /// A head has begun.
     pub(super) in_head: bool,
     /// Nothing has been asked for a while.
@@ -29,9 +28,8 @@ pub(super) struct Patience {
 
 impl Patience {
     /// With a new client, of which there was a first word.
-    pub(super) fn new(header_timeout: Duration) -> Self {
-        let since = Instant::now();
-        Self { header_timeout, in_head: true, resting: false, since, timer: None }
+    pub(super) fn new() -> Self {
+        Self { in_head: true, resting: false, since: Instant::now(), timer: None }
     }
 
     /// A request was answered.
@@ -49,11 +47,12 @@ impl Patience {
         }
     }
 
-    /// Ready when the client has been silent for too long.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the client has been silent for too long, within a head that may take `header_timeout`
+    /// or between two.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, header_timeout: Duration) -> Poll<()> {
         loop {
             let patience = match self.in_head {
-                true => self.header_timeout,
+                true => header_timeout,
                 false if self.resting => KEEP_ALIVE,
                 false => LULL,
             };

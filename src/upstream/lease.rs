@@ -319,8 +319,7 @@ impl Dialling<'_> {
             },
         });
         let policy = self.upstream.policy.load_full();
-        let connected =
-            connect::connect(address, identity, &policy, config.timeouts.connect, up).await;
+        let connected = connect::connect(address, identity, &policy, &config.timeouts, up).await;
         let connected: Connected = match connected {
             Ok(connected) => connected,
             Err(error) => {

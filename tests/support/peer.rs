@@ -175,6 +175,17 @@ impl Peer {
         self.socket.peek(&mut byte).is_ok_and(|count| count > 0)
     }
 
+    /// Waits until the connection breaks, and reads nothing meanwhile.
+    #[track_caller]
+    pub fn until_broken(&self) -> impl Future<Output = ()> {
+        let socket = &self.socket;
+        within("the connection to break", async move {
+            while matches!(socket.take_error(), Ok(None)) {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        })
+    }
+
     /// Says that no more will be sent (TLS close_notify, then FIN); reading goes on.
     pub async fn finish(&mut self) {
         self.wire.shutdown().await.ok();

@@ -3,6 +3,7 @@
 use std::{
     io,
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -11,13 +12,17 @@ use http_body::Frame;
 use crate::{
     body::BoxError,
     http1::{BodyError, Decoder, Inbox, Outbox},
-    socket::ByteStream,
+    idle::{Idle, IdleTimer},
+    socket::{ByteStream, Socket},
 };
 
 /// How much of a request's body is read that nobody wants, and for how long, so that its connection can
 /// serve the next request; and how much where that is known to be there.
 pub(super) const SKIP: u64 = 1024 * 1024;
 const SKIP_NOW: u64 = 128 * 1024;
+
+/// How often somebody looks whether the client of a body that nobody reads is still there.
+const LOOK_OUT: Duration = Duration::from_secs(1);
 
 /// A connection's state, which its task and the bodies of its requests share.
 pub(super) struct State<S> {
@@ -36,6 +41,16 @@ pub(super) struct State<S> {
     pub(super) interim: bool,
     /// The connection's own task, to be woken when the body has ended: nobody reads then.
     pub(super) owner: Option<Waker>,
+    /// Whoever wants the body waits for the client.
+    wanted: bool,
+    /// The client has kept them waiting for too long.
+    given_up: bool,
+    /// Measures how long the client has sent nothing of it.
+    idle: IdleTimer,
+    /// Measures for how long nobody has wanted it.
+    unwanted: IdleTimer,
+    /// How long the client may read nothing of the response at hand.
+    pub(super) unread: Duration,
 }
 
 impl<S: ByteStream> State<S> {
@@ -50,6 +65,11 @@ impl<S: ByteStream> State<S> {
             expects: false,
             interim: false,
             owner: None,
+            wanted: false,
+            given_up: false,
+            idle: IdleTimer::default(),
+            unwanted: IdleTimer::default(),
+            unread: Duration::ZERO,
         }
     }
 
@@ -67,6 +87,14 @@ impl<S: ByteStream> State<S> {
         match &mut self.stream {
             Some(stream) => out.poll_flush(cx, stream),
             None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// For somebody who waits for that: ready once the client has read nothing for too long.
+    pub(super) fn poll_unread(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<()> {
+        match &self.stream {
+            Some(stream) => out.poll_idle(cx, self.unread, stream),
+            None => Poll::Pending,
         }
     }
 
@@ -92,6 +120,9 @@ impl<S: ByteStream> State<S> {
     pub(super) fn rest(&mut self) {
         self.inbox.release();
         self.outbox.release();
+        if let Some(socket) = self.stream.as_ref().and_then(ByteStream::socket) {
+            socket.rest();
+        }
     }
 
     /// Whether the client has left. Whoever has a body to read learns of it by that.
@@ -100,10 +131,23 @@ impl<S: ByteStream> State<S> {
             if self.owner.as_ref().is_none_or(|owner| !owner.will_wake(cx.waker())) {
                 self.owner = Some(cx.waker().clone());
             }
-            return false;
+            return self.poll_left(cx);
         }
         // One that has sent its next request already is not asked further: that must wait.
         self.inbox.bytes.is_empty() && self.poll_fill(cx) == Poll::Ready(false)
+    }
+
+    /// Whether the client has left in the midst of a body that nobody reads, as an origin that is slow to
+    /// read it makes it. Nothing wakes anybody then: what came before stands in the way.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.unwanted.poll(cx, LOOK_OUT).is_ready() {
+            let socket = self.stream.as_ref().and_then(ByteStream::socket);
+            if !self.wanted && socket.is_some_and(Socket::has_peer_left) {
+                return true;
+            }
+            self.unwanted.moved();
+        }
+        false
     }
 
     /// Passes over what is left of a body that nobody wanted; `false` where that is not all there.
@@ -140,17 +184,20 @@ impl<S: ByteStream> State<S> {
             return true;
         }
         // Of chunks nobody knows how many come.
-        self.body.size_hint().exact().is_some_and(|left| left <= SKIP)
+        !self.given_up && self.body.size_hint().exact().is_some_and(|left| left <= SKIP)
     }
 
     pub(super) fn poll_frame(
         &mut self,
+        idle: Option<Duration>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if std::mem::take(&mut self.expects) {
             self.outbox.push(&b"HTTP/1.1 100 Continue\r\n\r\n"[..]);
             self.poll_ahead(cx)?;
         }
+        self.unwanted.moved();
+        self.wanted = false;
         loop {
             let frame = self.body.decode(&mut self.inbox.bytes);
             if self.body.is_done()
@@ -164,8 +211,16 @@ impl<S: ByteStream> State<S> {
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Some(Err(error.into()))),
             }
-            if !ready!(self.poll_fill(cx)) {
-                return Poll::Ready(Some(Err(BodyError::Incomplete.into())));
+            match self.poll_fill(cx) {
+                Poll::Ready(true) => self.idle.moved(),
+                Poll::Ready(false) => return Poll::Ready(Some(Err(BodyError::Incomplete.into()))),
+                Poll::Pending => {
+                    self.wanted = true;
+                    let Some(idle) = idle else { return Poll::Pending };
+                    ready!(self.idle.poll(cx, idle));
+                    self.given_up = true;
+                    return Poll::Ready(Some(Err(Idle(idle).into())));
+                }
             }
         }
     }

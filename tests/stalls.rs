@@ -1,0 +1,240 @@
+//! Peers that stop: whoever stops reading, or sending in the midst of a message, is given up after
+//! `timeouts.idle`, and with it all that it held; whoever is merely slow is not.
+
+// Its helpers are part of the tests.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{fs, time::Duration};
+
+use support::{
+    client::H2, peer::Peer, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts,
+    through::Through, within,
+};
+
+const IN_FLIGHT: &str = "truename_http_requests_in_flight{alias=\"webscaler-manual\"}";
+const IMPATIENT: &str = "timeouts: {idle: 1s}";
+/// More than all kernels on the way take.
+const LONG: usize = 64 * 1024 * 1024;
+const BLOCK: usize = 1024 * 1024;
+
+/// Answers with as much as is taken.
+async fn long_answer(arrival: Arrival) {
+    let mut conversation = arrival.open().await.unwrap();
+    conversation.request().await.unwrap();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n");
+    conversation.peer.send(head).await;
+    while conversation.peer.try_send(vec![b'x'; BLOCK]).await.is_ok() {}
+}
+
+/// Reads a head, and then nothing until the connection breaks.
+async fn never_read(arrival: Arrival) {
+    let mut conversation = arrival.open().await.unwrap();
+    conversation.peer.head().await.unwrap();
+    conversation.peer.until_broken().await;
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_given_up_and_holds_nothing() {
+    let through = Through::new(&format!("{IMPATIENT}\nlimits: {{requests: 1}}"), long_answer).await;
+    let mut peer = through.connect().await;
+    peer.send(get()).await;
+    peer.head().await.unwrap();
+    through.origin.until(|seen| seen.ended == 1).await;
+    no_request_is_in_flight(&through.proxy).await;
+    // Its permit is another's, and its connection was not left to the kernel.
+    let mut other = through.connect().await;
+    other.send(get()).await;
+    assert!(other.head().await.unwrap().starts_with("HTTP/1.1 200"));
+    let rest = within("the end", async { while !peer.some().await.is_empty() {} });
+    rest.await;
+}
+
+#[tokio::test]
+async fn an_origin_that_stops_reading_is_given_up_and_its_client_told() {
+    let through = Through::new(IMPATIENT, never_read).await;
+    let mut peer = uploading(&through).await;
+    let answer = peer.response().await;
+    assert_eq!(answer.status(), 504, "{}", answer.text());
+    assert_eq!(answer.json()["type"], "urn:truename:error:http_response_timeout");
+    assert_eq!(answer.json()["fix"], "raise `timeouts.idle`");
+    through.origin.until(|seen| seen.ended == 1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_stops_sending_in_a_body_is_given_up_and_told() {
+    let through = Through::new(IMPATIENT, |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        conversation.peer.hold().await;
+    })
+    .await;
+    for (framing, part) in
+        [("Content-Length: 10", "hello"), ("Transfer-Encoding: chunked", "5\r\nhello\r\n")]
+    {
+        let mut peer = through.connect().await;
+        peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\n{framing}\r\n\r\n{part}")).await;
+        let answer = peer.response().await;
+        assert_eq!((answer.status(), answer.field("Connection")), (408, Some("close")));
+        assert!(
+            answer.json()["detail"].as_str().unwrap().contains("`timeouts.idle`"),
+            "{}",
+            answer.text()
+        );
+        assert_eq!(answer.json()["fix"], "raise `timeouts.idle`");
+    }
+    through.origin.until(|seen| seen.ended == 2).await;
+}
+
+#[tokio::test]
+async fn a_client_of_http_2_that_stops_sending_in_a_body_is_given_up_and_told() {
+    let through = Through::new(IMPATIENT, |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        conversation.peer.hold().await;
+    })
+    .await;
+    let (_upload, body) = support::service_origin::streamed();
+    let request = http::Request::post(format!("http://{ALIAS}/")).body(body).unwrap();
+    let (mut sender, connection) = {
+        let io = hyper_util::rt::TokioIo::new(through.connect().await.into_wire());
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io)
+            .await
+            .unwrap()
+    };
+    tokio::spawn(connection);
+    let answer = within("an answer", sender.send_request(request)).await.unwrap();
+    assert_eq!(answer.status(), 408);
+    through.origin.until(|seen| seen.ended == 1).await;
+    // The connection serves on.
+    drop(H2::connect(through.address).await);
+}
+
+/// By the bytes in the way of a FIN nobody would learn of it.
+#[tokio::test]
+async fn a_client_that_leaves_while_its_upload_is_held_up_is_noticed() {
+    let through = Through::new("", never_read).await;
+    uploading(&through).await.reset();
+    through.origin.until(|seen| seen.ended == 1).await;
+    no_request_is_in_flight(&through.proxy).await;
+}
+
+#[tokio::test]
+async fn whoever_reads_slowly_gets_all() {
+    let through = Through::new("timeouts: {idle: 2s}", long_answer).await;
+    let mut peer = through.connect().await;
+    peer.send(get()).await;
+    peer.head().await.unwrap();
+    let mut pace = tokio::time::interval(Duration::from_millis(100));
+    // Longer than anybody may rest, in which the proxy's kernel has no room for more.
+    for _ in 0..48 {
+        pace.tick().await;
+        peer.exactly(BLOCK / 8).await;
+    }
+    for _ in 0..LONG / BLOCK - 6 {
+        peer.exactly(BLOCK).await;
+    }
+}
+
+/// While the one side sends the other may be silent.
+#[tokio::test]
+async fn a_stream_in_which_one_side_sends_is_not_idle() {
+    let through = Through::new(IMPATIENT, |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nup\r\n";
+        conversation.peer.send(head).await;
+        // As long as the client sends, and then the other way round.
+        for _ in 0..10 {
+            assert_eq!(conversation.peer.exactly(7).await, b"2\r\nab\r\n");
+        }
+        let mut pace = tokio::time::interval(Duration::from_millis(200));
+        for _ in 0..10 {
+            pace.tick().await;
+            conversation.peer.send("2\r\ncd\r\n").await;
+        }
+        conversation.peer.send("0\r\n\r\n").await;
+        conversation.peer.hold().await;
+    })
+    .await;
+    let mut peer = through.connect().await;
+    let fields = "Transfer-Encoding: chunked";
+    peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\n{fields}\r\n\r\n")).await;
+    peer.head().await.unwrap();
+    assert_eq!(peer.exactly(7).await, b"2\r\nup\r\n");
+    let mut pace = tokio::time::interval(Duration::from_millis(200));
+    for _ in 0..10 {
+        pace.tick().await;
+        peer.send("2\r\nab\r\n").await;
+    }
+    assert_eq!(
+        peer.exactly(75).await,
+        ["2\r\ncd\r\n".repeat(10), "0\r\n\r\n".to_owned()].concat().as_bytes()
+    );
+}
+
+#[tokio::test]
+async fn tcp_asks_a_silent_peer_on_either_side_whether_it_is_there() {
+    for (keys, seconds) in [("", 60), ("timeouts: {keepalive: 7s}", 7)] {
+        let through = Through::new(keys, scripts::answer).await;
+        let mut peer = through.connect().await;
+        peer.send(get()).await;
+        assert_eq!(peer.response().await.status(), 200);
+        let down = (through.address.port(), peer.address());
+        for (local, remote) in [(Some(down.0), down.1.port()), (None, through.scene.port)] {
+            within("the keep-alive timer", async {
+                loop {
+                    match keepalive(local, remote) {
+                        // What is left of it, and not more.
+                        Some(left)
+                            if left <= f64::from(seconds) && left > f64::from(seconds) - 5.0 =>
+                        {
+                            return;
+                        }
+                        _ => tokio::task::yield_now().await,
+                    }
+                }
+            })
+            .await;
+        }
+    }
+}
+
+/// Seconds until the kernel asks the peer of such a connection of loopback (`proc_pid_net(5)`, timer 2).
+fn keepalive(local: Option<u16>, remote: u16) -> Option<f64> {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let port =
+            |column: &str| u16::from_str_radix(column.rsplit(':').next().unwrap(), 16).unwrap();
+        let established = columns[3] == "01";
+        let (timer, when) = columns[5].split_once(':')?;
+        let hundredths = u32::from_str_radix(when, 16).ok()?;
+        let it = established
+            && port(columns[2]) == remote
+            && local.is_none_or(|local| port(columns[1]) == local)
+            && timer == "02";
+        it.then(|| f64::from(hundredths) / 100.0)
+    })
+}
+
+/// A client whose upload nobody reads any more, once all on the way is full.
+async fn uploading(through: &Through) -> Peer {
+    let mut peer = through.connect().await;
+    let head = format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: {LONG}\r\n\r\n");
+    peer.send(head).await;
+    let block = vec![b'x'; BLOCK];
+    let full = async { while peer.try_send(&block).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_millis(700), full).await.unwrap_err();
+    peer
+}
+
+async fn no_request_is_in_flight(proxy: &Proxy) {
+    within("no request in flight", async { while proxy.metric(IN_FLIGHT).await != Some(0.0) {} })
+        .await;
+}
+
+fn get() -> String {
+    format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")
+}
