@@ -376,6 +376,34 @@ async fn the_shortest_ttl_of_the_chain_rules() {
     }
 }
 
+/// Regression: it was seen after the TTL, up to half a minute later.
+#[tokio::test]
+async fn a_service_that_was_patched_is_seen_though_a_cache_shows_a_ttl_of_thirty_seconds() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 30, TRUE_NAME)]);
+    scene.dns.zone([dns::address("next.example", 30, scene.addresses[0])]);
+    let proxy = Proxy::start(&scene.yaml("").replace(", cluster_max_ttl: 1m", "")).await;
+    proxy.logged(TRUE_NAME).await;
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 30, "next.example")]);
+    proxy.logged("next.example").await;
+}
+
+/// Regression: DNS was asked ever later, up to every five seconds, however many requests failed.
+#[tokio::test]
+async fn while_requests_fail_dns_is_asked_about_every_second() {
+    let scene = Scene::new(1).await;
+    scene.dns.remove(ALIAS_IN_DNS);
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+    within("twelve questions", async {
+        while scene.dns.queries(ALIAS_IN_DNS, RecordType::A) < 12 {
+            assert_eq!(client::get(address, ALIAS, "/").await.status(), 503);
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn sixty_addresses_that_fit_into_no_datagram_are_all_endpoints() {
     let mut scene = Scene::new(60).await;

@@ -514,6 +514,17 @@ async fn aliases_of_one_name_share_the_query_in_flight() {
 }
 
 #[tokio::test]
+async fn new_settings_keep_what_resolv_conf_has_said() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "search prod.svc.k8s.corp").unwrap();
+    let resolver = Resolver::with_resolv_conf(settings(Vec::new()), resolv_conf(file.path()));
+    assert_eq!(resolver.environment().namespace, "prod");
+    std::fs::write(file.path(), "").unwrap();
+    let reloaded = resolver.with_settings(settings(vec!["192.0.2.53:53".parse().unwrap()]));
+    assert_eq!(reloaded.environment().namespace, "prod");
+}
+
+#[tokio::test]
 async fn a_changed_resolv_conf_is_noticed() {
     let server = server().await;
     for namespace in ["default", "prod"] {

@@ -85,7 +85,8 @@ impl Scene {
         let alias: String = alias.lines().map(|line| format!("    {line}\n")).collect();
         format!(
             "version: 1\n\
-             dns: {{servers: [\"{}\"], cluster_domain: cluster.local, namespace: default}}\n\
+             dns: {{servers: [\"{}\"], cluster_domain: cluster.local, namespace: default, \
+             cluster_max_ttl: 1m}}\n\
              policy: {{allow_addresses: [\"127.0.0.0/8\"]}}\n\
              aliases:\n  - name: {ALIAS}\n{alias}",
             self.dns.address()
