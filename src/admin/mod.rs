@@ -42,6 +42,8 @@ use crate::{
 
 /// For a head to come, also on a connection that has been served already.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a head, and of a response that is not read.
+const MAX_BUFFER: usize = 32 * 1024;
 /// A connection that has lasted this long gets no further request.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
 /// For the response that is then being written.
@@ -108,6 +110,7 @@ async fn converse(stream: TcpStream, ends: Ends, place: Place, snapshot: Arc<Sna
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {
