@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::{histogram::LATENCY_BUCKETS, process, stderr};
 
-/// As `resolve` calls the ends of a query.
+/// What `resolve` calls the ends of a query.
 const DNS_RESULTS: [&str; 13] = [
     "ok",
     "nxdomain",
