@@ -116,14 +116,21 @@ impl Routes {
         upstream.config().listen.first().copied().unwrap_or(UNBOUND)
     }
 
-    /// Whether an alias of `listener` answers to a name that a client gave by SNI.
-    pub fn serves(&self, listener: SocketAddr, name: &str) -> bool {
-        let Some(routes) = self.listeners.get(&listener) else { return false };
-        let is_true_name = |name: &str| routes.upstreams.iter().any(|u| u.is_true_name(name));
-        routes.any.is_some()
-            || routes.by_host.contains_key(name)
-            || routes.by_host.contains_key(&folded(name))
-            || is_true_name(&folded(name))
+    /// The alias of `listener` whose certificate a client is shown that gave this name by SNI, and whether
+    /// the listener answers to any name. Without a name, it is the listener's first alias.
+    pub fn shown(
+        &self,
+        listener: SocketAddr,
+        name: Option<&str>,
+    ) -> Option<(&Arc<Upstream>, bool)> {
+        let routes = self.listeners.get(&listener)?;
+        let Some(name) = name else { return Some((routes.upstreams.first()?, false)) };
+        let folded = folded(name);
+        let by_true_name = || routes.upstreams.iter().find(|u| u.is_true_name(&folded));
+        let known = routes.by_host.get(&folded).or_else(by_true_name);
+        let local = || routes.only().filter(|_| folded == "localhost");
+        let upstream = known.or_else(local).or(routes.any.as_ref())?;
+        Some((upstream, routes.any.is_some()))
     }
 
     /// The names that a listener answers to whatever DNS says, in order.

@@ -9,6 +9,7 @@ mod support;
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -117,7 +118,8 @@ async fn the_sidecar_starts_and_its_application_finds_the_roots() {
     let (sidecar, application) = (sidecar(&pod), application(&pod));
     let config = pod_configuration();
     let authority = mount_of(sidecar, "truename-ca");
-    assert_eq!(config.ca.directory.as_deref(), Some(Path::new(authority)));
+    // In the volume and not the volume itself, which everybody may write to.
+    assert_eq!(config.ca.directory.unwrap().parent(), Some(Path::new(authority)));
 
     // The file is where the variable says, in the mount of the ConfigMap.
     let file = variable(sidecar, "TRUENAME_CONFIG");
@@ -140,7 +142,7 @@ async fn the_sidecar_starts_and_its_application_finds_the_roots() {
         .replace("\"127.0.0.1:443\"", "\"[::1]:0\"")
         .replace("0.0.0.0:9990", &format!("{}:9990", loopback::address()))
         .replace(authority, "$FOLDER/authority");
-    let proxy = Setup::new(&text).spawn();
+    let proxy = Setup::new(&text).shell("mkdir -m 777 authority; ").spawn();
     let here = proxy.folder().join("truename.yaml");
     let probe: Vec<&str> = strings(&sidecar["startupProbe"]["exec"]["command"]);
     let mut command = truename(&probe[1..]);
@@ -157,6 +159,13 @@ async fn the_sidecar_starts_and_its_application_finds_the_roots() {
         assert!(roots.matches("BEGIN CERTIFICATE").count() > 20, "{seen} lacks the public roots");
         assert!(roots.contains(&local_root(&proxy)), "{seen} lacks the local root");
     }
+    // Another user may read them, and no key.
+    let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode() & 0o777;
+    let folder = proxy.folder().join("authority/ca");
+    assert_eq!((mode(&folder), mode(&folder.join("bundle.pem"))), (0o755, 0o644));
+    let keys = files(&folder).into_iter().filter(|file| file.to_str().unwrap().contains(".key."));
+    assert_eq!(keys.map(|key| mode(&key)).collect::<Vec<_>>(), [0o600]);
+    assert!(!proxy.log().contains("no certificate that is there is used"));
 }
 
 #[test]
@@ -177,7 +186,7 @@ fn every_link_leads_somewhere() {
 }
 
 fn local_root(proxy: &Proxy) -> String {
-    fs::read_to_string(proxy.folder().join("authority/ca.pem")).unwrap().trim().to_owned()
+    fs::read_to_string(proxy.folder().join("authority/ca/ca.pem")).unwrap().trim().to_owned()
 }
 
 #[track_caller]

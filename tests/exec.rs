@@ -239,7 +239,7 @@ async fn java_gets_through() {
 #[tokio::test]
 async fn keytool_reads_the_trust_store_and_finds_it_whole() {
     let stage = Stage::new().await;
-    let script = "keytool -list -keystore \"$(dirname \"$SSL_CERT_FILE\")/roots.jks\" \
+    let script = "keytool -list -keystore \"$(dirname \"$SSL_CERT_FILE\")/roots.p12\" \
                   -storepass changeit 2>/dev/null; grep -c BEGIN \"$SSL_CERT_FILE\"";
     let printed = stage.prints(&["sh", "-c", script]).await;
     let roots = printed.trim().lines().last().unwrap();
@@ -481,7 +481,7 @@ async fn a_signal_that_was_ignored_stays_ignored() {
 #[tokio::test]
 async fn its_folder_is_private() {
     let stage = Stage::new().await;
-    let script = "d=$(dirname \"$SSL_CERT_FILE\"); stat -c %a \"$d\" \"$d/ca-key.pem\"";
+    let script = "d=$(dirname \"$SSL_CERT_FILE\"); stat -c %a \"$d\" \"$d\"/*.key.pem";
     assert_eq!(stage.prints(&["sh", "-c", script]).await, "700\n600\n");
 }
 

@@ -7,7 +7,7 @@ mod support;
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     sync::{
@@ -127,6 +127,27 @@ async fn it_serves_every_name_of_the_listener_the_true_name_and_any_host_include
     }
     origins[0].assert_called(TRUE_NAME, &scene.authority(TRUE_NAME));
     assert!(!proxy.folder().join("state").exists(), "no authority is made that nobody needs");
+}
+
+#[tokio::test]
+async fn it_is_shown_to_clients_without_sni_and_for_every_name_that_it_is_valid_for() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let ip = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    let names = [ALIAS, "elsewhere.example"];
+    let leaf = trust::authority().issue(&names, &ip, LeafOptions::default()).unwrap();
+    let proxy = Setup::new(&format!("{FILES}{}", scene.yaml("")))
+        .file("tls.crt", leaf.chain_pem.clone())
+        .file("tls.key", leaf.key_pem.clone())
+        .start()
+        .await;
+    let address = proxy.address(ALIAS).await;
+    for name in [ALIAS, "elsewhere.example", "127.0.0.1"] {
+        assert_eq!(shown(address, name).await, leaf.chain[0].as_ref(), "{name}");
+    }
+    let roots = trust::authority().roots();
+    let error = client::connect_tls(address, "stranger.example", roots, &[]).await.err().unwrap();
+    assert!(error.to_string().contains("UnrecognisedName"), "{error}");
 }
 
 #[tokio::test]

@@ -134,18 +134,14 @@ async fn both_versions_of_tls_are_spoken_and_resume_their_sessions() {
 }
 
 #[tokio::test]
-async fn who_names_nobody_or_a_stranger_is_told_by_an_alert_and_the_log() {
+async fn who_asks_for_a_stranger_is_told_by_an_alert_and_the_log() {
     let world = World::new("hosts: [pay.example]").await;
-    let address = world.address.ip().to_string();
-    for (name, expected, logged) in [
-        (address.as_str(), AlertDescription::MissingExtension, "named no server (SNI)"),
-        ("stranger.example", AlertDescription::UnrecognisedName, "asked for `stranger.example`"),
-        // The local authority vouches for aliases only.
-        (TRUE_NAME, AlertDescription::UnrecognisedName, "asked for `httpbin.org`"),
-    ] {
+    for name in
+        ["stranger.example", "login.webscaler-manual", "pay.example.webscaler-manual", TRUE_NAME]
+    {
         let error = world.connect(name, &[]).await.err().expect("a refusal");
-        assert_eq!(alert(&error), Some(expected), "{name}: {error}");
-        let line = world.proxy.logged(logged).await;
+        assert_eq!(alert(&error), Some(AlertDescription::UnrecognisedName), "{name}: {error}");
+        let line = world.proxy.logged(&format!("asked for `{name}`")).await;
         for served in [ALIAS, ALIAS_IN_DNS, "pay.example"] {
             assert!(line.contains(served), "{line}");
         }
@@ -153,6 +149,68 @@ async fn who_names_nobody_or_a_stranger_is_told_by_an_alert_and_the_log() {
     assert_eq!(world.origin.seen().connections, 0);
     // A name is the same in capitals.
     assert!(world.connect("WebScaler-Manual", &[]).await.is_ok());
+}
+
+#[tokio::test]
+async fn who_names_no_server_is_shown_a_certificate_for_the_address_and_the_names() {
+    let mut scene = Scene::new(1).await;
+    let origin = scene.script(scripts::answer).remove(0);
+    let yaml = scene.yaml("");
+    let listen = "listen: [\"127.0.0.1:0\", \"127.0.7.1:0\"]";
+    let proxy = Proxy::start(&yaml.replace("listen: [\"127.0.0.1:0\"]", listen)).await;
+    for address in proxy.addresses(ALIAS, 2).await {
+        let ip = address.ip().to_string();
+        let roots = local_roots(&proxy);
+        let mut peer = client::connect_tls(address, &ip, roots, &["http/1.1"]).await.unwrap();
+        peer.send(format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n")).await;
+        assert_eq!(peer.response().await.text(), "ok");
+        // As Java does it, which asks for a name of one label without SNI.
+        for name in [ALIAS, ALIAS_IN_DNS, "localhost"] {
+            let mut config = client_config(&proxy, &[&TLS12, &TLS13]);
+            Arc::make_mut(&mut config).enable_sni = false;
+            assert!(handshake(address, name, &config).await.is_ok(), "{name}");
+        }
+    }
+    origin.assert_called(TRUE_NAME, &scene.authority(TRUE_NAME));
+}
+
+#[tokio::test]
+async fn localhost_is_a_name_of_a_listener_with_one_alias() {
+    let world = World::new("").await;
+    let mut peer = world.connect("localhost", &["http/1.1"]).await.unwrap();
+    peer.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(peer.response().await.text(), "ok");
+}
+
+#[tokio::test]
+async fn who_names_no_server_reaches_the_first_alias_of_a_listener() {
+    let mut scene = Scene::new(1).await;
+    let _origin = scene.script(scripts::answer);
+    let yaml = scene.yaml("");
+    let (_, alias) = yaml.split_once("aliases:\n").unwrap();
+    let proxy = Proxy::start(&format!("{yaml}{}", alias.replace(ALIAS, "other"))).await;
+    let address = proxy.address(ALIAS).await;
+    let mut config = client_config(&proxy, &[&TLS12, &TLS13]);
+    Arc::make_mut(&mut config).enable_sni = false;
+    assert!(handshake(address, ALIAS, &config).await.is_ok());
+    assert!(handshake(address, "other", &config).await.is_err());
+    // Two aliases: whose would it be?
+    let error = handshake(address, "localhost", &client_config(&proxy, &[&TLS13])).await;
+    assert_eq!(alert(&error.unwrap_err()), Some(AlertDescription::UnrecognisedName));
+}
+
+#[tokio::test]
+async fn an_alias_with_any_host_is_shown_for_any_name() {
+    let world = World::new("hosts: [\"*\"]").await;
+    for name in ["stranger.example", TRUE_NAME, ALIAS] {
+        let config = world.config(&[&TLS13]);
+        let result = world.handshake(name, &config).await;
+        // The certificate is the alias' own, which is valid for no stranger.
+        let invalid = |error: &io::Error| error.to_string().contains("not valid for name");
+        let shown =
+            result.as_ref().is_ok_and(|_| name == ALIAS) || result.as_ref().is_err_and(invalid);
+        assert!(shown, "{name}: {:?}", result.err());
+    }
 }
 
 #[tokio::test]
@@ -392,25 +450,6 @@ async fn half_open_handshakes_are_as_many_as_connections_may_be() {
 }
 
 #[tokio::test]
-async fn a_leaf_is_renewed_before_it_ends() {
-    let world = World::with("ca: {leaf_lifetime: 3s}\n", "").await;
-    let config = world.config(&[&TLS12, &TLS13]);
-    let mut seen: Vec<CertificateDer<'static>> = Vec::new();
-    // Every handshake verifies, so that one with a leaf that has ended fails the test.
-    within("three leaves", async {
-        while seen.len() < 3 {
-            let fresh = Arc::new(without_resumption((*config).clone()));
-            let tls = world.handshake(ALIAS, &fresh).await.unwrap();
-            let leaf = tls.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned();
-            if !seen.contains(&leaf) {
-                seen.push(leaf);
-            }
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn redirects_and_cookies_of_a_tls_listener_are_https() {
     let mut scene = Scene::new(1).await;
     let location = format!("https://{}/next", scene.authority(TRUE_NAME));
@@ -458,13 +497,7 @@ impl World {
     }
 
     fn config(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .unwrap()
-            .with_root_certificates(local_roots(&self.proxy))
-            .with_no_client_auth();
-        Arc::new(config)
+        client_config(&self.proxy, versions)
     }
 
     async fn handshake(
@@ -472,9 +505,7 @@ impl World {
         name: &str,
         config: &Arc<ClientConfig>,
     ) -> io::Result<TlsStream<TcpStream>> {
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        let tcp = TcpStream::connect(self.address).await.unwrap();
-        within("a handshake", TlsConnector::from(config.clone()).connect(name, tcp)).await
+        handshake(self.address, name, config).await
     }
 
     fn client_hello(&self) -> Vec<u8> {
@@ -508,13 +539,33 @@ fn local_roots(proxy: &Proxy) -> Arc<RootCertStore> {
 
 fn roots_of(file: &Path) -> Arc<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(file).unwrap()).unwrap();
+    for root in CertificateDer::pem_file_iter(file).unwrap() {
+        roots.add(root.unwrap()).unwrap();
+    }
     Arc::new(roots)
 }
 
-fn without_resumption(mut config: ClientConfig) -> ClientConfig {
-    config.resumption = rustls::client::Resumption::disabled();
-    config
+fn client_config(
+    proxy: &Proxy,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(local_roots(proxy))
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+async fn handshake(
+    address: SocketAddr,
+    name: &str,
+    config: &Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let tcp = TcpStream::connect(address).await.unwrap();
+    within("a handshake", TlsConnector::from(config.clone()).connect(name, tcp)).await
 }
 
 /// The alert that ended a handshake.

@@ -1,12 +1,7 @@
 //! The certificates that listeners show: issued, renewed before they end, taken anew when their
 //! files change.
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{path::PathBuf, time::Duration};
 
 use tokio::{
     task::{JoinHandle, spawn_blocking},
@@ -16,18 +11,14 @@ use tokio::{
 use crate::{
     config::Config,
     tls::{
-        authority::{Authority, is_certifiable},
+        authority::Subject,
         server,
-        source::{Issued, Source, SourceError},
-        store::{Opened, Store, StoreError},
+        source::{Source, SourceError},
     },
 };
 
 /// How often files are compared, and the clock is: a laptop's may jump while it sleeps.
 const CHECK: Duration = Duration::from_secs(1);
-
-/// The least time between two looks, however short-lived the certificates.
-const MIN_CHECK: Duration = Duration::from_millis(100);
 
 /// How long the end waits for a look that is under way.
 const CLOSE: Duration = Duration::from_millis(200);
@@ -44,30 +35,33 @@ pub struct Certificates {
 
 /// Where the certificates in force come from. Everything it does may block.
 #[derive(Clone)]
-struct Keeper {
+pub struct Keeper {
     source: Source,
     /// `ca.directory`
     directory: Option<PathBuf>,
-    /// The names of each alias.
-    aliases: Vec<BTreeSet<String>>,
-    renew_at: Option<SystemTime>,
-    /// Of the files' contents when they were last looked at, usable or not.
-    seen: u64,
+    subjects: Vec<Subject>,
+    /// Why the last look failed.
+    failure: Option<String>,
 }
 
 impl Certificates {
-    /// Issues a certificate for each alias, given by its names. An authority that was in use
-    /// `before` a reload stays, as far as it can. Blocking.
+    /// Finds or makes certificates for each alias. What was served `before` a reload stays, as far as
+    /// it can. Blocking.
     ///
     /// Fails only where files or a folder are configured that cannot be used.
     pub fn issue(
         config: &Config,
-        aliases: Vec<BTreeSet<String>>,
-        before: Option<&Self>,
+        subjects: Vec<Subject>,
+        before: Option<&Keeper>,
     ) -> Result<(Self, server::Certificates), SourceError> {
-        let (keeper, shown) = Keeper::issue(config, aliases, before.map(|before| &before.keeper))?;
-        let next_check = Instant::now() + keeper.pause();
+        let (keeper, shown) = Keeper::issue(config, subjects, before)?;
+        let next_check = Instant::now() + CHECK;
         Ok((Self { keeper, check: None, next_check }, shown))
+    }
+
+    /// What a reload goes on with.
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
     }
 
     /// Waits until other certificates are to be served. Loses nothing where it is dropped.
@@ -79,7 +73,7 @@ impl Certificates {
                     sleep_until(self.next_check).await;
                     let mut keeper = self.keeper.clone();
                     self.check.insert(spawn_blocking(move || {
-                        let shown = keeper.refresh();
+                        let shown = keeper.look();
                         (keeper, shown)
                     }))
                 }
@@ -91,7 +85,7 @@ impl Certificates {
                 Ok((keeper, new)) => (self.keeper, shown) = (keeper, new),
                 Err(error) => tracing::error!(%error, "looking at the certificates failed"),
             }
-            self.next_check = Instant::now() + self.keeper.pause();
+            self.next_check = Instant::now() + CHECK;
             if let Some(shown) = shown {
                 return shown;
             }
@@ -109,153 +103,66 @@ impl Certificates {
 impl Keeper {
     fn issue(
         config: &Config,
-        mut aliases: Vec<BTreeSet<String>>,
+        subjects: Vec<Subject>,
         before: Option<&Self>,
     ) -> Result<(Self, server::Certificates), SourceError> {
-        for names in &mut aliases {
-            names.retain(|name| is_certifiable(name));
-        }
         let directory = &config.ca.directory;
         let files = &config.listener.tls;
-        let source = match (&files.certificate, &files.key) {
-            (Some(certificate), Some(key)) => {
-                Source::Files { certificate: certificate.clone(), key: key.clone() }
+        let before = before.filter(|before| before.directory == *directory);
+        let source = match (&files.certificate, &files.key, before.map(|b| &b.source)) {
+            (Some(certificate), Some(key), _) => Source::files(certificate, key),
+            (_, _, Some(local @ Source::Local { .. })) => {
+                let mut local = local.clone();
+                local.look(&subjects, true)?;
+                local
             }
-            _ => {
-                let names = aliases.iter().flatten().cloned().collect();
-                let before = before.filter(|before| before.directory == *directory);
-                let (authority, store) = match before.map(|before| &before.source) {
-                    Some(Source::Local { authority, store, .. }) => {
-                        reopened(store.as_ref(), &names, authority)?
-                    }
-                    _ => opened(directory.as_ref(), &names)?,
-                };
-                Source::Local { authority, store, lifetime: config.ca.leaf_lifetime }
-            }
+            _ => Source::local(directory.as_deref(), &subjects)?,
         };
-        let mut keeper = Self {
-            seen: source.fingerprint(),
-            source,
-            directory: directory.clone(),
-            aliases,
-            renew_at: None,
-        };
-        let shown = keeper.take()?;
+        let shown = source.certificates()?;
+        let keeper = Self { source, directory: directory.clone(), subjects, failure: None };
+        keeper.warn_of_uncovered(&shown);
         Ok((keeper, shown))
     }
 
-    /// Renews what ends soon, and takes changed files into service. What cannot be used leaves
+    /// Takes changed files into service, and what the time of day asks for. What cannot be used leaves
     /// the last good certificates in force.
-    fn refresh(&mut self) -> Option<server::Certificates> {
-        let now = self.source.fingerprint();
-        let changed = std::mem::replace(&mut self.seen, now) != now;
-        let due = self.renew_at.is_some_and(|at| at <= SystemTime::now());
-        if !(changed || due) {
-            return None;
-        }
-        match self.renew() {
-            Ok(certificates) => {
+    fn look(&mut self) -> Option<server::Certificates> {
+        let looked = match self.source.look(&self.subjects, false) {
+            Ok(false) => return None,
+            Ok(true) => {
+                // Whatever is said now, it is about other files than before.
+                self.failure = None;
+                self.source.certificates()
+            }
+            Err(error) => Err(error),
+        };
+        match looked {
+            Ok(shown) => {
+                self.warn_of_uncovered(&shown);
                 tracing::info!("the listeners' certificates have been renewed");
-                Some(certificates)
+                Some(shown)
             }
             Err(error) => {
-                tracing::warn!(
-                    %error,
-                    "the listeners' certificates cannot be renewed; the last good ones stay",
-                );
+                let failure = error.to_string();
+                if self.failure.as_ref() != Some(&failure) {
+                    tracing::warn!(
+                        error = failure,
+                        "the listeners' certificates cannot be renewed; the last good ones stay",
+                    );
+                }
+                self.failure = Some(failure);
                 None
             }
         }
     }
 
-    fn renew(&mut self) -> Result<server::Certificates, SourceError> {
-        if let Source::Local { authority, store, .. } = &mut self.source {
-            let names = self.aliases.iter().flatten().cloned().collect();
-            (*authority, _) = reopened(store.as_ref(), &names, authority)?;
-            self.seen = self.source.fingerprint();
-        }
-        self.take()
-    }
-
-    fn take(&mut self) -> Result<server::Certificates, SourceError> {
-        let Issued { certificates, renew_at, uncovered } = self.source.issue(&self.aliases)?;
-        self.renew_at = renew_at;
-        for name in uncovered {
+    fn warn_of_uncovered(&self, shown: &server::Certificates) {
+        for name in self.source.uncovered(&self.subjects, shown) {
             tracing::warn!(
                 name,
                 "the certificate in `listener.tls.certificate` is not valid for this name of an \
                  alias: clients that ask for it over TLS will refuse it",
             );
         }
-        Ok(certificates)
     }
-
-    /// How long until the next look.
-    fn pause(&self) -> Duration {
-        let until = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
-        self.renew_at.map_or(CHECK, until).clamp(MIN_CHECK, CHECK)
-    }
-}
-
-/// The authority of `ca.directory`; where none is configured, that of a temporary folder or of this
-/// process' memory will do: TLS that nobody trusts yet is no reason not to start.
-fn opened(
-    directory: Option<&PathBuf>,
-    names: &BTreeSet<String>,
-) -> Result<(Arc<Authority>, Option<Store>), SourceError> {
-    let open = |store: Store| -> Result<_, StoreError> {
-        Ok((told(&store, store.open(names, None)?), Some(store)))
-    };
-    if let Some(directory) = directory {
-        return Ok(open(Store::at(directory))?);
-    }
-    let temporary = || Store::temporary().and_then(open);
-    let first = match Store::of_user() {
-        Some(store) => open(store).or_else(|error| {
-            tracing::warn!(%error, "the local authority is kept in a temporary folder");
-            temporary()
-        }),
-        None => temporary(),
-    };
-    Ok(match first {
-        Ok(opened) => opened,
-        Err(error) => {
-            tracing::warn!(%error, "the local authority is kept in memory: nobody can trust it");
-            (Arc::new(Authority::generate(names)?), None)
-        }
-    })
-}
-
-/// The authority in use, if it will still do; else what its folder has instead, or a new one.
-fn reopened(
-    store: Option<&Store>,
-    names: &BTreeSet<String>,
-    held: &Arc<Authority>,
-) -> Result<(Arc<Authority>, Option<Store>), StoreError> {
-    let Some(store) = store else {
-        let still = held.covers(names);
-        let authority = if still { held.clone() } else { Arc::new(Authority::generate(names)?) };
-        return Ok((authority, None));
-    };
-    match store.open(names, Some(held)) {
-        Ok(opened) => Ok((told(store, opened), Some(store.clone()))),
-        Err(error) if held.covers(names) => {
-            tracing::warn!(%error, "the local authority stays the one in memory");
-            Ok((held.clone(), Some(store.clone())))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Says in the log where a new authority is.
-fn told(store: &Store, opened: Opened) -> Arc<Authority> {
-    if let Some(reason) = opened.renewed {
-        tracing::info!(
-            reason,
-            root = %store.root().display(),
-            bundle = %store.bundle().display(),
-            "new local authority: let applications that speak TLS trust its root",
-        );
-    }
-    Arc::new(opened.authority)
 }

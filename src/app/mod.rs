@@ -35,6 +35,7 @@ use crate::{
     telemetry::{AliasSeries, Metrics, set_log_level},
     tls::{
         RootStores,
+        authority::Subject,
         server::{self, ServerTls},
     },
     upstream::Upstream,
@@ -216,19 +217,29 @@ impl Control {
             false => self.resolver.with_settings(config.dns.clone()),
         };
         let mut roots = RootStores::default();
+        let running: HashMap<&str, &Running> = self
+            .running
+            .iter()
+            .map(|running| (running.upstream.config().name.as_str(), running))
+            .collect();
         let mut aliases = Vec::with_capacity(config.aliases.len());
         for alias in &config.aliases {
-            let unchanged =
-                self.running.iter().find(|running| **running.upstream.config() == *alias);
+            let unchanged = running
+                .get(alias.name.as_str())
+                .filter(|running| **running.upstream.config() == *alias);
             aliases.push(match unchanged.filter(|_| same_dns) {
                 Some(running) => (running.upstream.clone(), Some(running.stop.clone())),
                 None => (self.upstream(alias, &resolver, &mut roots)?, None),
             });
         }
 
-        let names = aliases.iter().map(|(upstream, _)| upstream.hosts().iter().cloned().collect());
-        let (certificates, shown) =
-            Certificates::issue(&config, names.collect(), self.certificates.as_ref())?;
+        let subjects = aliases.iter().map(|(upstream, _)| {
+            let alias = upstream.config();
+            let listen = alias.listen.iter().map(SocketAddr::ip);
+            Subject::new(&alias.name, upstream.hosts().iter().cloned(), listen)
+        });
+        let before = self.certificates.as_ref().map(Certificates::keeper);
+        let (certificates, shown) = Certificates::issue(&config, subjects.collect(), before)?;
 
         // From here on nothing fails.
         self.server.tls.serve(shown);
@@ -273,8 +284,9 @@ impl Control {
             });
             Running { upstream, stop }
         });
+        let kept: HashSet<*const Upstream> = upstreams.iter().map(Arc::as_ptr).collect();
         for old in std::mem::replace(&mut self.running, running.collect()) {
-            if !upstreams.iter().any(|upstream| Arc::ptr_eq(upstream, &old.upstream)) {
+            if !kept.contains(&Arc::as_ptr(&old.upstream)) {
                 old.stop.cancel();
             }
         }
@@ -335,8 +347,10 @@ impl Control {
                  in `proxy.credentials`",
             );
         }
+        let old: HashMap<&str, &config::Alias> =
+            self.config.aliases.iter().map(|alias| (alias.name.as_str(), alias)).collect();
         for alias in &new.aliases {
-            let before = self.config.aliases.iter().find(|before| before.name == alias.name);
+            let before = old.get(alias.name.as_str());
             for configured in &alias.listen {
                 let is_new = before.is_none_or(|before| !before.listen.contains(configured));
                 if let Some(listening) = self.bound.get(configured).filter(|_| is_new) {

@@ -1,4 +1,6 @@
-//! `truename ca`: the local authority that vouches for aliases to applications that speak TLS.
+//! `truename ca`: the local certificate authorities, one for each alias, for applications that speak TLS.
+
+mod print;
 
 use std::{
     collections::BTreeSet,
@@ -6,61 +8,79 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::json;
-
 use super::{EXIT_FAILED, EXIT_USAGE};
 use crate::{
-    config::{Alias, ArgumentError, Config, LoadError, normal_name},
+    config::{
+        Alias, ArgumentError, BadName, Config, LoadError, Log, LogFormat, LogLevel, normal_name,
+    },
     resolve::{Resolver, names},
     telemetry,
     tls::{
-        authority::{Authority, AuthorityError, is_certifiable},
-        store::{Store, StoreError, write},
+        authority::{self, AuthorityError, Subject, names::LOCALHOST},
+        store::{Serving, Store, StoreError, pem, write_new},
     },
 };
 
-/// The local certificate authority for applications that speak TLS
+/// The local certificate authorities, one for each alias, for applications that speak TLS
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Ca {
-    /// Make it for these aliases, unless it is there, and say how applications come to trust it
+    /// Make an authority for each alias that has none, and say how applications come to trust them
+    ///
+    /// `truename run` does the same when it starts.
     Init {
         /// The aliases, besides those of the configuration
         #[arg(value_name = "ALIAS")]
         aliases: Vec<String>,
-        /// Where it is
+        /// Where they are
         #[command(flatten)]
         place: Place,
     },
-    /// A certificate and its key as PEM, for names of which the authority may vouch
+    /// Issue a certificate for another server that is known by names of an alias
+    ///
+    /// It gets a certificate authority of its own, which is constrained to these names and 127.0.0.0/8, and
+    /// whose key is thrown away. Its root is added to those that applications trust.
+    /// The certificate is valid for these names only, and for 790 days. Whoever has its key is that
+    /// server to all applications that trust the roots.
     Issue {
-        /// The names that the certificate bears
+        /// The names that the certificate is valid for
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
-        /// A folder for NAME.pem and NAME-key.pem, instead of stdout
+        /// Write NAME.pem and NAME-key.pem into this folder, instead of to stdout; no file is overwritten
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
-        /// Where it is
+        /// Where they are
         #[command(flatten)]
         place: Place,
     },
-    /// Its names, validity, fingerprint and files
+    /// List the authorities: names, validity, fingerprints and files
     Show {
         /// For machines
         #[arg(long)]
         json: bool,
-        /// Where it is
+        /// Where they are
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove all authorities of an alias; a running proxy that serves it makes another
+    ///
+    /// Applications that run already trust the old root until they are restarted.
+    Remove {
+        /// The alias, as `truename ca show` calls it
+        #[arg(value_name = "ALIAS", required = true)]
+        aliases: Vec<String>,
+        /// Where they are
         #[command(flatten)]
         place: Place,
     },
 }
 
-/// Where the authority is.
+/// Where the authorities are.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Place {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
     config: Option<PathBuf>,
-    /// The authority's folder, instead of the configuration's `ca.directory`
+    /// The authorities' folder, instead of the configuration's `ca.directory`
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
 }
@@ -72,38 +92,65 @@ enum CaError {
     Load(#[from] LoadError),
     #[error("{0}")]
     Argument(#[from] ArgumentError),
+    #[error("{0}")]
+    Name(#[from] BadName),
     #[error(
-        "there is no alias to vouch for: name one, as in `truename ca init webscaler-manual`, or the \
-         configuration with --config FILE"
+        "there is no alias to make an authority for: name one, as in `truename ca init \
+         webscaler-manual`, or the configuration with --config FILE"
     )]
     NoAlias,
-    #[error("there is no folder for the authority: name one with --directory DIR, or set HOME")]
+    #[error("there is no folder for the authorities: name one with --directory DIR, or set HOME")]
     NoDirectory,
     #[error("no authority is in {}: make one with `truename ca init ALIAS`", .0.display())]
     NoAuthority(PathBuf),
-    #[error("{}: {source}; `truename ca init ALIAS` makes a new one", .directory.display())]
-    Broken { directory: PathBuf, source: AuthorityError },
-    #[error("{0}; `truename ca init ALIAS` adds an alias' names")]
-    Refused(AuthorityError),
+    #[error(
+        "no authority of `{alias}` is in {}; `truename ca show` lists those that are",
+        .directory.display()
+    )]
+    NotThere { alias: String, directory: PathBuf },
+    #[error(
+        "`{name}` is not a name of an alias, and no certificate is issued for other names; {}",
+        if .known.is_empty() {
+            "`truename ca init ALIAS` adds an alias".to_owned()
+        } else {
+            format!("the names are {}; `truename ca init ALIAS` adds an alias", .known.join(", "))
+        }
+    )]
+    NotAnAlias { name: String, known: Vec<String> },
     #[error("{0}")]
     Store(#[from] StoreError),
     #[error("{0}")]
     Authority(#[from] AuthorityError),
-    #[error("cannot make the folder {}: {source}; name another with --out DIR", .path.display())]
+    #[error(
+        "--out {}: this is the authorities' own folder; name another, which the other server reads",
+        .0.display()
+    )]
+    OwnFolder(PathBuf),
+    #[error("cannot write {}: {source}{}", .path.display(), way_out(.source))]
     Out { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Write(#[from] io::Error),
 }
 
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => "; nothing is overwritten: move it away first",
+        _ => "; name another folder with --out DIR",
+    }
+}
+
 impl Ca {
     /// Does it, and gives the exit code.
     pub fn run(&self, out: &mut impl Write) -> io::Result<u8> {
+        // What is left out of a folder, and why.
+        telemetry::init_log(&Log { format: LogFormat::Text, level: LogLevel::Warn, access: false });
         let result = match self {
             Self::Init { aliases, place } => init(aliases, place, out),
             Self::Issue { names, out: folder, place } => {
                 issue(names, folder.as_deref(), place, out)
             }
             Self::Show { json, place } => show(*json, place, out),
+            Self::Remove { aliases, place } => remove(aliases, place, out),
         };
         let error = match result {
             Ok(()) => return Ok(0),
@@ -112,7 +159,11 @@ impl Ca {
         };
         telemetry::say(format_args!("truename: {error}"));
         Ok(match error {
-            CaError::NoAuthority(_) | CaError::Broken { .. } | CaError::Refused(_) => EXIT_FAILED,
+            CaError::NoAuthority(_)
+            | CaError::NotThere { .. }
+            | CaError::NotAnAlias { .. }
+            | CaError::Authority(_)
+            | CaError::Out { .. } => EXIT_FAILED,
             _ => EXIT_USAGE,
         })
     }
@@ -137,25 +188,29 @@ impl Place {
 fn init(aliases: &[String], place: &Place, out: &mut impl Write) -> Result<(), CaError> {
     let mut config = place.configuration()?;
     for argument in aliases {
-        config.aliases.push(Alias::from_arg(argument)?);
+        let alias = Alias::from_arg(argument)?;
+        if !config.aliases.iter().any(|there| there.name == alias.name) {
+            config.aliases.push(alias);
+        }
     }
-    let environment = Resolver::new(config.dns.clone()).environment();
-    let mut names = BTreeSet::new();
-    for alias in &config.aliases {
-        let of_alias = names::of_alias(alias, &environment).into_iter();
-        names.extend(of_alias.filter(|name| is_certifiable(name)));
-    }
-    if names.is_empty() {
+    if config.aliases.is_empty() {
         return Err(CaError::NoAlias);
     }
+    let subjects = subjects(&config);
     let store = place.store(&config)?;
-    let opened = store.open(&names, None)?;
-    match opened.renewed {
-        Some(reason) => writeln!(out, "A new authority, for {reason}.")?,
-        None => writeln!(out, "The authority was there already.")?,
+    // An authority that is made and not kept is of no use.
+    store.check_safety()?;
+    let before = ids(&store)?;
+    store.serve(&subjects, &Serving::default())?;
+    let found = store.find()?;
+    let made = found.iter().filter(|found| !before.contains(found.root.id())).count();
+    match made {
+        0 => writeln!(out, "Every alias has its authority already.")?,
+        1 => writeln!(out, "1 authority has been made.")?,
+        made => writeln!(out, "{made} authorities have been made.")?,
     }
-    describe(&store, &opened.authority, out)?;
-    how_to_trust(&store, out)?;
+    print::list(&store, &found, out)?;
+    print::how_to_trust(&store, out)?;
     Ok(())
 }
 
@@ -166,83 +221,109 @@ fn issue(
     out: &mut impl Write,
 ) -> Result<(), CaError> {
     let config = place.configuration()?;
-    let authority = existing(&place.store(&config)?)?;
-    // What is no name at all, such as an address, is refused by the authority as any other.
+    let store = place.store(&config)?;
+    store.check_safety()?;
+    // What is no name at all, such as an address, is refused as any other that is no alias'.
     let names: BTreeSet<String> =
         names.iter().map(|name| normal_name(name).unwrap_or_else(|_| name.clone())).collect();
-    let leaf = authority.issue(&names, config.ca.leaf_lifetime).map_err(|error| match error {
-        AuthorityError::NotPermitted { .. } => CaError::Refused(error),
-        other => CaError::Authority(other),
-    })?;
-    let (certificate, key) = (leaf.chain_pem(), leaf.key.serialize_pem());
-    let (Some(folder), Some(name)) = (folder, names.first()) else {
-        return Ok(write!(out, "{certificate}{key}")?);
+    let known = known_names(&config, &store)?;
+    if let Some(name) = names.iter().find(|name| !known.contains(*name)) {
+        let known = known.into_iter().take(print::MANY).collect();
+        return Err(CaError::NotAnAlias { name: name.clone(), known });
+    }
+    let Some(first) = names.first() else { return Err(CaError::NoAlias) };
+    let issued = authority::issue(&names, authority::now())?;
+    let certificate = pem(&issued.certificate);
+    let Some(folder) = folder else {
+        store.add_issued(first, &issued)?;
+        return Ok(write!(out, "{certificate}{}", issued.key_pem)?);
     };
-    std::fs::create_dir_all(folder)
-        .map_err(|source| CaError::Out { path: folder.to_owned(), source })?;
-    let (certificate_file, key_file) =
-        (folder.join(format!("{name}.pem")), folder.join(format!("{name}-key.pem")));
-    write(&key_file, 0o600, key.as_bytes())?;
-    write(&certificate_file, 0o644, certificate.as_bytes())?;
+    let certificate_file = folder.join(format!("{first}.pem"));
+    let key_file = folder.join(format!("{first}-key.pem"));
+    let unwritten = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CaError::Out { path, source }
+    };
+    std::fs::create_dir_all(folder).map_err(unwritten(folder))?;
+    let is_same = |one: &Path, other: &Path| one.canonicalize().ok() == other.canonicalize().ok();
+    if store.directory().exists() && is_same(folder, store.directory()) {
+        return Err(CaError::OwnFolder(folder.to_owned()));
+    }
+    write_new(&key_file, 0o600, issued.key_pem.as_bytes()).map_err(unwritten(&key_file))?;
+    let written = write_new(&certificate_file, 0o644, certificate.as_bytes())
+        .map_err(unwritten(&certificate_file))
+        .map(|()| {
+            store.add_issued(first, &issued).inspect_err(|_| {
+                let _ = std::fs::remove_file(&certificate_file);
+            })
+        });
+    match written {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let _ = std::fs::remove_file(&key_file);
+            return Err(error.into());
+        }
+        Err(error) => {
+            let _ = std::fs::remove_file(&key_file);
+            return Err(error);
+        }
+    }
     writeln!(out, "certificate  {}", certificate_file.display())?;
     writeln!(out, "key          {}", key_file.display())?;
-    writeln!(out, "until        {}", leaf.ends())?;
+    writeln!(out, "until        {}", authority::timestamp(issued.not_after))?;
+    writeln!(out, "root         in {}", store.roots_file().display())?;
     Ok(())
 }
 
 fn show(as_json: bool, place: &Place, out: &mut impl Write) -> Result<(), CaError> {
     let store = place.store(&place.configuration()?)?;
-    let authority = existing(&store)?;
-    if !as_json {
-        return Ok(describe(&store, &authority, out)?);
+    let found = store.find()?;
+    if found.is_empty() {
+        return Err(CaError::NoAuthority(store.directory().to_owned()));
     }
-    let shown = json!({
-        "names": authority.names(),
-        "not_before": authority.begins(),
-        "not_after": authority.ends(),
-        "fingerprint_sha256": authority.fingerprint(),
-        "directory": store.directory(),
-        "root": store.root(),
-        "bundle": store.bundle(),
-        "key": store.key(),
-    });
-    Ok(writeln!(out, "{shown:#}")?)
+    if as_json {
+        return Ok(print::json(&store, &found, out)?);
+    }
+    Ok(print::list(&store, &found, out)?)
 }
 
-fn existing(store: &Store) -> Result<Authority, CaError> {
-    let directory = || store.directory().to_owned();
-    match store.read()? {
-        None => Err(CaError::NoAuthority(directory())),
-        Some(Err(source)) => Err(CaError::Broken { directory: directory(), source }),
-        Some(Ok(authority)) => Ok(authority),
+fn remove(aliases: &[String], place: &Place, out: &mut impl Write) -> Result<(), CaError> {
+    let store = place.store(&place.configuration()?)?;
+    for alias in aliases {
+        let alias = normal_name(alias)?;
+        match store.remove(&alias)? {
+            0 => {
+                let directory = store.directory().to_owned();
+                return Err(CaError::NotThere { alias, directory });
+            }
+            1 => writeln!(out, "1 authority of `{alias}` has been removed.")?,
+            count => writeln!(out, "{count} authorities of `{alias}` have been removed.")?,
+        }
     }
+    writeln!(out, "Restart the applications that trust a removed root.")?;
+    Ok(())
 }
 
-fn describe(store: &Store, authority: &Authority, out: &mut impl Write) -> io::Result<()> {
-    let mut names = authority.names().iter();
-    writeln!(out, "names   {}", names.next().map_or("", String::as_str))?;
-    for name in names {
-        writeln!(out, "        {name}")?;
-    }
-    writeln!(out, "valid   {} to {}", authority.begins(), authority.ends())?;
-    writeln!(out, "sha256  {}", authority.fingerprint())?;
-    writeln!(out, "root    {}", store.root().display())?;
-    writeln!(out, "bundle  {} (the root and the public roots)", store.bundle().display())?;
-    writeln!(out, "key     {} (stays here)", store.key().display())
+/// What the aliases of a configuration need certificates for.
+fn subjects(config: &Config) -> Vec<Subject> {
+    let environment = Resolver::new(config.dns.clone()).environment();
+    let subject = |alias: &Alias| {
+        let listen = alias.listen.iter().map(std::net::SocketAddr::ip);
+        Subject::new(&alias.name, names::of_alias(alias, &environment), listen)
+    };
+    config.aliases.iter().map(subject).collect()
 }
 
-fn how_to_trust(store: &Store, out: &mut impl Write) -> io::Result<()> {
-    let (root, bundle) = (store.root(), store.bundle());
-    let (root, bundle) = (root.display(), bundle.display());
-    writeln!(
-        out,
-        "
-Applications that speak TLS to an alias have to trust the root:
-  curl               curl --cacert {root} https://ALIAS:PORT/
-  OpenSSL, Go, Ruby  SSL_CERT_FILE={bundle}
-  Python requests    REQUESTS_CA_BUNDLE={bundle}
-  Node.js            NODE_EXTRA_CA_CERTS={root}
-  Java               keytool -importcert -noprompt -cacerts -storepass changeit -alias truename -file {root}
-  Debian, Ubuntu     cp {root} /usr/local/share/ca-certificates/truename.crt && update-ca-certificates"
-    )
+/// The names of all aliases that are configured, or have an authority.
+fn known_names(config: &Config, store: &Store) -> Result<BTreeSet<String>, CaError> {
+    let mut known: BTreeSet<String> =
+        subjects(config).into_iter().flat_map(|subject| subject.names).collect();
+    for found in store.find()? {
+        known.extend(found.root.names().iter().filter(|name| *name != LOCALHOST).cloned());
+    }
+    Ok(known)
+}
+
+fn ids(store: &Store) -> Result<BTreeSet<String>, CaError> {
+    Ok(store.find()?.iter().map(|found| found.root.id().to_owned()).collect())
 }

@@ -83,7 +83,7 @@ impl Demo {
     async fn tell(&self, world: &World, proxy: &App) -> Result<Story, DemoError> {
         let address = proxy.listeners().first().copied().ok_or(DemoError::NotListening)?;
         let forward = proxy.proxy().ok_or(DemoError::NotListening)?;
-        let root = Store::at(&world.authority_folder()).root();
+        let root = Store::at(&world.authority_folder()).roots_file();
         let roots = story::roots(&root).map_err(|_| DemoError::NoAuthority)?;
         let proxy = story::Proxy { alias: address, forward, roots };
         let mut page = Page::stdout();

@@ -63,7 +63,7 @@ const SIGNALS: [Signal; 6] = [
 /// Run a command with a private proxy: proxy and CA variables set; exits with its status
 ///
 /// The proxy listens on a free port of 127.0.0.1 for as long as the command runs. Its certificates
-/// are those of an authority that is made for the command, and for the aliases' names only. Java
+/// are made for the command, and for the aliases' names only. Java
 /// gets a trust store in `JAVA_TOOL_OPTIONS`; programs that read no variable at all (GnuTLS, as in
 /// Debian's wget) trust it only if told to, as with `--ca-certificate=$SSL_CERT_FILE`. Node obeys
 /// proxy variables from version 22.21 or 24 on.
@@ -95,7 +95,7 @@ enum ExecError {
     Start(#[from] StartError),
     #[error("{0}")]
     Store(#[from] StoreError),
-    #[error("the private proxy has no address or no authority")]
+    #[error("the private proxy has no address")]
     NoProxy,
     #[error("cannot run {}: {source}", command.display())]
     Spawn { command: OsString, source: io::Error },
@@ -166,13 +166,12 @@ impl Exec {
 
     fn start(&self, app: &App, store: &Store, names: &[String]) -> Result<Child, ExecError> {
         let proxy = app.proxy().ok_or(ExecError::NoProxy)?;
-        let Some(Ok(authority)) = store.read()? else { return Err(ExecError::NoProxy) };
         let files = environment::ROOTS.into_iter().filter_map(env::var_os).map(PathBuf::from);
-        let trust = TrustStore::with(authority.root(), files);
-        let bundle = store.bundle();
+        let trust = TrustStore::with(store.roots()?, files);
+        let bundle = store.directory().join("roots.pem");
         store::write(&bundle, 0o644, trust.to_pem().as_bytes())?;
-        let truststore = store.directory().join("roots.jks");
-        store::write(&truststore, 0o644, &trust.to_jks())?;
+        let truststore = store.directory().join("roots.p12");
+        store::write(&truststore, 0o644, &trust.to_pkcs12())?;
         if !self.quiet {
             let aliases = self.aliases.join(", ");
             let aliases = if aliases.is_empty() { "the file's aliases" } else { &aliases };

@@ -1,6 +1,7 @@
 //! `truename run`: the proxy, until a signal ends it.
 
 use std::{
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -193,7 +194,7 @@ impl Run {
     }
 
     fn contents(&self) -> Option<Vec<u8>> {
-        Config::read(self.config.as_deref()?).ok().map(String::into_bytes)
+        fs::read(self.config.as_deref()?).ok()
     }
 
     /// Puts the file's configuration to work; says in log and metrics what came of it, too.

@@ -120,12 +120,10 @@ section! {
 }
 
 section! {
-    /// The local certificate authority for TLS listeners.
+    /// The local certificate authorities for TLS listeners.
     pub struct LocalCa {
-        /// Where its files are; null: $XDG_STATE_HOME/truename, or a private temporary folder.
+        /// Where their files are; null: $XDG_STATE_HOME/truename, or a private temporary folder.
         directory: Option<PathBuf> as Nullable<File> = None,
-        /// How long the certificates that it issues are valid.
-        leaf_lifetime: Duration as PositiveTime = Duration::from_secs(24 * 3600),
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Arrival {
     pub local: SocketAddr,
     /// `http`, or `https` on TLS.
     pub scheme: &'static str,
-    /// The name that the application asked for by TLS' SNI; none without TLS.
+    /// The name that the application asked for by TLS' SNI, if it did.
     pub server_name: Option<String>,
     /// The worker that serves the connection.
     pub worker: usize,

@@ -128,7 +128,9 @@ proptest! {
             }
             for name in routes.names(listener) {
                 prop_assert!(routes.find(listener, LOCAL, Some(&name)).is_ok(), "{name}");
-                prop_assert!(routes.serves(listener, &name), "{name}");
+                let found = routes.find(listener, LOCAL, Some(&name)).unwrap();
+                let (shown, _) = routes.shown(listener, Some(&name)).unwrap();
+                prop_assert!(Arc::ptr_eq(shown, &found), "{name}");
             }
         }
         let nobodys = SocketAddr::new(LOCAL, 8082);

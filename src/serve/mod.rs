@@ -41,8 +41,9 @@ use crate::{
     telemetry::DownstreamConnection,
     tls::{
         Negotiated,
-        server::{AcceptError, Accepted, ServerTls},
+        server::{AcceptError, Accepted, Asked, Certificates, ServerTls},
     },
+    upstream::Upstream,
 };
 
 /// HTTP/2 keep-alive towards applications: one that vanished does not hold its streams for ever.
@@ -67,12 +68,30 @@ pub struct Server {
 
 /// Who is served, and where it came in.
 #[derive(Clone, Copy)]
-struct Client {
-    /// As configured. Inside of a tunnel, the alias'.
-    listener: SocketAddr,
+struct Client<'a> {
+    entrance: Entrance<'a>,
     peer: SocketAddr,
     local: SocketAddr,
     worker: usize,
+}
+
+/// Where a client came in.
+#[derive(Clone, Copy)]
+enum Entrance<'a> {
+    /// A listener, as configured.
+    Listener(SocketAddr),
+    /// A tunnel to an alias.
+    Tunnel(&'a Arc<Upstream>),
+}
+
+impl Client<'_> {
+    /// Inside of a tunnel, the alias'.
+    fn listener(&self) -> SocketAddr {
+        match self.entrance {
+            Entrance::Listener(listener) => listener,
+            Entrance::Tunnel(alias) => Routes::entrance(alias),
+        }
+    }
 }
 
 impl Server {
@@ -109,7 +128,7 @@ impl Server {
             }
         };
         let stream = Prefixed::new(prefix, stream);
-        let client = Client { listener, peer, local, worker };
+        let client = Client { entrance: Entrance::Listener(listener), peer, local, worker };
         let proxy = self.proxy.load_full().filter(|proxy| proxy.listen == listener);
         let end = match proxy {
             // Whatever it speaks: HTTP/1 is where it is told that nothing else is spoken here.
@@ -136,48 +155,67 @@ impl Server {
         self: &Arc<Self>,
         protocol: Protocol,
         stream: S,
-        client: Client,
+        client: Client<'_>,
         deadline: Instant,
         settings: &config::Listener,
     ) -> End
     where
         S: ByteStream + 'static,
     {
-        let arrival = |protocol, server_name| self.arrival(client, protocol, server_name);
         match protocol {
-            Protocol::Http1 => self.requests(stream, arrival("http/1.1", None), settings).await,
-            Protocol::Http2 => Box::pin(self.http2(stream, arrival("h2", None), settings)).await,
-            Protocol::Tls => match Box::pin(self.accept(stream, client, deadline)).await {
-                Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
-                    let arrival = arrival("h2", Some(server_name));
-                    match Box::pin(preface(stream, deadline)).await {
-                        Some(stream) => Box::pin(self.http2(stream, arrival, settings)).await,
-                        None => End::Done,
-                    }
+            Protocol::Http1 => {
+                let arrival = self.arrival(client, "http/1.1", "http", None);
+                self.requests(stream, arrival, settings).await
+            }
+            Protocol::Http2 => {
+                let arrival = self.arrival(client, "h2", "http", None);
+                Box::pin(self.http2(stream, arrival, settings)).await
+            }
+            Protocol::Tls => Box::pin(self.secured(stream, client, deadline, settings)).await,
+        }
+    }
+
+    /// Serves what is under TLS.
+    async fn secured<S>(
+        self: &Arc<Self>,
+        stream: S,
+        client: Client<'_>,
+        deadline: Instant,
+        settings: &config::Listener,
+    ) -> End
+    where
+        S: ByteStream + 'static,
+    {
+        match Box::pin(self.accept(stream, client, deadline)).await {
+            Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
+                let arrival = self.arrival(client, "h2", "https", server_name);
+                match Box::pin(preface(stream, deadline)).await {
+                    Some(stream) => Box::pin(self.http2(stream, arrival, settings)).await,
+                    None => End::Done,
                 }
-                Some(Accepted { stream, server_name, .. }) => {
-                    let arrival = arrival("http/1.1", Some(server_name));
-                    Box::pin(self.requests(stream, arrival, settings)).await
-                }
-                None => {
-                    drop(self.counted(client.listener, client.worker, "none", true));
-                    End::Lingers
-                }
-            },
+            }
+            Some(Accepted { stream, server_name, .. }) => {
+                let arrival = self.arrival(client, "http/1.1", "https", server_name);
+                Box::pin(self.requests(stream, arrival, settings)).await
+            }
+            None => {
+                drop(self.counted(client.listener(), client.worker, "none", true));
+                End::Lingers
+            }
         }
     }
 
     /// What the connection says of its requests. Counts it for as long as the value lives.
     fn arrival(
         &self,
-        client: Client,
+        client: Client<'_>,
         protocol: &'static str,
+        scheme: &'static str,
         server_name: Option<String>,
     ) -> Arrival {
-        let Client { listener, peer, local, worker } = client;
-        let tls = server_name.is_some();
-        let connection = Some(self.counted(listener, worker, protocol, tls));
-        let scheme = if tls { "https" } else { "http" };
+        let Client { peer, local, worker, .. } = client;
+        let listener = client.listener();
+        let connection = Some(self.counted(listener, worker, protocol, scheme == "https"));
         let drain = self.drain.clone();
         let interim = None;
         Arrival { listener, peer, local, scheme, server_name, worker, drain, connection, interim }
@@ -199,14 +237,27 @@ impl Server {
     }
 
     /// Shakes hands with an application that speaks TLS; `None` where that fails.
-    async fn accept<S>(&self, stream: S, client: Client, deadline: Instant) -> Option<Accepted<S>>
+    async fn accept<S>(
+        &self,
+        stream: S,
+        client: Client<'_>,
+        deadline: Instant,
+    ) -> Option<Accepted<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let Client { listener, peer, .. } = client;
+        let (listener, peer) = (client.listener(), client.peer);
         let routes = self.routes.load_full();
-        let served = |name: &str| routes.serves(listener, name);
-        let handshake = self.tls.accept(stream, served, || routes.names(listener));
+        let choose = |certificates: &Certificates, name: Option<&str>| {
+            let found = match (client.entrance, name) {
+                (Entrance::Tunnel(alias), None) => Some((alias, false)),
+                _ => routes.shown(listener, name),
+            };
+            let alias = found.map(|(alias, _)| alias.config().name.as_str());
+            let any = found.is_some_and(|(_, any)| any);
+            certificates.find(Asked { alias, any, name, address: client.local.ip() }).cloned()
+        };
+        let handshake = self.tls.accept(stream, choose, || routes.names(listener));
         match timeout_at(deadline, handshake).await {
             Ok(Ok(accepted)) => Some(accepted),
             // It changed its mind, as browsers do that connect ahead of need.
@@ -234,7 +285,7 @@ impl Server {
     {
         let line = Line::new(stream);
         arrival.interim = Some(line.clone());
-        let tls = arrival.server_name.is_some();
+        let tls = arrival.scheme == "https";
         let answer = |request| self.respond(request, &arrival);
         line.serve(tls, settings, &self.drain, answer).await
     }
@@ -363,8 +414,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stream = TcpStream::connect(address).await.unwrap();
-        let client = Client { listener: address, peer: address, local: address, worker: 0 };
-        let arrival = server.arrival(client, "http/1.1", None);
+        let entrance = Entrance::Listener(address);
+        let client = Client { entrance, peer: address, local: address, worker: 0 };
+        let arrival = server.arrival(client, "http/1.1", "http", None);
         let routes = Routes::default();
         let request = Request::new(RequestBody::empty());
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Client, Credentials, End, Server, http1::Line};
+use super::{Client, Credentials, End, Entrance, Server, http1::Line};
 use crate::{
     body::RequestBody,
     config,
@@ -17,7 +17,6 @@ use crate::{
         self, Arrival, ForwardError, Passthrough, PassthroughError, Tunnel, Upgrade,
         destination::Destination,
     },
-    route::Routes,
     socket::{ByteStream, Prefixed},
     telemetry::AliasMetrics,
     upstream::Upstream,
@@ -52,14 +51,14 @@ impl Server {
         self: &Arc<Self>,
         proxy: &Arc<ForwardProxy>,
         stream: S,
-        client: Client,
+        client: Client<'_>,
         settings: &config::Listener,
     ) -> End
     where
         S: ByteStream + 'static,
     {
         let handover = Handover::default();
-        let mut arrival = self.arrival(client, "http/1.1", None);
+        let mut arrival = self.arrival(client, "http/1.1", "http", None);
         let line = Line::new(stream);
         arrival.interim = Some(line.clone());
         let end = {
@@ -77,7 +76,7 @@ impl Server {
                 End::Done
             }
             Onward::Alias(alias) => {
-                let client = Client { listener: Routes::entrance(&alias), ..client };
+                let client = Client { entrance: Entrance::Tunnel(&alias), ..client };
                 self.inside(tunnel, client, settings).await
             }
         }
@@ -158,7 +157,7 @@ impl Server {
     async fn inside<S>(
         self: &Arc<Self>,
         mut stream: S,
-        client: Client,
+        client: Client<'_>,
         settings: &config::Listener,
     ) -> End
     where

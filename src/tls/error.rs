@@ -13,74 +13,28 @@ use rustls::{
     pki_types::ServerName,
 };
 use std::{
-    error,
-    fmt::{self, Display, Formatter},
-    io,
+    error, io,
     path::{Path, PathBuf},
 };
 
-/// Everything in one alias' TLS settings that cannot be used.
-#[derive(Debug)]
-pub struct TlsConfigErrors(Vec<TlsConfigError>);
-
-impl TlsConfigErrors {
-    /// `value`, unless something went wrong on the way to it.
-    pub(super) fn unless<T>(errors: Vec<TlsConfigError>, value: Option<T>) -> Result<T, Self> {
-        match value {
-            Some(value) if errors.is_empty() => Ok(value),
-            _ => Err(Self(errors)),
-        }
-    }
-
-    /// Each of them.
-    pub fn iter(&self) -> impl Iterator<Item = &TlsConfigError> {
-        self.0.iter()
-    }
-}
-
-impl From<TlsConfigError> for TlsConfigErrors {
-    fn from(error: TlsConfigError) -> Self {
-        Self(vec![error])
-    }
-}
-
-impl Display for TlsConfigErrors {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        for (nth, error) in self.0.iter().enumerate() {
-            write!(f, "{}{error}", if nth == 0 { "" } else { "; " })?;
-        }
-        Ok(())
-    }
-}
-
-impl error::Error for TlsConfigErrors {}
-
-/// A TLS setting that cannot be used.
+/// TLS settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("`{key}`: {what}")]
-pub struct TlsConfigError {
-    /// The key, from `tls` on for an alias.
-    pub key: &'static str,
-    /// The file that it names.
-    pub file: Option<PathBuf>,
-    /// What is wrong.
-    pub what: TlsFault,
-}
-
-/// What is wrong with a TLS setting.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsFault {
+pub enum TlsConfigError {
     /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("`{key}`: cannot read {}: {source}", path.display())]
     Read {
+        /// The key that names the file.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// Why.
         source: FileError,
     },
     /// A file is not PEM.
-    #[error("{} is not valid PEM: {detail}", path.display())]
+    #[error("`{key}`: {} is not valid PEM: {detail}", path.display())]
     Pem {
+        /// The key that names the file.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// Where it breaks.
@@ -88,15 +42,17 @@ pub enum TlsFault {
     },
     /// A file has no certificate in it.
     #[error(
-        "{path} has no `-----BEGIN CERTIFICATE-----`; a DER file is converted by `openssl x509 -inform der -in {path} -out {path}.pem`",
+        "`{key}`: {path} has no `-----BEGIN CERTIFICATE-----`; a DER file is converted by `openssl x509 -inform der -in {path} -out {path}.pem`",
         path = path.display()
     )]
     NoCertificate {
+        /// The key that names the file.
+        key: &'static str,
         /// The file.
         path: PathBuf,
     },
-    /// A certificate cannot be trusted.
-    #[error("a certificate in {} cannot be trusted to verify a server: {detail}", path.display())]
+    /// A certificate cannot serve as a root.
+    #[error("`tls.ca.files`: a certificate in {} cannot be trusted to verify a server: {detail}", path.display())]
     Root {
         /// The file.
         path: PathBuf,
@@ -105,12 +61,12 @@ pub enum TlsFault {
     },
     /// Nothing is left to trust.
     #[error(
-        "it leaves nobody to trust: set `webpki: true`, or name `files`, or install the system's CA certificates"
+        "`tls.ca` leaves nobody to trust: set `webpki: true`, or name `files`, or install the system's CA certificates"
     )]
     NoRoots,
-    /// A private key file has no usable key in it.
+    /// The private key file has no usable key in it.
     #[error(
-        "{} has no private key that can be used: {detail}; an encrypted key is decrypted by `openssl pkey -in FILE -out NEW`",
+        "`tls.client_certificate.key`: {} has no private key that can be used: {detail}; an encrypted key is decrypted by `openssl pkey -in FILE -out NEW`",
         path.display()
     )]
     PrivateKey {
@@ -121,7 +77,7 @@ pub enum TlsFault {
     },
     /// Certificate and key are not a pair.
     #[error(
-        "the key in {} is not the key of the (first) certificate in {}",
+        "`tls.client_certificate`: the key in {} is not the key of the (first) certificate in {}",
         key.display(), cert.display()
     )]
     Mismatch {
@@ -131,7 +87,7 @@ pub enum TlsFault {
         key: PathBuf,
     },
     /// The client certificate cannot be used for another reason.
-    #[error("{} cannot be used: {detail}", cert.display())]
+    #[error("`tls.client_certificate`: {} cannot be used: {detail}", cert.display())]
     ClientCertificate {
         /// The certificate's file.
         cert: PathBuf,
@@ -139,13 +95,15 @@ pub enum TlsFault {
         detail: String,
     },
     /// Not a pin.
-    #[error("`{pin}` is no pin; one is `sha256/BASE64`, the hash of a public key: {PIN_COMMAND}")]
+    #[error(
+        "`tls.pins`: `{pin}` is no pin; one is `sha256/BASE64`, the hash of a public key: {PIN_COMMAND}"
+    )]
     Pin {
         /// What was given.
         pin: String,
     },
     /// Not a revocation list.
-    #[error("{} is no certificate revocation list (PEM or DER): {detail}", path.display())]
+    #[error("`tls.crls`: {} is no certificate revocation list (PEM or DER): {detail}", path.display())]
     Crl {
         /// The file.
         path: PathBuf,
@@ -158,25 +116,8 @@ pub enum TlsFault {
 }
 
 impl TlsConfigError {
-    pub(super) fn new(key: &'static str, what: TlsFault) -> Self {
-        Self { key, file: None, what }
-    }
-
-    /// With a file, of which a key may name several.
-    pub(super) fn of(
-        key: &'static str,
-        file: &Path,
-        what: impl FnOnce(PathBuf) -> TlsFault,
-    ) -> Self {
-        Self { key, file: Some(file.to_owned()), what: what(file.to_owned()) }
-    }
-
     pub(super) fn root(path: &Path, why: &Useless) -> Self {
-        Self::of("tls.ca.files", path, |path| TlsFault::Root { path, detail: why.to_string() })
-    }
-
-    pub(super) fn library(error: &Error) -> Self {
-        Self::new("tls", TlsFault::Library(error.to_string()))
+        Self::Root { path: path.into(), detail: why.to_string() }
     }
 }
 

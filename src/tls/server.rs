@@ -1,55 +1,152 @@
 //! TLS from applications: which certificate a name gets, and the handshake.
 
-use std::{collections::HashMap, io, sync::Arc};
+use std::{collections::HashMap, io, net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{
     ServerConfig,
+    client::verify_server_name,
     crypto::aws_lc_rs::{self, Ticketer},
-    server::{Acceptor, ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
+    pki_types::ServerName,
+    server::{Acceptor, ParsedCertificate, ResolvesServerCertUsingSni},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::{TlsConfigError, client::Negotiated};
+use super::{
+    TlsConfigError,
+    authority::{Authority, Certified},
+    client::Negotiated,
+};
 use crate::socket::{ByteStream, Socket};
 
 /// RFC 6066 §3: the server knows no such name.
 const UNRECOGNIZED_NAME: u8 = 112;
-/// RFC 8446 §9.2: the server wants a name.
-const MISSING_EXTENSION: u8 = 109;
 
 /// What is served to applications that speak TLS. Shared by all listeners and workers.
 pub struct ServerTls {
+    /// Without a certificate: each connection gets a copy with its own.
     config: Arc<ServerConfig>,
-    certificates: Arc<Current>,
+    certificates: ArcSwap<Certificates>,
 }
 
 /// What is shown to whom.
 #[derive(Debug, Default)]
 pub struct Certificates {
-    /// By the name that the client asks for.
-    pub by_name: HashMap<String, Arc<CertifiedKey>>,
-    /// For every other name that a listener serves.
-    pub other: Option<Arc<CertifiedKey>>,
+    aliases: HashMap<String, Arc<AliasCertificates>>,
+    /// For all aliases, from files.
+    configured: Option<Arc<CertifiedKey>>,
 }
 
-/// The certificates of now, replaced whole.
-#[derive(Debug, Default)]
-struct Current(ArcSwap<Certificates>);
-
-impl ResolvesServerCert for Current {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.load().find(hello.server_name()?).cloned()
-    }
+/// What a client asks for, and whom it reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The alias that serves it, where there is one.
+    pub alias: Option<&'a str>,
+    /// Whether its listener answers to any name.
+    pub any: bool,
+    /// The name that the client gave by SNI.
+    pub name: Option<&'a str>,
+    /// The address that it reached.
+    pub address: IpAddr,
 }
+
+/// The certificates of one alias.
+#[derive(Debug)]
+pub struct AliasCertificates {
+    /// Its shortest name.
+    main: Option<String>,
+    /// The preferred first.
+    served: Vec<Served>,
+}
+
+type Served = (Arc<Authority>, Certified);
 
 impl Certificates {
-    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
-        let folded = || self.by_name.get(&name.trim_end_matches('.').to_ascii_lowercase());
-        self.by_name.get(name).or_else(folded).or(self.other.as_ref())
+    /// One certificate for all aliases.
+    pub fn configured(key: Arc<CertifiedKey>) -> Self {
+        Self { aliases: HashMap::new(), configured: Some(key) }
     }
+
+    /// Each alias has its own.
+    pub fn local(aliases: HashMap<String, Arc<AliasCertificates>>) -> Self {
+        Self { aliases, configured: None }
+    }
+
+    /// The one certificate for all aliases, where there is one.
+    pub fn configured_key(&self) -> Option<&CertifiedKey> {
+        self.configured.as_deref()
+    }
+
+    /// The certificate to show.
+    pub fn find(&self, asked: Asked<'_>) -> Option<&Arc<CertifiedKey>> {
+        if let Some(configured) = &self.configured {
+            let is_valid = || asked.name.is_some_and(|name| is_valid_for(configured, name));
+            return Some(configured).filter(|_| asked.alias.is_some() || is_valid());
+        }
+        let alias = self.aliases.get(asked.alias?)?;
+        match asked.name {
+            Some(name) => alias.named(name).or_else(|| alias.first().filter(|_| asked.any)),
+            None => alias.unnamed(asked.address),
+        }
+    }
+}
+
+impl AliasCertificates {
+    /// `served` begins with the preferred.
+    pub fn new(main: Option<String>, served: Vec<Served>) -> Self {
+        Self { main, served }
+    }
+
+    fn named(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let folded = name.trim_end_matches('.').to_ascii_lowercase();
+        let (_, certified) =
+            self.served.iter().find(|(authority, _)| authority.root().names().contains(&folded))?;
+        Some(&certified.named)
+    }
+
+    /// For a client that may have asked for the address, or for the shortest name, as Java does.
+    fn unnamed(&self, address: IpAddr) -> Option<&Arc<CertifiedKey>> {
+        let has_main = |authority: &Authority| {
+            self.main.as_ref().is_none_or(|main| authority.root().names().contains(main))
+        };
+        let has_address = |authority: &Authority| {
+            authority.addresses().any(|has| IpAddr::V4(*has) == address.to_canonical())
+        };
+        let find = |wanted: &dyn Fn(&Authority) -> bool| {
+            let mut served = self.served.iter();
+            served.find(|(authority, _)| wanted(authority)).map(|(_, certified)| &certified.unnamed)
+        };
+        find(&|authority| has_main(authority) && has_address(authority))
+            .or_else(|| find(&has_main))
+            .or_else(|| find(&|_| true))
+    }
+
+    fn first(&self) -> Option<&Arc<CertifiedKey>> {
+        self.served.first().map(|(_, certified)| &certified.named)
+    }
+}
+
+impl PartialEq for AliasCertificates {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |(one, other): (&Served, &Served)| {
+            one.0.root() == other.0.root()
+                && one.1.named.cert == other.1.named.cert
+                && one.1.unnamed.cert == other.1.unnamed.cert
+        };
+        self.main == other.main
+            && self.served.len() == other.served.len()
+            && self.served.iter().zip(&other.served).all(same)
+    }
+}
+
+/// Whether a certificate is valid for `name`.
+pub fn is_valid_for(key: &CertifiedKey, name: &str) -> bool {
+    let Ok(leaf) = key.end_entity_cert().and_then(ParsedCertificate::try_from) else {
+        return false;
+    };
+    ServerName::try_from(name).is_ok_and(|name| verify_server_name(&leaf, &name).is_ok())
 }
 
 /// An application's connection under TLS.
@@ -57,8 +154,8 @@ impl Certificates {
 pub struct Accepted<S> {
     /// The plaintext side of it.
     pub stream: Box<TlsStream<S>>,
-    /// The name that the application asked for.
-    pub server_name: String,
+    /// The name that the application asked for, if it did.
+    pub server_name: Option<String>,
     /// What it will speak.
     pub alpn: Negotiated,
 }
@@ -72,24 +169,16 @@ impl<S: ByteStream> ByteStream for TlsStream<S> {
 /// A handshake that an application could not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// No SNI.
+    /// A name without a certificate, or none on a listener without an alias.
     #[error(
-        "the client named no server (SNI), as for an address in its URL; this listener serves {}",
-        .served.join(", ")
-    )]
-    NoName {
-        /// The names it could have asked for.
-        served: Vec<String>,
-    },
-    /// A name without a certificate.
-    #[error(
-        "the client asked for `{name}`; this listener serves {}; another name has to be among the \
-         alias' `hosts`, or be borne by a certificate of `listener.tls`",
+        "the client asked for {}; this listener serves {}; another name has to be among the alias' \
+         `hosts`, or a certificate of `listener.tls` has to be valid for it",
+        .name.as_ref().map_or("no name".to_owned(), |name| format!("`{name}`")),
         .served.join(", ")
     )]
     UnknownName {
         /// What it asked for.
-        name: String,
+        name: Option<String>,
         /// The names it could have asked for.
         served: Vec<String>,
     },
@@ -101,18 +190,17 @@ pub enum AcceptError {
 impl ServerTls {
     /// No certificates yet.
     pub fn new() -> Result<Self, TlsConfigError> {
-        let library = |error: rustls::Error| TlsConfigError::library(&error);
-        let certificates = Arc::<Current>::default();
+        let library = |error: rustls::Error| TlsConfigError::Library(error.to_string());
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(library)?
             .with_no_client_auth()
-            .with_cert_resolver(certificates.clone());
+            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Stateless tickets under keys that rotate every six hours.
         config.ticketer = Ticketer::new().map_err(library)?;
-        Ok(Self { config: Arc::new(config), certificates })
+        Ok(Self { config: Arc::new(config), certificates: ArcSwap::default() })
     }
 
     /// How long a ticket is good for: two terms of the key that it is under.
@@ -123,16 +211,17 @@ impl ServerTls {
 
     /// Serves these certificates from the next handshake on.
     pub fn serve(&self, certificates: Certificates) {
-        self.certificates.0.store(Arc::new(certificates));
+        self.certificates.store(Arc::new(certificates));
     }
 
-    /// Shakes hands. `served` says which of the names belong to the listener that was asked.
+    /// Shakes hands. `choose` finds the certificate for the name that the client gives; `names` are those
+    /// that it could have given.
     ///
     /// The deadline is the caller's.
     pub async fn accept<S>(
         &self,
         stream: S,
-        served: impl Fn(&str) -> bool,
+        choose: impl Fn(&Certificates, Option<&str>) -> Option<Arc<CertifiedKey>>,
         names: impl Fn() -> Vec<String>,
     ) -> Result<Accepted<S>, AcceptError>
     where
@@ -142,23 +231,16 @@ impl ServerTls {
         // rustls answers a ClientHello that is none with an alert; the acceptor sends it.
         let start = (&mut acceptor).await?;
         let name = start.client_hello().server_name().map(str::to_owned);
-        let known = |name: &String| served(name) && self.certificates.0.load().find(name).is_some();
-        let name = match name {
-            Some(name) if known(&name) => name,
-            name => {
-                let alert = if name.is_some() { UNRECOGNIZED_NAME } else { MISSING_EXTENSION };
-                let mut stream = start.io;
-                // A fatal alert in a record of TLS 1.2's version, as a ServerHello's would be.
-                let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, alert]).await;
-                let _ = stream.shutdown().await;
-                let served = names();
-                return Err(match name {
-                    Some(name) => AcceptError::UnknownName { name, served },
-                    None => AcceptError::NoName { served },
-                });
-            }
+        let Some(key) = choose(&self.certificates.load(), name.as_deref()) else {
+            let mut stream = start.io;
+            // A fatal alert in a record of TLS 1.2's version, as a ServerHello's would be.
+            let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, UNRECOGNIZED_NAME]).await;
+            let _ = stream.shutdown().await;
+            return Err(AcceptError::UnknownName { name, served: names() });
         };
-        let stream = start.into_stream(self.config.clone()).await?;
+        let mut config = ServerConfig::clone(&self.config);
+        config.cert_resolver = Arc::new(SingleCertAndKey::from(key));
+        let stream = start.into_stream(Arc::new(config)).await?;
         let alpn = match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Negotiated::Http2,
             Some(_) => Negotiated::Http1,

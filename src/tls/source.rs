@@ -1,31 +1,27 @@
-//! Where the certificates come from that applications are shown: files, or the local authority.
+//! Where the certificates of listeners come from: configured files, or local authorities.
 
 use std::{
-    collections::{BTreeSet, HashMap},
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
 use rustls::{
-    client::verify_server_name,
     crypto::aws_lc_rs,
-    pki_types::{PrivateKeyDer, ServerName, pem::PemObject},
-    server::ParsedCertificate,
+    pki_types::{PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
 
 use super::{
     TlsConfigError,
-    authority::{Authority, AuthorityError},
+    authority::{AuthorityError, Subject},
     roots::{certificates, read},
-    server::Certificates,
-    store::{Store, StoreError},
+    server::{Certificates, is_valid_for},
+    store::{Serving, Store, StoreError},
 };
 
-/// Where the certificates for aliases come from.
+/// Where the certificates for aliases come from. Everything it does may block.
 #[derive(Clone)]
 pub enum Source {
     /// `listener.tls`: one certificate, with its key, for all names.
@@ -34,26 +30,16 @@ pub enum Source {
         certificate: PathBuf,
         /// Its key as PEM.
         key: PathBuf,
+        /// Of the files' contents when they were last looked at, usable or not.
+        seen: u64,
     },
-    /// The local authority.
+    /// Local authorities.
     Local {
-        /// What signs.
-        authority: Arc<Authority>,
-        /// Where it is kept; `None` where nothing can be written at all.
+        /// Where they are kept; `None` where nothing can be written at all.
         store: Option<Store>,
-        /// How long a certificate is valid.
-        lifetime: Duration,
+        /// What is served.
+        serving: Serving,
     },
-}
-
-/// The certificates of some aliases.
-pub struct Issued {
-    /// Themselves.
-    pub certificates: Certificates,
-    /// When to issue anew, well before the first ends; `None` where files change by themselves.
-    pub renew_at: Option<SystemTime>,
-    /// Names that a configured certificate does not bear.
-    pub uncovered: Vec<String>,
 }
 
 /// Why there is no certificate for an alias.
@@ -75,61 +61,101 @@ pub enum SourceError {
         /// What is wrong.
         detail: String,
     },
-    /// The local authority.
+    /// A local authority.
     #[error("{0}")]
     Authority(#[from] AuthorityError),
-    /// The folder that was configured for it.
+    /// The folder that was configured for them.
     #[error("{0}")]
     Store(#[from] StoreError),
 }
 
 impl Source {
-    /// A certificate for each of `aliases`, given by their names.
-    pub fn issue(&self, aliases: &[BTreeSet<String>]) -> Result<Issued, SourceError> {
+    /// One certificate for all names.
+    pub fn files(certificate: &Path, key: &Path) -> Self {
+        // Of before they are read: a change in between has to show.
+        let seen = fingerprint([certificate, key]);
+        Self::Files { certificate: certificate.into(), key: key.into(), seen }
+    }
+
+    /// Local authorities in `directory`; where none is configured, those of a temporary folder or of this
+    /// process' memory will do: TLS that nobody trusts yet is no reason not to start.
+    pub fn local(directory: Option<&Path>, subjects: &[Subject]) -> Result<Self, SourceError> {
+        let open = |store: Store| -> Result<Self, StoreError> {
+            let serving = store.serve(subjects, &Serving::default())?;
+            Ok(Self::Local { store: Some(store), serving })
+        };
+        if let Some(directory) = directory {
+            return Ok(open(Store::at(directory))?);
+        }
+        let temporary = || Store::temporary().and_then(open);
+        let first = match Store::of_user() {
+            Some(store) => store.check_safety().and_then(|()| open(store)).or_else(|error| {
+                tracing::warn!(%error, "the local authorities are kept in a temporary folder");
+                temporary()
+            }),
+            None => temporary(),
+        };
+        first.or_else(|error| {
+            tracing::warn!(%error, "the local authorities are kept in memory: nobody can trust them");
+            let serving = Serving::in_memory(subjects, &Serving::default())?;
+            Ok(Self::Local { store: None, serving })
+        })
+    }
+
+    /// What is to be shown to whom.
+    pub fn certificates(&self) -> Result<Certificates, SourceError> {
         match self {
-            Self::Files { certificate, key } => {
-                let key = Arc::new(certified_key(certificate, key)?);
-                let names = aliases.iter().flatten();
-                let uncovered = names.filter(|name| !bears(&key, name)).cloned().collect();
-                let certificates = Certificates { by_name: HashMap::new(), other: Some(key) };
-                Ok(Issued { certificates, renew_at: None, uncovered })
+            Self::Files { certificate, key, .. } => {
+                Ok(Certificates::configured(Arc::new(certified_key(certificate, key)?)))
             }
-            Self::Local { authority, lifetime, .. } => {
-                let mut by_name = HashMap::new();
-                let mut ends = authority.not_after();
-                for names in aliases.iter().filter(|names| !names.is_empty()) {
-                    let leaf = authority.issue(names, *lifetime)?;
-                    ends = ends.min(leaf.not_after);
-                    let key = Arc::new(leaf.certified()?);
-                    for name in names {
-                        by_name.entry(name.clone()).or_insert_with(|| key.clone());
-                    }
-                }
-                let now = SystemTime::now();
-                let left = ends.duration_since(now).unwrap_or_default();
-                Ok(Issued {
-                    certificates: Certificates { by_name, other: None },
-                    renew_at: Some(now + left.mul_f64(2.0 / 3.0)),
-                    uncovered: Vec::new(),
-                })
-            }
+            Self::Local { serving, .. } => Ok(Certificates::local(serving.certificates())),
         }
     }
 
-    /// Differs when the files hold something else. By content: a ConfigMap or a Secret arrives by a
-    /// swap of links whose targets may well be of the same second.
-    pub fn fingerprint(&self) -> u64 {
-        let files = match self {
-            Self::Files { certificate, key } => vec![certificate.clone(), key.clone()],
-            Self::Local { store: Some(store), .. } => vec![store.root(), store.key()],
-            Self::Local { store: None, .. } => Vec::new(),
-        };
-        let mut hasher = DefaultHasher::new();
-        for file in files {
-            fs::read(file).ok().hash(&mut hasher);
-        }
-        hasher.finish()
+    /// The names of aliases that a configured certificate is not valid for.
+    pub fn uncovered<'a>(
+        &self,
+        subjects: &'a [Subject],
+        certificates: &Certificates,
+    ) -> Vec<&'a str> {
+        let Some(key) = certificates.configured_key() else { return Vec::new() };
+        let names = subjects.iter().flat_map(|subject| &subject.names);
+        names.filter(|name| !is_valid_for(key, name)).map(String::as_str).collect()
     }
+
+    /// Looks at the files and the clock. Whether there is something else to be shown. `subjects` may be
+    /// others than before where that is said to be `new`.
+    pub fn look(&mut self, subjects: &[Subject], new: bool) -> Result<bool, SourceError> {
+        match self {
+            Self::Files { certificate, key, seen } => {
+                let now = fingerprint([certificate.as_path(), key.as_path()]);
+                Ok(std::mem::replace(seen, now) != now)
+            }
+            Self::Local { store, serving } => {
+                let unchanged = store.as_ref().is_none_or(Store::is_unchanged);
+                if !new && unchanged && serving.is_current() {
+                    return Ok(false);
+                }
+                let now = match store {
+                    Some(store) => store.serve(subjects, serving)?,
+                    None => Serving::in_memory(subjects, serving)?,
+                };
+                let changed = !now.shows_what(serving);
+                *serving = now;
+                Ok(changed)
+            }
+        }
+    }
+}
+
+/// Differs when the files hold something else. By content: a ConfigMap or a Secret arrives by a swap of
+/// links whose targets may well be of the same second.
+fn fingerprint(files: [&Path; 2]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        fs::read(file).ok().hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, SourceError> {
@@ -143,12 +169,4 @@ fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, SourceE
         .map_err(|error| no_pair(format!("the key: {error}")))?;
     CertifiedKey::from_der(chain, der, &aws_lc_rs::default_provider())
         .map_err(|error| no_pair(error.to_string()))
-}
-
-/// Whether a certificate is valid for `name`.
-fn bears(key: &CertifiedKey, name: &str) -> bool {
-    let Ok(leaf) = key.end_entity_cert().and_then(ParsedCertificate::try_from) else {
-        return false;
-    };
-    ServerName::try_from(name).is_ok_and(|name| verify_server_name(&leaf, &name).is_ok())
 }

@@ -3,7 +3,6 @@
 mod acceptance;
 mod certificates;
 mod handshakes;
-mod local;
 mod settings;
 mod trust;
 

@@ -1,19 +1,39 @@
 //! Whom a program shall trust besides the public: the files that programs take their roots from.
 
-use std::{
-    collections::HashSet,
-    fs,
-    path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashSet, fs, path::PathBuf};
 
-use aws_lc_rs::digest::{self, SHA1_FOR_LEGACY_USE_ONLY};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::store::pem;
 
-/// What Java's own store has always been locked with: it guards nothing, and `keytool` asks for it.
+/// What Java's own store has always been locked with. Ours guards nothing and takes any.
 pub const JAVA_PASSWORD: &str = "changeit";
+
+/// Object identifiers, as DER has them.
+mod oid {
+    /// PKCS #7: data.
+    pub const DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x01];
+    /// PKCS #12: a bag with a certificate.
+    pub const CERT_BAG: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01, 0x03];
+    /// PKCS #9: an X.509 certificate.
+    pub const X509: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x16, 0x01];
+    /// PKCS #9: a name for people.
+    pub const FRIENDLY_NAME: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x14];
+    /// Java's own: what the certificate is trusted for. Without it, Java sees none.
+    pub const TRUSTED_KEY_USAGE: &[u8] =
+        &[0x60, 0x86, 0x48, 0x01, 0x86, 0xf9, 0x66, 0xad, 0xca, 0x7b, 0x01, 0x01];
+    /// RFC 5280: for everything.
+    pub const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
+}
+
+const INTEGER: u8 = 0x02;
+const OCTET_STRING: u8 = 0x04;
+const OBJECT_IDENTIFIER: u8 = 0x06;
+const BMP_STRING: u8 = 0x1e;
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
+/// `[0] EXPLICIT`
+const EXPLICIT: u8 = 0xa0;
 
 /// Roots, each once.
 #[derive(Debug)]
@@ -22,11 +42,13 @@ pub struct TrustStore {
 }
 
 impl TrustStore {
-    /// `root` first; then what this machine trusts (as `SSL_CERT_FILE` has it, where that is set;
+    /// `roots` first; then what this machine trusts (as `SSL_CERT_FILE` has it, where that is set;
     /// the public roots where there is nothing), and what is in `files` as far as they can be
     /// read: a program that is given one file loses all others.
-    pub fn with(root: &CertificateDer<'_>, files: impl IntoIterator<Item = PathBuf>) -> Self {
-        let mut roots = vec![root.clone().into_owned()];
+    pub fn with(
+        mut roots: Vec<CertificateDer<'static>>,
+        files: impl IntoIterator<Item = PathBuf>,
+    ) -> Self {
         let native = rustls_native_certs::load_native_certs().certs;
         if native.is_empty() {
             roots.extend_from_slice(webpki_root_certs::TLS_SERVER_ROOT_CERTS);
@@ -46,33 +68,72 @@ impl TrustStore {
         self.roots.iter().map(pem).collect()
     }
 
-    /// For Java: its own format (JKS, version 2), which every Java reads.
-    pub fn to_jks(&self) -> Vec<u8> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut store = Vec::new();
-        store.extend(0xFEED_FEED_u32.to_be_bytes());
-        store.extend(2_u32.to_be_bytes());
-        store.extend((self.roots.len() as u32).to_be_bytes());
-        for (index, root) in self.roots.iter().enumerate() {
-            // The tag of a certificate that is trusted, as against a key.
-            store.extend(2_u32.to_be_bytes());
-            put_text(&mut store, &format!("root-{index}"));
-            store.extend((now.as_millis() as u64).to_be_bytes());
-            put_text(&mut store, "X.509");
-            store.extend((root.len() as u32).to_be_bytes());
-            store.extend_from_slice(root);
-        }
-        let password = JAVA_PASSWORD.encode_utf16().flat_map(u16::to_be_bytes);
-        let mut keyed: Vec<u8> = password.collect();
-        keyed.extend_from_slice(b"Mighty Aphrodite");
-        keyed.extend_from_slice(&store);
-        store.extend_from_slice(digest::digest(&SHA1_FOR_LEGACY_USE_ONLY, &keyed).as_ref());
-        store
+    /// For Java.
+    pub fn to_pkcs12(&self) -> Vec<u8> {
+        to_pkcs12(&self.roots.iter().collect::<Vec<_>>())
     }
 }
 
-/// Java's `writeUTF`; ASCII only.
-fn put_text(store: &mut Vec<u8>, text: &str) {
-    store.extend((text.len() as u16).to_be_bytes());
-    store.extend_from_slice(text.as_bytes());
+/// A trust store for Java 8 and later (PKCS #12, RFC 7292), neither encrypted nor authenticated: the
+/// certificates are public, and a password that everybody knows would guard nothing.
+pub(super) fn to_pkcs12(roots: &[&CertificateDer<'_>]) -> Vec<u8> {
+    let bags: Vec<u8> = roots
+        .iter()
+        .enumerate()
+        .flat_map(|(index, root)| bag(&format!("root-{index}"), root))
+        .collect();
+    let contents = data(&tlv(SEQUENCE, &[&bags]));
+    let authenticated = data(&tlv(SEQUENCE, &[&contents]));
+    tlv(SEQUENCE, &[&tlv(INTEGER, &[&[3]]), &authenticated])
+}
+
+/// A certificate that is trusted for everything.
+fn bag(name: &str, root: &CertificateDer<'_>) -> Vec<u8> {
+    let certificate = tlv(EXPLICIT, &[&tlv(OCTET_STRING, &[root])]);
+    let certificate = tlv(SEQUENCE, &[&identifier(oid::X509), &certificate]);
+    let name: Vec<u8> = name.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let attributes = [
+        attribute(oid::FRIENDLY_NAME, &tlv(BMP_STRING, &[&name])),
+        attribute(oid::TRUSTED_KEY_USAGE, &identifier(oid::ANY_USAGE)),
+    ];
+    tlv(
+        SEQUENCE,
+        &[
+            &identifier(oid::CERT_BAG),
+            &tlv(EXPLICIT, &[&certificate]),
+            &tlv(SET, &[&attributes[0], &attributes[1]]),
+        ],
+    )
+}
+
+fn attribute(name: &[u8], value: &[u8]) -> Vec<u8> {
+    tlv(SEQUENCE, &[&identifier(name), &tlv(SET, &[value])])
+}
+
+fn data(contents: &[u8]) -> Vec<u8> {
+    let contents = tlv(EXPLICIT, &[&tlv(OCTET_STRING, &[contents])]);
+    tlv(SEQUENCE, &[&identifier(oid::DATA), &contents])
+}
+
+fn identifier(oid: &[u8]) -> Vec<u8> {
+    tlv(OBJECT_IDENTIFIER, &[oid])
+}
+
+/// A value of DER, given its parts.
+fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    let mut value = Vec::with_capacity(length + 6);
+    value.push(tag);
+    if length < 0x80 {
+        value.push(length as u8);
+    } else {
+        let bytes = length.to_be_bytes();
+        let significant = &bytes[length.leading_zeros() as usize / 8..];
+        value.push(0x80 | significant.len() as u8);
+        value.extend_from_slice(significant);
+    }
+    for part in parts {
+        value.extend_from_slice(part);
+    }
+    value
 }

@@ -6,6 +6,7 @@
 //! * [`service_origin`]: upstreams with a response of the test's own making, trailers included
 //! * [`client`]: the application's side; [`curl`]: the one that users have
 //! * [`trust`]: certificates, and the root that vouches for them
+//! * [`ca`]: folders of local certificate authorities
 //! * [`proxy`]: the binary under test; [`tools`]: other people's that `./test` installs
 //!
 //! * [`scene`]: all of them together, as most tests want them; [`through`]: the same around one
@@ -25,6 +26,7 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod ca;
 pub mod client;
 pub mod curl;
 pub mod loopback;

@@ -82,7 +82,7 @@ impl Told<'_> {
         }
         add("-Dhttp.nonProxyHosts=localhost|127.*|[::1]".to_owned());
         add(format!("\"-Djavax.net.ssl.trustStore={}\"", self.truststore.display()));
-        add("-Djavax.net.ssl.trustStoreType=JKS".to_owned());
+        add("-Djavax.net.ssl.trustStoreType=PKCS12".to_owned());
         add(format!("-Djavax.net.ssl.trustStorePassword={JAVA_PASSWORD}"));
         options
     }

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::tls::{
-    authority::Authority,
-    server::{AcceptError, Accepted, ServerTls},
-    source::Source,
+    authority::Subject,
+    server::{AcceptError, Accepted, Asked, Certificates, ServerTls},
+    store::Serving,
 };
 use proptest::prelude::*;
 use rustls::{ClientConfig, ClientConnection};
-use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
 #[tokio::test]
 async fn a_whole_hello_for_a_name_that_is_served_begins_a_handshake() {
@@ -17,7 +17,9 @@ async fn a_whole_hello_for_a_name_that_is_served_begins_a_handshake() {
     assert!(matches!(error, AcceptError::Handshake(_)), "{error}");
     let stranger = replaced(&hello(), b"api.example.com", b"apx.example.com");
     let error = accept(&stranger).await.unwrap_err();
-    assert!(matches!(&error, AcceptError::UnknownName { name, .. } if name == "apx.example.com"));
+    assert!(
+        matches!(&error, AcceptError::UnknownName { name, .. } if name.as_deref() == Some("apx.example.com"))
+    );
 }
 
 #[test]
@@ -77,16 +79,20 @@ async fn accept(bytes: &[u8]) -> Result<Accepted<DuplexStream>, AcceptError> {
         let mut answer = Vec::new();
         near.read_to_end(&mut answer).await.unwrap();
     };
-    let accept = tls.accept(far, |name| name == NAME, names);
+    let choose = |certificates: &Certificates, name: Option<&str>| {
+        let alias = name.is_none_or(|name| name == NAME).then_some(NAME);
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        certificates.find(Asked { alias, any: false, name, address }).cloned()
+    };
+    let accept = tls.accept(far, choose, names);
     timeout(PATIENCE, async { tokio::join!(accept, client).0 }).await.expect("an end")
 }
 
 fn server() -> ServerTls {
-    let names = BTreeSet::from([NAME.to_owned()]);
-    let authority = Arc::new(Authority::generate(&names).unwrap());
-    let source = Source::Local { authority, store: None, lifetime: Duration::from_secs(60) };
+    let subject = Subject::new(NAME, [NAME.to_owned()], []);
+    let serving = Serving::in_memory(&[subject], &Serving::default()).unwrap();
     let tls = ServerTls::new().unwrap();
-    tls.serve(source.issue(&[names]).unwrap().certificates);
+    tls.serve(Certificates::local(serving.certificates()));
     tls
 }
 

@@ -2,19 +2,16 @@ import java.net.Socket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.KeyStore;
-import java.security.cert.CertificateFactory;
 import javax.net.ssl.SSLContext;
 import javax.net.ssl.SSLSocket;
 import javax.net.ssl.TrustManagerFactory;
 
-/** ROOT (NAME PORT)...: for each, a line that says whether a client that trusts ROOT accepts NAME. */
+/** TRUSTSTORE (NAME PORT)...: for each, a line that says whether a client that trusts it accepts NAME. */
 class Trusting {
     public static void main(String[] arguments) throws Exception {
-        KeyStore store = KeyStore.getInstance(KeyStore.getDefaultType());
-        store.load(null, null);
+        KeyStore store = KeyStore.getInstance("PKCS12");
         try (var file = Files.newInputStream(Path.of(arguments[0]))) {
-            var root = CertificateFactory.getInstance("X.509").generateCertificate(file);
-            store.setCertificateEntry("root", root);
+            store.load(file, "changeit".toCharArray());
         }
         var trust = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm());
         trust.init(store);
@@ -30,9 +27,9 @@ class Trusting {
             tls.setSSLParameters(parameters);
             try {
                 tls.startHandshake();
-                System.out.println(name + " accepted");
+                System.out.println(name + " " + port + " accepted");
             } catch (Exception refusal) {
-                System.out.println(name + " refused: " + refusal);
+                System.out.println(name + " " + port + " refused: " + refusal);
             }
             tls.close();
         }

@@ -15,7 +15,7 @@ fn told(inherited: &[(&str, &str)]) -> HashMap<&'static str, String> {
         proxy: "127.0.0.1:4321".parse().unwrap(),
         names: &names,
         bundle: Path::new("/tmp/a b/bundle.pem"),
-        truststore: Path::new("/tmp/a b/roots.jks"),
+        truststore: Path::new("/tmp/a b/roots.p12"),
     };
     let find = |name: &str| {
         inherited.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
@@ -73,6 +73,6 @@ fn options_for_java_follow_those_that_were_there() {
     let options = told(&[(JAVA, "-Xmx64m -Dhttps.proxyHost=corporate")]).remove(JAVA).unwrap();
     let rest = options.strip_prefix("-Xmx64m -Dhttps.proxyHost=corporate ").unwrap();
     assert!(rest.contains("-Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=4321 "), "{rest}");
-    assert!(rest.contains("\"-Djavax.net.ssl.trustStore=/tmp/a b/roots.jks\""), "{rest}");
+    assert!(rest.contains("\"-Djavax.net.ssl.trustStore=/tmp/a b/roots.p12\""), "{rest}");
     assert!(told(&[])[JAVA].starts_with("-Dhttp.proxyHost=127.0.0.1 "));
 }

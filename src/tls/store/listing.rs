@@ -1,0 +1,174 @@
+//! What is in a folder: roots that pass all checks, keys, and what is to be ignored.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+    sync::Arc,
+};
+
+use super::{Known, StoreError, folder::read_file};
+use crate::tls::authority::Root;
+
+const ROOT: &str = ".root.pem";
+const KEY: &str = ".key.pem";
+/// Marks an authority that was removed on purpose, for those who still hold it.
+const REMOVED: &str = ".removed.";
+/// Of a former version: one authority for all aliases.
+const FORMER: &str = "ca-key.pem";
+
+/// What follows the alias in a name has its room in 255 bytes, and in a Secret's 253.
+const ALIAS_LENGTH: usize = 200;
+
+/// A hundred long names make 60 KiB.
+const LARGEST_ROOT: u64 = 128 * 1024;
+
+/// More roots than any TLS library takes are a mistake, or an attack.
+const MOST_ROOTS: usize = 20_000;
+
+/// What the names of an authority's files begin with.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stem {
+    /// The alias; the beginning of one that is very long.
+    pub alias: String,
+    /// From the root's SHA-256.
+    pub id: String,
+}
+
+/// A folder's contents.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    pub roots: BTreeMap<Stem, Arc<Root>>,
+    pub keys: BTreeSet<Stem>,
+    /// Ids.
+    pub removed: BTreeSet<String>,
+    /// Files that were left half-written.
+    pub leftovers: Vec<String>,
+}
+
+impl Stem {
+    pub(super) fn new(alias: &str, root: &Root) -> Self {
+        Self { alias: alias_part(alias).to_owned(), id: root.id().to_owned() }
+    }
+
+    pub(super) fn root_file(&self) -> String {
+        format!("{}.{}{ROOT}", self.alias, self.id)
+    }
+
+    pub(super) fn key_file(&self) -> String {
+        format!("{}.{}{KEY}", self.alias, self.id)
+    }
+
+    pub(super) fn removed_file(&self) -> String {
+        Self::removed(&self.id)
+    }
+
+    pub(super) fn removed(id: &str) -> String {
+        format!("{REMOVED}{id}")
+    }
+
+    /// From a file's name, without what kind of file it is.
+    fn parse(stem: &str) -> Option<Self> {
+        let (alias, id) = stem.rsplit_once('.')?;
+        let hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let is_id = id.len() == 16 && id.bytes().all(hexadecimal);
+        (is_id && !alias.is_empty()).then(|| Self { alias: alias.to_owned(), id: id.to_owned() })
+    }
+}
+
+impl Listing {
+    /// The stems of an alias, of roots and of keys alone.
+    pub(super) fn of_alias(&self, alias: &str) -> impl Iterator<Item = Stem> {
+        let alias = alias_part(alias).to_owned();
+        let stems: BTreeSet<&Stem> = self.roots.keys().chain(&self.keys).collect();
+        stems.into_iter().filter(move |stem| stem.alias == alias).cloned()
+    }
+
+    /// The roots of an alias.
+    pub(super) fn roots_of(&self, alias: &str) -> impl Iterator<Item = (&Stem, &Arc<Root>)> {
+        let first = Stem { alias: alias_part(alias).to_owned(), id: String::new() };
+        let alias = first.alias.clone();
+        self.roots.range(first..).take_while(move |(stem, _)| stem.alias == alias)
+    }
+}
+
+/// The beginning of an alias that its files are called by.
+fn alias_part(alias: &str) -> &str {
+    &alias[..alias.len().min(ALIAS_LENGTH)]
+}
+
+/// Lists a folder. Reads the roots that are new; what is none of ours is told once and left out.
+pub(super) fn list(directory: &Path, known: &mut Known) -> Result<Listing, StoreError> {
+    let error = |source| StoreError::Io { path: directory.to_owned(), source };
+    let mut listing = Listing::default();
+    let mut stems = BTreeSet::new();
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(listing),
+        Err(source) => return Err(error(source)),
+    };
+    for entry in entries {
+        let name = entry.map_err(error)?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if let Some(id) = name.strip_prefix(REMOVED) {
+            listing.removed.insert(id.to_owned());
+        } else if name.starts_with(super::folder::BESIDE) {
+            listing.leftovers.push(name.to_owned());
+        } else if let Some(stem) = name.strip_suffix(ROOT).and_then(Stem::parse) {
+            stems.insert(stem);
+        } else if let Some(stem) = name.strip_suffix(KEY).and_then(Stem::parse) {
+            listing.keys.insert(stem);
+        } else if name == FORMER && known.is_news(FORMER.to_owned()) {
+            tracing::warn!(
+                file = %directory.join(FORMER).display(),
+                "this key of a former version is no longer used, and its root is no longer among the \
+                 trusted ones: delete it, and restart the applications that trust the old root",
+            );
+        }
+    }
+    stems.retain(|stem| !listing.removed.contains(&stem.id));
+    listing.keys.retain(|stem| !listing.removed.contains(&stem.id));
+    if stems.len() > MOST_ROOTS && known.is_news(format!("{MOST_ROOTS}")) {
+        tracing::warn!(
+            directory = %directory.display(),
+            roots = stems.len(),
+            most = MOST_ROOTS,
+            "there are too many roots in the folder of the local authority; the others are left out",
+        );
+    }
+    for stem in stems.into_iter().take(MOST_ROOTS) {
+        match known.roots.get(&stem) {
+            Some(root) => drop(listing.roots.insert(stem, root.clone())),
+            None => {
+                let Some(root) = root_of(directory, &stem, known) else { continue };
+                known.roots.insert(stem.clone(), root.clone());
+                listing.roots.insert(stem, root);
+            }
+        }
+    }
+    known.roots.retain(|stem, _| listing.roots.contains_key(stem));
+    Ok(listing)
+}
+
+fn root_of(directory: &Path, stem: &Stem, known: &mut Known) -> Option<Arc<Root>> {
+    let path = directory.join(stem.root_file());
+    let why = match read_file(&path, LARGEST_ROOT) {
+        Ok(text) => match Root::from_pem(&text) {
+            Ok(root) if root.id() == stem.id => return Some(Arc::new(root)),
+            Ok(_) => "its name is not that of the certificate in it".to_owned(),
+            Err(error) => error.to_string(),
+        },
+        // Removed a moment ago.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => error.to_string(),
+    };
+    if known.is_news(stem.root_file()) {
+        tracing::warn!(
+            file = %path.display(),
+            why,
+            "a file in the folder of the local authority is left out: applications are not told to \
+             trust it",
+        );
+    }
+    None
+}

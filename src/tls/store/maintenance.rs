@@ -1,0 +1,105 @@
+//! What becomes of authorities that nobody uses any more.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io,
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::{Known, Serving, Stem, Store, StoreError, folder::write, listing::Listing};
+use crate::tls::authority::{DAY, Seconds};
+
+const INTERVAL: Seconds = DAY / 2;
+
+/// Who uses an authority touches its root at least this often.
+const TOUCH: Seconds = DAY;
+
+/// What nobody has touched for so long is of no use to anybody.
+const UNUSED: Seconds = 30 * DAY;
+
+impl Store {
+    /// Shows that what is served is in use, and deletes what has ended or has been out of use for long.
+    pub(super) fn maintain(
+        &self,
+        listing: &Listing,
+        serving: &Serving,
+        known: &mut Known,
+        now: Seconds,
+    ) {
+        if (0..INTERVAL).contains(&(now - known.maintained)) {
+            return;
+        }
+        known.maintained = now;
+        let mut used: HashSet<Stem> = HashSet::new();
+        for (stem, _) in serving.held() {
+            let file = self.root_file(&stem);
+            if age(&file, now).is_some_and(|age| age >= TOUCH) {
+                touch(&file);
+            }
+            used.insert(stem);
+        }
+        let mut deleted = 0;
+        for (stem, root) in &listing.roots {
+            if used.contains(stem) {
+                continue;
+            }
+            // Without a key, its certificate is another server's (`ca issue`), and nobody touches it.
+            let is_unused =
+                listing.keys.contains(stem) && self.is_old(&stem.root_file(), now, UNUSED);
+            if is_unused || root.not_after() <= now {
+                let _ = fs::remove_file(self.root_file(stem));
+                let _ = fs::remove_file(self.key_file(stem));
+                deleted += 1;
+            }
+        }
+        if deleted > 0 {
+            tracing::info!(
+                directory = %self.directory.display(),
+                authorities = deleted,
+                "local authorities that had ended, or that nobody used for a month, have been deleted",
+            );
+            let _ = self.publish(known, None);
+        }
+        let roots = |stem: &&Stem| !listing.roots.contains_key(*stem);
+        let keys = listing.keys.iter().filter(roots).map(|stem| (stem.key_file(), DAY));
+        let marks = listing.removed.iter().map(|id| (Stem::removed(id), UNUSED));
+        let leftovers = listing.leftovers.iter().map(|name| (name.clone(), DAY));
+        for (name, after) in keys.chain(marks).chain(leftovers) {
+            if self.is_old(&name, now, after) {
+                let _ = fs::remove_file(self.directory.join(name));
+            }
+        }
+    }
+
+    /// Removes an authority, and marks it as removed for those who hold it in memory. Whatever happens
+    /// after the mark, nobody trusts it any more.
+    pub(super) fn remove_one(&self, stem: &Stem) -> Result<(), StoreError> {
+        write(&self.directory.join(stem.removed_file()), 0o644, b"")?;
+        for path in [self.root_file(stem), self.key_file(stem)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(|source| StoreError::Io { path, source })?,
+            }
+        }
+        Ok(())
+    }
+
+    fn is_old(&self, name: &str, now: Seconds, after: Seconds) -> bool {
+        age(&self.directory.join(name), now).is_some_and(|age| age >= after)
+    }
+}
+
+/// How long ago a file was written or touched.
+fn age(path: &Path, now: Seconds) -> Option<Seconds> {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified()).ok()?;
+    let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Some(now - Seconds::try_from(since.as_secs()).ok()?)
+}
+
+fn touch(path: &Path) {
+    // One that cannot be touched is in a folder that nobody cleans, either.
+    let touched = File::options().append(true).open(path);
+    let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
+}

@@ -1,0 +1,237 @@
+//! Where local authorities live between runs: `ca.directory`.
+//!
+//! Any number of processes may share a folder, and none locks it. Files with an id in their name are
+//! written once and never replaced, so that there is nothing to agree upon: who adds an alias adds files,
+//! and all trust all roots. `ca.pem` and the other files without an id are derived from the roots that
+//! are there; whoever changes the folder writes them anew.
+
+mod choice;
+mod derived;
+mod folder;
+mod listing;
+mod maintenance;
+mod serving;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, HashSet},
+    env, fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
+
+use super::authority::{AuthorityError, Issued, Root, Seconds, now};
+pub use folder::{write, write_new};
+pub use listing::Stem;
+pub use serving::Serving;
+
+use derived::{BUNDLE, ROOTS, TRUSTSTORE};
+use folder::{Stamp, random_name};
+use listing::Listing;
+
+/// A folder with local authorities in it. Clones share what is known of it. Everything here may block.
+#[derive(Clone, Debug)]
+pub struct Store {
+    directory: PathBuf,
+    known: Arc<Mutex<Known>>,
+    _temporary: Option<Arc<Temporary>>,
+}
+
+/// What is remembered of a folder's contents.
+#[derive(Debug, Default)]
+struct Known {
+    /// Roots that passed the checks: an id is a digest, so that what it names cannot change.
+    roots: HashMap<Stem, Arc<Root>>,
+    /// What has been said in the log, which is told once.
+    told: HashSet<String>,
+    /// Of the folder, when it was last listed.
+    stamp: Option<Stamp>,
+    maintained: Seconds,
+}
+
+/// A folder that goes with the process.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Why the folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Reading or writing.
+    #[error(
+        "the local authority: {}: {source}; name a folder that can be written in `ca.directory`",
+        .path.display()
+    )]
+    Io {
+        /// What was read or written.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Others may put files there.
+    #[error(
+        "the local authority: {} {why}, and whoever can write there decides whom applications trust; \
+         take that right away (`chmod go-w`), or name another folder in `ca.directory`",
+        .directory.display()
+    )]
+    Unsafe {
+        /// The folder.
+        directory: PathBuf,
+        /// Who may.
+        why: String,
+    },
+    /// Making the authority.
+    #[error("the local authority: {0}")]
+    Authority(#[from] AuthorityError),
+}
+
+/// An authority in the folder, for people to look at.
+#[derive(Debug)]
+pub struct Found {
+    /// Its root.
+    pub root: Arc<Root>,
+    /// The alias that it is for, or the first name that was issued for.
+    pub alias: String,
+    /// The root's file.
+    pub root_file: PathBuf,
+    /// The file of the key and the certificates, where there is one: `ca issue` leaves none.
+    pub key_file: Option<PathBuf>,
+}
+
+impl Store {
+    /// In this folder, which is made when it is needed.
+    pub fn at(directory: &Path) -> Self {
+        // What is said of it is for programs that run elsewhere.
+        let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+        Self { directory: absolute, known: Arc::default(), _temporary: None }
+    }
+
+    /// In `$XDG_STATE_HOME/truename`, else in the same of `$HOME`; `None` where neither is set.
+    pub fn of_user() -> Option<Self> {
+        let absolute =
+            |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let state = absolute("XDG_STATE_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+        Some(Self::at(&state.join("truename")))
+    }
+
+    /// In a private folder of the system's temporary one, for where no other can be written. It is
+    /// removed with the last clone of this.
+    pub fn temporary() -> Result<Self, StoreError> {
+        let directory = env::temp_dir().join(format!("truename-{}", random_name()?));
+        folder::make_private(&directory)
+            .map_err(|source| StoreError::Io { path: directory.clone(), source })?;
+        let temporary = Some(Arc::new(Temporary(directory.clone())));
+        Ok(Self { directory, known: Arc::default(), _temporary: temporary })
+    }
+
+    /// The folder.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The file of all roots: what applications trust.
+    pub fn roots_file(&self) -> PathBuf {
+        self.directory.join(ROOTS)
+    }
+
+    /// The file of all roots and the public ones.
+    pub fn bundle(&self) -> PathBuf {
+        self.directory.join(BUNDLE)
+    }
+
+    /// The same for Java.
+    pub fn truststore(&self) -> PathBuf {
+        self.directory.join(TRUSTSTORE)
+    }
+
+    /// Every authority that is there. A folder that is not there has none.
+    pub fn find(&self) -> Result<Vec<Found>, StoreError> {
+        self.check_safety()?;
+        let listing = self.list(&mut self.known.lock())?;
+        let found = listing.roots.iter().map(|(stem, root)| {
+            let key_file = listing.keys.contains(stem).then(|| self.key_file(stem));
+            Found {
+                root: root.clone(),
+                alias: stem.alias.clone(),
+                root_file: self.root_file(stem),
+                key_file,
+            }
+        });
+        Ok(found.collect())
+    }
+
+    /// The roots that applications are to trust.
+    pub fn roots(&self) -> Result<Vec<CertificateDer<'static>>, StoreError> {
+        Ok(self.find()?.into_iter().map(|found| found.root.der().clone()).collect())
+    }
+
+    /// Adds the root of a certificate that another server shows.
+    pub fn add_issued(&self, alias: &str, issued: &Issued) -> Result<(), StoreError> {
+        self.make_folder()?;
+        self.check_safety()?;
+        let stem = Stem::new(alias, &issued.root);
+        write(&self.root_file(&stem), 0o644, pem(issued.root.der()).as_bytes())?;
+        self.publish(&mut self.known.lock(), None)
+    }
+
+    /// Removes all authorities of an alias, those of running proxies too, and says how many there were.
+    pub fn remove(&self, alias: &str) -> Result<usize, StoreError> {
+        self.check_safety()?;
+        let mut known = self.known.lock();
+        let listing = self.list(&mut known)?;
+        let stems: Vec<Stem> = listing.of_alias(alias).collect();
+        for stem in &stems {
+            self.remove_one(stem)?;
+        }
+        if !stems.is_empty() {
+            self.publish(&mut known, None)?;
+        }
+        Ok(stems.len())
+    }
+
+    fn root_file(&self, stem: &Stem) -> PathBuf {
+        self.directory.join(stem.root_file())
+    }
+
+    fn key_file(&self, stem: &Stem) -> PathBuf {
+        self.directory.join(stem.key_file())
+    }
+
+    fn list(&self, known: &mut Known) -> Result<Listing, StoreError> {
+        listing::list(&self.directory, known)
+    }
+
+    fn io(&self, source: io::Error) -> StoreError {
+        StoreError::Io { path: self.directory.clone(), source }
+    }
+}
+
+impl Known {
+    /// Whether something has yet to be said.
+    fn is_news(&mut self, what: String) -> bool {
+        // A folder full of garbage is no reason to grow.
+        if self.told.len() > 1000 {
+            self.told.clear();
+        }
+        self.told.insert(what)
+    }
+}
+
+/// RFC 7468.
+pub fn pem(certificate: &CertificateDer<'_>) -> String {
+    super::authority::block("CERTIFICATE", certificate)
+}
+
+fn current_time() -> Seconds {
+    now()
+}

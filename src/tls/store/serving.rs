@@ -1,0 +1,503 @@
+//! What the aliases of a proxy are served with, found in a folder or made.
+
+use std::{
+    collections::HashMap, fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, thread,
+};
+
+use super::{
+    Known, Stem, Store, StoreError,
+    choice::{self, Lack, changes, fits, lacks, preferred},
+    current_time, derived,
+    folder::{Stamp, read_file, write, write_soon},
+    listing::Listing,
+    pem,
+};
+use crate::tls::{
+    authority::{Authority, AuthorityError, DAY, EARLY, Root, Seconds, Subject, timestamp},
+    server::AliasCertificates,
+};
+
+/// A hundred long names in six certificates make 250 KiB.
+const LARGEST_KEY: u64 = 1024 * 1024;
+
+/// The clock is looked at this often, whatever has happened.
+const LOOK: Seconds = DAY / 2;
+
+/// A clock that goes back by less was only corrected.
+const CORRECTION: Seconds = 60;
+
+/// More new files than these are not worth waiting for the disk for each.
+const MANY: usize = 32;
+
+/// What aliases are served with. Those that did not change share it with what was before.
+#[derive(Clone, Debug, Default)]
+pub struct Serving {
+    aliases: HashMap<String, Arc<Entry>>,
+    at: Seconds,
+    next: Seconds,
+}
+
+/// What one alias is served with.
+#[derive(Debug)]
+struct Entry {
+    subject: Subject,
+    authorities: Vec<Arc<Authority>>,
+    /// The roots that were there for it, and whether each had a key.
+    considered: Vec<(Stem, bool)>,
+    shown: Arc<AliasCertificates>,
+    next: Option<Seconds>,
+}
+
+/// An alias while it is being looked after.
+struct Draft<'a> {
+    subject: &'a Subject,
+    before: Option<&'a Arc<Entry>>,
+    considered: Vec<(Stem, bool)>,
+    authorities: Vec<Arc<Authority>>,
+    next: Option<Seconds>,
+    lacks: Vec<Lack>,
+    /// Nothing has changed.
+    same: bool,
+}
+
+impl Serving {
+    /// The certificates, by alias.
+    pub fn certificates(&self) -> HashMap<String, Arc<AliasCertificates>> {
+        let shown = |(alias, entry): (&String, &Arc<Entry>)| (alias.clone(), entry.shown.clone());
+        self.aliases.iter().map(shown).collect()
+    }
+
+    /// Whether both show the same to everybody.
+    pub fn shows_what(&self, other: &Self) -> bool {
+        let same = |(alias, entry): (&String, &Arc<Entry>)| {
+            other.aliases.get(alias).is_some_and(|other| Arc::ptr_eq(&other.shown, &entry.shown))
+        };
+        self.aliases.len() == other.aliases.len() && self.aliases.iter().all(same)
+    }
+
+    /// Whether the clock alone gives no reason to look again.
+    pub fn is_current(&self) -> bool {
+        let now = current_time();
+        now < self.next && now + CORRECTION >= self.at
+    }
+
+    /// The same where nothing can be written at all: in memory.
+    pub fn in_memory(subjects: &[Subject], before: &Self) -> Result<Self, AuthorityError> {
+        let now = current_time();
+        let mut drafts: Vec<Draft<'_>> = subjects.iter().map(|s| before.draft(s, now)).collect();
+        for made in make_missing(&drafts, now) {
+            let (index, made) = (made.draft, made.authority?);
+            drafts[index].add(Arc::new(made), now);
+        }
+        Ok(before.finish(drafts, now))
+    }
+
+    /// An alias with what it was served with.
+    fn draft<'a>(&'a self, subject: &'a Subject, now: Seconds) -> Draft<'a> {
+        let before = self.aliases.get(&subject.alias);
+        let held = before.map(|before| before.authorities.clone()).unwrap_or_default();
+        let mut draft = Draft::new(subject, before, Vec::new());
+        draft.choose(held, now);
+        draft
+    }
+
+    fn finish(&self, drafts: Vec<Draft<'_>>, now: Seconds) -> Self {
+        let mut serving = Self { aliases: HashMap::new(), at: now, next: now + LOOK };
+        for draft in drafts {
+            let alias = draft.subject.alias.clone();
+            let entry = match draft.before {
+                Some(before) if draft.same => before.clone(),
+                _ => Arc::new(draft.entry(now)),
+            };
+            serving.next = entry.next.map_or(serving.next, |next| next.min(serving.next));
+            serving.aliases.insert(alias, entry);
+        }
+        serving
+    }
+
+    pub(super) fn held(&self) -> impl Iterator<Item = (Stem, &Arc<Authority>)> {
+        self.aliases.values().flat_map(|entry| {
+            let stem = |one: &Arc<Authority>| Stem::new(&entry.subject.alias, one.root());
+            entry.authorities.iter().map(move |one| (stem(one), one))
+        })
+    }
+}
+
+impl Store {
+    /// Serves `subjects` with the authorities that are in the folder, and makes what is missing. What was
+    /// served `before` stays as far as it can, and is put back where its files are gone.
+    ///
+    /// In a folder that others can write to, nothing that is there is used.
+    pub fn serve(&self, subjects: &[Subject], before: &Serving) -> Result<Serving, StoreError> {
+        let now = current_time();
+        let mut known = self.known.lock();
+        self.make_folder()?;
+        let safe = self.is_safe(&mut known);
+        // Of before the list is read: a change in between has to show.
+        known.stamp = Some(self.stamp());
+        let mut listing = Listing::default();
+        if safe {
+            listing = self.list(&mut known)?;
+            if self.put_back(before, &listing, &mut known) {
+                listing = self.list(&mut known)?;
+            }
+        }
+        let mut drafts = Vec::with_capacity(subjects.len());
+        for subject in subjects {
+            drafts.push(match safe {
+                true => self.draft(subject, before, &[], &listing, &mut known, now),
+                false => before.draft(subject, now),
+            });
+        }
+
+        let mut made: HashMap<usize, Vec<Arc<Authority>>> = HashMap::new();
+        let mut unwritten = Unwritten::default();
+        let missing = make_missing(&drafts, now);
+        let sync = missing.len() <= MANY;
+        for Made { draft: index, required, authority } in missing {
+            let (authority, subject) = (Arc::new(authority?), drafts[index].subject);
+            match self.save(&Stem::new(&subject.alias, authority.root()), &authority, sync, safe) {
+                Ok(()) => made.entry(index).or_default().push(authority),
+                Err(error) if required => return Err(error),
+                Err(error) => unwritten.add(error, &drafts[index]),
+            }
+        }
+        if safe && !made.is_empty() {
+            // Another process may have made one for the same alias: both serve the older.
+            listing = self.list(&mut known)?;
+        }
+        for (index, authorities) in &made {
+            let subject = drafts[*index].subject;
+            if safe {
+                drafts[*index] =
+                    self.draft(subject, before, authorities, &listing, &mut known, now);
+            } else {
+                for authority in authorities {
+                    drafts[*index].add(authority.clone(), now);
+                }
+            }
+        }
+        let mut serving = before.finish(drafts, now);
+        if unwritten.warn(now) {
+            serving.next = serving.next.min(now + DAY);
+        }
+
+        let own: Vec<_> = serving.held().map(|(stem, one)| (stem, one.root().clone())).collect();
+        let own = (!safe).then_some(own.as_slice());
+        // In a folder that others write to as well, the last to start has the last word.
+        let is_due = safe || !made.is_empty() || !self.roots_file().exists();
+        if is_due && let Err(error) = self.publish(&mut known, own) {
+            self.excuse(error, &serving, before, &mut known)?;
+        }
+        if safe {
+            self.maintain(&listing, &serving, &mut known, now);
+        }
+        if !made.is_empty() {
+            self.announce(made.keys().map(|index| &subjects[*index]));
+        }
+        Ok(serving)
+    }
+
+    /// Whether the folder is as it was when it was last looked at.
+    pub fn is_unchanged(&self) -> bool {
+        let now = self.stamp();
+        self.known.lock().stamp.as_ref().is_some_and(|stamp| stamp.holds(&now))
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp::of(&self.directory, &derived::FILES)
+    }
+
+    fn is_safe(&self, known: &mut Known) -> bool {
+        let Err(error) = self.check_safety() else { return true };
+        if known.is_news(error.to_string()) {
+            tracing::warn!(%error, "no certificate that is there is used; others are made");
+        }
+        false
+    }
+
+    /// An alias with what is in the folder for it.
+    fn draft<'a>(
+        &self,
+        subject: &'a Subject,
+        before: &'a Serving,
+        made: &[Arc<Authority>],
+        listing: &Listing,
+        known: &mut Known,
+        now: Seconds,
+    ) -> Draft<'a> {
+        let entry = before.aliases.get(&subject.alias);
+        let roots = listing.roots_of(&subject.alias).filter(|(_, root)| fits(root, subject));
+        let roots: Vec<_> =
+            roots.map(|(stem, root)| (stem, root, listing.keys.contains(stem))).collect();
+        let considered = roots.iter().map(|(stem, _, has_key)| ((*stem).clone(), *has_key));
+        let mut draft = Draft::new(subject, entry, considered.collect());
+        if draft.is_same(before, now) {
+            return draft;
+        }
+        let held = entry.map(|entry| entry.authorities.as_slice()).unwrap_or_default();
+        let mut authorities = Vec::new();
+        for (stem, root, has_key) in roots {
+            let ours = held.iter().chain(made).find(|one| one.root() == root);
+            let is_valid = root.not_before() <= now && now < root.not_after();
+            if let Some(ours) = ours {
+                authorities.push(ours.clone());
+            } else if has_key && is_valid {
+                authorities.extend(self.load(stem, root, known));
+            }
+            let begin = Some(root.not_before()).filter(|begin| *begin > now);
+            draft.next = [draft.next, begin].into_iter().flatten().min();
+        }
+        draft.choose(authorities, now);
+        draft
+    }
+
+    /// The key and the certificates of a root, where this user may read them and they are good.
+    fn load(&self, stem: &Stem, root: &Arc<Root>, known: &mut Known) -> Option<Arc<Authority>> {
+        let path = self.key_file(stem);
+        let loaded = read_file(&path, LARGEST_KEY).map_err(|error| error.to_string());
+        let loaded = loaded
+            .and_then(|text| Authority::from_pem(&text, root).map_err(|error| error.to_string()));
+        match loaded {
+            Ok(authority) => {
+                close(&path);
+                Some(Arc::new(authority))
+            }
+            Err(why) => {
+                if known.is_news(stem.key_file()) {
+                    tracing::warn!(
+                        file = %path.display(),
+                        why,
+                        "the certificates in this file cannot be used; others are made",
+                    );
+                }
+                None
+            }
+        }
+    }
+
+    /// Writes an authority: first its key, so that whoever finds the root finds it, too.
+    fn save(
+        &self,
+        stem: &Stem,
+        authority: &Authority,
+        sync: bool,
+        safe: bool,
+    ) -> Result<(), StoreError> {
+        if !safe {
+            return Ok(());
+        }
+        let write = if sync { write } else { write_soon };
+        write(&self.key_file(stem), 0o600, authority.to_pem().as_bytes())?;
+        write(&self.root_file(stem), 0o644, pem(authority.root().der()).as_bytes())
+    }
+
+    /// Puts back what is served and is gone, unless somebody removed it on purpose.
+    fn put_back(&self, before: &Serving, listing: &Listing, known: &mut Known) -> bool {
+        let mut put_back = 0;
+        for (stem, authority) in before.held() {
+            let is_there = listing.roots.contains_key(&stem) && listing.keys.contains(&stem);
+            if is_there || listing.removed.contains(&stem.id) {
+                continue;
+            }
+            match self.save(&stem, authority, true, true) {
+                Ok(()) => put_back += 1,
+                Err(error) if known.is_news(error.to_string()) => {
+                    tracing::warn!(%error, "a file of the local authority is gone");
+                }
+                Err(_) => {}
+            }
+        }
+        if put_back > 0 {
+            tracing::warn!(
+                directory = %self.directory.display(),
+                authorities = put_back,
+                "files of the local authority were gone and have been put back; to remove an authority, \
+                 use `truename ca remove ALIAS`",
+            );
+        }
+        put_back > 0
+    }
+
+    /// Applications have to be able to trust what is served, unless that was so before, or nobody can
+    /// help it.
+    fn excuse(
+        &self,
+        error: StoreError,
+        serving: &Serving,
+        before: &Serving,
+        known: &mut Known,
+    ) -> Result<(), StoreError> {
+        let StoreError::Io { source, .. } = &error else { return Err(error) };
+        let read_only = matches!(
+            source.kind(),
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+        );
+        let served_before =
+            serving.aliases.iter().all(|(alias, entry)| match before.aliases.get(alias) {
+                Some(before) => entry
+                    .authorities
+                    .iter()
+                    .all(|one| before.authorities.iter().any(|before| before.root() == one.root())),
+                None => false,
+            });
+        if !read_only && !served_before {
+            return Err(error);
+        }
+        if known.is_news(error.to_string()) {
+            tracing::warn!(%error, "the roots that applications trust are not up to date");
+        }
+        Ok(())
+    }
+
+    fn announce<'a>(&self, subjects: impl Iterator<Item = &'a Subject>) {
+        let aliases: Vec<&str> = subjects.map(|subject| subject.alias.as_str()).collect();
+        let shown = aliases.len().min(10);
+        tracing::info!(
+            aliases = aliases[..shown].join(", "),
+            more = aliases.len() - shown,
+            roots = %self.roots_file().display(),
+            bundle = %self.bundle().display(),
+            "new local certificate authorities: let applications that speak TLS trust their roots, and \
+             restart those that run",
+        );
+    }
+}
+
+impl<'a> Draft<'a> {
+    fn new(
+        subject: &'a Subject,
+        before: Option<&'a Arc<Entry>>,
+        considered: Vec<(Stem, bool)>,
+    ) -> Self {
+        Self {
+            subject,
+            before,
+            considered,
+            authorities: Vec::new(),
+            next: None,
+            lacks: Vec::new(),
+            same: false,
+        }
+    }
+
+    /// Whether all is as it was before, which it then is.
+    fn is_same(&mut self, before: &Serving, now: Seconds) -> bool {
+        let Some(entry) = self.before else { return false };
+        self.same = entry.subject == *self.subject
+            && entry.considered == self.considered
+            && now + CORRECTION >= before.at
+            && entry.next.is_none_or(|next| now < next);
+        self.same
+    }
+
+    fn choose(&mut self, authorities: Vec<Arc<Authority>>, now: Seconds) {
+        let held = self.before.map(|before| before.authorities.as_slice()).unwrap_or_default();
+        let fitting = authorities.into_iter().filter(|one| fits(one.root(), self.subject));
+        self.authorities = preferred(fitting.collect(), held, now);
+        self.lacks = lacks(self.subject, &self.authorities, now);
+        self.next = [self.next, changes(&self.authorities, now)].into_iter().flatten().min();
+    }
+
+    fn add(&mut self, made: Arc<Authority>, now: Seconds) {
+        let mut authorities = std::mem::take(&mut self.authorities);
+        authorities.push(made);
+        self.choose(authorities, now);
+    }
+
+    fn entry(self, now: Seconds) -> Entry {
+        let served = self.authorities.iter().map(|one| (one.clone(), one.certified(now)));
+        let mut shown =
+            Arc::new(AliasCertificates::new(self.subject.main.clone(), served.collect()));
+        // Who compares sees at once that there is nothing new.
+        if let Some(before) = self.before.filter(|before| before.shown == shown) {
+            shown = before.shown.clone();
+        }
+        Entry {
+            subject: self.subject.clone(),
+            authorities: self.authorities,
+            considered: self.considered,
+            shown,
+            next: self.next,
+        }
+    }
+}
+
+/// An authority that an alias lacked.
+struct Made {
+    draft: usize,
+    required: bool,
+    authority: Result<Authority, AuthorityError>,
+}
+
+/// Makes all that is missing, on all CPUs where it is much.
+fn make_missing(drafts: &[Draft<'_>], now: Seconds) -> Vec<Made> {
+    let lacking = drafts.iter().enumerate();
+    let lacking =
+        lacking.flat_map(|(draft, of)| of.lacks.iter().map(move |lack| (draft, of, lack)));
+    let lacking: Vec<_> = lacking.collect();
+    let make = |(draft, of, lack): &(usize, &Draft<'_>, &choice::Lack)| {
+        let subject = of.subject;
+        // The older is preferred: let it be older, though times are whole seconds.
+        let newest = of.authorities.iter().map(|one| one.root().not_before()).max();
+        let now = newest.map_or(now, |newest| now.max(newest + EARLY + 1));
+        let authority = Authority::make(&subject.alias, &lack.names, &subject.addresses, now);
+        Made { draft: *draft, required: lack.required, authority }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = lacking.len().div_ceil(threads).max(MANY);
+    if lacking.len() <= share {
+        return lacking.iter().map(make).collect();
+    }
+    thread::scope(|scope| {
+        let chunks = lacking.chunks(share);
+        let threads: Vec<_> = chunks
+            .map(|chunk| scope.spawn(move || chunk.iter().map(make).collect::<Vec<_>>()))
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+    })
+}
+
+/// Successors that could not be written.
+#[derive(Default)]
+struct Unwritten {
+    aliases: usize,
+    ends: Option<Seconds>,
+    error: Option<StoreError>,
+}
+
+impl Unwritten {
+    fn add(&mut self, error: StoreError, draft: &Draft<'_>) {
+        let ends = draft.authorities.iter().map(|one| one.root().not_after());
+        self.ends = self.ends.into_iter().chain(ends).min();
+        self.aliases += 1;
+        self.error.get_or_insert(error);
+    }
+
+    /// Says so, ever louder.
+    fn warn(&self, now: Seconds) -> bool {
+        let (Some(error), Some(ends)) = (&self.error, self.ends) else { return false };
+        let (aliases, end) = (self.aliases, timestamp(ends));
+        if ends <= now + 30 * DAY {
+            tracing::error!(
+                aliases, end, %error,
+                "certificates of the local authority END SOON, and the folder cannot be written",
+            );
+        } else {
+            tracing::warn!(
+                aliases, end, %error,
+                "the local authority needs new certificates for these aliases, and the folder cannot be \
+                 written",
+            );
+        }
+        true
+    }
+}
+
+/// Closes a key to others that an administrator has left open, where that is possible.
+fn close(path: &Path) {
+    let Ok(metadata) = fs::metadata(path) else { return };
+    if metadata.permissions().mode() & 0o077 != 0 {
+        let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o600));
+    }
+}
