@@ -242,10 +242,18 @@ fn what_is_not_one_of_our_roots_is_left_out_and_said() {
     put("..root.pem", &good);
     put("a.root.pem", &good);
     put(".0123456789abcdef.root.pem", &good);
+    for number in 0..2000 {
+        put(&format!("many.{number:016x}.root.pem"), "garbage");
+    }
 
     let mut run = truename(&["ca", "init", "payments", "--directory"]);
     let output = run.arg(folder.path()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(
+        (10..30).contains(&said.lines().count()) && said.contains("more files there"),
+        "{said}"
+    );
     let trusted = fs::read_to_string(folder.path().join("ca.pem")).unwrap();
     let aliases: Vec<String> = show(folder.path())["authorities"]
         .as_array()

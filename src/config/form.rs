@@ -278,7 +278,8 @@ impl Reader {
                     .to_owned()
             }
             _ if name == "leaf_lifetime" => {
-                "it is gone: certificates are made once, and replaced before they end; leave it out".to_owned()
+                "it is gone: certificates are made once, and replaced before they end; leave it out"
+                    .to_owned()
             }
             Some(key) => format!("did you mean `{key}`?"),
             None => format!("the keys here are {}", suggest::listed(known)),

@@ -23,8 +23,8 @@ const ALIAS_LENGTH: usize = 200;
 /// A hundred long names make 60 KiB.
 const LARGEST_ROOT: u64 = 128 * 1024;
 
-/// More roots than any TLS library takes are a mistake, or an attack.
-const MOST_ROOTS: usize = 20_000;
+/// More roots than any TLS library takes are a mistake.
+pub(super) const MOST_ROOTS: usize = 20_000;
 
 /// What the names of an authority's files begin with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,15 +128,7 @@ pub(super) fn list(directory: &Path, known: &mut Known) -> Result<Listing, Store
     }
     stems.retain(|stem| !listing.removed.contains(&stem.id));
     listing.keys.retain(|stem| !listing.removed.contains(&stem.id));
-    if stems.len() > MOST_ROOTS && known.is_news(format!("{MOST_ROOTS}")) {
-        tracing::warn!(
-            directory = %directory.display(),
-            roots = stems.len(),
-            most = MOST_ROOTS,
-            "there are too many roots in the folder of the local authority; the others are left out",
-        );
-    }
-    for stem in stems.into_iter().take(MOST_ROOTS) {
+    for stem in stems {
         match known.roots.get(&stem) {
             Some(root) => drop(listing.roots.insert(stem, root.clone())),
             None => {
@@ -162,7 +154,7 @@ fn root_of(directory: &Path, stem: &Stem, known: &mut Known) -> Option<Arc<Root>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => error.to_string(),
     };
-    if known.is_news(stem.root_file()) {
+    if known.is_news_of_file(directory, stem.root_file()) {
         tracing::warn!(
             file = %path.display(),
             why,

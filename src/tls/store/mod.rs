@@ -33,6 +33,9 @@ use derived::{BUNDLE, ROOTS, TRUSTSTORE};
 use folder::{Stamp, random_name};
 use listing::Listing;
 
+/// So many files that cannot be used are named in the log.
+const FILES_TOLD: usize = 20;
+
 /// A folder with local authorities in it. Clones share what is known of it. Everything here may block.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -88,6 +91,19 @@ pub enum StoreError {
         directory: PathBuf,
         /// Who may.
         why: String,
+    },
+    /// Nobody could use so many.
+    #[error(
+        "the local authority: {roots} roots are in {}, and applications can use {} at most; `truename ca \
+         remove` removes them by alias, or name another folder in `ca.directory`",
+        .directory.display(),
+        listing::MOST_ROOTS
+    )]
+    TooMany {
+        /// The folder.
+        directory: PathBuf,
+        /// How many.
+        roots: usize,
     },
     /// Making the authority.
     #[error("the local authority: {0}")]
@@ -188,7 +204,8 @@ impl Store {
     pub fn remove(&self, alias: &str) -> Result<usize, StoreError> {
         self.check_safety()?;
         let mut known = self.known.lock();
-        let listing = self.list(&mut known)?;
+        // However many there are.
+        let listing = listing::list(&self.directory, &mut known)?;
         let stems: Vec<Stem> = listing.of_alias(alias).collect();
         for stem in &stems {
             self.remove_one(stem)?;
@@ -208,7 +225,12 @@ impl Store {
     }
 
     fn list(&self, known: &mut Known) -> Result<Listing, StoreError> {
-        listing::list(&self.directory, known)
+        let listing = listing::list(&self.directory, known)?;
+        let roots = listing.roots.len();
+        if roots > listing::MOST_ROOTS {
+            return Err(StoreError::TooMany { directory: self.directory.clone(), roots });
+        }
+        Ok(listing)
     }
 
     fn io(&self, source: io::Error) -> StoreError {
@@ -219,11 +241,19 @@ impl Store {
 impl Known {
     /// Whether something has yet to be said.
     fn is_news(&mut self, what: String) -> bool {
-        // A folder full of garbage is no reason to grow.
-        if self.told.len() > 1000 {
-            self.told.clear();
-        }
         self.told.insert(what)
+    }
+
+    /// The same of one of many files, of which a few are enough to name.
+    fn is_news_of_file(&mut self, directory: &Path, file: String) -> bool {
+        if self.told.len() < FILES_TOLD {
+            return self.told.insert(file);
+        }
+        let is_more = !self.told.contains(&file) && self.told.insert("more files".to_owned());
+        if is_more {
+            tracing::warn!(directory = %directory.display(), "more files there cannot be used");
+        }
+        false
     }
 }
 

@@ -264,7 +264,7 @@ impl Store {
                 Some(Arc::new(authority))
             }
             Err(why) => {
-                if known.is_news(stem.key_file()) {
+                if known.is_news_of_file(&self.directory, stem.key_file()) {
                     tracing::warn!(
                         file = %path.display(),
                         why,
