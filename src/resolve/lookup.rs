@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::OnceCell,
+    sync::{OnceCell, Semaphore},
     time::{Instant, sleep, timeout_at},
 };
 
@@ -32,6 +32,10 @@ const TRY: Duration = Duration::from_secs(2);
 const WALK: Duration = Duration::from_millis(4500);
 /// What a family that is slow may cost one that has answered. Time for one retransmission.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// Questions that are out at one time, each with a socket: a thousand aliases, or the clients of a forward proxy, must not
+/// take all that this process may open.
+const MAX_IN_FLIGHT: usize = 256;
 
 /// An address family, asked for apart from the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,6 +100,7 @@ pub struct Client {
     /// Index of the server that answered last: a dead one before it costs its time only once.
     preferred: AtomicUsize,
     in_flight: Mutex<HashMap<(String, Family), Weak<Flight>>>,
+    permits: Semaphore,
 }
 
 /// Whoever comes first asks; should he be cancelled, another does.
@@ -108,6 +113,7 @@ impl Client {
             servers: servers.to_vec(),
             preferred: AtomicUsize::new(0),
             in_flight: Mutex::default(),
+            permits: Semaphore::new(MAX_IN_FLIGHT),
         }
     }
 
@@ -245,6 +251,9 @@ impl Client {
             return Err(LookupError::new(name, &[], Failure::NoServers));
         }
         let query = query(name, family)?;
+        let Ok(_permit) = timeout_at(deadline, self.permits.acquire()).await else {
+            return Err(self.silence(name));
+        };
         let first = self.preferred.load(Ordering::Relaxed);
         // So that the last of many silent servers is reached too.
         let patience = TRY.min(WALK / u32::try_from(count).unwrap_or(u32::MAX));

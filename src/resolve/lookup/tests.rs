@@ -526,3 +526,38 @@ async fn each_question_has_an_id_and_a_port_of_its_own() {
     // A few may meet by chance.
     assert!(different(|(id, _)| *id) > 28 && different(|(_, port)| *port) > 16, "{seen:?}");
 }
+
+#[tokio::test]
+async fn many_names_at_once_take_a_bounded_number_of_sockets() {
+    const NAMES: usize = MAX_IN_FLIGHT + 100;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let client = Client::new(&[socket.local_addr().unwrap()]);
+    let names: Vec<_> = (0..NAMES).map(|n| format!("n{n}.example")).collect();
+    let walks = join_all(names.iter().map(|name| client.walk(name, Place::Alias, Family::V4)));
+    let server = async {
+        let mut open = std::collections::HashMap::new();
+        let mut answered = std::collections::HashSet::new();
+        let mut most = 0;
+        let mut buffer = [0; 4096];
+        while answered.len() < NAMES {
+            let (length, peer) = socket.recv_from(&mut buffer).await.unwrap();
+            let reply = Reply::to(&buffer[..length]).good();
+            if answered.contains(&reply.questions[0]) {
+                // Sent twice.
+                continue;
+            }
+            open.insert(reply.questions[0].clone(), (peer, reply.octets()));
+            most = most.max(open.len());
+            // Those who may ask have asked, or are the last.
+            if open.len() == MAX_IN_FLIGHT || answered.len() + open.len() == NAMES {
+                for (question, (peer, reply)) in open.drain() {
+                    socket.send_to(&reply, peer).await.unwrap();
+                    answered.insert(question);
+                }
+            }
+        }
+        most
+    };
+    let (walked, most) = tokio::join!(walks, server);
+    assert!(walked.iter().all(Result::is_ok) && most == MAX_IN_FLIGHT, "{most}");
+}
