@@ -378,3 +378,6 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
