@@ -249,6 +249,8 @@ async fn a_post_that_was_read_is_not_sent_again_when_the_origin_resets() {
     let answer = ask(&mut peer, &post("2", "x")).await;
     assert_eq!(lines(&origin), ["POST /1 HTTP/1.1", "POST /2 HTTP/1.1"]);
     assert_eq!(answer.status(), 502, "{}", answer.text());
+    let problem = answer.json();
+    assert!(problem["fix"].as_str().unwrap().contains("`pool.idle_timeout`"), "{problem}");
 }
 
 #[tokio::test]

@@ -72,6 +72,8 @@ pub enum ForwardError {
         error: Box<SendError>,
         /// What TLS said, where that is behind it.
         tls: Option<TlsError>,
+        /// Whether the connection had served before.
+        kept: bool,
         /// For which true name.
         generation: Arc<Generation>,
     },

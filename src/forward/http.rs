@@ -376,7 +376,7 @@ impl Journey<'_> {
                 continue;
             }
             return Err(match error {
-                Some(error) => exchange_error(error, endpoint, generation),
+                Some(error) => exchange_error(error, endpoint, reused, generation),
                 None => ForwardError::Unsolicited { endpoint, generation },
             });
         }
@@ -484,6 +484,7 @@ pub(super) fn is_of_the_body(error: &SendError, generation: &Generation) -> bool
 fn exchange_error(
     error: SendError,
     endpoint: SocketAddr,
+    kept: bool,
     generation: Arc<Generation>,
 ) -> ForwardError {
     if is_of_the_body(&error, &generation) {
@@ -493,5 +494,5 @@ fn exchange_error(
         return ForwardError::Moved { endpoint, generation };
     }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
-    ForwardError::Exchange { endpoint, error: Box::new(error), tls, generation }
+    ForwardError::Exchange { endpoint, error: Box::new(error), tls, kept, generation }
 }

@@ -473,6 +473,11 @@ fn fix(error: &ForwardError) -> Option<String> {
         }
         ForwardError::Destination(error) => return error.fix(),
         ForwardError::Exchange { tls: Some(error), .. } => return error.hint(),
+        ForwardError::Exchange { error, kept: true, .. } if !error.is_malformed() => {
+            "the connection had been kept from an earlier request: if the target closes those that \
+             are idle, set `pool.idle_timeout` below its time for that"
+                .into()
+        }
         ForwardError::Moved { .. } => {
             "send the request again; `on_change` and `drain` say how long open connections have \
              after a change"
