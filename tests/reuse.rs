@@ -327,6 +327,21 @@ async fn an_empty_chunked_body_is_sent_again_with_its_end() {
 }
 
 #[tokio::test]
+async fn an_empty_chunked_body_is_sent_again_with_its_end_where_a_503_is_a_reason_to() {
+    const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+    let script = |arrival: Arrival| async {
+        match arrival.nth {
+            0 => scripts::always(arrival, BUSY).await,
+            _ => scripts::answer(arrival).await,
+        }
+    };
+    let (origin, _proxy, address, _scene) = one_origin("retry: {when: [503]}", script).await;
+    let mut peer = client::connect(address).await;
+    assert_eq!(ask(&mut peer, &put_chunked("1", "0\r\n\r\n")).await.status(), 200);
+    assert_eq!(lines(&origin), ["PUT /1 HTTP/1.1", "PUT /1 HTTP/1.1"]);
+}
+
+#[tokio::test]
 async fn a_body_whose_trailers_have_gone_is_not_sent_again_without_them() {
     let script = |arrival| at_the_second(arrival, async |peer: Peer| peer.reset());
     let (origin, _proxy, address, _scene) = one_origin("", script).await;
