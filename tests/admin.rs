@@ -41,8 +41,7 @@ async fn status_tells_where_an_alias_leads_and_how_its_endpoints_are() {
     assert_eq!(target["true_name"], TRUE_NAME);
     assert_eq!(target["port"], scene.port);
     assert_eq!(target["chain"], json!([ALIAS_IN_DNS, TRUE_NAME]));
-    // `dns.cluster_max_ttl`: the alias itself is asked for again this soon.
-    assert_eq!(target["ttl_seconds"], 5.0);
+    assert_eq!(target["ttl_seconds"], 60.0);
     assert!(target["age_seconds"].as_f64().unwrap() < 60.0, "{target}");
     for absent in ["stale_seconds", "error", "refused"] {
         assert_eq!(target[absent], Value::Null, "{absent}");
