@@ -43,7 +43,7 @@ use crate::{
     resolve::Resolver,
     route::Routes,
     telemetry::AliasSeries,
-    tls::{RootStores, TlsConfigError},
+    tls::{RootStores, TlsConfigErrors},
     upstream::Upstream,
 };
 
@@ -65,7 +65,7 @@ pub enum ClientError {
         /// Whose.
         alias: String,
         /// Why.
-        source: TlsConfigError,
+        source: TlsConfigErrors,
     },
     /// There is no runtime for what goes on in the background.
     #[error("a client needs a tokio runtime: make it inside of `Runtime::block_on` or a task")]

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::{Config, CredentialsError},
     listener::BindError,
-    tls::{TlsConfigError, source::SourceError},
+    tls::{TlsConfigError, TlsConfigErrors, source::SourceError},
 };
 
 /// Commands that wait their turn; whoever has one more waits to ask.
@@ -126,7 +126,7 @@ pub enum StartError {
         /// Whose.
         alias: String,
         /// Why.
-        source: TlsConfigError,
+        source: TlsConfigErrors,
     },
     /// The listeners' TLS settings cannot be used.
     #[error("{0}")]

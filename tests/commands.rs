@@ -54,6 +54,86 @@ fn check_finds_its_file_in_a_variable_and_says_where_there_is_none() {
 }
 
 #[test]
+fn variables_that_are_set_to_nothing_count_as_unset() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("truename.yaml");
+    fs::write(&path, GOOD).unwrap();
+    let path = path.to_str().unwrap();
+    for arguments in [
+        &["check", "--config", path][..],
+        &["exec", "-q", "--", "true"],
+        &["exec", "-q", "--config", path, "--", "true"],
+        &["ca", "show", "--config", path, "--directory", folder.path().to_str().unwrap()],
+        // What they then go by is the command's own.
+        &["run"],
+        &["check"],
+        &["wait", "--timeout", "0s"],
+    ] {
+        let results = [false, true].map(|empty| {
+            let mut command = truename(arguments);
+            command.env("XDG_STATE_HOME", folder.path());
+            for name in ["ALIASES", "CONFIG", "LISTEN", "PROXY", "ADMIN"] {
+                let name = format!("TRUENAME_{name}");
+                if empty {
+                    command.env(name, "");
+                } else {
+                    command.env_remove(name);
+                }
+            }
+            let output = command.output().unwrap();
+            (output.status.code(), text_of(&output.stdout), text_of(&output.stderr))
+        });
+        let [unset, empty] = results;
+        assert_eq!(unset, empty, "{arguments:?}");
+    }
+}
+
+/// Within 300 MB of address space, most of which the program itself takes.
+#[test]
+fn a_file_of_a_hundred_kilobytes_takes_no_more_memory_however_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("truename.yaml");
+    let open: String = (0..28).map(|n| format!("&a{n} [")).collect();
+    let uses = "*a, ".repeat(20_000);
+    for text in [
+        format!("version: 1\nlog: {open}{}{}\n", "x, ".repeat(33_000), "]".repeat(28)),
+        format!("version: 1\nlog: {{level: &a {}}}\naliases: [{uses}]\n", "x".repeat(20_000)),
+        format!("version: 1\nlog: {{level: &a {}}}\nx: [{uses}]\n", "x".repeat(700)),
+        format!("version: 1\naliases:\n  - &a {{name: a}}\n{}", "  - *a\n".repeat(9_000)),
+    ] {
+        fs::write(&path, &text).unwrap();
+        let limited = "ulimit -v 300000; exec \"$0\" \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", limited, env!("CARGO_BIN_EXE_truename"), "check", "--config"]);
+        let output = command.arg(&path).output().unwrap();
+        let start = &text[..60];
+        assert_eq!(output.status.code(), Some(1), "{start}: {}", text_of(&output.stderr));
+    }
+}
+
+#[test]
+fn what_is_no_file_or_too_much_of_one_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let huge = folder.path().join("huge");
+    fs::File::create(&huge).unwrap().set_len(300 << 20).unwrap();
+    let binary = folder.path().join("binary");
+    fs::write(&binary, [0xff, 0xfe]).unwrap();
+    for (path, told) in [
+        (folder.path(), "it is a directory, not a regular file"),
+        ("/dev/zero".as_ref(), "it is a device, not a regular file"),
+        (&huge, "it is larger than 4MiB"),
+        (&binary, "it is not UTF-8"),
+    ] {
+        for command in ["check", "run"] {
+            let output = truename(&[command, "--config", path.to_str().unwrap()]).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command}");
+            let told_by = text_of(&output.stdout) + &text_of(&output.stderr);
+            assert!(told_by.contains(told), "{told_by}");
+        }
+    }
+}
+
+#[test]
 fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
     let flags: &[(&[&str], &[&str])] = &[
         (&[], &["there is no alias to serve", "truename run webscaler-manual"]),

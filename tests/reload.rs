@@ -51,9 +51,11 @@ async fn a_file_that_is_written_over_is_put_to_work_once() {
 #[tokio::test]
 async fn a_change_that_comes_while_the_proxy_starts_is_noticed() {
     let scene = Scene::new(1).await;
-    let at_start = scene.yaml("").replace("root.pem", "slow.pem");
-    // The start stands still where it reads this, long after the configuration.
-    let setup = Setup::new(&at_start).shell("mkfifo slow.pem; ");
+    let tls = "tls: {ca: {webpki: false, files: [\"$FOLDER/root.pem\"]}}";
+    // The start stands still where it reads the system's roots, long after the configuration.
+    let setup = Setup::new(&scene.yaml(tls))
+        .variable("SSL_CERT_FILE", "slow.pem")
+        .shell("mkfifo slow.pem; ");
     let proxy = setup.spawn();
     let slow = proxy.folder().join("slow.pem");
     let root = trust::authority().root_pem();

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
 
 use crate::telemetry;
 
@@ -31,7 +31,7 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The `truename` command.
 pub fn main() -> ExitCode {
-    let code = Cli::parse().run();
+    let code = Cli::told().run();
     telemetry::flush(LAST_LINES);
     code
 }
@@ -71,6 +71,12 @@ enum Command {
 }
 
 impl Cli {
+    /// What arguments and variables say. Ends the process where that is nothing to go by.
+    fn told() -> Self {
+        let matches = without_empty_variables(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     /// Does what the command line says.
     pub fn run(self) -> ExitCode {
         match self.command {
@@ -88,6 +94,16 @@ impl Cli {
             }),
         }
     }
+}
+
+/// A variable that is set to nothing counts as unset: manifests and unit files have them so.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &clap::Arg| {
+        arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty())
+    };
+    command
+        .mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// Runs a command that writes to stdout, whose reader may leave early.

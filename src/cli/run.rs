@@ -1,7 +1,6 @@
 //! `truename run`: the proxy, until a signal ends it.
 
 use std::{
-    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -194,7 +193,7 @@ impl Run {
     }
 
     fn contents(&self) -> Option<Vec<u8>> {
-        fs::read(self.config.as_deref()?).ok()
+        Config::read(self.config.as_deref()?).ok().map(String::into_bytes)
     }
 
     /// Puts the file's configuration to work; says in log and metrics what came of it, too.

@@ -2,7 +2,11 @@
 
 use serde_json::Value as Json;
 
-use super::{Alias, Config, table::Section};
+use super::{
+    Alias, Config,
+    form::print_section,
+    table::{Key, Section},
+};
 
 /// Keys of an alias that can only have their default. Delete a row when its capability is built.
 const ALIAS: &[&str] = &["protocol", "health.active", "limits.queue"];
@@ -13,17 +17,22 @@ const PROCESS: &[&str] = &["kubernetes.watch"];
 /// The path of each key that asks for what does not exist, with the key as its documentation calls it.
 pub(super) fn refused(config: &Config) -> Vec<(String, &'static str)> {
     let mut refused = Vec::new();
-    let printed = config.to_json();
-    let defaults = Config::default().to_json();
+    let own = |key: &Key<Config>| key.name != "aliases";
+    let keys: Vec<_> = Config::keys().into_iter().filter(own).collect();
+    let printed = print_section(&keys, config);
+    let defaults = print_section(&keys, &Config::default());
     for &key in PROCESS {
         if value_at(&printed, key) != value_at(&defaults, key) {
             refused.push((key.to_owned(), key));
         }
     }
-    let defaults = Config { aliases: vec![Alias::blank()], ..Config::default() }.to_json();
-    for (index, alias) in printed["aliases"].as_array().into_iter().flatten().enumerate() {
+    let keys = Alias::keys();
+    let defaults = print_section(&keys, &Alias::blank());
+    for (index, alias) in config.aliases.iter().enumerate() {
+        // One at a time: printed, thousands of aliases take ten times their room.
+        let alias = print_section(&keys, alias);
         for &key in ALIAS {
-            if value_at(alias, key) != value_at(&defaults["aliases"][0], key) {
+            if value_at(&alias, key) != value_at(&defaults, key) {
                 refused.push((format!("aliases[{index}].{key}"), key));
             }
         }

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::{self, Read},
     path::{self, Path, PathBuf},
 };
 
@@ -12,47 +11,57 @@ use thiserror::Error;
 
 use super::{
     Config, Protocol,
+    file::{FileError, read_within, refuse_devices},
     form::{Reader, print_section, read_section, section_schema},
-    problems::{Position, Problems},
+    problems::{Found, Places, Problem, Problems},
     table::{Key, Section},
     tree::{Kind, Node},
     validate,
 };
 
-/// The largest file that is read: a ConfigMap holds no more.
-const MAX_SIZE: u64 = 1 << 20;
+/// The largest file that is read: ten thousand aliases with a dozen keys each.
+const MAX_SIZE: usize = 4 << 20;
+
+/// The most aliases of one file: each has pools, a DNS name that is asked for, and some thirty series.
+const MAX_ALIASES: usize = 10_000;
 
 /// The port of a `postgres` alias that names none.
 const POSTGRES_PORT: u16 = 5432;
 
-impl Config {
-    /// Reads and checks the file at `path`.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
-        let mut text = String::new();
-        // The size of a pipe (`--config <(…)`) shows only in reading.
-        let read =
-            fs::File::open(path).and_then(|file| file.take(MAX_SIZE + 1).read_to_string(&mut text));
-        let size = read.map_err(unreadable)?;
-        if size as u64 > MAX_SIZE {
-            let message = "a configuration has at most 1MiB";
-            return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, message)));
-        }
-        Ok(Self::parse(&text, &path.to_string_lossy())?)
-    }
+/// A configuration, and what is wrong with it so far.
+pub struct Document {
+    name: String,
+    /// Where a value could not be read, its default.
+    config: Option<Config>,
+    places: Places,
+    problems: Found,
+}
 
+impl Document {
     /// Reads and checks `text`. `file_name` stands in problems, and relative paths begin at its folder.
-    pub fn parse(text: &str, file_name: &str) -> Result<Self, Problems> {
-        let mut problems = Vec::new();
+    pub fn parse(text: &str, file_name: &str) -> Self {
+        let mut problems = Found::default();
         let root = Node::parse(text, &mut problems);
+        let mut document = Self {
+            name: file_name.to_owned(),
+            config: None,
+            places: Places::default(),
+            problems: Found::default(),
+        };
         if root.is_none() && !problems.is_empty() {
-            return Err(Problems::new(file_name, problems));
+            document.problems = problems;
+            return document;
         }
-        let root = root.unwrap_or_else(|| Node {
-            at: Position::START,
-            kind: Kind::Scalar { text: String::new(), plain: true },
-        });
-        let mut reader = Reader::new(folder_of(file_name), problems);
+        let root = root.unwrap_or_else(Node::nothing);
+        if let (Node { kind: Kind::List(aliases), at, .. }, true) = root.find("aliases")
+            && aliases.len() > MAX_ALIASES
+        {
+            let message = format!("a configuration has at most {MAX_ALIASES} aliases");
+            problems.push(Problem { position: Some(*at), message });
+            document.problems = problems;
+            return document;
+        }
+        let mut reader = Reader::new(root.clone(), folder_of(file_name), problems);
         let mut config = read_section(&document_keys(), &root, &mut reader);
         for (index, alias) in config.aliases.iter_mut().enumerate() {
             let port_was_given = reader.places.was_given(&format!("aliases[{index}].port"));
@@ -60,15 +69,60 @@ impl Config {
                 alias.port = POSTGRES_PORT;
             }
         }
-        let mut problems = reader.problems;
-        problems.extend(validate::problems(&config, &reader.places));
-        if problems.is_empty() { Ok(config) } else { Err(Problems::new(file_name, problems)) }
+        document.places = reader.places;
+        document.problems = reader.problems;
+        validate::problems(&config, &document.places, &mut document.problems);
+        document.config = Some(config);
+        document
+    }
+
+    /// The configuration as far as it could be read, with defaults for the rest; `None` where the file is no YAML.
+    pub fn config(&self) -> Option<&Config> {
+        self.config.as_ref()
+    }
+
+    /// Adds a problem with the value at `path`, such as `aliases[0].tls.crls[1]`, unless it could not be read at all.
+    pub fn report(&mut self, path: &str, what: &str) {
+        if let Some(problem) = self.places.problem(path, what) {
+            self.problems.push(problem);
+        }
+    }
+
+    /// The configuration, if nothing is wrong with it.
+    pub fn finish(self) -> Result<Config, Problems> {
+        match self.config {
+            Some(config) if self.problems.is_empty() => Ok(config),
+            _ => Err(Problems::new(&self.name, self.problems.into_list())),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        Ok(Self::parse(&Self::read(path)?, &path.to_string_lossy())?)
+    }
+
+    /// Reads the file at `path`, which may be a pipe (`--config <(…)`), for [`Config::parse`].
+    pub fn read(path: &Path) -> Result<String, LoadError> {
+        let read = || {
+            refuse_devices(path)?;
+            let bytes = read_within(fs::File::open(path)?, MAX_SIZE)?;
+            String::from_utf8(bytes).map_err(|_| FileError::NotText)
+        };
+        read().map_err(|source| LoadError::Unreadable { path: path.to_owned(), source })
+    }
+
+    /// Reads and checks `text`. `file_name` stands in problems, and relative paths begin at its folder.
+    pub fn parse(text: &str, file_name: &str) -> Result<Self, Problems> {
+        Document::parse(text, file_name).finish()
     }
 
     /// Checks what was put together by hand or from the command line; `origin` stands where a file's name would.
     pub fn validate(&self, origin: &str) -> Result<(), Problems> {
-        let problems = validate::problems(self, &Default::default());
-        if problems.is_empty() { Ok(()) } else { Err(Problems::new(origin, problems)) }
+        let mut problems = Found::default();
+        validate::problems(self, &Places::default(), &mut problems);
+        if problems.is_empty() { Ok(()) } else { Err(Problems::new(origin, problems.into_list())) }
     }
 
     /// The file that would give this configuration, with every key.
@@ -106,7 +160,7 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        source: FileError,
     },
     /// Its contents are wrong.
     #[error(transparent)]

@@ -17,13 +17,20 @@ pub fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
 
 /// Refuses what is not a regular file, without opening it: opening a pipe waits for its writer.
 pub(super) fn regular(path: &Path) -> Result<(), FileError> {
+    match refuse_devices(path)? {
+        true => Err(FileError::Kind("a pipe")),
+        false => Ok(()),
+    }
+}
+
+/// Refuses what has no end or no contents, and says whether it is a pipe.
+pub(super) fn refuse_devices(path: &Path) -> Result<bool, FileError> {
     let kind = fs::metadata(path)?.file_type();
-    if kind.is_file() {
-        return Ok(());
+    if kind.is_file() || kind.is_fifo() {
+        return Ok(kind.is_fifo());
     }
     Err(FileError::Kind(match kind {
         _ if kind.is_dir() => "a directory",
-        _ if kind.is_fifo() => "a pipe",
         _ if kind.is_socket() => "a socket",
         _ => "a device",
     }))
@@ -48,9 +55,24 @@ pub enum FileError {
     /// A directory, a pipe, a device.
     #[error("it is {0}, not a regular file")]
     Kind(&'static str),
+    /// A configuration in another encoding.
+    #[error("it is not UTF-8")]
+    NotText,
     /// Larger than what is read of such a file.
     #[error("it is larger than {}", print_size(*.0))]
     TooLarge(usize),
+}
+
+impl FileError {
+    /// Whether there is a regular file, and only too much of it.
+    pub fn is_size(&self) -> bool {
+        matches!(self, Self::TooLarge(_))
+    }
+
+    /// Whether nothing could be read, as happens while a file is being replaced.
+    pub fn is_io(&self) -> bool {
+        matches!(self, Self::Io(_))
+    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,20 @@
 //! How values are written in the file: what reads a value also prints it and describes it for editors.
 
-use std::{marker::PhantomData, path::PathBuf};
+use std::{marker::PhantomData, path::PathBuf, rc::Rc};
 
 use serde_json::{Value as Json, json};
 
 use super::{
-    problems::{Places, Position, Problem},
+    problems::{Found, Places, Position, Problem},
     suggest,
     table::{Choice, Key, Section},
     tree::{Kind, Node},
 };
 
 pub(super) use super::scalars::*;
+
+/// No value is longer, but for the path of a file: what parses it shows it in its errors.
+const MAX_TEXT: usize = 1024;
 
 /// A way of writing a value.
 pub(crate) trait Form {
@@ -54,6 +57,9 @@ impl<S: Scalar> Form for S {
 
     fn read(node: &Node, reader: &mut Reader) -> Option<S::Value> {
         match &node.kind {
+            Kind::Scalar { text, .. } if text.len() > MAX_TEXT => {
+                reader.mismatch(node, &S::expected())
+            }
             Kind::Scalar { text, plain } if !node.is_null() && (*plain || S::QUOTABLE) => {
                 S::parse(text).map_err(|why| reader.problem(node.at, &why)).ok()
             }
@@ -97,12 +103,11 @@ impl<C: Choice> Scalar for OneOf<C> {
         }
     }
 
-    /// Words that YAML takes for numbers or booleans may stand without quotes, so both are listed.
+    /// Words that YAML takes for numbers or booleans may stand with quotes and without, so both are listed.
     fn schema() -> Json {
-        let words = C::ALL.iter().flat_map(|(word, choice)| {
-            let printed = <Self as Scalar>::print(choice);
-            let bare = serde_json::from_str(word).ok().filter(|bare| *bare != printed);
-            [Some(printed), bare]
+        let words = C::ALL.iter().flat_map(|(word, _)| {
+            let bare = serde_json::from_str::<Json>(word).ok();
+            [Some(json!(word)), bare]
         });
         json!({ "enum": words.flatten().collect::<Vec<Json>>() })
     }
@@ -137,7 +142,8 @@ impl<F: Form> Form for List<F> {
         let Kind::List(items) = &node.kind else {
             return reader.mismatch(node, "a list, such as `[a, b]` or one `- item` a line");
         };
-        let read = |(index, item)| reader.inside(&format!("[{index}]"), item, F::read);
+        let read =
+            |(index, item): (usize, &Rc<Node>)| reader.inside(&format!("[{index}]"), item, F::read);
         let values: Vec<_> = items.iter().enumerate().filter_map(read).collect();
         // Without the bad ones the indices are no longer those of the file.
         if values.len() < items.len() {
@@ -241,12 +247,12 @@ pub(crate) struct Reader {
     /// Relative files lie beside the configuration; empty: the working directory.
     pub(super) folder: PathBuf,
     pub(super) places: Places,
-    pub(super) problems: Vec<Problem>,
+    pub(super) problems: Found,
 }
 
 impl Reader {
-    pub(super) fn new(folder: PathBuf, problems: Vec<Problem>) -> Self {
-        Self { path: String::new(), folder, places: Places::default(), problems }
+    pub(super) fn new(root: Rc<Node>, folder: PathBuf, problems: Found) -> Self {
+        Self { path: String::new(), folder, places: Places::of(root), problems }
     }
 
     /// Says what is wrong with the value being read.
@@ -284,6 +290,7 @@ impl Reader {
             Some(key) => format!("did you mean `{key}`?"),
             None => format!("the keys here are {}", suggest::listed(known)),
         };
+        let name: String = name.chars().take(MAX_TEXT).collect();
         let message = format!("unknown key `{name}`; {hint}");
         self.problems.push(Problem { position: Some(at), message });
     }
@@ -308,7 +315,6 @@ impl Reader {
         let above = self.path.len();
         // The root's own keys have no dot before them.
         self.path.push_str(if above == 0 { step.trim_start_matches('.') } else { step });
-        self.places.record(&self.path, node.at);
         let value = read(node, self);
         self.path.truncate(above);
         value

@@ -24,7 +24,7 @@ use std::time::Duration;
 pub use alias::*;
 pub use argument::ArgumentError;
 pub use credentials::{CredentialsError, read_credentials};
-pub use document::LoadError;
+pub use document::{Document, LoadError};
 pub use file::{FileError, read_file};
 pub use names::{BadName, BadTarget, NamePattern, Target, TargetHost, normal_name};
 pub use problems::{Position, Problem, Problems};

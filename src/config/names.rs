@@ -89,6 +89,15 @@ impl NamePattern {
             None => name.eq_ignore_ascii_case(&self.0),
         }
     }
+
+    /// Whether some name matches both.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        match (self.0.strip_prefix('*'), other.0.strip_prefix('*')) {
+            (Some(one), Some(two)) => one.ends_with(two) || two.ends_with(one),
+            (None, _) => other.matches(&self.0),
+            (_, None) => self.matches(&other.0),
+        }
+    }
 }
 
 impl FromStr for NamePattern {

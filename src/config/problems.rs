@@ -1,10 +1,11 @@
 //! What is wrong with a configuration, and where.
 
-use std::{
-    collections::{HashMap, HashSet},
-    error::Error,
-    fmt,
-};
+use std::{collections::HashSet, error::Error, fmt, rc::Rc};
+
+use super::tree::Node;
+
+/// More than these are not told: nobody reads them, and a file can have one in every third byte.
+const MAX_PROBLEMS: usize = 1_000;
 
 /// A place in a file; both count from 1, columns in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,34 +65,66 @@ impl fmt::Display for Problems {
 
 impl Error for Problems {}
 
-/// Where each value of a configuration was read, by its path (`aliases[0].tls.ca`).
+/// What is being found.
+#[derive(Debug, Default)]
+pub(super) struct Found(Vec<Problem>);
+
+impl Found {
+    pub(super) fn push(&mut self, problem: Problem) {
+        if self.0.len() < MAX_PROBLEMS {
+            self.0.push(problem);
+        } else if self.0.len() == MAX_PROBLEMS {
+            let message = "there are more problems than are told here".to_owned();
+            self.0.push(Problem { message, ..problem });
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn into_list(self) -> Vec<Problem> {
+        self.0
+    }
+}
+
+/// Where each value of a configuration stands, by its path (`aliases[0].tls.ca`).
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    positions: HashMap<String, Position>,
+    root: Option<Rc<Node>>,
     unreadable: HashSet<String>,
 }
 
 impl Places {
-    pub(super) fn record(&mut self, path: &str, position: Position) {
-        self.positions.insert(path.to_owned(), position);
+    pub(super) fn of(root: Rc<Node>) -> Self {
+        Self { root: Some(root), unreadable: HashSet::new() }
     }
 
     /// A value that could not be read has its default: nothing further is said about it.
     pub(super) fn mark_unreadable(&mut self, path: &str) {
-        self.unreadable.insert(path.to_owned());
+        // What is found in vain is told no more either.
+        if self.unreadable.len() <= MAX_PROBLEMS {
+            self.unreadable.insert(path.to_owned());
+        }
     }
 
     pub(super) fn was_given(&self, path: &str) -> bool {
-        self.positions.contains_key(path)
+        self.root.as_ref().is_some_and(|root| root.find(path).1)
     }
 
     pub(super) fn is_unreadable(&self, path: &str) -> bool {
         ancestry(path).any(|path| self.unreadable.contains(path))
     }
 
+    /// A problem with the value at `path`, unless that could not be read at all.
+    pub(super) fn problem(&self, path: &str, what: &str) -> Option<Problem> {
+        let message = format!("{path}: {what}");
+        (!self.is_unreadable(path)).then(|| Problem { position: self.find(path), message })
+    }
+
     /// Of the value itself, or of the nearest mapping or list around it.
     pub(super) fn find(&self, path: &str) -> Option<Position> {
-        ancestry(path).find_map(|path| self.positions.get(path)).copied()
+        self.root.as_ref().map(|root| root.find(path).0.at)
     }
 }
 

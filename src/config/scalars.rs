@@ -290,7 +290,7 @@ text_form! {
     /// A length of time above zero, or `off`.
     TimeOrOff: Option<Duration>, "a duration such as `5s`, or `off`",
     // Tools that speak YAML 1.1, Helm among them, turn `off` into `false`.
-    json!({ "anyOf": [{ "enum": ["off", false] }, duration_schema()] }),
+    json!({ "anyOf": [{ "enum": ["off", false, "false"] }, duration_schema()] }),
     |text| match text {
         "off" | "false" => Ok(None),
         _ => PositiveTime::parse(text).map(Some).map_err(|e| format!("{e}, or `off`")),
@@ -323,7 +323,10 @@ text_form! {
 text_form! {
     /// Statuses from one to another, or one.
     StatusRange: RangeInclusive<u16>, "statuses such as `200-399`, or one such as `204`",
-    json!({ "type": ["string", "integer"], "examples": ["200-399", 204] }),
+    json!({
+        "anyOf": [{ "type": "string" }, { "type": "integer", "minimum": 100, "maximum": 599 }],
+        "examples": ["200-399", 204],
+    }),
     |text| {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         match (first.parse(), last.parse()) {

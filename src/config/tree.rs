@@ -2,33 +2,57 @@
 //!
 //! Scalars keep their text: whether `off` is a word or a boolean, and `1.2` a version or a number, is for the key to say.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, rc::Rc};
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
-use super::problems::{Position, Problem};
+use super::problems::{Found, Position, Problem};
 
-/// Nodes in one file, those that anchors bring along counted each time.
-const MAX_NODES: usize = 100_000;
+/// What a file may come to, with what anchors stand for counted at each use: thousands of aliases, each with every
+/// key, take half of it.
+const MAX_SIZE: Size = Size { nodes: 1_000_000, bytes: 16 << 20 };
+
+/// How much of that may be what anchors stand for: a base of forty keys, merged into thousands of aliases.
+const MAX_REPEATED: usize = 300_000;
+
 const MAX_DEPTH: usize = 32;
 
-/// A value of the file.
-#[derive(Clone, Debug)]
+/// The longest text that is shown in a problem.
+const MAX_SHOWN: usize = 100;
+
+/// A value of the file. What an anchor stands for is one node wherever it is used.
+#[derive(Debug)]
 pub(super) struct Node {
     pub(super) at: Position,
     pub(super) kind: Kind,
+    size: Size,
 }
 
-#[derive(Clone, Debug)]
+/// What a node and all within it come to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    nodes: usize,
+    /// Of texts.
+    bytes: usize,
+}
+
+impl Size {
+    fn add(&mut self, other: Self) {
+        self.nodes = self.nodes.saturating_add(other.nodes);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
+#[derive(Debug)]
 pub(super) enum Kind {
     Scalar {
         text: String,
         /// Without quotes: such a `null` is null, and such a `5` may be a number.
         plain: bool,
     },
-    List(Vec<Node>),
+    List(Vec<Rc<Node>>),
     /// No key stands twice.
-    Map(Vec<(Key, Node)>),
+    Map(Vec<(Key, Rc<Node>)>),
 }
 
 #[derive(Clone, Debug)]
@@ -39,7 +63,7 @@ pub(super) struct Key {
 
 impl Node {
     /// The one document of `text`; the first syntax error is the last problem, as nothing after it has a meaning.
-    pub(super) fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<Self> {
+    pub(super) fn parse(text: &str, problems: &mut Found) -> Option<Rc<Self>> {
         let options = granit_parser::options! {
             emit_comments: false,
             emit_unresolved_aliases: true,
@@ -49,7 +73,8 @@ impl Node {
         let mut builder = Builder {
             parser: Parser::new_from_str_with_options(text, options),
             anchors: HashMap::new(),
-            nodes: 0,
+            size: Size::default(),
+            repeated: 0,
             problems,
         };
         match builder.document() {
@@ -61,6 +86,47 @@ impl Node {
         }
     }
 
+    fn new(at: Position, kind: Kind) -> Self {
+        let mut size = Size { nodes: 1, bytes: 0 };
+        match &kind {
+            Kind::Scalar { text, .. } => size.bytes = text.len(),
+            Kind::List(items) => items.iter().for_each(|item| size.add(item.size)),
+            Kind::Map(pairs) => pairs.iter().for_each(|(key, value)| {
+                size.add(Size { nodes: 1, bytes: key.name.len() });
+                size.add(value.size);
+            }),
+        }
+        Self { at, kind, size }
+    }
+
+    /// An empty document.
+    pub(super) fn nothing() -> Rc<Self> {
+        Rc::new(Self::new(Position::START, Kind::Scalar { text: String::new(), plain: true }))
+    }
+
+    /// The node at a path such as `aliases[0].tls.ca`, or how far there are nodes on the way, and whether that is all.
+    pub(super) fn find(&self, path: &str) -> (&Self, bool) {
+        let mut node = self;
+        let steps = path.split(['.', '[']).filter(|step| !step.is_empty());
+        for step in steps {
+            let next = match &node.kind {
+                Kind::List(items) => {
+                    let index = step.strip_suffix(']').and_then(|index| index.parse().ok());
+                    index.and_then(|index: usize| items.get(index))
+                }
+                Kind::Map(pairs) => {
+                    pairs.iter().find(|(key, _)| key.name == step).map(|(_, value)| value)
+                }
+                Kind::Scalar { .. } => None,
+            };
+            match next {
+                Some(next) => node = next,
+                None => return (node, false),
+            }
+        }
+        (node, true)
+    }
+
     pub(super) fn is_null(&self) -> bool {
         matches!(&self.kind, Kind::Scalar { text, plain: true }
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
@@ -70,18 +136,13 @@ impl Node {
     pub(super) fn describe(&self) -> String {
         match &self.kind {
             _ if self.is_null() => "nothing".to_owned(),
+            Kind::Scalar { text, .. } if text.len() > MAX_SHOWN => {
+                format!("a text of {} bytes", text.len())
+            }
             Kind::Scalar { text, plain: true } => format!("`{text}`"),
             Kind::Scalar { text, plain: false } => format!("the text \"{text}\""),
             Kind::List(_) => "a list".to_owned(),
             Kind::Map(_) => "a mapping".to_owned(),
-        }
-    }
-
-    fn count(&self) -> usize {
-        1 + match &self.kind {
-            Kind::Scalar { .. } => 0,
-            Kind::List(items) => items.iter().map(Self::count).sum(),
-            Kind::Map(pairs) => pairs.iter().map(|(_, value)| 1 + value.count()).sum(),
         }
     }
 }
@@ -116,13 +177,15 @@ impl From<Stop> for Problem {
 struct Builder<'a> {
     parser: Parser<'a, granit_parser::StrInput<'a>>,
     /// Finished nodes only, so that no node can contain itself.
-    anchors: HashMap<usize, Node>,
-    nodes: usize,
-    problems: &'a mut Vec<Problem>,
+    anchors: HashMap<usize, Rc<Node>>,
+    size: Size,
+    /// Nodes that anchors stood for.
+    repeated: usize,
+    problems: &'a mut Found,
 }
 
 impl<'a> Builder<'a> {
-    fn document(&mut self) -> Result<Option<Node>, Stop> {
+    fn document(&mut self) -> Result<Option<Rc<Node>>, Stop> {
         let mut root = None;
         while let Some((event, span)) = self.next()? {
             match event {
@@ -151,13 +214,14 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn node(&mut self, event: Event<'a>, span: &Span) -> Result<Node, Stop> {
+    fn node(&mut self, event: Event<'a>, span: &Span) -> Result<Rc<Node>, Stop> {
         let at = start(span);
-        self.spend(1, at)?;
+        self.spend(Size { nodes: 1, bytes: 0 }, at)?;
         let (kind, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let text_tag = tag.as_deref().is_some_and(|tag| tag.is_yaml_core_schema_tag("str"));
                 self.refuse_tag(tag.as_deref(), at);
+                self.spend(Size { nodes: 0, bytes: text.len() }, at)?;
                 let plain = style == ScalarStyle::Plain && !text_tag;
                 (Kind::Scalar { text: text.into_owned(), plain }, anchor)
             }
@@ -174,10 +238,18 @@ impl<'a> Builder<'a> {
                     let message = "this anchor stands for what it is in itself".to_owned();
                     return Err(Stop::Limit(at, message));
                 };
-                self.spend(node.count(), at)?;
+                self.spend(node.size, at)?;
+                self.repeated = self.repeated.saturating_add(node.size.nodes);
+                if self.repeated > MAX_REPEATED {
+                    let message = format!(
+                        "anchors stand for more than {MAX_REPEATED} values; write less with them"
+                    );
+                    return Err(Stop::Limit(at, message));
+                }
                 return Ok(node);
             }
             Event::UnresolvedAlias(name) => {
+                let name: String = name.chars().take(MAX_SHOWN).collect();
                 let message = format!("`*{name}` has no anchor `&{name}` before it");
                 self.problems.push(Problem { position: Some(at), message });
                 (Kind::Scalar { text: String::new(), plain: true }, 0)
@@ -187,7 +259,7 @@ impl<'a> Builder<'a> {
                 return Err(Stop::Limit(at, message));
             }
         };
-        let node = Node { at, kind };
+        let node = Rc::new(Node::new(at, kind));
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }
@@ -215,8 +287,8 @@ impl<'a> Builder<'a> {
             };
             let (event, span) = self.within(opened)?;
             let value = self.node(event, &span)?;
-            let (name, plain) = match key.kind {
-                Kind::Scalar { text, plain } => (text, plain),
+            let (name, plain) = match &key.kind {
+                Kind::Scalar { text, plain } => (text.clone(), *plain),
                 _ => {
                     let message = format!("{} cannot be a key; keys are words", key.describe());
                     self.problems.push(Problem { position: Some(key.at), message });
@@ -229,9 +301,9 @@ impl<'a> Builder<'a> {
             }
             match lines.get(&name) {
                 Some(line) => {
-                    let message = format!(
-                        "duplicate key `{name}`: it stands in line {line} already; keep one"
-                    );
+                    let name = key.describe();
+                    let message =
+                        format!("duplicate key {name}: it stands in line {line} already; keep one");
                     self.problems.push(Problem { position: Some(key.at), message });
                 }
                 None => {
@@ -241,7 +313,7 @@ impl<'a> Builder<'a> {
             }
         }
         for source in merged {
-            self.merge(source, &mut pairs, &mut lines);
+            self.merge(&source, &mut pairs, &mut lines);
         }
         Ok(Kind::Map(pairs))
     }
@@ -249,16 +321,16 @@ impl<'a> Builder<'a> {
     /// `<<: *base` and `<<: [*one, *other]`: what the mapping itself says comes first, then the earlier source.
     fn merge(
         &mut self,
-        source: Node,
-        pairs: &mut Vec<(Key, Node)>,
+        source: &Rc<Node>,
+        pairs: &mut Vec<(Key, Rc<Node>)>,
         lines: &mut HashMap<String, usize>,
     ) {
-        match source.kind {
+        match &source.kind {
             Kind::Map(more) => {
                 for (key, value) in more {
                     if !lines.contains_key(&key.name) {
                         lines.insert(key.name.clone(), key.at.line);
-                        pairs.push((key, value));
+                        pairs.push((key.clone(), value.clone()));
                     }
                 }
             }
@@ -284,13 +356,17 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn spend(&mut self, nodes: usize, at: Position) -> Result<(), Stop> {
-        self.nodes += nodes;
-        if self.nodes > MAX_NODES {
-            let message = format!("more than {MAX_NODES} values (anchors counted at each use)");
-            return Err(Stop::Limit(at, message));
-        }
-        Ok(())
+    fn spend(&mut self, size: Size, at: Position) -> Result<(), Stop> {
+        self.size.add(size);
+        let Size { nodes, bytes } = MAX_SIZE;
+        let message = if self.size.nodes > nodes {
+            format!("more than {nodes} values (what anchors stand for counted at each use)")
+        } else if self.size.bytes > bytes {
+            format!("more than {bytes} bytes of text (what anchors stand for counted at each use)")
+        } else {
+            return Ok(());
+        };
+        Err(Stop::Limit(at, message))
     }
 }
 

@@ -10,12 +10,13 @@ use std::{
 use super::{
     Alias, Config, Protocol, Target, TargetHost, TlsMode, answers, available,
     credentials::read_credentials,
-    problems::{Places, Problem},
+    file::regular,
+    problems::{Found, Places},
 };
 
 /// Everything wrong with a configuration whose values are each good.
-pub(super) fn problems(config: &Config, places: &Places) -> Vec<Problem> {
-    let mut check = Check { config, places, problems: Vec::new() };
+pub(super) fn problems(config: &Config, places: &Places, problems: &mut Found) {
+    let mut check = Check { config, places, problems };
     for (path, key) in available::refused(config) {
         check.report(&path, &format!("`{key}` is not available in this version; leave it out"));
     }
@@ -32,13 +33,12 @@ pub(super) fn problems(config: &Config, places: &Places) -> Vec<Problem> {
     }
     check.listener_certificate();
     check.proxy_credentials();
-    check.problems
 }
 
 struct Check<'a> {
     config: &'a Config,
     places: &'a Places,
-    problems: Vec<Problem>,
+    problems: &'a mut Found,
 }
 
 /// An address that the process would bind.
@@ -52,8 +52,44 @@ struct Bound {
 impl Bound {
     /// HTTP aliases are told apart by their Host, so several may have one address; but one may have it only once.
     fn shares_with(&self, other: &Self) -> bool {
-        let http = |owner| matches!(owner, Owner::Alias { protocol: Protocol::Http, .. });
-        http(self.owner) && http(other.owner) && self.owner != other.owner
+        self.is_http() && other.is_http() && self.owner != other.owner
+    }
+
+    fn is_http(&self) -> bool {
+        matches!(self.owner, Owner::Alias { protocol: Protocol::Http, .. })
+    }
+}
+
+/// What the listeners so far would bind, found without comparing each with each.
+#[derive(Default)]
+struct Taken<'a> {
+    by_port: HashMap<u16, HashMap<IpAddr, Vec<&'a Bound>>>,
+}
+
+impl<'a> Taken<'a> {
+    fn overlapping(&self, address: SocketAddr) -> Vec<&'a Bound> {
+        let Some(by_address) = self.by_port.get(&address.port()) else { return Vec::new() };
+        let ip = address.ip();
+        if ip.is_unspecified() {
+            let all = by_address.values().flatten().copied();
+            return all.filter(|bound| overlap(bound.address, address)).collect();
+        }
+        let any: IpAddr = match ip {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let at = |ip| by_address.get(&ip).into_iter().flatten().copied();
+        at(ip).chain(at(any)).filter(|bound| overlap(bound.address, address)).collect()
+    }
+
+    fn add(&mut self, bound: &'a Bound) {
+        let at_port = self.by_port.entry(bound.address.port()).or_default();
+        let here = at_port.entry(bound.address.ip()).or_default();
+        // HTTP aliases share an address: the first of them and the latest stand for all.
+        match here.as_mut_slice() {
+            [first, .., latest] if first.shares_with(bound) && latest.is_http() => *latest = bound,
+            _ => here.push(bound),
+        }
     }
 }
 
@@ -66,9 +102,8 @@ enum Owner {
 
 impl Check<'_> {
     fn report(&mut self, path: &str, what: &str) {
-        if !self.places.is_unreadable(path) {
-            let position = self.places.find(path);
-            self.problems.push(Problem { position, message: format!("{path}: {what}") });
+        if let Some(problem) = self.places.problem(path, what) {
+            self.problems.push(problem);
         }
     }
 
@@ -126,7 +161,8 @@ impl Check<'_> {
     }
 
     fn listeners(&mut self, bound: &[Bound]) {
-        for (index, listener) in bound.iter().enumerate() {
+        let mut taken = Taken::default();
+        for listener in bound {
             let address = listener.address;
             if !self.config.allow_non_loopback && !address.ip().to_canonical().is_loopback() {
                 let what = format!(
@@ -135,10 +171,7 @@ impl Check<'_> {
                 );
                 self.report(&listener.path, &what);
             }
-            // Looked at first, as thousands of aliases may share a listener.
-            let is_shared = |other: &Bound| other.address == address && other.shares_with(listener);
-            let clashes = |other: &&Bound| overlap(other.address, address) && !is_shared(other);
-            for earlier in bound[..index].iter().filter(clashes) {
+            for earlier in taken.overlapping(address) {
                 // The complaint stands at what the user wrote, not at a default that it meets.
                 let at_earlier = self.written(&listener.path, &earlier.path) == earlier.path;
                 let (at, other) =
@@ -147,11 +180,15 @@ impl Check<'_> {
                     self.report(&at.path, &what);
                 }
             }
+            taken.add(listener);
         }
     }
 
     fn conflict(&self, at: &Bound, other: &Bound) -> Option<String> {
         let (address, taken) = (at.address, other.address);
+        if address == taken && at.shares_with(other) {
+            return None;
+        }
         let holder = match other.owner {
             Owner::Alias { index, .. } => self.called(index),
             Owner::Proxy => "proxy.listen".to_owned(),
@@ -224,13 +261,7 @@ impl Check<'_> {
     }
 
     fn targets(&mut self, path: &str, alias: &Alias, bound: &[Bound]) {
-        let first = alias.target.iter().map(|target| (format!("{path}.target"), target));
-        let others = alias
-            .failover
-            .iter()
-            .enumerate()
-            .map(|(nth, target)| (format!("{path}.failover[{nth}]"), target));
-        for (path, target) in first.chain(others) {
+        for (path, target) in targets(path, alias) {
             let own = addresses(target, alias.port)
                 .find_map(|address| bound.iter().find(|bound| reaches(address, bound.address)));
             if let Some(own) = own {
@@ -245,20 +276,32 @@ impl Check<'_> {
 
     /// Where the file alone says the true name, it must be one that the file allows.
     fn allowed(&mut self, path: &str, alias: &Alias) {
-        let told = match (&alias.tls.server_name, &alias.target) {
-            (Some(name), _) => Some((format!("{path}.tls.server_name"), name)),
-            (None, Some(Target { host: TargetHost::Name(name), .. })) => {
-                Some((format!("{path}.target"), name))
+        if alias.allow.is_empty() || self.places.is_unreadable(&format!("{path}.allow")) {
+            return;
+        }
+        if let Some(name) = &alias.tls.server_name {
+            // It is the true name of all targets.
+            if !alias.allow.iter().any(|pattern| pattern.matches(name)) {
+                let what = format!("`{name}` is none of the names in `allow`; add it there");
+                self.report(&format!("{path}.tls.server_name"), &what);
             }
-            _ => None,
-        };
-        if let Some((told_at, name)) = told
-            && !alias.allow.is_empty()
-            && !self.places.is_unreadable(&format!("{path}.allow"))
-            && !alias.allow.iter().any(|pattern| pattern.matches(name))
-        {
-            let what = format!("`{name}` is none of the names in `allow`; add it there");
-            self.report(&told_at, &what);
+            return;
+        }
+        for (at, target) in targets(path, alias) {
+            match &target.host {
+                TargetHost::Name(name) if !can_be_allowed(alias, name) => {
+                    let what = format!("`{name}` is none of the names in `allow`; add it there");
+                    self.report(&at, &what);
+                }
+                TargetHost::Ip(ip) => {
+                    let what = format!(
+                        "`{ip}` is an address, and `allow` has names only: say the name of its \
+                         certificate in `tls.server_name`, or leave `allow` empty"
+                    );
+                    self.report(&at, &what);
+                }
+                TargetHost::Name(_) => {}
+            }
         }
     }
 
@@ -318,21 +361,30 @@ impl Check<'_> {
         if self.places.is_unreadable(path) {
             return;
         }
-        let found = fs::metadata(file).and_then(|metadata| {
-            // Opening shows a lack of permission, but would wait for the writer of a pipe.
-            if metadata.is_file() {
-                fs::File::open(file)?;
-            }
-            Ok(metadata.is_dir())
-        });
-        match found {
-            Ok(false) => {}
-            Ok(true) => self.report(path, &format!("`{}` is a folder, not a file", file.display())),
-            Err(error) => {
-                self.report(path, &format!("cannot read the file `{}`: {error}", file.display()));
-            }
+        // Opening shows a lack of permission.
+        let found = regular(file).and_then(|()| Ok(fs::File::open(file)?));
+        if let Err(error) = found {
+            self.report(path, &format!("cannot read the file `{}`: {error}", file.display()));
         }
     }
+}
+
+/// The targets that the file says, with their paths.
+fn targets<'a>(path: &str, alias: &'a Alias) -> impl Iterator<Item = (String, &'a Target)> {
+    let first = alias.target.iter().map(move |target| (format!("{path}.target"), target));
+    let others = alias.failover.iter().enumerate();
+    first.chain(others.map(move |(nth, target)| (format!("{path}.failover[{nth}]"), target)))
+}
+
+/// Whether a target of this name may have a true name that is allowed: its own, or a later one of its chain
+/// that `tls.chain_match` chooses.
+fn can_be_allowed(alias: &Alias, name: &str) -> bool {
+    let chosen = &alias.tls.chain_match;
+    let is_chosen = chosen.iter().any(|pattern| pattern.matches(name));
+    alias.allow.iter().any(|allowed| {
+        allowed.matches(name)
+            || !is_chosen && chosen.iter().any(|pattern| pattern.overlaps(allowed))
+    })
 }
 
 /// Whether both cannot be bound at once. Port 0 is another port each time.

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     config::{self, TlsMode, TlsVersion},
     resolve::TrueName,
-    tls::{TlsConfigError, TlsError},
+    tls::{TlsConfigError, TlsConfigErrors, TlsError, TlsFault},
 };
 use rustls::{
     ClientConfig, Error, HandshakeKind, InconsistentKeys, ProtocolVersion,
@@ -21,6 +21,7 @@ use rustls::{
     pki_types::{
         CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject,
     },
+    sign::{CertifiedKey, SingleCertAndKey},
     version::{TLS12, TLS13},
 };
 use std::{
@@ -102,41 +103,44 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// Reads every file that the settings name. `None` for `mode: plaintext`: there is no TLS at all.
+    /// Reads every file that the settings name, and tells all that is wrong with them. `None` for
+    /// `mode: plaintext`: there is no TLS at all.
     ///
     /// Blocking, and slow where system roots are read: not for a worker.
     pub fn load(
         config: &config::Tls,
         roots: &mut RootStores,
-    ) -> Result<Option<ClientTls>, TlsConfigError> {
+    ) -> Result<Option<ClientTls>, TlsConfigErrors> {
         static GENERATIONS: AtomicU64 = AtomicU64::new(1);
 
         let provider = Arc::new(provider(config));
-        let verifier = match config.mode {
+        let mut errors = Vec::new();
+        let whom = match config.mode {
             TlsMode::Plaintext => return Ok(None),
-            TlsMode::Verify => verifier(config, roots, &provider)?,
-            TlsMode::InsecureSkipVerify => skip_verifier(config, &provider)?,
+            TlsMode::Verify => trusted(config, roots, &mut errors),
+            TlsMode::InsecureSkipVerify => Some(believe_anybody()),
         };
-        let verifier = Arc::new(verifier);
+        let pins = told(Pins::parse(&config.pins), &mut errors);
+        let identity = config.client_certificate.as_ref();
+        let identity = identity.map(|pair| told(client_certificate(pair, &provider), &mut errors));
+        let all = whom.zip(pins).zip(identity.map_or(Some(None), |identity| identity.map(Some)));
+        let ((whom, pins), identity) = TlsConfigErrors::unless(errors, all)?;
+
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = Arc::new(Verifier { whom, pins, algorithms });
         let versions: &[_] = match config.min_version {
             TlsVersion::V1_2 => &[&TLS13, &TLS12],
             TlsVersion::V1_3 => &[&TLS13],
         };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
-            .map_err(|error| TlsConfigError::Library(error.to_string()))?
+            .map_err(|error| TlsConfigError::library(&error))?
             .dangerous()
             .with_custom_certificate_verifier(verifier.clone());
-        let base = match &config.client_certificate {
+        let base = match identity {
             None => builder.with_no_client_auth(),
-            Some(pair) => {
-                const KEY: &str = "tls.client_certificate.cert";
-
-                let chain = certificates(&pair.cert, KEY)?;
-                warn_of_dates(KEY, &pair.cert, &chain[0]);
-                builder
-                    .with_client_auth_cert(chain, private_key(&pair.key)?)
-                    .map_err(|error| pair_error(pair, error))?
+            Some(key) => {
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::new(key))))
             }
         };
 
@@ -265,38 +269,36 @@ fn provider(config: &config::Tls) -> CryptoProvider {
     CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() }
 }
 
-fn verifier(
-    config: &config::Tls,
-    roots: &mut RootStores,
-    provider: &CryptoProvider,
-) -> Result<Verifier, TlsConfigError> {
-    let roots = roots.load(&config.ca)?;
-    let mut lists = Vec::new();
-    for path in &config.crls {
-        lists.extend(revocation_lists(path)?);
-    }
-    Ok(Verifier {
-        whom: Whom::Roots(Trusted { roots, lists }),
-        pins: Pins::parse(&config.pins)?,
-        algorithms: provider.signature_verification_algorithms,
-    })
+/// The value, or `None` with the error put to the others.
+fn told<T>(result: Result<T, TlsConfigError>, errors: &mut Vec<TlsConfigError>) -> Option<T> {
+    result.map_err(|error| errors.push(error)).ok()
 }
 
-fn skip_verifier(
+fn trusted(
     config: &config::Tls,
-    provider: &CryptoProvider,
-) -> Result<Verifier, TlsConfigError> {
+    roots: &mut RootStores,
+    errors: &mut Vec<TlsConfigError>,
+) -> Option<Whom> {
+    let roots = roots.load(&config.ca).map_err(|more| errors.extend(more)).ok();
+    let lists: Vec<_> =
+        config.crls.iter().filter_map(|path| told(revocation_lists(path), errors)).collect();
+    let lists = lists.into_iter().flatten().collect();
+    Some(Whom::Roots(Trusted { roots: roots?, lists }))
+}
+
+fn believe_anybody() -> Whom {
     tracing::warn!(
         "`tls.mode: insecure_skip_verify` is set: whoever answers is believed, and can read and change everything; `tls.ca` and `tls.crls` are not looked at"
     );
-    let algorithms = provider.signature_verification_algorithms;
-    Ok(Verifier { whom: Whom::Anybody, pins: Pins::parse(&config.pins)?, algorithms })
+    Whom::Anybody
 }
 
 /// PEM, or DER as CAs publish it.
 fn revocation_lists(path: &Path) -> Result<Vec<CertRevocationList<'static>>, TlsConfigError> {
-    let bad = |detail: String| TlsConfigError::Crl { path: path.into(), detail };
-    let content = read_up_to(MAX_LISTS, path, "tls.crls")?;
+    const KEY: &str = "tls.crls";
+
+    let bad = |detail| TlsConfigError::of(KEY, path, |path| TlsFault::Crl { path, detail });
+    let content = read_up_to(MAX_LISTS, path, KEY)?;
     let mut lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&content)
         .collect::<Result<_, _>>()
         .map_err(|error| bad(error.to_string()))?;
@@ -327,22 +329,38 @@ fn warn_of_next_update(path: &Path, list: &[u8]) {
     }
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsConfigError> {
-    let content = read(path, "tls.client_certificate.key")?;
-    PrivateKeyDer::from_pem_slice(&content).map_err(|error| TlsConfigError::PrivateKey {
-        path: path.into(),
-        detail: error.to_string(),
-    })
+/// A client certificate with its key, which must be a pair.
+fn client_certificate(
+    pair: &config::ClientCertificate,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, TlsConfigError> {
+    const CERT: &str = "tls.client_certificate.cert";
+
+    let chain = certificates(&pair.cert, CERT)?;
+    warn_of_dates(CERT, &pair.cert, &chain[0]);
+    CertifiedKey::from_der(chain, private_key(&pair.key)?, provider)
+        .map_err(|error| pair_error(pair, &error))
 }
 
-fn pair_error(pair: &config::ClientCertificate, error: Error) -> TlsConfigError {
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsConfigError> {
+    PrivateKeyDer::from_pem_slice(&read(path, KEY)?).map_err(|error| key_error(path, &error))
+}
+
+const KEY: &str = "tls.client_certificate.key";
+
+fn key_error(path: &Path, why: &dyn std::error::Error) -> TlsConfigError {
+    TlsConfigError::of(KEY, path, |path| TlsFault::PrivateKey { path, detail: why.to_string() })
+}
+
+fn pair_error(pair: &config::ClientCertificate, error: &Error) -> TlsConfigError {
+    let both = |what| TlsConfigError::new("tls.client_certificate", what);
     match error {
         Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-            TlsConfigError::Mismatch { cert: pair.cert.clone(), key: pair.key.clone() }
+            both(TlsFault::Mismatch { cert: pair.cert.clone(), key: pair.key.clone() })
         }
         Error::InvalidCertificate(error) => {
-            TlsConfigError::ClientCertificate { cert: pair.cert.clone(), detail: error.to_string() }
+            both(TlsFault::ClientCertificate { cert: pair.cert.clone(), detail: error.to_string() })
         }
-        error => TlsConfigError::PrivateKey { path: pair.key.clone(), detail: error.to_string() },
+        error => key_error(&pair.key, error),
     }
 }

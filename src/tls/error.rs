@@ -13,28 +13,74 @@ use rustls::{
     pki_types::ServerName,
 };
 use std::{
-    error, io,
+    error,
+    fmt::{self, Display, Formatter},
+    io,
     path::{Path, PathBuf},
 };
 
-/// TLS settings that cannot be used.
+/// Everything in one alias' TLS settings that cannot be used.
+#[derive(Debug)]
+pub struct TlsConfigErrors(Vec<TlsConfigError>);
+
+impl TlsConfigErrors {
+    /// `value`, unless something went wrong on the way to it.
+    pub(super) fn unless<T>(errors: Vec<TlsConfigError>, value: Option<T>) -> Result<T, Self> {
+        match value {
+            Some(value) if errors.is_empty() => Ok(value),
+            _ => Err(Self(errors)),
+        }
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &TlsConfigError> {
+        self.0.iter()
+    }
+}
+
+impl From<TlsConfigError> for TlsConfigErrors {
+    fn from(error: TlsConfigError) -> Self {
+        Self(vec![error])
+    }
+}
+
+impl Display for TlsConfigErrors {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for (nth, error) in self.0.iter().enumerate() {
+            write!(f, "{}{error}", if nth == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+impl error::Error for TlsConfigErrors {}
+
+/// A TLS setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum TlsConfigError {
+#[error("`{key}`: {what}")]
+pub struct TlsConfigError {
+    /// The key, from `tls` on for an alias.
+    pub key: &'static str,
+    /// The file that it names.
+    pub file: Option<PathBuf>,
+    /// What is wrong.
+    pub what: TlsFault,
+}
+
+/// What is wrong with a TLS setting.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsFault {
     /// A file cannot be read.
-    #[error("`{key}`: cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// The key that names the file.
-        key: &'static str,
         /// The file.
         path: PathBuf,
         /// Why.
         source: FileError,
     },
     /// A file is not PEM.
-    #[error("`{key}`: {} is not valid PEM: {detail}", path.display())]
+    #[error("{} is not valid PEM: {detail}", path.display())]
     Pem {
-        /// The key that names the file.
-        key: &'static str,
         /// The file.
         path: PathBuf,
         /// Where it breaks.
@@ -42,17 +88,15 @@ pub enum TlsConfigError {
     },
     /// A file has no certificate in it.
     #[error(
-        "`{key}`: {path} has no `-----BEGIN CERTIFICATE-----`; a DER file is converted by `openssl x509 -inform der -in {path} -out {path}.pem`",
+        "{path} has no `-----BEGIN CERTIFICATE-----`; a DER file is converted by `openssl x509 -inform der -in {path} -out {path}.pem`",
         path = path.display()
     )]
     NoCertificate {
-        /// The key that names the file.
-        key: &'static str,
         /// The file.
         path: PathBuf,
     },
-    /// A certificate cannot serve as a root.
-    #[error("`tls.ca.files`: a certificate in {} cannot be trusted to verify a server: {detail}", path.display())]
+    /// A certificate cannot be trusted.
+    #[error("a certificate in {} cannot be trusted to verify a server: {detail}", path.display())]
     Root {
         /// The file.
         path: PathBuf,
@@ -61,12 +105,12 @@ pub enum TlsConfigError {
     },
     /// Nothing is left to trust.
     #[error(
-        "`tls.ca` leaves nobody to trust: set `webpki: true`, or name `files`, or install the system's CA certificates"
+        "it leaves nobody to trust: set `webpki: true`, or name `files`, or install the system's CA certificates"
     )]
     NoRoots,
-    /// The private key file has no usable key in it.
+    /// A private key file has no usable key in it.
     #[error(
-        "`tls.client_certificate.key`: {} has no private key that can be used: {detail}; an encrypted key is decrypted by `openssl pkey -in FILE -out NEW`",
+        "{} has no private key that can be used: {detail}; an encrypted key is decrypted by `openssl pkey -in FILE -out NEW`",
         path.display()
     )]
     PrivateKey {
@@ -77,7 +121,7 @@ pub enum TlsConfigError {
     },
     /// Certificate and key are not a pair.
     #[error(
-        "`tls.client_certificate`: the key in {} is not the key of the (first) certificate in {}",
+        "the key in {} is not the key of the (first) certificate in {}",
         key.display(), cert.display()
     )]
     Mismatch {
@@ -87,7 +131,7 @@ pub enum TlsConfigError {
         key: PathBuf,
     },
     /// The client certificate cannot be used for another reason.
-    #[error("`tls.client_certificate`: {} cannot be used: {detail}", cert.display())]
+    #[error("{} cannot be used: {detail}", cert.display())]
     ClientCertificate {
         /// The certificate's file.
         cert: PathBuf,
@@ -95,15 +139,13 @@ pub enum TlsConfigError {
         detail: String,
     },
     /// Not a pin.
-    #[error(
-        "`tls.pins`: `{pin}` is no pin; one is `sha256/BASE64`, the hash of a public key: {PIN_COMMAND}"
-    )]
+    #[error("`{pin}` is no pin; one is `sha256/BASE64`, the hash of a public key: {PIN_COMMAND}")]
     Pin {
         /// What was given.
         pin: String,
     },
     /// Not a revocation list.
-    #[error("`tls.crls`: {} is no certificate revocation list (PEM or DER): {detail}", path.display())]
+    #[error("{} is no certificate revocation list (PEM or DER): {detail}", path.display())]
     Crl {
         /// The file.
         path: PathBuf,
@@ -116,8 +158,25 @@ pub enum TlsConfigError {
 }
 
 impl TlsConfigError {
+    pub(super) fn new(key: &'static str, what: TlsFault) -> Self {
+        Self { key, file: None, what }
+    }
+
+    /// With a file, of which a key may name several.
+    pub(super) fn of(
+        key: &'static str,
+        file: &Path,
+        what: impl FnOnce(PathBuf) -> TlsFault,
+    ) -> Self {
+        Self { key, file: Some(file.to_owned()), what: what(file.to_owned()) }
+    }
+
     pub(super) fn root(path: &Path, why: &Useless) -> Self {
-        Self::Root { path: path.into(), detail: why.to_string() }
+        Self::of("tls.ca.files", path, |path| TlsFault::Root { path, detail: why.to_string() })
+    }
+
+    pub(super) fn library(error: &Error) -> Self {
+        Self::new("tls", TlsFault::Library(error.to_string()))
     }
 }
 

@@ -20,6 +20,6 @@ pub mod truststore;
 mod verify;
 
 pub use client::{Alpn, ClientTls, Handshake, Negotiated, handshake, server_name};
-pub use error::{TlsConfigError, TlsError};
+pub use error::{TlsConfigError, TlsConfigErrors, TlsError, TlsFault};
 pub use failure::{Reason, VerifyFailure};
 pub use roots::RootStores;

@@ -1,7 +1,7 @@
 //! Pinned public keys.
 
 use super::failure::{Leaf, Reason};
-use crate::tls::TlsConfigError;
+use crate::tls::{TlsConfigError, TlsFault};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{
     SupportedCipherSuite, crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
@@ -59,7 +59,7 @@ pub(super) fn pin(public_key: &[u8]) -> String {
 }
 
 fn parse(pin: &str) -> Result<Vec<u8>, TlsConfigError> {
-    let refuse = || TlsConfigError::Pin { pin: pin.to_owned() };
+    let refuse = || TlsConfigError::new("tls.pins", TlsFault::Pin { pin: pin.to_owned() });
     let text = pin.strip_prefix("sha256/").ok_or_else(refuse)?;
     // BASE64 may begin with a slash of its own: only a length past 44 betrays curl's form.
     let text = if text.len() > 44 { text.strip_prefix('/').unwrap_or(text) } else { text };

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config::{self, read_file},
-    tls::TlsConfigError,
+    tls::{TlsConfigError, TlsFault},
 };
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
 use std::{collections::HashSet, path::Path, sync::Arc};
@@ -40,7 +40,10 @@ pub(super) struct Roots {
 }
 
 impl RootStores {
-    pub(super) fn load(&mut self, trust: &config::Trust) -> Result<Arc<Roots>, TlsConfigError> {
+    pub(super) fn load(
+        &mut self,
+        trust: &config::Trust,
+    ) -> Result<Arc<Roots>, Vec<TlsConfigError>> {
         if let Some((_, roots)) = self.loaded.iter().find(|(known, _)| known == trust) {
             return Ok(roots.clone());
         }
@@ -49,10 +52,12 @@ impl RootStores {
         Ok(roots)
     }
 
-    fn read(&mut self, trust: &config::Trust) -> Result<Roots, TlsConfigError> {
+    fn read(&mut self, trust: &config::Trust) -> Result<Roots, Vec<TlsConfigError>> {
         let mut roots = Roots::default();
-        for path in &trust.files {
-            roots.add_file(path)?;
+        let errors: Vec<_> =
+            trust.files.iter().filter_map(|path| roots.add_file(path).err()).collect();
+        if !errors.is_empty() {
+            return Err(errors);
         }
         if trust.system {
             for certificate in self.system() {
@@ -80,7 +85,7 @@ impl RootStores {
             );
         }
         if roots.anchors.is_empty() && roots.servers.is_empty() {
-            return Err(TlsConfigError::NoRoots);
+            return Err(vec![TlsConfigError::new("tls.ca", TlsFault::NoRoots)]);
         }
         Ok(roots)
     }
@@ -202,10 +207,10 @@ pub(super) fn certificates(
     let text = read(path, key)?;
     let certificates: Vec<_> =
         CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|error| {
-            TlsConfigError::Pem { key, path: path.into(), detail: error.to_string() }
+            TlsConfigError::of(key, path, |path| TlsFault::Pem { path, detail: error.to_string() })
         })?;
     if certificates.is_empty() {
-        return Err(TlsConfigError::NoCertificate { key, path: path.into() });
+        return Err(TlsConfigError::of(key, path, |path| TlsFault::NoCertificate { path }));
     }
     Ok(certificates)
 }
@@ -219,5 +224,6 @@ pub(super) fn read_up_to(
     path: &Path,
     key: &'static str,
 ) -> Result<Vec<u8>, TlsConfigError> {
-    read_file(path, limit).map_err(|source| TlsConfigError::Read { key, path: path.into(), source })
+    read_file(path, limit)
+        .map_err(|source| TlsConfigError::of(key, path, |path| TlsFault::Read { path, source }))
 }

@@ -190,7 +190,7 @@ pub enum AcceptError {
 impl ServerTls {
     /// No certificates yet.
     pub fn new() -> Result<Self, TlsConfigError> {
-        let library = |error: rustls::Error| TlsConfigError::Library(error.to_string());
+        let library = |error: rustls::Error| TlsConfigError::library(&error);
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

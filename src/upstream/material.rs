@@ -14,7 +14,7 @@ use tokio::{task::spawn_blocking, time::interval};
 
 use crate::{
     config,
-    tls::{ClientTls, RootStores, TlsConfigError},
+    tls::{ClientTls, RootStores, TlsConfigErrors},
 };
 
 /// How often the files are compared. By content, for a ConfigMap or a Secret arrives by a swap of
@@ -32,7 +32,7 @@ pub struct Material {
 
 impl Material {
     /// Loads it for the first time. Blocking.
-    pub fn load(settings: &config::Tls, roots: &mut RootStores) -> Result<Self, TlsConfigError> {
+    pub fn load(settings: &config::Tls, roots: &mut RootStores) -> Result<Self, TlsConfigErrors> {
         let mut files = settings.ca.files.clone();
         files.extend(settings.crls.iter().cloned());
         if let Some(pair) = &settings.client_certificate {
@@ -81,7 +81,7 @@ impl Material {
         }
     }
 
-    fn reload(&self) -> Result<bool, TlsConfigError> {
+    fn reload(&self) -> Result<bool, TlsConfigErrors> {
         let now = fingerprint(&self.files);
         if std::mem::replace(&mut *self.seen.lock(), now) == now {
             return Ok(false);

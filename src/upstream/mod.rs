@@ -30,7 +30,7 @@ use crate::{
     pool::{EndpointConnections, Pool, PoolKey},
     resolve::{Question, Refusal, ResolveError, Resolver, State, Subscription, names},
     telemetry::{AliasMetrics, AliasSeries},
-    tls::{RootStores, TlsConfigError},
+    tls::{RootStores, TlsConfigErrors},
 };
 
 /// How often connections that were idle too long are closed.
@@ -92,7 +92,7 @@ impl Upstream {
         roots: &mut RootStores,
         policy: Arc<ArcSwap<AddressPolicy>>,
         series: Arc<AliasSeries>,
-    ) -> Result<Self, TlsConfigError> {
+    ) -> Result<Self, TlsConfigErrors> {
         let material = Arc::new(Material::load(&config.tls, roots)?);
         let told = config.target.as_ref();
         let mut targets = Vec::with_capacity(1 + config.failover.len());

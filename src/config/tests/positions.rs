@@ -111,7 +111,7 @@ fn a_bomb_of_anchors_does_not_go_off() {
         text.push_str(&format!("a{level}: &a{level} [{inner}]\n"));
     }
     let problems = wrong(&text);
-    assert!(problems.contains("more than 100000 values"), "{problems}");
+    assert!(problems.contains("anchors stand for more than 300000 values"), "{problems}");
     assert!(wrong(&"[".repeat(5000)).starts_with("t.yaml:1:"));
 }
 
@@ -242,6 +242,71 @@ fn what_the_file_tells_must_be_what_it_allows() {
     );
     parsed(&format!("{text}a.b.c}}\n"));
     parsed(&format!("{text}b.c, tls: {{server_name: a.b.c}}}}\n"));
+    assert_wrong(
+        &format!("{text}a.b.c, failover: [d.b.c, \"b.c:8443\", 192.0.2.7]}}\n"),
+        &[
+            "t.yaml:3:66: aliases[0].failover[1]: `b.c` is none of the names in `allow`; add it there",
+            "t.yaml:3:78: aliases[0].failover[2]: `192.0.2.7` is an address, and `allow` has names only: say the name of its certificate in `tls.server_name`, or leave `allow` empty",
+        ],
+    );
+    // What `server_name` says is the true name of all targets.
+    parsed(&format!("{text}b.c, failover: [192.0.2.7], tls: {{server_name: a.b.c}}}}\n"));
+    let wrong_name = wrong(&format!("{text}a.b.c, tls: {{server_name: b.c}}}}\n"));
+    assert!(wrong_name.contains("aliases[0].tls.server_name: `b.c` is none"), "{wrong_name}");
+    // A later name of the target's chain may be the one that is allowed.
+    for (chosen, possible) in [
+        ("*.b.c", true),
+        ("x.b.c", true),
+        ("*.x.b.c", true),
+        ("*.c", false),
+        ("b.c", false),
+        ("*.d", false),
+        ("x.d", false),
+    ] {
+        let text = format!("{text}b.c, tls: {{chain_match: [\"{chosen}\"]}}}}\n");
+        match Config::parse(&text, "t.yaml") {
+            Ok(_) => assert!(possible, "{chosen}"),
+            Err(problems) => assert!(!possible, "{chosen}: {problems}"),
+        }
+    }
+}
+
+/// A config map has a megabyte; nobody reads a thousand lines of problems.
+#[test]
+fn what_anchors_repeat_is_bounded_in_number_length_and_complaints() {
+    // Each anchor holds the one before it, and all of them the list.
+    let list = "x, ".repeat(2_000);
+    let nested: String = (0..28).map(|n| format!("&a{n} [")).collect();
+    let problems = wrong(&format!("version: 1\nlog: {nested}{list}{}\n", "]".repeat(28)));
+    assert!(problems.contains("expected a mapping"), "{problems}");
+
+    let long = "x".repeat(20_000);
+    let uses = "*a, ".repeat(10_000);
+    let text =
+        format!("version: 1\nlog: {{level: &a {long}}}\naliases: [{{name: a, hosts: [{uses}]}}]");
+    let problems = wrong(&text);
+    assert!(problems.contains("bytes of text"), "{problems}");
+
+    let uses = "*a, ".repeat(10_000);
+    let text = format!(
+        "version: 1\nlog: {{level: &a {}}}\naliases: [{{name: a, hosts: [{uses}]}}]",
+        "x".repeat(999)
+    );
+    let problems = wrong(&text);
+    assert!(problems.len() < 2_000_000, "{} bytes", problems.len());
+    assert!(wrong("version: 1\nlog: {level: [x], format: 0}").lines().count() == 2);
+}
+
+#[test]
+fn a_file_holds_up_to_ten_thousand_aliases() {
+    let aliases = |count: usize| -> String {
+        let one =
+            |n| format!("- {{name: a{n}, listen: [\"127.1.{}.{}:8080\"]}}\n", n / 250, n % 250 + 1);
+        format!("version: 1\naliases:\n{}", (0..count).map(one).collect::<String>())
+    };
+    assert_eq!(parsed(&aliases(3_000)).aliases.len(), 3_000);
+    let problems = wrong(&aliases(10_001));
+    assert_eq!(problems, "t.yaml:3:3: a configuration has at most 10000 aliases");
 }
 
 #[test]
@@ -265,7 +330,9 @@ aliases:
         &format!(
             "t.yaml:5:20: aliases[0].tls.ca.files[0]: cannot read the file `{folder}/missing`: "
         ),
-        &format!("t.yaml:6:14: aliases[0].tls.crls[0]: `{folder}` is a folder, not a file"),
+        &format!(
+            "t.yaml:6:14: aliases[0].tls.crls[0]: cannot read the file `{folder}`: it is a directory, not a regular file"
+        ),
         "t.yaml:7:51: aliases[0].tls.client_certificate.key: cannot read the file `no/key`: ",
         "t.yaml:9:31: aliases[1].tls.client_certificate: the key `key` is missing: PEM file of",
     ];

@@ -123,3 +123,111 @@ fn every_key_is_described() {
     assert_eq!(schema["properties"]["aliases"]["items"]["required"], json!(["name"]));
     assert_eq!(schema["additionalProperties"], json!(false));
 }
+
+/// Whether a schema takes a scalar, as far as our schemas go.
+fn takes(schema: &Json, value: &Json) -> bool {
+    let kind = |name: &str| match name {
+        "string" => value.is_string(),
+        "integer" => value.is_u64(),
+        "boolean" => value.is_boolean(),
+        "null" => value.is_null(),
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        other => panic!("the type {other}"),
+    };
+    let any = schema["anyOf"].as_array();
+    let words = schema["enum"].as_array();
+    let bound = |key: &str| schema[key].as_u64().zip(value.as_u64());
+    any.is_none_or(|any| any.iter().any(|schema| takes(schema, value)))
+        && words.is_none_or(|words| words.contains(value))
+        && schema.get("const").is_none_or(|only| only == value)
+        && match &schema["type"] {
+            Json::String(name) => kind(name),
+            Json::Array(names) => names.iter().any(|name| kind(name.as_str().unwrap())),
+            _ => true,
+        }
+        && bound("minimum").is_none_or(|(least, value)| least <= value)
+        && bound("maximum").is_none_or(|(most, value)| value <= most)
+        && value.as_str().is_none_or(|text| !text.is_empty() || schema.get("minLength").is_none())
+}
+
+/// Patterns are not looked into, nor is there a schema for every text that the reader refuses.
+#[test]
+fn the_schema_takes_what_the_reader_takes() {
+    let schema = Config::schema();
+    let mut found = BTreeMap::new();
+    keys(&schema, "", &mut found);
+    let words = found.values().flat_map(|schema| {
+        let of = |schema: &Json| schema["enum"].as_array().cloned().unwrap_or_default();
+        let any = schema["anyOf"].as_array().cloned().unwrap_or_default();
+        [of(schema), any.iter().flat_map(of).collect(), of(&schema["items"])].concat()
+    });
+    let mut values: Vec<Json> = words.collect();
+    let more = [
+        "null",
+        "\"\"",
+        "\"null\"",
+        "0",
+        "1",
+        "443",
+        "70000",
+        "\"443\"",
+        "1.2",
+        "\"1.2\"",
+        "2",
+        "\"2\"",
+        "1.1",
+        "true",
+        "false",
+        "\"true\"",
+        "\"false\"",
+        "\"off\"",
+        "\"5s\"",
+        "\"20%\"",
+        "\"a\"",
+        "\"127.0.0.1:80\"",
+        "\"64KiB\"",
+        "-1",
+        "[]",
+        "{}",
+    ];
+    values.extend(more.map(|text| serde_json::from_str::<Json>(text).unwrap()));
+    let mut compared = 0;
+    let mut differing = Vec::new();
+    for (path, schema) in &found {
+        let is_section = found.keys().any(|other| other.starts_with(&format!("{path}/")));
+        let is_file = schema["description"].as_str().unwrap().contains("ile");
+        if is_section || is_file || path == "/version" {
+            continue;
+        }
+        for value in &values {
+            let mut config = full();
+            let place = path.split('/').skip(1).fold(&mut config, |place, step| {
+                match step.parse::<usize>() {
+                    Ok(index) => &mut place[index],
+                    Err(_) => &mut place[step],
+                }
+            });
+            *place = value.clone();
+            let text = config.to_string();
+            let mut document = Document::parse(&text, "t.yaml");
+            // What several keys come to together is no schema's.
+            let key = path[1..].replace("/0", "[0]").replace('/', ".");
+            document.report(&key, "read");
+            let problems = document.finish().unwrap_err();
+            let read =
+                problems.list.iter().any(|problem| problem.message == format!("{key}: read"));
+            let described = takes(schema, value);
+            let only_a_pattern_differs = described && !read && value.is_string();
+            // YAML takes `123` for a number, and the reader for a name where one may stand.
+            let is_text = read && takes(schema, &json!(value.to_string()));
+            if read != described && !only_a_pattern_differs && !is_text {
+                differing
+                    .push(format!("{path}: {value}: the reader {read}, the schema {described}"));
+            }
+            compared += 1;
+        }
+    }
+    assert_eq!(differing, Vec::<String>::new());
+    assert!(compared > 1_000, "only {compared} values");
+}
