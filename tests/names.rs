@@ -69,6 +69,45 @@ async fn server_name_is_sni_and_verified_name_and_host_together() {
 }
 
 #[tokio::test]
+async fn a_true_name_that_no_certificate_can_be_valid_for_is_a_tls_error() {
+    let mut scene = Scene::new(1).await;
+    let origin = serve(&mut scene, &[TRUE_NAME], "ok");
+    let proxy = Proxy::start(&scene.restless_yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+    let until = |status: u16| {
+        within("the alias to move", async move {
+            loop {
+                let answer = client::get(address, ALIAS, "/").await;
+                if answer.status() == status {
+                    return answer;
+                }
+            }
+        })
+    };
+    until(200).await;
+    scene.dns.remove(ALIAS_IN_DNS);
+    scene.dns.zone([
+        dns::cname(ALIAS_IN_DNS, 60, "web-.example.com"),
+        dns::address("web-.example.com", 60, scene.addresses[0]),
+    ]);
+    let answer = until(502).await;
+    let proxy_status = answer.field("proxy-status").unwrap();
+    assert!(proxy_status.contains("error=tls_certificate_error"), "{proxy_status}");
+    let problem = answer.json();
+    assert_eq!(problem["stage"], "tls");
+    let told = problem["detail"].as_str().unwrap();
+    assert!(told.contains("no certificate can be valid for `web-.example.com`"), "{problem}");
+    assert!(problem["fix"].as_str().unwrap().contains("tls.server_name"), "{problem}");
+    assert_eq!(problem["chain"], json!([ALIAS_IN_DNS, "web-.example.com"]));
+    let requests = origin.seen().requests.len();
+
+    scene.dns.remove(ALIAS_IN_DNS);
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)]);
+    until(200).await;
+    assert!(origin.seen().requests.len() > requests);
+}
+
+#[tokio::test]
 async fn a_chain_that_stays_in_the_cluster_has_no_true_name() {
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::answer);

@@ -295,6 +295,7 @@ fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
             (S::FORBIDDEN, Kind::HttpRequestDenied, Stage::Policy)
         }
         ForwardError::NoTarget(NoTarget::Resolve(error)) => classify_resolve(error),
+        ForwardError::NoTarget(NoTarget::Unusable(error)) => classify_tls(error),
         ForwardError::NoTarget(NoTarget::Pending(_)) => {
             (S::GATEWAY_TIMEOUT, Kind::DnsTimeout, Stage::Resolve)
         }
@@ -452,6 +453,7 @@ fn fix(error: &ForwardError) -> Option<String> {
         ForwardError::Limit(_) => "raise `limits.requests`".into(),
         ForwardError::NoTarget(NoTarget::Resolve(error)) => error.fix(),
         ForwardError::NoTarget(NoTarget::Refused(refusal)) => refusal.fix(),
+        ForwardError::NoTarget(NoTarget::Unusable(error)) => return error.hint(),
         ForwardError::NoTarget(NoTarget::Pending(_)) => {
             "check that the DNS servers of resolv.conf, or of `dns.servers`, can be reached".into()
         }

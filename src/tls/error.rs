@@ -231,7 +231,9 @@ pub enum TlsError {
         offered: &'static str,
     },
     /// The true name cannot be used as a server name.
-    #[error("`{name}` is no name that a certificate could bear")]
+    #[error(
+        "no certificate can be valid for `{name}`, which is not a host name: labels of letters, digits, `-` and `_`, without `-` at either end, the last of them not a number"
+    )]
     Name {
         /// The name in question.
         name: String,
@@ -311,7 +313,7 @@ impl TlsError {
             TlsError::Alpn { offered: "h2", .. } => "set `http.version: auto` or `\"1.1\"`",
             TlsError::Alpn { .. } => "set `http.version: auto`",
             TlsError::Name { .. } => {
-                "set `tls.server_name` to a name that the server's certificate bears"
+                "set `tls.server_name` to the name that the server's certificate is valid for, or correct the Service's `externalName`"
             }
             TlsError::Io { post_quantum: true, .. } => {
                 "if it happens each time, something in between may choke on a long ClientHello: set `tls.post_quantum: false`"

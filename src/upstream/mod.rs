@@ -30,7 +30,7 @@ use crate::{
     pool::{EndpointConnections, Pool, PoolKey},
     resolve::{Question, Refusal, ResolveError, Resolver, State, Subscription, names},
     telemetry::{AliasMetrics, AliasSeries},
-    tls::{RootStores, TlsConfigErrors},
+    tls::{RootStores, TlsConfigErrors, TlsError},
 };
 
 /// How often connections that were idle too long are closed.
@@ -63,6 +63,8 @@ pub struct Target {
     port: u16,
     subscription: Subscription,
     generation: ArcSwapOption<Generation>,
+    /// Why there is no generation for a true name that DNS gave.
+    unusable: ArcSwapOption<TlsError>,
     /// What `generation` was made from: published after it.
     applied: watch::Sender<Arc<State>>,
 }
@@ -76,6 +78,9 @@ pub enum NoTarget {
     /// The alias leads to a name that `allow` does not list, and no earlier name is known.
     #[error("{}", .0.what())]
     Refused(Arc<Refusal>),
+    /// The alias leads to a name that no server can prove.
+    #[error("{0}")]
+    Unusable(Arc<TlsError>),
     /// DNS has said nothing yet.
     #[error("no DNS server has answered for this alias within {0:?}")]
     Pending(Duration),
@@ -101,6 +106,7 @@ impl Upstream {
                 port: target.and_then(|target| target.port).unwrap_or(config.port),
                 subscription: resolver.watch(Question::new(&config, target)),
                 generation: ArcSwapOption::empty(),
+                unusable: ArcSwapOption::empty(),
                 applied: watch::Sender::default(),
             });
         }
@@ -195,6 +201,9 @@ impl Upstream {
         if let Some(generation) = self.choose() {
             return Ok(generation);
         }
+        if let Some(error) = self.targets.iter().find_map(|target| target.unusable.load_full()) {
+            return Err(NoTarget::Unusable(error));
+        }
         // Requests fail until DNS gives something new: this one shows that somebody waits for it.
         self.refresh();
         Err(match (&state.refused, &state.error) {
@@ -273,6 +282,7 @@ impl Upstream {
     /// A new true name is a failover: a new generation, and the old one ends as `on_change`
     /// says. New addresses are a rotation: the balancer's set changes.
     fn apply(&self, target: &Target, state: &State) {
+        target.unusable.store(None);
         let Some(resolution) = &state.current else {
             target.generation.store(None);
             return;
@@ -287,7 +297,8 @@ impl Upstream {
         let generation =
             Generation::new(&self.config, resolution.clone(), target.port, self.material.current());
         let generation = match generation {
-            Ok(generation) => Arc::new(generation),
+            Ok(generation) => Some(Arc::new(generation)),
+            // A failover all the same: the alias does not lead to the old name any more.
             Err(error) => {
                 tracing::error!(
                     alias = self.config.name,
@@ -295,10 +306,11 @@ impl Upstream {
                     %error,
                     "the true name cannot be used",
                 );
-                return;
+                target.unusable.store(Some(Arc::new(error)));
+                None
             }
         };
-        target.generation.store(Some(generation));
+        target.generation.store(generation);
         if let Some(old) = current {
             self.retire(old);
         }
