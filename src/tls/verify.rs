@@ -61,9 +61,11 @@ impl Verifier {
         let verdict = match &self.whom {
             Whom::Roots(trusted) => {
                 let asked = Asked { leaf, name, now };
-                match trusted.roots.has_server(leaf) {
-                    true => trusted.verify_named(&asked, &self.pins),
-                    false => trusted.verify_chain(&asked, intermediates, self),
+                match trusted.verify_chain(&asked, intermediates, self) {
+                    Err(_) if trusted.roots.has_server(leaf) => {
+                        trusted.verify_named(&asked, &self.pins)
+                    }
+                    verdict => verdict,
                 }
             }
             // There is no verified chain: only the key that the server proves to hold can be pinned.

@@ -1,7 +1,6 @@
 //! An alias' TLS material: certificates and keys from files, taken anew when the files change.
 
 use std::{
-    fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::PathBuf,
     sync::Arc,
@@ -13,13 +12,16 @@ use parking_lot::Mutex;
 use tokio::{task::spawn_blocking, time::interval};
 
 use crate::{
-    config,
+    config::{self, read_file},
     tls::{ClientTls, RootStores, TlsConfigErrors},
 };
 
 /// How often the files are compared. By content, for a ConfigMap or a Secret arrives by a swap of
 /// links whose targets may well be of the same second.
 const FILE_CHECK: Duration = Duration::from_secs(2);
+
+/// No file that can be loaded is larger.
+const MAX_COMPARED: usize = 64 << 20;
 
 /// What [`ClientTls`] was loaded from, and the load in force.
 pub struct Material {
@@ -95,7 +97,8 @@ impl Material {
 fn fingerprint(files: &[PathBuf]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for file in files {
-        fs::read(file).ok().hash(&mut hasher);
+        // What is too large to be used is the same for as long as it is.
+        read_file(file, MAX_COMPARED).ok().hash(&mut hasher);
     }
     hasher.finish()
 }

@@ -262,6 +262,15 @@ async fn a_pin_holds_for_a_certificate_that_is_itself_trusted() {
 }
 
 #[tokio::test]
+async fn a_pin_of_the_root_holds_though_the_certificate_is_trusted_itself_too() {
+    let root = Ca::new("Root");
+    let identity = root.issue(&[NAME]);
+    let mut settings = Settings::trusting_pem(&(root.pem() + &pem(&identity.chain[0])));
+    settings.tls.pins = vec![pin(&root.der())];
+    accepted(identity.server(), &settings.load(), NAME).await;
+}
+
+#[tokio::test]
 async fn a_root_bounds_the_length_of_chains_and_the_names() {
     let short = ca("Short", |params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
     let tls = Settings::trusting(&short).load();
