@@ -10,6 +10,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use nix::sys::signal::Signal;
@@ -301,6 +302,29 @@ async fn what_init_makes_is_what_run_serves() {
     assert!(!proxy.log().contains("new local certificate authorities"));
     let address = proxy.address(ALIAS).await;
     assert_eq!(fetch(&trusted, ALIAS, address).await.code, 0);
+}
+
+/// As Java is, which gives no name of one label.
+#[tokio::test]
+async fn who_names_no_server_in_a_tunnel_is_shown_the_certificate_of_the_tunnels_alias() {
+    let world = World::new().await;
+    let yaml = world.yaml(ALIAS).replace("listen: [\"127.0.0.1:0\"]", "listen: []");
+    let (_, alias) = yaml.split_once("aliases:\n").unwrap();
+    let proxy = "proxy: {listen: \"127.0.0.1:0\"}";
+    let proxy = Proxy::start(&format!("{proxy}\n{yaml}{}", alias.replace(ALIAS, "payments"))).await;
+    let through = proxy.forward_proxy().await.to_string();
+    for (tunnel, name, code) in
+        [(ALIAS, ALIAS, 0), ("payments", "payments", 0), ("payments", ALIAS, 1)]
+    {
+        let target = format!("{tunnel}:443");
+        let mut openssl = Command::new("openssl");
+        openssl.args(["s_client", "-proxy", &through, "-connect", &target, "-noservername"]);
+        openssl.args(["-verify_return_error", "-verify_hostname", name, "-CAfile"]);
+        openssl.arg(world.roots()).stdin(Stdio::null());
+        let run = tokio::task::spawn_blocking(move || openssl.output().unwrap());
+        let output = within("openssl", run).await.unwrap();
+        assert_eq!(output.status.code(), Some(code), "{tunnel} {name}: {output:?}");
+    }
 }
 
 /// A scene with an origin that answers `ok`, and a folder for authorities that outlives proxies.

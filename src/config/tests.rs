@@ -144,3 +144,12 @@ fn lines_may_end_as_on_windows() {
     let problems = wrong("version: 1\r\nlog:\r\n  levl: info\r\n");
     assert_eq!(problems, "t.yaml:3:3: unknown key `levl`; did you mean `level`?");
 }
+
+#[test]
+fn a_lifetime_of_certificates_is_refused_with_the_reason() {
+    let problems = wrong("version: 1\nca: {leaf_lifetime: 24h}\n");
+    assert!(
+        problems.starts_with("t.yaml:2:6: unknown key `leaf_lifetime`; it is gone: "),
+        "{problems}"
+    );
+}

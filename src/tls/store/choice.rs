@@ -8,7 +8,7 @@ use crate::tls::authority::{Authority, DAY, Root, Seconds, Subject, names::LOCAL
 const LAST_DAYS: Seconds = 30 * DAY;
 
 /// A successor is published this long before the end: programs read their roots when they start.
-const SUCCESSOR: Seconds = 365 * DAY;
+pub(super) const SUCCESSOR: Seconds = 365 * DAY;
 
 /// What an alias lacks.
 #[derive(Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 
 mod choice;
 mod derived;
+mod draft;
 mod folder;
 mod listing;
 mod maintenance;

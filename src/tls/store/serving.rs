@@ -1,19 +1,18 @@
 //! What the aliases of a proxy are served with, found in a folder or made.
 
-use std::{
-    collections::HashMap, fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, thread,
-};
+use std::{collections::HashMap, fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use super::{
     Known, Stem, Store, StoreError,
-    choice::{self, Lack, changes, fits, lacks, preferred},
+    choice::{SUCCESSOR, fits},
     current_time, derived,
+    draft::{Draft, Made, make_missing},
     folder::{Stamp, read_file, write, write_soon},
     listing::Listing,
     pem,
 };
 use crate::tls::{
-    authority::{Authority, AuthorityError, DAY, EARLY, Root, Seconds, Subject, timestamp},
+    authority::{Authority, AuthorityError, DAY, Root, Seconds, Subject, timestamp},
     server::AliasCertificates,
 };
 
@@ -24,10 +23,10 @@ const LARGEST_KEY: u64 = 1024 * 1024;
 const LOOK: Seconds = DAY / 2;
 
 /// A clock that goes back by less was only corrected.
-const CORRECTION: Seconds = 60;
+pub(super) const CORRECTION: Seconds = 60;
 
 /// More new files than these are not worth waiting for the disk for each.
-const MANY: usize = 32;
+pub(super) const MANY: usize = 32;
 
 /// What aliases are served with. Those that did not change share it with what was before.
 #[derive(Clone, Debug, Default)]
@@ -39,25 +38,13 @@ pub struct Serving {
 
 /// What one alias is served with.
 #[derive(Debug)]
-struct Entry {
-    subject: Subject,
-    authorities: Vec<Arc<Authority>>,
+pub(super) struct Entry {
+    pub subject: Subject,
+    pub authorities: Vec<Arc<Authority>>,
     /// The roots that were there for it, and whether each had a key.
-    considered: Vec<(Stem, bool)>,
-    shown: Arc<AliasCertificates>,
-    next: Option<Seconds>,
-}
-
-/// An alias while it is being looked after.
-struct Draft<'a> {
-    subject: &'a Subject,
-    before: Option<&'a Arc<Entry>>,
-    considered: Vec<(Stem, bool)>,
-    authorities: Vec<Arc<Authority>>,
-    next: Option<Seconds>,
-    lacks: Vec<Lack>,
-    /// Nothing has changed.
-    same: bool,
+    pub considered: Vec<(Stem, bool)>,
+    pub shown: Arc<AliasCertificates>,
+    pub next: Option<Seconds>,
 }
 
 impl Serving {
@@ -113,6 +100,10 @@ impl Serving {
             serving.aliases.insert(alias, entry);
         }
         serving
+    }
+
+    pub(super) fn at(&self) -> Seconds {
+        self.at
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = (Stem, &Arc<Authority>)> {
@@ -364,100 +355,6 @@ impl Store {
     }
 }
 
-impl<'a> Draft<'a> {
-    fn new(
-        subject: &'a Subject,
-        before: Option<&'a Arc<Entry>>,
-        considered: Vec<(Stem, bool)>,
-    ) -> Self {
-        Self {
-            subject,
-            before,
-            considered,
-            authorities: Vec::new(),
-            next: None,
-            lacks: Vec::new(),
-            same: false,
-        }
-    }
-
-    /// Whether all is as it was before, which it then is.
-    fn is_same(&mut self, before: &Serving, now: Seconds) -> bool {
-        let Some(entry) = self.before else { return false };
-        self.same = entry.subject == *self.subject
-            && entry.considered == self.considered
-            && now + CORRECTION >= before.at
-            && entry.next.is_none_or(|next| now < next);
-        self.same
-    }
-
-    fn choose(&mut self, authorities: Vec<Arc<Authority>>, now: Seconds) {
-        let held = self.before.map(|before| before.authorities.as_slice()).unwrap_or_default();
-        let fitting = authorities.into_iter().filter(|one| fits(one.root(), self.subject));
-        self.authorities = preferred(fitting.collect(), held, now);
-        self.lacks = lacks(self.subject, &self.authorities, now);
-        self.next = [self.next, changes(&self.authorities, now)].into_iter().flatten().min();
-    }
-
-    fn add(&mut self, made: Arc<Authority>, now: Seconds) {
-        let mut authorities = std::mem::take(&mut self.authorities);
-        authorities.push(made);
-        self.choose(authorities, now);
-    }
-
-    fn entry(self, now: Seconds) -> Entry {
-        let served = self.authorities.iter().map(|one| (one.clone(), one.certified(now)));
-        let mut shown =
-            Arc::new(AliasCertificates::new(self.subject.main.clone(), served.collect()));
-        // Who compares sees at once that there is nothing new.
-        if let Some(before) = self.before.filter(|before| before.shown == shown) {
-            shown = before.shown.clone();
-        }
-        Entry {
-            subject: self.subject.clone(),
-            authorities: self.authorities,
-            considered: self.considered,
-            shown,
-            next: self.next,
-        }
-    }
-}
-
-/// An authority that an alias lacked.
-struct Made {
-    draft: usize,
-    required: bool,
-    authority: Result<Authority, AuthorityError>,
-}
-
-/// Makes all that is missing, on all CPUs where it is much.
-fn make_missing(drafts: &[Draft<'_>], now: Seconds) -> Vec<Made> {
-    let lacking = drafts.iter().enumerate();
-    let lacking =
-        lacking.flat_map(|(draft, of)| of.lacks.iter().map(move |lack| (draft, of, lack)));
-    let lacking: Vec<_> = lacking.collect();
-    let make = |(draft, of, lack): &(usize, &Draft<'_>, &choice::Lack)| {
-        let subject = of.subject;
-        // The older is preferred: let it be older, though times are whole seconds.
-        let newest = of.authorities.iter().map(|one| one.root().not_before()).max();
-        let now = newest.map_or(now, |newest| now.max(newest + EARLY + 1));
-        let authority = Authority::make(&subject.alias, &lack.names, &subject.addresses, now);
-        Made { draft: *draft, required: lack.required, authority }
-    };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let share = lacking.len().div_ceil(threads).max(MANY);
-    if lacking.len() <= share {
-        return lacking.iter().map(make).collect();
-    }
-    thread::scope(|scope| {
-        let chunks = lacking.chunks(share);
-        let threads: Vec<_> = chunks
-            .map(|chunk| scope.spawn(move || chunk.iter().map(make).collect::<Vec<_>>()))
-            .collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
-    })
-}
-
 /// Successors that could not be written.
 #[derive(Default)]
 struct Unwritten {
@@ -478,16 +375,22 @@ impl Unwritten {
     fn warn(&self, now: Seconds) -> bool {
         let (Some(error), Some(ends)) = (&self.error, self.ends) else { return false };
         let (aliases, end) = (self.aliases, timestamp(ends));
-        if ends <= now + 30 * DAY {
-            tracing::error!(
-                aliases, end, %error,
-                "certificates of the local authority END SOON, and the folder cannot be written",
+        if ends > now + SUCCESSOR {
+            tracing::warn!(
+                aliases, %error,
+                "the certificates of these aliases are not valid for all addresses that they listen on: \
+                 clients have to ask for names",
             );
-        } else {
+        } else if ends > now + 30 * DAY {
             tracing::warn!(
                 aliases, end, %error,
-                "the local authority needs new certificates for these aliases, and the folder cannot be \
+                "the certificates of these aliases have less than a year left, and new ones cannot be \
                  written",
+            );
+        } else {
+            tracing::error!(
+                aliases, end, %error,
+                "the certificates of these aliases END SOON, and new ones cannot be written",
             );
         }
         true

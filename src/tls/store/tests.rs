@@ -44,7 +44,7 @@ fn the_oldest_is_preferred_that_has_a_month_left() {
         ids(&preferred(vec![old.clone(), ending.clone()], &[], now - 2 * LIFETIME)).len(),
         0
     );
-    let next = changes(&[old.clone()], now).unwrap();
+    let next = changes(std::slice::from_ref(&old), now).unwrap();
     assert!(next > now && next <= old.root().not_after());
 }
 
