@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     config::{Config, CredentialsError},
+    files::{Stuck, WorkError},
     listener::BindError,
     tls::{TlsConfigError, TlsConfigErrors, source::SourceError},
 };
@@ -134,6 +135,9 @@ pub enum StartError {
     /// The TLS library.
     #[error("{0}")]
     TlsLibrary(#[from] TlsConfigError),
+    /// A file that the configuration names hangs.
+    #[error(transparent)]
+    Stuck(Stuck),
     /// The configuration has no alias.
     #[error("there is no alias to serve: name one, as in `truename run webscaler-manual`")]
     NoAlias,
@@ -143,4 +147,13 @@ pub enum StartError {
     /// The proxy that was to be changed has ended.
     #[error("the proxy has ended")]
     Ended,
+}
+
+impl From<WorkError> for StartError {
+    fn from(error: WorkError) -> Self {
+        match error {
+            WorkError::Stuck(stuck) => Self::Stuck(stuck),
+            WorkError::Io(error) => Self::Io(error),
+        }
+    }
 }

@@ -2,11 +2,18 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
+
+/// How long a new client has to ask for something once the process is to end. What it sends may be
+/// on its way.
+const FIRST_WORD: Duration = Duration::from_millis(500);
+
+/// How long what was cut off may take to be written down.
+const LAST_RECORDS: Duration = Duration::from_secs(1);
 
 /// Shared by everything that has to end in order.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +50,17 @@ impl Drain {
         self.draining.cancelled().await;
     }
 
+    /// Waits until a connection is to end on which nothing has been asked for since `since`, when it
+    /// was ready for a request.
+    #[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
+    pub fn unused(&self, since: Instant) -> impl Future<Output = ()> + '_ {
+        // A block and a box: each connection has room for this as long as it lives.
+        async move {
+            self.draining.cancelled().await;
+            Box::pin(sleep_until(since + FIRST_WORD)).await;
+        }
+    }
+
     /// Waits until nobody holds a guard, or `grace` is over; then nothing new is served.
     /// Returns how many were left, and are cut off.
     pub async fn finish(&self, grace: Duration) -> usize {
@@ -51,6 +69,8 @@ impl Drain {
         let _ = timeout(grace, self.served.wait()).await;
         let left = self.alive();
         self.stopped.cancel();
+        // Their records are written when the workers drop them.
+        let _ = timeout(LAST_RECORDS, self.served.wait()).await;
         left
     }
 

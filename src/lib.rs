@@ -16,6 +16,8 @@ pub mod demo;
 pub mod detect;
 pub mod drain;
 pub mod error;
+pub mod files;
+pub mod folder;
 pub mod forward;
 pub mod http1;
 pub mod idle;

@@ -219,6 +219,33 @@ async fn a_failed_request_is_logged_with_its_true_name_and_what_mends_it() {
 }
 
 #[tokio::test]
+async fn a_failure_that_goes_on_is_logged_when_it_begins_counted_and_reported_when_it_has_ended() {
+    let mut scene = Scene::new(1).await;
+    scene.take_listeners();
+    let yaml = scene.yaml("retry: {attempts: 0}") + "log: {access: false}\n";
+    let proxy = Proxy::start(&yaml).await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    for _ in 0..100 {
+        peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+        assert_eq!(peer.response().await.status(), 502);
+    }
+    let line = json(&proxy.logged("requests no longer fail for this reason").await);
+    for (key, value) in [
+        ("level", "info"),
+        ("alias", ALIAS),
+        ("true_name", TRUE_NAME),
+        ("error", "connection_refused"),
+    ] {
+        assert_eq!(line[key], value, "{key} in {line}");
+    }
+    assert_eq!(line["failures"], 100);
+    let log = proxy.log();
+    let begun = log.lines().filter(|line| line.contains("\"stage\":\"connect\"")).count();
+    let told = log.lines().filter(|line| line.contains("connection_refused")).count();
+    assert!(begun == 1 && told <= 3, "{log}");
+}
+
+#[tokio::test]
 async fn the_access_log_can_be_silenced() {
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::answer);

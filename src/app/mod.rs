@@ -2,10 +2,12 @@
 //! The only module that knows all others.
 
 mod certificates;
+mod plan;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
+    pin::Pin,
     sync::Arc,
     thread,
     time::Duration,
@@ -14,12 +16,14 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
     runtime::{self, Runtime},
-    sync::{mpsc, watch},
-    time::interval,
+    sync::{mpsc, oneshot, watch},
+    task::spawn_blocking,
+    time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use certificates::Certificates;
+use plan::{Inventory, Loaded, Plan, Running, Sockets};
 
 use crate::{
     admin::{self, Snapshot},
@@ -27,21 +31,21 @@ use crate::{
     config::{self, Config},
     connect::AddressPolicy,
     drain::Drain,
+    files,
     forward::Passthrough,
     listener::{Bound, Listeners},
     resolve::Resolver,
     route::Routes,
-    serve::{Credentials, Failures, ForwardProxy, Server},
-    telemetry::{AliasSeries, Metrics, set_log_level},
-    tls::{
-        RootStores,
-        authority::Subject,
-        server::{self, ServerTls},
-    },
+    serve::{ForwardProxy, Server},
+    telemetry::{Failures, Metrics, set_log_level},
+    tls::server::{self, ServerTls},
     upstream::Upstream,
 };
 
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// How often it is asked whether a failure goes on or has ended.
+const FAILURE_REPORTS: Duration = Duration::from_secs(1);
 
 /// How often the file of `proxy.credentials` is looked at; a change is taken at the second look.
 const CREDENTIALS_CHECK: Duration = Duration::from_millis(500);
@@ -126,12 +130,6 @@ impl App {
     }
 }
 
-/// An alias at work.
-struct Running {
-    upstream: Arc<Upstream>,
-    stop: CancellationToken,
-}
-
 /// A socket at work.
 struct Listening {
     address: SocketAddr,
@@ -188,65 +186,46 @@ impl Control {
             certificates: None,
             config: Config::default(),
         };
-        if let Err(error) = control.apply(config) {
-            // The threads have started already, with nothing to do.
-            control.server.drain.stopped().cancel();
-            return Err(error);
+        let now = control.inventory();
+        let plan = Sockets::bind(&config, &now).and_then(|sockets| {
+            let loaded = Loaded::load(&config, &now)?;
+            Ok(Plan { config, sockets, loaded })
+        });
+        match plan {
+            Ok(plan) => control.commit(plan),
+            Err(error) => {
+                // The threads have started already, with nothing to do.
+                control.server.drain.stopped().cancel();
+                return Err(error);
+            }
         }
         Ok((control, admin))
     }
 
-    /// Makes `config` the one at work. Everything that can fail comes first.
-    fn apply(&mut self, config: Config) -> Result<(), StartError> {
-        let wanted: HashSet<SocketAddr> =
-            config.aliases.iter().flat_map(|alias| alias.listen.iter().copied()).collect();
-        let mut new_bounds = Vec::new();
-        for address in wanted.iter().filter(|address| !self.bound.contains_key(address)) {
-            new_bounds.push(Bound::bind(*address)?);
+    /// What a plan goes on with.
+    fn inventory(&self) -> Inventory {
+        Inventory {
+            config: self.config.clone(),
+            workers: self.workers,
+            resolver: self.resolver.clone(),
+            policy: self.policy.clone(),
+            bound: self.bound.keys().copied().collect(),
+            running: self.running.clone(),
+            certificates: self.certificates.as_ref().map(|current| current.keeper().clone()),
         }
-        let new_proxy = match config.proxy.listen {
-            Some(listen) if self.config.proxy.listen != Some(listen) => {
-                Some(Bound::bind(listen).map_err(StartError::Proxy)?)
-            }
-            _ => None,
-        };
-        let credentials = credentials(&config.proxy)?;
-        let same_dns = self.config.dns == config.dns;
-        let resolver = match same_dns {
-            true => self.resolver.clone(),
-            false => self.resolver.with_settings(config.dns.clone()),
-        };
-        let mut roots = RootStores::default();
-        let running: HashMap<&str, &Running> = self
-            .running
-            .iter()
-            .map(|running| (running.upstream.config().name.as_str(), running))
-            .collect();
-        let mut aliases = Vec::with_capacity(config.aliases.len());
-        for alias in &config.aliases {
-            let unchanged = running
-                .get(alias.name.as_str())
-                .filter(|running| **running.upstream.config() == *alias);
-            aliases.push(match unchanged.filter(|_| same_dns) {
-                Some(running) => (running.upstream.clone(), Some(running.stop.clone())),
-                None => (self.upstream(alias, &resolver, &mut roots)?, None),
-            });
-        }
+    }
 
-        let subjects = aliases.iter().map(|(upstream, _)| {
-            let alias = upstream.config();
-            let listen = alias.listen.iter().map(SocketAddr::ip);
-            Subject::new(&alias.name, upstream.hosts().iter().cloned(), listen)
-        });
-        let before = self.certificates.as_ref().map(Certificates::keeper);
-        let (certificates, shown) = Certificates::issue(&config, subjects.collect(), before)?;
-
-        // From here on nothing fails.
+    /// Puts a plan to work, which was made with what is at work now. Nothing here fails or waits.
+    fn commit(&mut self, plan: Plan) {
+        let Plan { config, sockets, loaded } = plan;
+        let Loaded { resolver, credentials, aliases, certificates, shown } = loaded;
+        let (bounds, new_proxy) = (sockets.aliases, sockets.proxy);
+        let wanted = plan::addresses(&config);
         self.server.tls.serve(shown);
         self.certificates = Some(certificates);
         let kept = self.bound.iter().filter(|(configured, _)| wanted.contains(configured));
         let addresses = kept.map(|(_, listening)| listening.address);
-        let new_addresses = new_bounds.iter().map(|bound| bound.address);
+        let new_addresses = bounds.iter().map(|bound| bound.address);
         let kept_proxy = self.proxy.as_ref().filter(|_| config.proxy.listen.is_some());
         let proxy = new_proxy.as_ref().map(|bound| bound.address);
         let proxy = proxy.or(kept_proxy.map(|listening| listening.address));
@@ -264,7 +243,7 @@ impl Control {
                 allowed.then(|| Passthrough::new(resolver.clone(), self.policy.clone()));
             Arc::new(ForwardProxy { listen, passthrough, credentials })
         }));
-        for bound in new_bounds {
+        for bound in bounds {
             self.listen(bound);
         }
         self.replace_proxy(new_proxy, proxy.is_some());
@@ -293,26 +272,6 @@ impl Control {
         self.resolver = resolver;
         self.snapshot.update(upstreams, config.clone());
         self.config = config;
-        Ok(())
-    }
-
-    fn upstream(
-        &self,
-        alias: &config::Alias,
-        resolver: &Arc<Resolver>,
-        roots: &mut RootStores,
-    ) -> Result<Arc<Upstream>, StartError> {
-        let config = Arc::new(alias.clone());
-        // What was counted stays, whatever else of the alias is new.
-        let before = self.running.iter().find(|old| old.upstream.config().name == alias.name);
-        let series = match before {
-            Some(old) => old.upstream.series().clone(),
-            None => AliasSeries::new(&alias.name, self.workers),
-        };
-        let upstream = Upstream::new(config, resolver, roots, self.policy.clone(), series);
-        upstream
-            .map(Arc::new)
-            .map_err(|source| StartError::Tls { alias: alias.name.clone(), source })
     }
 
     fn listen(&mut self, bound: Bound) {
@@ -367,6 +326,7 @@ impl Control {
                 tracing::info!(address = %bound.address, "admin listening");
                 tokio::spawn(admin::serve(bound, self.snapshot.clone()));
             }
+            tokio::spawn(follow_credentials(self.server.clone()));
             self.obey(queue).await;
             let grace = self.config.shutdown_grace;
             tracing::info!(connections = self.server.drain.alive(), ?grace, "draining");
@@ -391,34 +351,30 @@ impl Control {
 
     async fn obey(&mut self, mut queue: mpsc::Receiver<Command>) {
         let mut upkeep = interval(METRICS_UPKEEP);
-        let mut credentials = interval(CREDENTIALS_CHECK);
+        let mut reports = interval(FAILURE_REPORTS);
+        let mut reloads = Reloads::default();
         loop {
+            reloads.begin(|| self.inventory());
             tokio::select! {
                 command = queue.recv() => match command {
-                    Some(Command::Reload(config, reply)) => {
-                        let _ = reply.send(self.reload(*config));
-                    }
+                    Some(Command::Reload(config, reply)) => reloads.waiting.push_back((config, reply)),
                     Some(Command::Shutdown) | None => return,
                 },
-                _ = upkeep.tick() => self.metrics.upkeep(),
-                _ = credentials.tick() => {
-                    let proxy = self.server.proxy.load_full();
-                    if let Some(credentials) = proxy.as_ref().and_then(|p| p.credentials.as_ref()) {
-                        credentials.refresh();
-                    }
+                (plan, reply) = reloads.planned() => {
+                    let _ = reply.send(plan.map(|plan| self.reload(plan)));
                 }
+                _ = upkeep.tick() => self.metrics.upkeep(),
+                _ = reports.tick() => self.server.report_failures(),
                 shown = changed(&mut self.certificates) => self.server.tls.serve(shown),
             }
         }
     }
 
-    fn reload(&mut self, config: Config) -> Result<(), StartError> {
-        if config.aliases.is_empty() {
-            return Err(StartError::NoAlias);
-        }
-        let level = (config.log.level != self.config.log.level).then_some(config.log.level);
-        let waiting = waiting_for_a_restart(&self.config, &config);
-        self.apply(config)?;
+    fn reload(&mut self, plan: Plan) {
+        let (old, new) = (&self.config, &plan.config);
+        let level = (new.log.level != old.log.level).then_some(new.log.level);
+        let waiting = waiting_for_a_restart(old, new);
+        self.commit(plan);
         // Only where the file says something new: it may have been changed by `POST /log`.
         if let Some(level) = level {
             set_log_level(level);
@@ -426,15 +382,54 @@ impl Control {
         if !waiting.is_empty() {
             tracing::warn!(keys = waiting.join(", "), "these take effect at the next start");
         }
-        Ok(())
     }
 }
 
-fn credentials(proxy: &config::ForwardProxy) -> Result<Option<Arc<Credentials>>, StartError> {
-    let Some(file) = proxy.credentials.clone() else { return Ok(None) };
-    match Credentials::load(file.clone()) {
-        Ok(credentials) => Ok(Some(Arc::new(credentials))),
-        Err(source) => Err(StartError::Credentials { file, source }),
+type Reply = oneshot::Sender<Result<(), StartError>>;
+type Planning = Pin<Box<dyn Future<Output = Result<Plan, StartError>>>>;
+
+/// Reloads: one that is being planned, and others that wait their turn.
+#[derive(Default)]
+struct Reloads {
+    planning: Option<(Planning, Reply)>,
+    /// Whoever asks waits for its reply, so that there are no more than those who ask.
+    waiting: VecDeque<(Box<Config>, Reply)>,
+}
+
+impl Reloads {
+    /// Begins the next, unless one is under way.
+    fn begin(&mut self, now: impl FnOnce() -> Inventory) {
+        if self.planning.is_none()
+            && let Some((config, reply)) = self.waiting.pop_front()
+        {
+            self.planning = Some((Box::pin(Plan::make(*config, now())), reply));
+        }
+    }
+
+    /// Waits until one is ready. Loses nothing where it is dropped.
+    async fn planned(&mut self) -> (Result<Plan, StartError>, Reply) {
+        loop {
+            if let Some((planning, _)) = &mut self.planning {
+                let plan = planning.await;
+                if let Some((_, reply)) = self.planning.take() {
+                    return (plan, reply);
+                }
+            }
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Follows the file of `proxy.credentials`, whichever it is.
+async fn follow_credentials(server: Arc<Server>) {
+    let mut checks = interval(CREDENTIALS_CHECK);
+    loop {
+        checks.tick().await;
+        let proxy = server.proxy.load_full();
+        let Some(credentials) = proxy.and_then(|proxy| proxy.credentials.clone()) else { continue };
+        let look = spawn_blocking(move || credentials.refresh());
+        // One that hangs must not keep that of the next configuration from being followed.
+        let _ = timeout(files::PATIENCE, look).await;
     }
 }
 

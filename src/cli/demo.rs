@@ -7,6 +7,7 @@ use std::{
     process::ExitCode,
 };
 
+use futures_util::future::select_all;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -52,26 +53,25 @@ impl Demo {
     }
 
     fn play(&self) -> Result<Story, DemoError> {
-        let world = World::start()?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(DemoError::Runtime)?.block_on(self.perform(&world))
+        runtime.map_err(DemoError::Runtime)?.block_on(self.perform())
     }
 
-    async fn perform(&self, world: &World) -> Result<Story, DemoError> {
-        // Before the first line: whoever reads it may press Ctrl-C.
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(DemoError::Runtime)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(DemoError::Runtime)?;
-        let mut stopped = pin!(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        });
+    async fn perform(&self) -> Result<Story, DemoError> {
+        // Before there is a folder with keys: a signal that comes early must find its handler.
+        let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+            .map(signal)
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(DemoError::Runtime)?;
+        let mut stopped =
+            pin!(select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))));
 
+        let world = &World::start()?;
         let proxy = App::start(world.config())?;
         let story = tokio::select! {
             story = self.tell(world, &proxy) => story,
-            () = &mut stopped => Err(DemoError::Interrupted),
+            _ = &mut stopped => Err(DemoError::Interrupted),
         };
         if story.is_ok() && !self.once {
             stopped.await;

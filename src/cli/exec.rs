@@ -29,6 +29,7 @@ use crate::{
     app::App,
     command::StartError,
     config::{self, Config, LogLevel},
+    files,
     resolve::{Resolver, names},
     telemetry,
     tls::{
@@ -99,6 +100,8 @@ enum ExecError {
     NoProxy,
     #[error("cannot run {}: {source}", command.display())]
     Spawn { command: OsString, source: io::Error },
+    #[error("{0} before the command was run")]
+    Interrupted(Signal),
     #[error("cannot follow the command: {0}")]
     Io(#[from] io::Error),
 }
@@ -118,6 +121,7 @@ impl Exec {
                         EXIT_NOT_FOUND
                     }
                     ExecError::Spawn { .. } => EXIT_NOT_EXECUTABLE,
+                    ExecError::Interrupted(signal) => of_signal(*signal as i32),
                     ExecError::Store(_) | ExecError::NoProxy | ExecError::Io(_) => EXIT_INTERNAL,
                 })
             }
@@ -125,22 +129,40 @@ impl Exec {
     }
 
     fn perform(&self) -> Result<ExitStatus, ExecError> {
-        let folder = Store::temporary()?;
-        let config = self.configuration(folder.directory())?;
-        telemetry::init_log(&config.log);
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
+        let result = runtime.block_on(async {
             // Before there is a command: a signal that comes early must find its handler.
-            let signals = signals()?;
-            let names = names_of(&config);
-            let app = App::start(config)?;
-            let result = match self.start(&app, &folder, &names) {
+            let mut signals = signals()?;
+            let exec = self.clone();
+            let ready = tokio::select! {
+                ready = files::work(move || exec.prepare()) => ready.map_err(StartError::from)??,
+                Some(signal) = signals.recv() => return Err(ExecError::Interrupted(signal)),
+            };
+            let Ready { app, mut command, .. } = ready;
+            let result = match command.spawn() {
                 Ok(child) => attend(child, signals).await.map_err(ExecError::Io),
-                Err(error) => Err(error),
+                Err(source) => {
+                    let command = self.command.first().cloned().unwrap_or_default();
+                    Err(ExecError::Spawn { command, source })
+                }
             };
             app.shutdown().await;
             result
-        })
+        });
+        // No exit waits for a file that hangs.
+        runtime.shutdown_background();
+        result
+    }
+
+    /// Starts the proxy, and makes the command ready. Blocking, as files are read.
+    fn prepare(&self) -> Result<Ready, ExecError> {
+        let folder = Store::temporary()?;
+        let config = self.configuration(folder.directory())?;
+        telemetry::init_log(&config.log);
+        let names = names_of(&config);
+        let app = App::start(config)?;
+        let command = self.command(&app, &folder, &names)?;
+        Ok(Ready { app, command, _folder: folder })
     }
 
     /// What the file and the arguments say of aliases and how to reach them; the rest is private.
@@ -164,7 +186,7 @@ impl Exec {
         Ok(config)
     }
 
-    fn start(&self, app: &App, store: &Store, names: &[String]) -> Result<Child, ExecError> {
+    fn command(&self, app: &App, store: &Store, names: &[String]) -> Result<Command, ExecError> {
         let proxy = app.proxy().ok_or(ExecError::NoProxy)?;
         let files = environment::ROOTS.into_iter().filter_map(env::var_os).map(PathBuf::from);
         let trust = TrustStore::with(store.roots()?, files);
@@ -186,12 +208,17 @@ impl Exec {
         let told = environment::Told { proxy, names, bundle: &bundle, truststore: &truststore };
         let mut words = self.command.iter();
         let program = words.next().cloned().unwrap_or_default();
-        Command::new(&program)
-            .args(words)
-            .envs(told.variables(|name| env::var_os(name)))
-            .spawn()
-            .map_err(|source| ExecError::Spawn { command: program, source })
+        let mut command = Command::new(program);
+        command.args(words).envs(told.variables(|name| env::var_os(name)));
+        Ok(command)
     }
+}
+
+/// The command, and what it needs for as long as it runs.
+struct Ready {
+    app: App,
+    command: Command,
+    _folder: Store,
 }
 
 /// Passes signals on until the command ends.
@@ -244,8 +271,12 @@ fn is_in_foreground() -> bool {
 }
 
 fn code(status: ExitStatus) -> u8 {
-    let code = status.code().or(status.signal().map(|signal| EXIT_SIGNAL + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(EXIT_INTERNAL)
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.or(status.signal().map(of_signal)).unwrap_or(EXIT_INTERNAL)
+}
+
+fn of_signal(number: i32) -> u8 {
+    u8::try_from(EXIT_SIGNAL + number).unwrap_or(EXIT_INTERNAL)
 }
 
 /// All names of all aliases.

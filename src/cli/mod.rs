@@ -10,14 +10,15 @@ pub mod wait;
 
 use std::{
     io::{self, Write},
+    panic,
     path::PathBuf,
-    process::ExitCode,
+    process::{self, ExitCode},
     time::Duration,
 };
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
 
-use crate::telemetry;
+use crate::{folder, telemetry};
 
 /// A check or a request that failed.
 const EXIT_FAILED: u8 = 1;
@@ -31,9 +32,22 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The `truename` command.
 pub fn main() -> ExitCode {
+    if cfg!(panic = "abort") {
+        panic::set_hook(Box::new(|panic| {
+            telemetry::say(format_args!("truename: internal error: {panic}"));
+            end();
+            process::exit(EXIT_INTERNAL.into());
+        }));
+    }
     let code = Cli::told().run();
-    telemetry::flush(LAST_LINES);
+    end();
     code
+}
+
+/// What every end has to do, however little time there is.
+fn end() {
+    folder::remove_all();
+    telemetry::flush(LAST_LINES);
 }
 
 /// A TLS-aware sidecar proxy: an alias in, its verified true name out.

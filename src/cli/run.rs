@@ -1,6 +1,7 @@
 //! `truename run`: the proxy, until a signal ends it.
 
 use std::{
+    fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -12,7 +13,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
-    time::{MissedTickBehavior, interval, sleep},
+    task::spawn_blocking,
+    time::{sleep, timeout},
 };
 
 use super::{EXIT_INTERNAL, EXIT_USAGE};
@@ -20,7 +22,7 @@ use crate::{
     app::App,
     command::StartError,
     config::{Alias, ArgumentError, BadValue, Config, LoadError, Problems, listen_address},
-    telemetry,
+    files, telemetry,
 };
 
 /// How often the configuration file is compared: a ConfigMap arrives by a swap of links that file
@@ -30,6 +32,9 @@ const FILE_CHECK: Duration = Duration::from_secs(1);
 /// How long a file that changed must stay the same before it is read, and how often that is asked.
 const SETTLE: Duration = Duration::from_millis(100);
 const SETTLE_ROUNDS: usize = 10;
+
+/// As shells have it for a command that SIGINT ended.
+const EXIT_INTERRUPTED: u8 = 130;
 
 /// The proxy
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -68,20 +73,18 @@ pub(super) enum ConfigError {
     Problems(#[from] Problems),
 }
 
+/// Why the proxy did not start.
+#[derive(Debug, thiserror::Error)]
+enum NotStarted {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("truename: {0}")]
+    Start(#[from] StartError),
+}
+
 impl Run {
     /// Runs the proxy to its end.
     pub fn run(&self) -> ExitCode {
-        // Before it is read for use: a change that comes during the start is one to be noticed.
-        let seen = self.contents();
-        let config = match self.configuration() {
-            Ok(config) => config,
-            Err(error) => {
-                telemetry::say(&error);
-                return ExitCode::from(EXIT_USAGE);
-            }
-        };
-        telemetry::init_log(&config.log);
-        raise_file_limit(config.listener.max_connections);
         let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -89,31 +92,75 @@ impl Run {
                 return ExitCode::from(EXIT_INTERNAL);
             }
         };
-        runtime.block_on(async {
-            // Before anything listens: a signal that comes early must find its handler.
-            let signals = match Signals::new() {
-                Ok(signals) => signals,
-                Err(error) => {
-                    telemetry::say(format_args!("truename: cannot start: {error}"));
-                    return ExitCode::from(EXIT_INTERNAL);
-                }
-            };
-            match App::start(config) {
-                Ok(app) => self.attend(app, signals, seen).await,
-                Err(error) => {
-                    telemetry::say(format_args!("truename: {error}"));
-                    ExitCode::from(match error {
-                        StartError::Io(_) | StartError::Ended => EXIT_INTERNAL,
-                        _ => EXIT_USAGE,
-                    })
-                }
-            }
-        })
+        let code = runtime.block_on(self.perform());
+        // No exit waits for a file that hangs.
+        runtime.shutdown_background();
+        code
     }
 
-    /// The file, and what the command line adds to it or says instead.
-    fn configuration(&self) -> Result<Config, ConfigError> {
-        let mut config = with_aliases(self.config.as_deref(), &self.aliases)?;
+    async fn perform(&self) -> ExitCode {
+        // Before anything else: a signal that comes early must find its handler.
+        let (mut signals, hangup) = match Signals::new() {
+            Ok(signals) => signals,
+            Err(error) => {
+                telemetry::say(format_args!("truename: cannot start: {error}"));
+                return ExitCode::from(EXIT_INTERNAL);
+            }
+        };
+        let started = tokio::select! {
+            started = self.start() => started,
+            // Nobody is being served yet.
+            () = signals.end() => return ExitCode::SUCCESS,
+        };
+        match started {
+            Ok((app, file)) => tokio::select! {
+                code = signals.obey(&app) => code,
+                () = self.follow(&app, hangup, file) => ExitCode::from(EXIT_INTERNAL),
+            },
+            Err(error) => {
+                telemetry::say(&error);
+                ExitCode::from(match error {
+                    NotStarted::Start(StartError::Io(_) | StartError::Ended) => EXIT_INTERNAL,
+                    _ => EXIT_USAGE,
+                })
+            }
+        }
+    }
+
+    /// Reads the configuration and starts the proxy. Its files may hang, and do not hold up signals.
+    async fn start(&self) -> Result<(App, Option<ConfigFile>), NotStarted> {
+        let (file, config) = self.load().await.map_err(StartError::from)?;
+        let config = config?;
+        telemetry::init_log(&config.log);
+        raise_file_limit(config.listener.max_connections);
+        let app = files::work(|| App::start(config)).await.map_err(StartError::from)??;
+        Ok((app, file))
+    }
+
+    /// The file as it is now, and what it comes to with the command line.
+    async fn load(
+        &self,
+    ) -> Result<(Option<ConfigFile>, Result<Config, ConfigError>), files::WorkError> {
+        let run = self.clone();
+        files::work(move || {
+            let Some(path) = &run.config else {
+                return (None, run.configuration(Config::default()));
+            };
+            match ConfigFile::read(path) {
+                Ok(file) => {
+                    let config = file.parse().map_err(ConfigError::from);
+                    let config = config.and_then(|config| run.configuration(config));
+                    (Some(file), config)
+                }
+                Err(error) => (None, Err(error.into())),
+            }
+        })
+        .await
+    }
+
+    /// What the command line adds to the file, or says instead of it.
+    fn configuration(&self, file: Config) -> Result<Config, ConfigError> {
+        let mut config = merged(file, &self.aliases)?;
         if !self.listen.is_empty() {
             let listen = self
                 .listen
@@ -136,77 +183,43 @@ impl Run {
         Ok(config)
     }
 
-    /// Obeys signals, and follows the file from what was `seen` of it, until the proxy has ended.
-    async fn attend(&self, app: App, mut signals: Signals, mut seen: Option<Vec<u8>>) -> ExitCode {
-        let mut checks = interval(FILE_CHECK);
-        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Reloads when a signal or the admin listener asks for it, and when the file has changed from
+    /// what was read of it.
+    async fn follow(&self, app: &App, mut hangup: Signal, mut file: Option<ConfigFile>) {
         // Nobody else asks for them: this is the proxy's own process.
-        let Some(mut requests) = app.commands().reload_requests() else {
-            return ExitCode::from(EXIT_INTERNAL);
-        };
-        let mut interrupts = 0;
+        let Some(mut requests) = app.commands().reload_requests() else { return };
         loop {
-            tokio::select! {
-                () = app.ended() => return ExitCode::SUCCESS,
-                _ = signals.terminate.recv() => app.commands().shutdown().await,
-                _ = signals.interrupt.recv() => {
-                    interrupts += 1;
-                    if interrupts > 1 {
-                        tracing::warn!("interrupted twice: not waiting for open connections");
-                        return ExitCode::from(130);
-                    }
-                    app.commands().shutdown().await;
-                }
-                _ = signals.hangup.recv() => {
-                    seen = self.contents();
-                    let _ = self.reload(&app).await;
-                }
-                Some(request) = requests.recv() => {
-                    seen = self.contents();
-                    request.answer(self.reload(&app).await);
-                }
-                _ = checks.tick(), if self.config.is_some() => {
-                    // A file that is gone for a moment is being replaced.
-                    let changed = self.contents().is_some_and(|now| seen.as_ref() != Some(&now));
-                    if changed && let Some(now) = self.settled().await {
-                        seen = Some(now);
-                        let _ = self.reload(&app).await;
-                    }
-                }
+            let request = tokio::select! {
+                _ = hangup.recv() => None,
+                Some(request) = requests.recv() => Some(request),
+                () = changed(file.as_ref()) => None,
+            };
+            let result = self.reload(app, &mut file).await;
+            if let Some(request) = request {
+                request.answer(result);
             }
         }
-    }
-
-    /// The file once it stays the same for a moment: an editor empties it before it writes, and what
-    /// stands between may well be a configuration, too.
-    async fn settled(&self) -> Option<Vec<u8>> {
-        let mut before = self.contents()?;
-        for _ in 0..SETTLE_ROUNDS {
-            sleep(SETTLE).await;
-            let now = self.contents()?;
-            if now == before {
-                break;
-            }
-            before = now;
-        }
-        Some(before)
-    }
-
-    fn contents(&self) -> Option<Vec<u8>> {
-        Config::read(self.config.as_deref()?).ok().map(String::into_bytes)
     }
 
     /// Puts the file's configuration to work; says in log and metrics what came of it, too.
-    async fn reload(&self, app: &App) -> Result<(), String> {
-        let Some(file) = self.config.as_deref() else {
+    async fn reload(&self, app: &App, seen: &mut Option<ConfigFile>) -> Result<(), String> {
+        let Some(path) = self.config.as_deref() else {
             tracing::warn!("there is nothing to reload: the configuration is the command line");
             return Err("there is no file to read: start the proxy with --config FILE".into());
         };
-        let result = match self.configuration() {
-            Ok(config) => app.commands().reload(config).await.map_err(|error| error.to_string()),
+        let result = match self.load().await {
+            Ok((file, config)) => {
+                if file.is_some() {
+                    *seen = file;
+                }
+                match config {
+                    Ok(config) => app.commands().reload(config).await.map_err(|e| e.to_string()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
             Err(error) => Err(error.to_string()),
         };
-        let file = file.display();
+        let file = path.display();
         let label = match &result {
             Ok(()) => {
                 tracing::info!(%file, "configuration reloaded");
@@ -226,15 +239,84 @@ impl Run {
     }
 }
 
+/// The configuration file as it was read.
+#[derive(Clone)]
+struct ConfigFile {
+    path: PathBuf,
+    text: String,
+    /// What is a pipe (`--config <(…)`) can be read but once.
+    is_followed: bool,
+}
+
+impl ConfigFile {
+    fn read(path: &Path) -> Result<Self, LoadError> {
+        let _reading = files::reading(path);
+        let is_followed = fs::metadata(path).is_ok_and(|file| file.is_file());
+        Ok(Self { path: path.to_owned(), text: Config::read(path)?, is_followed })
+    }
+
+    fn parse(&self) -> Result<Config, LoadError> {
+        Ok(Config::parse(&self.text, &self.path.to_string_lossy())?)
+    }
+
+    /// What the file holds now, where that is something else.
+    async fn change(&self) -> Option<Self> {
+        let path = self.path.clone();
+        let mut reading = spawn_blocking(move || {
+            // Opening a pipe in its place would wait for a writer.
+            fs::metadata(&path).is_ok_and(|file| file.is_file()).then(|| Self::read(&path).ok())?
+        });
+        let read = match timeout(files::PATIENCE, &mut reading).await {
+            Ok(read) => read,
+            Err(_) => {
+                tracing::warn!(
+                    file = %self.path.display(),
+                    "the configuration file cannot be read: the volume that it is on does not \
+                     respond; changes of it are not noticed meanwhile",
+                );
+                reading.await
+            }
+        };
+        // One that is gone for a moment is being replaced.
+        read.ok().flatten().filter(|now| now.text != self.text)
+    }
+}
+
+/// Waits until the file holds something else, and that stays the same for a moment: an editor empties
+/// it before it writes, and what stands between may well be a configuration, too.
+async fn changed(file: Option<&ConfigFile>) {
+    let Some(file) = file.filter(|file| file.is_followed) else {
+        return std::future::pending().await;
+    };
+    loop {
+        sleep(FILE_CHECK).await;
+        let Some(mut now) = file.change().await else { continue };
+        for _ in 0..SETTLE_ROUNDS {
+            sleep(SETTLE).await;
+            match now.change().await {
+                Some(new) => now = new,
+                None => break,
+            }
+        }
+        if now.text != file.text {
+            return;
+        }
+    }
+}
+
 /// The file, if there is one, and the aliases that the command line tells besides.
 pub(super) fn with_aliases(
     file: Option<&Path>,
     arguments: &[String],
 ) -> Result<Config, ConfigError> {
-    let mut config = match file {
-        Some(path) => Config::load(path)?,
+    let config = match file {
+        Some(path) => ConfigFile::read(path)?.parse()?,
         None => Config::default(),
     };
+    merged(config, arguments)
+}
+
+fn merged(mut config: Config, arguments: &[String]) -> Result<Config, ConfigError> {
     for argument in arguments {
         let told = Alias::from_arg(argument)?;
         match config.aliases.iter_mut().find(|alias| alias.name == told.name) {
@@ -270,19 +352,43 @@ pub(super) fn address(flag: &'static str, text: &str) -> Result<SocketAddr, Conf
     listen_address(text).map_err(|source| ConfigError::Flag { flag, source })
 }
 
-/// The signals that a proxy obeys.
+/// The signals that end a proxy.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+    /// And the one that has it read its file again.
+    fn new() -> io::Result<(Self, Signal)> {
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok((Self { terminate, interrupt }, signal(SignalKind::hangup())?))
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Until the proxy has ended, whoever ended it.
+    async fn obey(&mut self, app: &App) -> ExitCode {
+        let mut interrupts = 0;
+        loop {
+            tokio::select! {
+                () = app.ended() => return ExitCode::SUCCESS,
+                _ = self.terminate.recv() => app.commands().shutdown().await,
+                _ = self.interrupt.recv() => {
+                    interrupts += 1;
+                    if interrupts > 1 {
+                        tracing::warn!("interrupted twice: not waiting for open connections");
+                        return ExitCode::from(EXIT_INTERRUPTED);
+                    }
+                    app.commands().shutdown().await;
+                }
+            }
+        }
     }
 }

@@ -6,12 +6,15 @@ use std::{
     path::Path,
 };
 
+use crate::files::reading;
+
 /// The largest file that is read: thousands of users.
 const MAX_SIZE: u64 = 64 * 1024;
 
 /// Reads a file with one `USER:PASSWORD` a line, and gives those lines. Empty lines and those that
 /// begin with `#` say nothing.
 pub fn read_credentials(path: &Path) -> Result<Vec<String>, CredentialsError> {
+    let _reading = reading(path);
     // Opening a pipe would wait for its writer.
     if !fs::metadata(path)?.is_file() {
         return Err(CredentialsError::NoFile);

@@ -8,9 +8,11 @@ use std::{
 };
 
 use super::quantity::print_size;
+use crate::files::reading;
 
 /// Reads the regular file at `path`, which must not be larger than `limit` bytes.
 pub fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
+    let _reading = reading(path);
     regular(path)?;
     read_within(fs::File::open(path)?, limit)
 }

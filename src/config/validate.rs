@@ -13,6 +13,7 @@ use super::{
     file::regular,
     problems::{Found, Places},
 };
+use crate::files::reading;
 
 /// Everything wrong with a configuration whose values are each good.
 pub(super) fn problems(config: &Config, places: &Places, problems: &mut Found) {
@@ -361,6 +362,7 @@ impl Check<'_> {
         if self.places.is_unreadable(path) {
             return;
         }
+        let _reading = reading(file);
         // Opening shows a lack of permission.
         let found = regular(file).and_then(|()| Ok(fs::File::open(file)?));
         if let Err(error) = found {

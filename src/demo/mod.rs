@@ -6,7 +6,6 @@
 pub mod authority;
 pub mod curl;
 pub mod dns;
-pub mod folder;
 pub mod httpbin;
 pub mod nslookup;
 pub mod origin;

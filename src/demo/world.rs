@@ -14,11 +14,13 @@ use tokio::{runtime, sync::oneshot};
 use super::{
     authority::{Authority, AuthorityError, LeafOptions},
     dns::{self, DnsServer},
-    folder::PrivateFolder,
     origin::Origin,
     ports::{ListenError, listen_on_one_port},
 };
-use crate::config::{self, Config};
+use crate::{
+    config::{self, Config},
+    folder::PrivateFolder,
+};
 
 /// What the application calls it.
 pub const ALIAS: &str = "webscaler-manual";

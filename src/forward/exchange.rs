@@ -18,7 +18,7 @@ use crate::{
     body::{BoxError, RequestBody, strip_trailers},
     error::ProxyErrorType,
     idle::{Idle, IdleTimer},
-    telemetry::{Access, RequestTotals},
+    telemetry::{Access, RequestFailure, RequestTotals},
     upstream::{Generation, Lease, Upstream},
 };
 
@@ -126,8 +126,21 @@ impl Exchange {
         self.bytes_out += bytes_out;
     }
 
-    /// Says in the log why a request failed, with everything a person would ask next.
+    /// Says in the log why a request failed, with everything a person would ask next. Only once, where
+    /// others fail for the same reason.
     pub fn explain(&self, problem: &Problem) {
+        let kind = RequestFailure {
+            true_name: self
+                .generation
+                .as_ref()
+                .map_or_else(String::new, |generation| generation.true_name().as_str().to_owned()),
+            stage: problem.stage().as_str(),
+            error: problem.error().as_str(),
+            fix: problem.fix().map(str::to_owned),
+        };
+        if !self.upstream.failures().begins(kind, problem.detail()) {
+            return;
+        }
         tracing::warn!(
             alias = self.upstream.config().name,
             stage = problem.stage().as_str(),

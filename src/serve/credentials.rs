@@ -41,10 +41,10 @@ impl Credentials {
     }
 
     /// Looks at the file, and takes what has changed. What cannot be used leaves the last good
-    /// credentials in force, and is said.
+    /// credentials in force, and is said. Blocking, unless another look is under way.
     pub fn refresh(&self) {
+        let Some(mut looks) = self.looks.try_lock() else { return };
         let now = read_credentials(&self.file).map(digests).map_err(|error| error.to_string());
-        let mut looks = self.looks.lock();
         if now == looks.settled {
             looks.unsettled = None;
             return;

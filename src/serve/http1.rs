@@ -17,7 +17,7 @@ use ::http::{
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use state::{SKIP, State};
 
@@ -106,20 +106,19 @@ impl<S: ByteStream + 'static> Line<S> {
         F: Future<Output = Response<Body>>,
     {
         let mut patience = Patience::new();
-        let one_only = drain.has_begun();
-        let mut begun = pin!(drain.begun());
+        let mut unused = pin!(drain.unused(Instant::now()));
         // Room for an answer's future, taken once for many requests. A connection that waits for
         // its next request has none after a while.
         let mut answering = None;
         let last = loop {
             let next = poll_fn(|cx| {
                 let next = self.poll_next(cx, &mut patience, settings);
-                if next.is_pending() && !one_only && self.lock().inbox.bytes.is_empty() {
+                if next.is_pending() && self.lock().inbox.bytes.is_empty() {
                     if patience.rests() {
                         self.lock().rest();
                         answering = None;
                     }
-                    return begun.as_mut().poll(cx).map(|()| Err(Last::End));
+                    return unused.as_mut().poll(cx).map(|()| Err(Last::End));
                 }
                 next
             });

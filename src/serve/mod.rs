@@ -1,14 +1,22 @@
 //! One connection from an application: detected, then served request by request.
 
 mod credentials;
-mod failures;
 mod http1;
 mod patience;
 mod proxy;
 mod socket;
 
 use std::{
-    convert::Infallible, io::ErrorKind, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+    convert::Infallible,
+    future::pending,
+    io::ErrorKind,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use ::http::{Method, Request, Response, header::CONTENT_LENGTH};
@@ -20,11 +28,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 pub use credentials::Credentials;
-pub use failures::Failures;
 pub use proxy::ForwardProxy;
 
 use http1::Line;
@@ -38,7 +45,7 @@ use crate::{
     forward::{self, Arrival},
     route::Routes,
     socket::{ByteStream, Prefixed},
-    telemetry::DownstreamConnection,
+    telemetry::{DownstreamConnection, Failures},
     tls::{
         Negotiated,
         server::{AcceptError, Accepted, Asked, Certificates, ServerTls},
@@ -50,6 +57,9 @@ use crate::{
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a client of HTTP/2 that has asked for nothing has to leave by itself at the end.
+const GOODBYE: Duration = Duration::from_millis(250);
+
 /// What every connection is served with.
 pub struct Server {
     /// The routes of now.
@@ -60,8 +70,8 @@ pub struct Server {
     pub proxy: ArcSwapOption<ForwardProxy>,
     /// For those who speak TLS.
     pub tls: ServerTls,
-    /// Handshakes that failed, so that the log is not flooded with them.
-    pub failures: Failures,
+    /// Handshakes that fail, by listener and reason.
+    pub failures: Failures<(SocketAddr, String)>,
     /// The end.
     pub drain: Drain,
 }
@@ -110,10 +120,11 @@ impl Server {
         // One that is gone already shows that soon enough.
         let _ = socket.watch(self.keepalive(listener));
 
-        let deadline = Instant::now() + settings.header_timeout;
+        let accepted = Instant::now();
+        let deadline = accepted + settings.header_timeout;
         let detected = tokio::select! {
             detected = detect(&mut stream, deadline) => detected,
-            () = self.drain.stopped().cancelled_owned() => return,
+            () = self.drain.unused(accepted) => return,
         };
         let (protocol, prefix) = match detected {
             Ok(detected) => detected,
@@ -189,7 +200,7 @@ impl Server {
         match Box::pin(self.accept(stream, client, deadline)).await {
             Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
                 let arrival = self.arrival(client, "h2", "https", server_name);
-                match Box::pin(preface(stream, deadline)).await {
+                match Box::pin(self.preface(stream, deadline)).await {
                     Some(stream) => Box::pin(self.http2(stream, arrival, settings)).await,
                     None => End::Done,
                 }
@@ -258,7 +269,11 @@ impl Server {
             certificates.find(Asked { alias, any, name, address: client.local.ip() }).cloned()
         };
         let handshake = self.tls.accept(stream, choose, || routes.names(listener));
-        match timeout_at(deadline, handshake).await {
+        let shaken = tokio::select! {
+            shaken = timeout_at(deadline, handshake) => shaken,
+            () = self.drain.unused(Instant::now()) => return None,
+        };
+        match shaken {
             Ok(Ok(accepted)) => Some(accepted),
             // It changed its mind, as browsers do that connect ahead of need.
             Ok(Err(AcceptError::Handshake(error))) if error.kind() == ErrorKind::UnexpectedEof => {
@@ -266,7 +281,7 @@ impl Server {
                 None
             }
             Ok(Err(error)) => {
-                if self.failures.admit(listener) {
+                if self.failures.begins((listener, error.to_string()), peer.to_string()) {
                     tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
                 }
                 None
@@ -274,6 +289,32 @@ impl Server {
             Err(_) => {
                 tracing::debug!(%listener, %peer, "no TLS within `listener.header_timeout`");
                 None
+            }
+        }
+    }
+
+    /// Logs what became of handshakes that failed: to be called every second or so.
+    pub fn report_failures(&self) {
+        for report in self.failures.reports() {
+            let (listener, reason) = report.kind.unzip();
+            let listener = listener.map(tracing::field::display);
+            let reason = reason.as_deref().unwrap_or("various");
+            let (failures, latest) = (report.count, report.detail);
+            if report.has_ended {
+                tracing::info!(
+                    listener,
+                    failures,
+                    reason,
+                    "TLS with clients no longer fails for this reason",
+                );
+            } else {
+                tracing::warn!(
+                    listener,
+                    failures,
+                    reason,
+                    latest_peer = latest,
+                    "TLS with clients goes on failing",
+                );
             }
         }
     }
@@ -300,10 +341,13 @@ impl Server {
         S: ByteStream + 'static,
     {
         let arrival = Arc::new(arrival);
+        let since = Instant::now();
+        let was_used = Arc::new(AtomicBool::new(false));
         // A stream is a task of hyper's own, and owns what it needs.
         let service = {
-            let (server, arrival) = (self.clone(), arrival.clone());
+            let (server, arrival, was_used) = (self.clone(), arrival.clone(), was_used.clone());
             service_fn(move |request: Request<Incoming>| {
+                was_used.store(true, Ordering::Relaxed);
                 let (server, arrival) = (server.clone(), arrival.clone());
                 let is_head = request.method() == Method::HEAD;
                 let request = request.map(RequestBody::incoming);
@@ -327,13 +371,39 @@ impl Server {
         let mut connection = pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
-            () = self.drain.begun() => {
+            () = self.drain.unused(since) => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                // hyper says GOAWAY, and waits for a client that may never answer it.
+                let silent = async {
+                    sleep(GOODBYE).await;
+                    if was_used.load(Ordering::Relaxed) {
+                        pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    result = connection => result,
+                    () = silent => Ok(()),
+                }
             }
         };
         explain(result, &arrival);
         End::Done
+    }
+
+    /// Reads an HTTP/2 client's preface: hyper would wait for it without end. `None` where it does not
+    /// come in time.
+    async fn preface<S: AsyncRead + Unpin>(
+        &self,
+        mut stream: S,
+        deadline: Instant,
+    ) -> Option<Prefixed<S>> {
+        let mut preface = [0; HTTP2_PREFACE.len()];
+        tokio::select! {
+            read = timeout_at(deadline, stream.read_exact(&mut preface)) => read.ok()?.ok()?,
+            () = self.drain.unused(Instant::now()) => return None,
+        };
+        // Whether it is one is for hyper to say.
+        Some(Prefixed::new(Bytes::copy_from_slice(&preface), stream))
     }
 
     async fn respond(
@@ -360,15 +430,6 @@ fn local_address(stream: &TcpStream, listener: SocketAddr) -> Option<SocketAddr>
         return stream.local_addr().ok();
     }
     Some(listener)
-}
-
-/// Reads an HTTP/2 client's preface: hyper would wait for it without end. `None` where it does not
-/// come in time.
-async fn preface<S: AsyncRead + Unpin>(mut stream: S, deadline: Instant) -> Option<Prefixed<S>> {
-    let mut preface = [0; HTTP2_PREFACE.len()];
-    timeout_at(deadline, stream.read_exact(&mut preface)).await.ok()?.ok()?;
-    // Whether it is one is for hyper to say.
-    Some(Prefixed::new(Bytes::copy_from_slice(&preface), stream))
 }
 
 /// Makes a response of truename's own one to HEAD: hyper would send its content.
@@ -422,7 +483,7 @@ mod tests {
 
         let connection = size_of_val(&server.clone().connection(stream, address, address, 0));
         let request = size_of_val(&forward::serve(request, &arrival, &routes));
-        assert!(connection <= 2304, "a connection: {connection} bytes");
+        assert!(connection <= 2320, "a connection: {connection} bytes");
         assert!(request <= 4864, "a request: {request} bytes");
     }
 }

@@ -163,10 +163,11 @@ impl Server {
     where
         S: ByteStream + 'static,
     {
-        let deadline = Instant::now() + settings.header_timeout;
+        let since = Instant::now();
+        let deadline = since + settings.header_timeout;
         let detected = tokio::select! {
             detected = detect(&mut stream, deadline) => detected,
-            () = self.drain.stopped().cancelled_owned() => return End::Done,
+            () = self.drain.unused(since) => return End::Done,
         };
         match detected {
             Ok((protocol, prefix)) => {

@@ -1,6 +1,7 @@
 //! What a running proxy tells: metrics, logs and the access log.
 
 mod access;
+mod failures;
 mod families;
 mod histogram;
 mod log;
@@ -10,6 +11,7 @@ mod series;
 mod stderr;
 
 pub use access::Access;
+pub use failures::{Failures, RequestFailure};
 pub use families::{Family, Lines, SERIES};
 pub use log::{init as init_log, set_level as set_log_level};
 pub use metrics::Metrics;

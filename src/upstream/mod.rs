@@ -29,7 +29,7 @@ use crate::{
     connect::AddressPolicy,
     pool::{EndpointConnections, Pool, PoolKey},
     resolve::{Question, Refusal, ResolveError, Resolver, State, Subscription, names},
-    telemetry::{AliasMetrics, AliasSeries},
+    telemetry::{AliasMetrics, AliasSeries, Failures, RequestFailure},
     tls::{RootStores, TlsConfigErrors, TlsError},
 };
 
@@ -48,6 +48,7 @@ pub struct Upstream {
     series: Arc<AliasSeries>,
     requests: Option<Arc<Semaphore>>,
     budget: Budget,
+    failures: Failures<RequestFailure>,
 }
 
 /// What a worker has for itself.
@@ -128,7 +129,13 @@ impl Upstream {
             requests: (requests > 0).then(|| Arc::new(Semaphore::new(requests))),
             budget: Budget::new(config.retry.budget, workers, Instant::now()),
             config,
+            failures: Failures::default(),
         })
+    }
+
+    /// Its requests that fail.
+    pub fn failures(&self) -> &Failures<RequestFailure> {
+        &self.failures
     }
 
     /// Its settings.
@@ -374,10 +381,44 @@ impl Upstream {
         loop {
             ticks.tick().await;
             self.close_unusable();
+            self.report_failures();
             let mut connections = self.connections.lock();
             connections.retain(|endpoint, connections| {
                 connections.active() > 0 || self.has_endpoint(*endpoint)
             });
+        }
+    }
+
+    /// Logs what became of requests that failed.
+    fn report_failures(&self) {
+        for report in self.failures.reports() {
+            let alias = self.config.name.as_str();
+            let kind = report.kind.as_ref();
+            let true_name = kind.map(|kind| kind.true_name.as_str());
+            let error = kind.map_or("various", |kind| kind.error);
+            let fix = kind.and_then(|kind| kind.fix.as_deref());
+            let (failures, seconds) = (report.count, report.lasted.as_secs());
+            if report.has_ended {
+                tracing::info!(
+                    alias,
+                    true_name,
+                    error,
+                    failures,
+                    seconds,
+                    "requests no longer fail for this reason",
+                );
+            } else {
+                tracing::warn!(
+                    alias,
+                    true_name,
+                    error,
+                    failures,
+                    seconds,
+                    fix,
+                    "requests go on failing; the latest: {}",
+                    report.detail,
+                );
+            }
         }
     }
 

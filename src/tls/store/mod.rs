@@ -17,7 +17,7 @@ mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    env, fs, io,
+    env, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -26,12 +26,13 @@ use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 
 use super::authority::{AuthorityError, Issued, Root, Seconds, now};
+use crate::folder::PrivateFolder;
 pub use folder::{write, write_new};
 pub use listing::Stem;
 pub use serving::Serving;
 
 use derived::{BUNDLE, ROOTS, TRUSTSTORE};
-use folder::{Stamp, random_name};
+use folder::Stamp;
 use listing::Listing;
 
 /// So many files that cannot be used are named in the log.
@@ -42,7 +43,7 @@ const FILES_TOLD: usize = 20;
 pub struct Store {
     directory: PathBuf,
     known: Arc<Mutex<Known>>,
-    _temporary: Option<Arc<Temporary>>,
+    _temporary: Option<Arc<PrivateFolder>>,
 }
 
 /// What is remembered of a folder's contents.
@@ -55,16 +56,6 @@ struct Known {
     /// Of the folder, when it was last listed.
     stamp: Option<Stamp>,
     maintained: Seconds,
-}
-
-/// A folder that goes with the process.
-#[derive(Debug)]
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Why the folder cannot be used.
@@ -144,11 +135,11 @@ impl Store {
     /// In a private folder of the system's temporary one, for where no other can be written. It is
     /// removed with the last clone of this.
     pub fn temporary() -> Result<Self, StoreError> {
-        let directory = env::temp_dir().join(format!("truename-{}", random_name()?));
-        folder::make_private(&directory)
-            .map_err(|source| StoreError::Io { path: directory.clone(), source })?;
-        let temporary = Some(Arc::new(Temporary(directory.clone())));
-        Ok(Self { directory, known: Arc::default(), _temporary: temporary })
+        let folder = PrivateFolder::create()
+            .map_err(|source| StoreError::Io { path: env::temp_dir(), source })?;
+        let mut store = Self::at(folder.path());
+        store._temporary = Some(Arc::new(folder));
+        Ok(store)
     }
 
     /// The folder.

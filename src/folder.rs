@@ -1,0 +1,169 @@
+//! Private temporary folders: nobody else can read them, and they go with the process.
+
+use std::{
+    env,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{Flock, FlockArg, OFlag},
+    unistd::geteuid,
+};
+use parking_lot::Mutex;
+
+/// What the names of all begin with.
+const PREFIX: &str = "truename-private-";
+
+/// A folder this young may be one that is not locked yet.
+const MIN_AGE: Duration = Duration::from_secs(60);
+
+/// A thread that still writes into a folder makes its removal fail.
+const TRIES: usize = 3;
+
+/// Those of this process.
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// A private temporary folder, removed with all it holds when dropped, or by [`remove_all`].
+#[derive(Debug)]
+pub struct PrivateFolder {
+    path: PathBuf,
+    /// Says that its process is alive.
+    _lock: Option<Flock<File>>,
+}
+
+impl PrivateFolder {
+    /// Makes one in the system's temporary folder, and removes those of processes that were killed.
+    pub fn create() -> io::Result<Self> {
+        let parent = env::temp_dir();
+        remove_stale(&parent);
+        let path = parent.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
+        // Not recursive, so that a folder (or a link) that somebody put there first is an error.
+        DirBuilder::new().mode(0o700).create(&path).map_err(|error| at(&path, &error))?;
+        FOLDERS.lock().push(path.clone());
+        // Not every file system has locks: then nobody else will ever remove it.
+        Ok(Self { _lock: lock(&path), path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a new file into it, and says where that is.
+    pub fn write(&self, name: &str, contents: &str) -> io::Result<PathBuf> {
+        let path = self.path.join(name);
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| file.write_all(contents.as_bytes()))
+            .map_err(|error| at(&path, &error))?;
+        Ok(path)
+    }
+}
+
+impl Drop for PrivateFolder {
+    fn drop(&mut self) {
+        remove(&self.path);
+        FOLDERS.lock().retain(|path| *path != self.path);
+    }
+}
+
+/// Removes all folders of this process, which is about to end.
+pub fn remove_all() {
+    for path in std::mem::take(&mut *FOLDERS.lock()) {
+        remove(&path);
+    }
+}
+
+/// What cannot be removed is left to the system, which empties its temporary folder.
+fn remove(path: &Path) {
+    for _ in 0..TRIES {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            _ => return,
+        }
+    }
+}
+
+/// Removes this user's folders whose processes are gone.
+fn remove_stale(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+        if is_ours && is_old_and_private(&entry) && lock(&entry.path()).is_some() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn is_old_and_private(entry: &fs::DirEntry) -> bool {
+    let Ok(folder) = entry.metadata() else { return false };
+    let age = folder.modified().ok().and_then(|modified| modified.elapsed().ok());
+    folder.is_dir()
+        && folder.uid() == geteuid().as_raw()
+        && folder.mode() & 0o077 == 0
+        && age.is_some_and(|age| age > MIN_AGE)
+}
+
+/// Locks a folder; `None` where another process has it.
+fn lock(path: &Path) -> Option<Flock<File>> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let folder = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).ok()?;
+    Flock::lock(folder, FlockArg::LockExclusiveNonblock).ok()
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_private_folder_is_private_and_goes() {
+        let folder = PrivateFolder::create().unwrap();
+        let path = folder.path().to_owned();
+        let file = folder.write("root.pem", "a root").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&file)), (0o700, 0o600));
+        assert_eq!(fs::read_to_string(file).unwrap(), "a root");
+
+        drop(folder);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn folders_of_processes_that_are_gone_are_removed_and_no_others() {
+        let parent = tempfile::tempdir().unwrap();
+        let make = |name: &str, mode, age: u64| {
+            let path = parent.path().join(name);
+            DirBuilder::new().mode(mode).create(&path).unwrap();
+            fs::write(path.join("key"), "a key").unwrap();
+            let then = std::time::SystemTime::now() - Duration::from_secs(age);
+            File::open(&path).unwrap().set_modified(then).unwrap();
+            path
+        };
+        let stale = make("truename-private-1", 0o700, 3600);
+        let kept = [
+            make("truename-private-2", 0o700, 1),
+            make("truename-private-3", 0o755, 3600),
+            make("something-else", 0o700, 3600),
+            make("truename-private-4", 0o700, 3600),
+        ];
+        let _alive = lock(&kept[3]).unwrap();
+        remove_stale(parent.path());
+        assert!(!stale.exists());
+        for path in kept {
+            assert!(path.join("key").exists(), "{}", path.display());
+        }
+    }
+}

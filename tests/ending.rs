@@ -1,0 +1,290 @@
+//! How processes end: whatever hangs, whoever says nothing, and with nothing left behind.
+
+// Its helpers are part of the tests.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead, BufReader, Read as _},
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use support::{
+    client,
+    proxy::{Proxy, Setup},
+    scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
+    scripts,
+    service_origin::ServiceOrigin,
+    trust, within,
+};
+use truename::demo::dns::RecordType;
+
+/// A regular file that cannot be opened for as long as this lives, as on a volume that hangs: its
+/// lease is another process', which does not let go of it.
+struct Hanging {
+    child: Child,
+    said: Option<BufReader<ChildStdout>>,
+}
+
+impl Hanging {
+    fn new(path: &Path) -> Self {
+        let script = "import fcntl, os, signal, sys\n\
+                      signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])\n\
+                      file = os.open(sys.argv[1], os.O_RDWR)\n\
+                      fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n\
+                      print('leased', flush=True)\n\
+                      signal.sigwait([signal.SIGIO])\n\
+                      print('opened', flush=True)\n\
+                      sys.stdin.read()\n";
+        let mut command = Command::new("python3");
+        command.args(["-c", script]).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        assert_eq!(line(&mut said), "leased\n");
+        Self { child, said: Some(said) }
+    }
+
+    /// Waits until somebody hangs.
+    async fn opened(&mut self) {
+        let mut said = self.said.take().unwrap();
+        let line = tokio::task::spawn_blocking(move || line(&mut said));
+        assert_eq!(within("the file to be opened", line).await.unwrap(), "opened\n");
+    }
+}
+
+fn line(said: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    line
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_hangs_at_the_start_does_not_keep_a_process_from_its_end() {
+    let scene = Scene::new(1).await;
+    for (hanging, yaml) in [
+        ("truename.yaml", scene.yaml("")),
+        ("root.pem", scene.yaml("")),
+        (
+            "users",
+            scene.yaml("") + "proxy: {listen: \"127.0.0.1:0\", credentials: $FOLDER/users}\n",
+        ),
+    ] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            // It waits until the file hangs.
+            let setup = Setup::new(&yaml).file("users", "ann:one\n");
+            let proxy = setup.shell("mkfifo go; read line <go; ").spawn();
+            let go = proxy.folder().join("go");
+            within("the shell", async {
+                while !go.exists() {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            let mut hangs = Hanging::new(&proxy.folder().join(hanging));
+            tokio::task::spawn_blocking(move || fs::write(go, "go\n")).await.unwrap().unwrap();
+            hangs.opened().await;
+            proxy.signal(signal);
+            assert_eq!(proxy.exit().await.code(), Some(0), "{hanging}, {signal}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn while_a_file_hangs_a_proxy_serves_is_alive_and_ends() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let users = "proxy: {listen: \"127.0.0.1:0\", credentials: $FOLDER/users}\n";
+    let proxy =
+        Setup::new(&(scene.restless_yaml("") + users)).file("users", "ann:one\n").start().await;
+    let address = proxy.address(ALIAS).await;
+    let hanging = ["truename.yaml", "root.pem", "users"];
+    let mut hanging = hanging.map(|name| Hanging::new(&proxy.folder().join(name)));
+    // All that looks at files by itself does so within seconds.
+    for hanging in &mut hanging {
+        hanging.opened().await;
+    }
+    proxy.signal(Signal::SIGHUP);
+    let admin = proxy.admin().await;
+    for _ in 0..3 {
+        assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
+        assert_eq!(client::get(admin, "localhost", "/livez").await.status(), 200);
+        let asked = scene.dns.queries(ALIAS_IN_DNS, RecordType::A);
+        scene.dns.wait_for_queries(ALIAS_IN_DNS, asked + 1).await;
+    }
+    proxy.signal(Signal::SIGTERM);
+    assert_eq!(proxy.exit().await.code(), Some(0));
+}
+
+/// Its end is awaited for longer than a file may hang.
+#[tokio::test]
+async fn a_reload_whose_file_hangs_is_given_up_with_its_name_and_what_runs_stays() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let proxy = Setup::new(&scene.yaml("")).file("other.pem", trust::authority().root_pem());
+    let proxy = proxy.start().await;
+    let address = proxy.address(ALIAS).await;
+    let other = proxy.folder().join("other.pem");
+    let changed = scene.yaml("hosts: [new.example]");
+    let mut hanging = Hanging::new(&other);
+    proxy.rewrite(&changed.replace("root.pem", "other.pem"));
+    proxy.signal(Signal::SIGHUP);
+    hanging.opened().await;
+    assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
+    let line = proxy.logged("the running one stays").await;
+    assert!(
+        line.contains(&format!("`{}` could not be read within 10s", other.display())),
+        "{line}"
+    );
+    assert_eq!(client::get(address, "new.example", "/").await.status(), 404);
+
+    proxy.rewrite(&changed);
+    proxy.logged("configuration reloaded").await;
+    assert_eq!(client::get(address, "new.example", "/").await.text(), "ok");
+}
+
+#[tokio::test]
+async fn connections_on_which_nothing_was_asked_do_not_delay_the_end() {
+    let mut scene = Scene::new(1).await;
+    let listener = scene.take_listeners().remove(0);
+    let (_origin, mut streams) = ServiceOrigin::streaming(listener, trust::server(&[TRUE_NAME]));
+    let more = "shutdown_grace: 10m\nproxy: {listen: \"127.0.0.1:0\"}\n";
+    let proxy = Proxy::start(&(scene.yaml("") + more)).await;
+    let (address, forward) = (proxy.address(ALIAS).await, proxy.forward_proxy().await);
+
+    let mut idle = Vec::new();
+    for (address, words) in [
+        (address, ""),
+        (forward, ""),
+        // A record of TLS that never ends, and the beginning of HTTP/2.
+        (address, "\x16\x03\x01\x02\x00\x01"),
+        (address, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    ] {
+        let mut peer = client::connect(address).await;
+        peer.send(words).await;
+        idle.push(peer);
+    }
+    let mut tunnel = client::connect(forward).await;
+    tunnel.send(format!("CONNECT {ALIAS}:80 HTTP/1.1\r\nHost: {ALIAS}:80\r\n\r\n")).await;
+    assert_eq!(tunnel.response_to("CONNECT").await.status(), 200);
+    idle.push(tunnel);
+    let mut kept = client::connect(address).await;
+    kept.send(format!("GET /kept HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!(kept.response().await.status(), 200);
+    idle.push(kept);
+
+    // What has been asked is answered, and who comes late is served.
+    let mut slow = client::connect(address).await;
+    slow.send(format!("GET /stream HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    let stream = within("the stream", streams.recv()).await.unwrap();
+    proxy.signal(Signal::SIGTERM);
+    proxy.logged("\"draining\"").await;
+    for mut peer in idle {
+        let _ = peer.rest().await;
+    }
+    let mut late = client::connect(address).await;
+    late.send(format!("GET /late HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!(late.response().await.status(), 200);
+    let mut silent = client::connect(address).await;
+    silent.closed().await;
+    drop(stream);
+    assert_eq!(slow.response().await.status(), 200);
+    assert_eq!(proxy.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_interrupted_twice_leaves_no_key_behind() {
+    let mut scene = Scene::new(1).await;
+    let listener = scene.take_listeners().remove(0);
+    let (_origin, mut streams) = ServiceOrigin::streaming(listener, trust::server(&[TRUE_NAME]));
+    // Nobody can make a folder there: the authority is in a temporary one.
+    let proxy = Setup::new(&scene.yaml("")).variable("XDG_STATE_HOME", "/proc/nowhere");
+    let proxy = proxy.variable("TMPDIR", "tmp").shell("mkdir tmp; ").start().await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    peer.send(format!("GET /stream HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    let _stream = within("the stream", streams.recv()).await.unwrap();
+    let tmp = proxy.folder().join("tmp");
+    assert_eq!(names_in(&tmp).len(), 1, "the private folder");
+    proxy.signal(Signal::SIGINT);
+    proxy.logged("draining").await;
+    proxy.signal(Signal::SIGINT);
+    assert_eq!(proxy.exit().await.code(), Some(130));
+    assert_eq!(names_in(&tmp), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_demo_that_loses_its_terminal_or_its_reader_leaves_no_key_behind() {
+    for lost in ["terminal", "reader", "terminal and reader"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_truename"));
+        command.arg("demo").env("TMPDIR", folder.path()).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        // With its first line, its folder is there.
+        assert_ne!(line(&mut out), "");
+        assert_ne!(names_in(folder.path()).len(), 0);
+        if lost.contains("reader") {
+            drop((out, child.stderr.take()));
+        } else {
+            std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
+        }
+        if lost.contains("terminal") {
+            signal(&child, Signal::SIGHUP);
+        }
+        ended(&mut child).await;
+        assert_eq!(names_in(folder.path()), BTreeSet::new(), "{lost}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_waits_for_a_file_that_hangs_ends_with_the_signal_and_leaves_no_key_behind()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let roots = folder.path().join("roots.pem");
+    fs::write(&roots, trust::authority().root_pem()).unwrap();
+    fs::create_dir(folder.path().join("tmp")).unwrap();
+    let mut hanging = Hanging::new(&roots);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_truename"));
+    command.args(["exec", "a=b.example", "--", "true"]).env("TMPDIR", folder.path().join("tmp"));
+    let mut child = command.env("SSL_CERT_FILE", &roots).stdin(Stdio::null()).spawn().unwrap();
+    hanging.opened().await;
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(ended(&mut child).await, Some(128 + 15));
+    assert_eq!(names_in(&folder.path().join("tmp")), BTreeSet::new());
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+}
+
+/// Waits for its end, and gives its exit code.
+async fn ended(child: &mut Child) -> Option<i32> {
+    within("the process to end", async {
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.code();
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+}
+
+fn names_in(folder: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
