@@ -120,23 +120,37 @@ impl Store {
     ///
     /// In a folder that others can write to, nothing that is there is used.
     pub fn serve(&self, subjects: &[Subject], before: &Serving) -> Result<Serving, StoreError> {
-        let now = current_time();
         let mut known = self.known.lock();
+        let served = self.serve_knowing(&mut known, subjects, before);
+        if served.is_err() {
+            // What failed may go well the next time, though nothing in the folder changes.
+            known.stamp = None;
+        }
+        served
+    }
+
+    fn serve_knowing(
+        &self,
+        known: &mut Known,
+        subjects: &[Subject],
+        before: &Serving,
+    ) -> Result<Serving, StoreError> {
+        let now = current_time();
         self.make_folder()?;
-        let safe = self.is_safe(&mut known);
+        let safe = self.is_safe(known);
         // Of before the list is read: a change in between has to show.
         known.stamp = Some(self.stamp());
         let mut listing = Listing::default();
         if safe {
-            listing = self.list(&mut known)?;
-            if self.put_back(before, &listing, &mut known) {
-                listing = self.list(&mut known)?;
+            listing = self.list(known)?;
+            if self.put_back(before, &listing, known) {
+                listing = self.list(known)?;
             }
         }
         let mut drafts = Vec::with_capacity(subjects.len());
         for subject in subjects {
             drafts.push(match safe {
-                true => self.draft(subject, before, &[], &listing, &mut known, now),
+                true => self.draft(subject, before, &[], &listing, known, now),
                 false => before.draft(subject, now),
             });
         }
@@ -155,13 +169,12 @@ impl Store {
         }
         if safe && !made.is_empty() {
             // Another process may have made one for the same alias: both serve the older.
-            listing = self.list(&mut known)?;
+            listing = self.list(known)?;
         }
         for (index, authorities) in &made {
             let subject = drafts[*index].subject;
             if safe {
-                drafts[*index] =
-                    self.draft(subject, before, authorities, &listing, &mut known, now);
+                drafts[*index] = self.draft(subject, before, authorities, &listing, known, now);
             } else {
                 for authority in authorities {
                     drafts[*index].add(authority.clone(), now);
@@ -177,11 +190,11 @@ impl Store {
         let own = (!safe).then_some(own.as_slice());
         // In a folder that others write to as well, the last to start has the last word.
         let is_due = safe || !made.is_empty() || !self.roots_file().exists();
-        if is_due && let Err(error) = self.publish(&mut known, own) {
-            self.excuse(error, &serving, before, &mut known)?;
+        if is_due && let Err(error) = self.publish(known, own) {
+            self.excuse(error, &serving, before, known)?;
         }
         if safe {
-            self.maintain(&listing, &serving, &mut known, now);
+            self.maintain(&listing, &serving, known, now);
         }
         if !made.is_empty() {
             self.announce(made.keys().map(|index| &subjects[*index]));
@@ -334,6 +347,9 @@ impl Store {
             });
         if !read_only && !served_before {
             return Err(error);
+        }
+        if !read_only {
+            known.stamp = None;
         }
         if known.is_news(error.to_string()) {
             tracing::warn!(%error, "the roots that applications trust are not up to date");

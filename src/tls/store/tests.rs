@@ -175,3 +175,21 @@ fn a_stem_is_what_its_files_are_called() {
     assert_eq!(stem.root_file(), format!("a.b.{}.root.pem", root.id()));
     assert_eq!(root.id().len(), 16);
 }
+
+#[test]
+fn what_failed_is_tried_again_though_the_folder_stays_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::at(folder.path());
+    let first = store.serve(&[subject(["shop"])], &Serving::default()).unwrap();
+    fs::remove_file(store.roots_file()).unwrap();
+    fs::create_dir_all(store.roots_file().join("x")).unwrap();
+    // What was served before goes on, and what is new is not served before it is trusted.
+    assert!(store.serve(&[subject(["shop"])], &first).unwrap().shows_what(&first));
+    assert!(store.known.lock().stamp.is_none());
+    assert!(store.serve(&[subject(["shop"]), subject(["other"])], &first).is_err());
+    assert!(store.known.lock().stamp.is_none() && !store.is_unchanged());
+    fs::remove_dir_all(store.roots_file()).unwrap();
+    let now = store.serve(&[subject(["shop"]), subject(["other"])], &first).unwrap();
+    assert_eq!(now.certificates().len(), 2);
+    assert!(store.known.lock().stamp.is_some());
+}
