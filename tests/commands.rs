@@ -134,6 +134,25 @@ fn what_is_no_file_or_too_much_of_one_is_told_so() {
 }
 
 #[test]
+fn run_tells_what_it_cannot_load_as_check_does() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("garbage"), "garbage").unwrap();
+    let path = folder.path().join("truename.yaml");
+    let tls = "    tls: {ca: {files: [garbage]}, crls: [garbage]}\n";
+    fs::write(&path, format!("{GOOD}{tls}admin: {{listen: null}}\n")).unwrap();
+    let path = path.to_str().unwrap();
+    let [check, run] = ["check", "run"].map(|command| {
+        let output = truename(&[command, "--config", path]).output().unwrap();
+        text_of(&output.stdout) + &text_of(&output.stderr)
+    });
+    let problems: Vec<_> = check.lines().filter(|line| line.contains(".yaml:4:")).collect();
+    assert_eq!(problems.len(), 2, "{check}");
+    for problem in problems {
+        assert!(run.contains(problem), "{run}\n{problem}");
+    }
+}
+
+#[test]
 fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
     let flags: &[(&[&str], &[&str])] = &[
         (&[], &["there is no alias to serve", "truename run webscaler-manual"]),

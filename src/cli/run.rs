@@ -17,11 +17,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{EXIT_INTERNAL, EXIT_USAGE};
+use super::{EXIT_INTERNAL, EXIT_USAGE, check};
 use crate::{
     app::App,
     command::StartError,
-    config::{Alias, ArgumentError, BadValue, Config, LoadError, Problems, listen_address},
+    config::{
+        Alias, ArgumentError, BadValue, Config, Document, LoadError, Problems, listen_address,
+    },
     files, telemetry,
 };
 
@@ -133,8 +135,17 @@ impl Run {
         let config = config?;
         telemetry::init_log(&config.log);
         raise_file_limit(config.listener.max_connections);
-        let app = files::work(|| App::start(config)).await.map_err(StartError::from)??;
-        Ok((app, file))
+        if let Some(file) = file.as_ref().filter(|file| !file.is_followed) {
+            let file = file.path.display();
+            tracing::info!(%file, "the configuration is a pipe, which is read once: changes to it are not followed");
+        }
+        match files::work(|| App::start(config)).await.map_err(StartError::from)? {
+            Ok(app) => Ok((app, file)),
+            Err(error) => Err(file
+                .as_ref()
+                .map_or(Ok(()), |file| file.loadable(&error))
+                .map_or_else(|problems| ConfigError::from(problems).into(), |()| error.into())),
+        }
     }
 
     /// The file as it is now, and what it comes to with the command line.
@@ -257,6 +268,16 @@ impl ConfigFile {
 
     fn parse(&self) -> Result<Config, LoadError> {
         Ok(Config::parse(&self.text, &self.path.to_string_lossy())?)
+    }
+
+    /// Where certificates or keys kept the proxy from starting: which, at their places in the file.
+    fn loadable(&self, error: &StartError) -> Result<(), Problems> {
+        if !matches!(error, StartError::Tls { .. } | StartError::ListenerTls(_)) {
+            return Ok(());
+        }
+        let mut document = Document::parse(&self.text, &self.path.to_string_lossy());
+        check::load(&mut document);
+        document.finish().map(drop)
     }
 
     /// What the file holds now, where that is something else.
