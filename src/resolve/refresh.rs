@@ -271,8 +271,8 @@ struct Pace {
 }
 
 impl Pace {
-    /// Just before the TTL ends, but never at once (`dns.min_ttl` may be 0); after a failure soon, then ever later. `random` (0 to 1) keeps the proxies of many pods
-    /// out of step.
+    /// Just before the TTL ends; after a failure soon, then ever later. Never at once: `dns.min_ttl` may be 0. `random` (0 to 1) keeps the proxies of many
+    /// pods out of step.
     fn pause(&mut self, outlook: Outlook, random: f64) -> Duration {
         let last = match outlook {
             Outlook::Whole(ttl) => {
@@ -282,7 +282,8 @@ impl Pace {
             Outlook::Partial(ttl) => ttl,
             Outlook::Failed { longest } => longest,
         };
-        let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(last);
+        let longest = last.max(FIRST_RETRY);
+        let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(longest);
         self.failures = self.failures.saturating_add(1);
         pause.mul_f64(0.75 + 0.25 * random)
     }
@@ -308,8 +309,11 @@ mod tests {
 
     #[test]
     fn a_ttl_of_nothing_does_not_make_it_ask_without_pause() {
-        let pause = Pace::default().pause(Outlook::Whole(Duration::ZERO), 0.0);
-        assert_eq!(pause, FIRST_RETRY);
+        let pause = |outlook| Pace::default().pause(outlook, 0.0);
+        assert_eq!(pause(Outlook::Whole(Duration::ZERO)), FIRST_RETRY);
+        let soon = FIRST_RETRY.mul_f64(0.75);
+        assert_eq!(pause(Outlook::Partial(Duration::ZERO)), soon, "one family fails");
+        assert_eq!(pause(Outlook::Failed { longest: Duration::from_millis(1) }), soon);
     }
 
     #[test]
