@@ -111,6 +111,10 @@ impl<'a> Asked<'a> {
                     }
                     Judged::Response(message) => return Ok(Heard::Message(*message)),
                     Judged::Cut => return Ok(Heard::AskOverTcp(WhyTcp::Truncated)),
+                    // It may have been longer.
+                    Judged::Unusable(_) if length == BUFFER => {
+                        return Ok(Heard::AskOverTcp(WhyTcp::Truncated));
+                    }
                     Judged::Unusable(reason) => return Err(Failure::Malformed(reason)),
                     Judged::Stranger => strangers += 1,
                 }

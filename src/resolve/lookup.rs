@@ -15,10 +15,7 @@ use std::{
     collections::HashMap,
     fmt,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 use tokio::{
@@ -32,6 +29,10 @@ const TRY: Duration = Duration::from_secs(2);
 const WALK: Duration = Duration::from_millis(4500);
 /// What a family that is slow may cost one that has answered. Time for one retransmission.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// How long the servers ahead of the one that answered last are left in peace; then one question begins with the first
+/// again. It may know names that the others deny, and be back by now.
+const RETURN: Duration = Duration::from_secs(10);
 
 /// Questions that are out at one time, each with a socket: a thousand aliases, or the clients of a forward proxy, must not
 /// take all that this process may open.
@@ -97,10 +98,16 @@ impl Round {
 /// Asks a fixed list of servers. Equal questions in flight share one query.
 pub struct Client {
     servers: Vec<SocketAddr>,
-    /// Index of the server that answered last: a dead one before it costs its time only once.
-    preferred: AtomicUsize,
+    preferred: Mutex<Preferred>,
     in_flight: Mutex<HashMap<(String, Family), Weak<Flight>>>,
     permits: Semaphore,
+}
+
+/// The server that answered last: a dead one before it costs its time only once.
+struct Preferred {
+    index: usize,
+    /// Since when, or when a question last began with the first server in its place.
+    since: Instant,
 }
 
 /// Whoever comes first asks; should he be cancelled, another does.
@@ -111,7 +118,7 @@ impl Client {
     pub fn new(servers: &[SocketAddr]) -> Client {
         Client {
             servers: servers.to_vec(),
-            preferred: AtomicUsize::new(0),
+            preferred: Mutex::new(Preferred { index: 0, since: Instant::now() }),
             in_flight: Mutex::default(),
             permits: Semaphore::new(MAX_IN_FLIGHT),
         }
@@ -254,7 +261,7 @@ impl Client {
         let Ok(_permit) = timeout_at(deadline, self.permits.acquire()).await else {
             return Err(self.silence(name));
         };
-        let first = self.preferred.load(Ordering::Relaxed);
+        let (first, before) = self.first();
         // So that the last of many silent servers is reached too.
         let patience = TRY.min(WALK / u32::try_from(count).unwrap_or(u32::MAX));
         let mut failures: Vec<Option<Failure>> = vec![None; count];
@@ -265,13 +272,13 @@ impl Client {
             let response = exchange(server, &query, patience, deadline).await;
             match response.and_then(|message| Answer::read(&message, server)) {
                 Ok(answer) => {
-                    self.preferred.store(index, Ordering::Relaxed);
+                    self.answered(index, before);
                     return Ok(answer);
                 }
                 Err(failure) => {
                     let error = LookupError::new(name, &[server], failure);
                     if error.is_denial() {
-                        self.preferred.store(index, Ordering::Relaxed);
+                        self.answered(index, before);
                         return Err(error);
                     }
                     // A time-out says nothing about what the server said before.
@@ -288,6 +295,26 @@ impl Client {
         let servers = self.servers.iter().zip(failures);
         let failed = servers.filter_map(|(server, failure)| Some((*server, failure?)));
         Err(LookupError::of_all(name, failed).unwrap_or_else(|| self.silence(name)))
+    }
+
+    /// The server to begin with, and the one that is preferred meanwhile.
+    fn first(&self) -> (usize, usize) {
+        let mut preferred = self.preferred.lock();
+        let index = preferred.index;
+        if index == 0 || preferred.since.elapsed() < RETURN {
+            return (index, index);
+        }
+        preferred.since = Instant::now();
+        (0, index)
+    }
+
+    /// `index` has answered a question, at the beginning of which `before` was preferred. Whoever answers a question
+    /// that began before the last change says nothing about the one that is preferred by now.
+    fn answered(&self, index: usize, before: usize) {
+        let mut preferred = self.preferred.lock();
+        if preferred.index == before && index != before {
+            *preferred = Preferred { index, since: Instant::now() };
+        }
     }
 
     fn silence(&self, name: &str) -> LookupError {

@@ -1,6 +1,7 @@
 //! What a server may send: byte by byte, over real sockets.
 
 use super::*;
+use crate::demo::dns::{self, DnsServer};
 use futures_util::future::join_all;
 use std::net::Ipv4Addr;
 use tokio::{
@@ -416,7 +417,9 @@ async fn what_does_not_fit_into_a_datagram_comes_over_tcp_or_is_explained() {
         r.id[0] ^= 1;
         vec![r.octets(); 80]
     };
-    let rows: [TcpRow; 10] = [
+    let long: Script = |r| vec![(0..300).fold(r, |r, _| r.good()).octets()];
+    let rows: [TcpRow; 11] = [
+        ("more than anybody asked for in a datagram", long, Some(|r| framed(&r.good())), Ok(())),
         ("over TCP", truncated, Some(|r| framed(&r.good())), Ok(())),
         ("a record cut through", cut, Some(|r| framed(&r.good())), Ok(())),
         ("a flood of other ids", flood, Some(|r| framed(&r.good())), Ok(())),
@@ -560,4 +563,26 @@ async fn many_names_at_once_take_a_bounded_number_of_sockets() {
     };
     let (walked, most) = tokio::join!(walks, server);
     assert!(walked.iter().all(Result::is_ok) && most == MAX_IN_FLIGHT, "{most}");
+}
+
+#[tokio::test]
+async fn a_server_that_denies_names_of_another_is_not_asked_first_for_ever() {
+    let [cluster, public] = [(); 2].map(|()| DnsServer::start(([127, 0, 0, 1], 0).into()));
+    let (cluster, public) = (cluster.await.unwrap(), public.await.unwrap());
+    cluster.zone([dns::address(NAME, 5, IP)]);
+    cluster.answer(NAME, dns::Answer::ServFail);
+    public.answer(NAME, dns::Answer::NxDomain);
+    let client = Client::new(&[cluster.address(), public.address()]);
+    let walk = || client.walk(NAME, Place::Alias, Family::V4);
+    assert!(walk().await.is_err_and(|error| error.is_denial()));
+    cluster.restore(NAME);
+    let asked = cluster.queries(NAME, dns::RecordType::A);
+    assert!(walk().await.is_err_and(|error| error.is_denial()));
+    assert_eq!(cluster.queries(NAME, dns::RecordType::A), asked, "it may be dead");
+
+    client.preferred.lock().since -= RETURN;
+    assert_eq!(walk().await.unwrap().addresses(), [IpAddr::from(IP)]);
+    // A denial that was under way meanwhile.
+    client.answered(1, 1);
+    assert_eq!(walk().await.unwrap().addresses(), [IpAddr::from(IP)]);
 }
