@@ -206,13 +206,17 @@ fn server(word: &str, port: u16) -> Option<SocketAddr> {
     Some(SocketAddrV6::new(ip, port, 0, scope_id).into())
 }
 
-/// Namespace and domain of a search list's `<ns>.svc.<domain>`.
+/// Namespace and domain of a search list's `<ns>.svc.<domain>`; none where DNS cannot be asked for such a name.
 fn cluster_search(entry: &str) -> Option<(String, String)> {
     let entry = fold(entry);
     let (namespace, rest) = entry.split_once('.')?;
     let domain = rest.strip_prefix("svc.")?;
-    let complete = !namespace.is_empty() && !domain.is_empty();
-    complete.then(|| (namespace.to_owned(), domain.to_owned()))
+    let is_label = |label: &str| {
+        let letter = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        !label.is_empty() && label.chars().all(letter)
+    };
+    let usable = entry.split('.').all(is_label);
+    usable.then(|| (namespace.to_owned(), domain.to_owned()))
 }
 
 #[cfg(test)]

@@ -102,6 +102,8 @@ async fn a_file_that_is_emptied_cut_or_removed_takes_nothing_back() {
         "search prod.svc.k8s.corp\n",
         "search prod\n",
         "nameserver 10.96.\n",
+        "search qa.svc.k8s.corp\0\0\nnameserver 10.96.0.11\0\n",
+        "search .svc.k8s.corp qa.svc. qa.svc.k8s..corp\n",
     ] {
         file.write(text);
         assert_eq!(file.read().await, pod(), "{text:?}");
