@@ -359,6 +359,26 @@ async fn a_tunnel_to_an_alias_counts_as_the_connection_inside_of_it() {
     assert_eq!(family.values().sum::<f64>(), 1.0, "{family:?}");
 }
 
+#[tokio::test]
+async fn a_connection_that_was_upgraded_is_active_until_its_tunnel_ends() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::upgrade_and_echo);
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    let mut tunnel = client::connect(proxy.address(ALIAS).await).await;
+    tunnel
+        .send(format!(
+            "GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+        ))
+        .await;
+    assert_eq!(tunnel.response().await.status(), 101);
+    tunnel.send("open").await;
+    assert_eq!(tunnel.exactly(4).await, b"open");
+    let active = format!("truename_downstream_connections_active{{alias=\"{ALIAS}\"}}");
+    assert_eq!(scrape(&proxy).await.value(&active), 1.0);
+    drop(tunnel);
+    until(&proxy, &active, |value| *value == Some(0.0)).await;
+}
+
 /// An endpoint at which nobody listens.
 fn refusing() -> std::net::SocketAddr {
     loopback::listen_anywhere().local_addr().unwrap()

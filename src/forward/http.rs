@@ -164,7 +164,7 @@ pub async fn forward(
     );
     let mut journey = Journey { upstream, arrival, exchange };
     match journey.run(head, body, asked, started).await {
-        Ok(answer) => answer.into_response(journey.exchange, upstream, &arrival.drain),
+        Ok(answer) => answer.into_response(journey.exchange, upstream, arrival),
         Err(error) => {
             let problem = Problem::new(&error, Some(upstream));
             journey.exchange.failed(&problem, &error);
@@ -388,7 +388,7 @@ impl Answer {
         self,
         exchange: Box<Exchange>,
         upstream: &Upstream,
-        drain: &Drain,
+        arrival: &Arrival,
     ) -> Response<Body> {
         let Self { mut response, lease, client, upgrade, extended } = self;
         let config = upstream.config();
@@ -408,7 +408,7 @@ impl Answer {
             if extended {
                 upgrade::translate_switch(&mut response);
             }
-            return upgrade::switch(response, client, lease, exchange, idle, drain);
+            return upgrade::switch(response, client, lease, exchange, idle, arrival);
         }
         let idle = config.timeouts.idle;
         response.map(|()| Body::streaming(lease, keep_alive, exchange, idle, nominated))

@@ -18,11 +18,10 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{
-    Body, Exchange,
+    Arrival, Body, Exchange,
     tunnel::{End, tunnel},
 };
 use crate::{
-    drain::Drain,
     error::ProxyErrorType,
     socket::{ByteStream, Socket},
     upstream::Lease,
@@ -125,9 +124,11 @@ pub(super) fn switch(
     mut lease: Lease,
     mut exchange: Box<Exchange>,
     idle: Duration,
-    drain: &Drain,
+    arrival: &Arrival,
 ) -> Response<Body> {
-    let guard = drain.guard();
+    let guard = arrival.drain.guard();
+    // The client's connection is the tunnel's from now on.
+    let connection = arrival.connection.clone();
     tokio::spawn(async move {
         // The client's side is ready once the 101 is written, or never.
         let (Some(client), Some(origin)) = (client.stream().await, lease.take_tunnel()) else {
@@ -143,7 +144,7 @@ pub(super) fn switch(
             End::Broken(error) => tracing::debug!(%error, "a tunnel broke"),
             End::Idle => exchange.broke(ProxyErrorType::ConnectionTimeout),
         }
-        drop((lease, guard));
+        drop((lease, guard, connection));
     });
     response.map(|()| Body::whole(Bytes::new()))
 }
