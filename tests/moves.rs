@@ -227,6 +227,19 @@ async fn keep_leaves_what_is_open_alone() {
 }
 
 #[tokio::test]
+async fn what_is_open_ends_as_on_change_says_also_where_the_name_was_gone_before_it_moved() {
+    let mut open = Open::begin_with("on_change: close\ndrain: 1h", "nxdomain_hold: 250ms").await;
+    let address = open.proxy.address(ALIAS).await;
+    open.scene.dns.answer(ALIAS_IN_DNS, Answer::NxDomain);
+    until_status(address, [503, 503]).await;
+    open.still_flows().await;
+    point(&open.scene, OTHER);
+    open.scene.dns.restore(ALIAS_IN_DNS);
+    until_status(address, [200, 200]).await;
+    open.is_cut_off().await;
+}
+
+#[tokio::test]
 async fn a_rotated_address_keeps_its_open_connections_and_gets_no_new_ones() {
     let mut scene = Scene::new(2).await;
     let gate = Arc::new(Semaphore::new(0));
@@ -301,9 +314,15 @@ struct Open {
 
 impl Open {
     async fn begin(keys: &str) -> Self {
+        Self::begin_with(keys, "stale: 1h").await
+    }
+
+    async fn begin_with(keys: &str, dns: &str) -> Self {
         let gate = Arc::new(Semaphore::new(0));
         let (scene, old, new) = two_targets(&[TRUE_NAME], gated(gate.clone())).await;
-        let proxy = Proxy::start(&scene.restless_yaml(keys)).await;
+        let dns = format!("namespace: default, {dns}");
+        let yaml = scene.restless_yaml(keys).replace("namespace: default", &dns);
+        let proxy = Proxy::start(&yaml).await;
         let address = proxy.address(ALIAS).await;
         let mut stream = client::connect(address).await;
         stream.send(format!("GET /stream HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;

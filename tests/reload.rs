@@ -11,14 +11,16 @@ use nix::sys::signal::Signal;
 use support::{
     client, loopback,
     message::Message,
+    peer::Peer,
     proxy::{Proxy, Setup},
     raw_origin::RawOrigin,
-    scene::{ALIAS, Scene, TRUE_NAME},
+    scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts,
     service_origin::ServiceOrigin,
     trust, within,
 };
 use tokio::net::TcpStream;
+use truename::demo::dns::{self, RecordType};
 
 #[tokio::test]
 async fn a_hangup_puts_the_file_to_work() {
@@ -218,19 +220,62 @@ async fn a_stricter_policy_ends_tunnels_as_on_change_says() {
         let mut scene = Scene::new(1).await;
         let _origins = scene.script(scripts::upgrade_and_echo);
         let proxy = Proxy::start(&yaml(&scene, on_change)).await;
-        let mut peer = client::connect(proxy.address(ALIAS).await).await;
-        peer.send(format!(
-            "GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
-        ))
-        .await;
-        assert_eq!(peer.response().await.status(), 101);
-        peer.send("open").await;
-        assert_eq!(peer.exactly(4).await, b"open");
-
+        let mut peer = tunnel(&proxy).await;
         proxy.rewrite(&stricter(&yaml(&scene, on_change)));
         assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
         peer.closed().await;
     }
+}
+
+#[tokio::test]
+async fn a_stricter_policy_also_ends_tunnels_of_aliases_that_are_changed_or_gone() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::upgrade_and_echo);
+    let before = yaml(&scene, "on_change: close");
+    let changed = yaml(&scene, "on_change: close\nhosts: [another]");
+    let gone = before.replace(ALIAS, "other");
+    for after in [&changed, &gone] {
+        let proxy = Proxy::start(&before).await;
+        let mut peers = [tunnel(&proxy).await, tunnel(&proxy).await];
+        // At once with the policy, and before it.
+        if after == &gone {
+            proxy.rewrite(after);
+            assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
+            for peer in &mut peers {
+                peer.send("open").await;
+                assert_eq!(peer.exactly(4).await, b"open");
+            }
+        }
+        proxy.rewrite(&stricter(after));
+        assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
+        for peer in &mut peers {
+            peer.closed().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_alias_that_is_removed_is_not_asked_for_while_its_tunnel_goes_on() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::upgrade_and_echo);
+    let other = "other.default.svc.cluster.local";
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, TRUE_NAME), dns::cname(other, 0, TRUE_NAME)]);
+    let proxy = Proxy::start(&scene.restless_yaml("")).await;
+    let mut peer = tunnel(&proxy).await;
+
+    proxy.rewrite(&scene.restless_yaml("").replace(ALIAS, "other"));
+    assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
+    let asked = |name| {
+        let kinds = [RecordType::A, RecordType::AAAA];
+        kinds.iter().map(|kind| scene.dns.queries(name, *kind)).sum::<usize>()
+    };
+    // What was under way is over by then.
+    within("a round", scene.dns.wait_for_queries(other, asked(other) + 4)).await;
+    let before = asked(ALIAS_IN_DNS);
+    within("more rounds", scene.dns.wait_for_queries(other, asked(other) + 8)).await;
+    assert_eq!(asked(ALIAS_IN_DNS), before);
+    peer.send("open").await;
+    assert_eq!(peer.exactly(4).await, b"open");
 }
 
 #[tokio::test]
@@ -304,6 +349,19 @@ fn stricter(yaml: &str) -> String {
 /// Takes out the `listen` that every scene has, for one that says its own.
 fn without_listen(yaml: &str) -> String {
     yaml.replacen("    listen: [\"127.0.0.1:0\"]\n", "", 1)
+}
+
+/// An upgrade that was used once.
+async fn tunnel(proxy: &Proxy) -> Peer {
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    peer.send(format!(
+        "GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+    ))
+    .await;
+    assert_eq!(peer.response().await.status(), 101);
+    peer.send("open").await;
+    assert_eq!(peer.exactly(4).await, b"open");
+    peer
 }
 
 async fn until_served(address: SocketAddr, host: &str) {

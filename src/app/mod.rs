@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     thread,
     time::Duration,
 };
@@ -148,6 +148,8 @@ struct Control {
     /// The forward proxy's.
     proxy: Option<Listening>,
     running: Vec<Running>,
+    /// Aliases that were removed or changed, while requests of theirs go on.
+    leaving: Vec<Weak<Upstream>>,
     admin: Option<SocketAddr>,
     snapshot: Arc<Snapshot>,
     metrics: Metrics,
@@ -179,6 +181,7 @@ impl Control {
             bound: HashMap::new(),
             proxy: None,
             running: Vec::new(),
+            leaving: Vec::new(),
             admin: admin.as_ref().map(|bound| bound.address),
             snapshot: Arc::new(Snapshot::new(commands, metrics.clone())),
             server,
@@ -232,9 +235,6 @@ impl Control {
         let own = addresses.chain(new_addresses).chain(proxy).chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
         let upstreams: Vec<_> = aliases.iter().map(|(upstream, _)| upstream.clone()).collect();
-        if config.policy != self.config.policy {
-            upstreams.iter().for_each(|upstream| upstream.enforce_policy());
-        }
         self.server.routes.store(Arc::new(Routes::new(&upstreams)));
         self.server.settings.store(Arc::new(config.listener.clone()));
         self.server.proxy.store(proxy.map(|listen| {
@@ -267,7 +267,13 @@ impl Control {
         for old in std::mem::replace(&mut self.running, running.collect()) {
             if !kept.contains(&Arc::as_ptr(&old.upstream)) {
                 old.stop.cancel();
+                self.leaving.push(Arc::downgrade(&old.upstream));
             }
+        }
+        self.leaving.retain(|upstream| upstream.strong_count() > 0);
+        if config.policy != self.config.policy {
+            let leaving = self.leaving.iter().filter_map(Weak::upgrade);
+            upstreams.iter().cloned().chain(leaving).for_each(|upstream| upstream.enforce_policy());
         }
         self.resolver = resolver;
         self.snapshot.update(upstreams, config.clone());

@@ -62,8 +62,11 @@ pub struct Worker {
 /// A true name with a port: the alias' own, or one of `failover`.
 pub struct Target {
     port: u16,
-    subscription: Subscription,
+    /// None once nothing is to be resolved any more, though requests may go on.
+    subscription: ArcSwapOption<Subscription>,
     generation: ArcSwapOption<Generation>,
+    /// The last generation, while there is none because DNS has failed for too long. Connections of it may be open.
+    unserved: ArcSwapOption<Generation>,
     /// Why there is no generation for a true name that DNS gave.
     unusable: ArcSwapOption<TlsError>,
     /// What `generation` was made from: published after it.
@@ -105,8 +108,11 @@ impl Upstream {
         for target in [told].into_iter().chain(config.failover.iter().map(Some)) {
             targets.push(Target {
                 port: target.and_then(|target| target.port).unwrap_or(config.port),
-                subscription: resolver.watch(Question::new(&config, target)),
+                subscription: ArcSwapOption::from_pointee(
+                    resolver.watch(Question::new(&config, target)),
+                ),
                 generation: ArcSwapOption::empty(),
+                unserved: ArcSwapOption::empty(),
                 unusable: ArcSwapOption::empty(),
                 applied: watch::Sender::default(),
             });
@@ -223,7 +229,9 @@ impl Upstream {
     /// Asks DNS again soon: the endpoints known do not work.
     pub fn refresh(&self) {
         for target in &self.targets {
-            target.subscription.refresh();
+            if let Some(subscription) = &*target.subscription.load() {
+                subscription.refresh();
+            }
         }
     }
 
@@ -251,9 +259,9 @@ impl Upstream {
             () = stop.cancelled() => {}
         }
         for target in &self.targets {
-            if let Some(generation) = target.generation.load_full() {
-                generation.retire();
-            }
+            // What is still open must not keep DNS being asked for an alias that nobody configures.
+            target.subscription.store(None);
+            target.generations().for_each(|generation| generation.retire());
         }
         for worker in &self.workers {
             worker.pool.reap(Instant::now(), |_| false);
@@ -261,7 +269,8 @@ impl Upstream {
     }
 
     async fn follow(&self, target: &Target) {
-        let mut subscription = target.subscription.clone();
+        let Some(subscription) = target.subscription.load_full() else { return };
+        let mut subscription = Subscription::clone(&subscription);
         // Of the true name seen last: one that comes back after a failure is not a new one.
         let mut generation = None;
         loop {
@@ -291,14 +300,18 @@ impl Upstream {
     fn apply(&self, target: &Target, state: &State) {
         target.unusable.store(None);
         let Some(resolution) = &state.current else {
-            target.generation.store(None);
+            if let Some(last) = target.generation.swap(None) {
+                target.unserved.store(Some(last));
+            }
             return;
         };
-        let current = target.generation.load_full();
+        let unserved = target.unserved.swap(None);
+        let current = target.generation.load_full().or(unserved);
         if let Some(current) = &current
             && current.number() == resolution.generation
         {
             current.rotate(resolution.clone());
+            target.generation.store(Some(current.clone()));
             return;
         }
         let generation =
@@ -329,9 +342,11 @@ impl Upstream {
         loop {
             self.material.renewed(&self.config.name).await;
             for target in &self.targets {
-                if let Some(old) = target.generation.load_full() {
-                    target.generation.store(Some(Arc::new(old.renew(self.material.current()))));
-                    old.retire();
+                for generation in [&target.generation, &target.unserved] {
+                    if let Some(old) = generation.load_full() {
+                        generation.store(Some(Arc::new(old.renew(self.material.current()))));
+                        old.retire();
+                    }
                 }
             }
             self.close_unusable();
@@ -360,8 +375,7 @@ impl Upstream {
         self.close_unusable();
         let policy = self.policy.load_full();
         let denied = move |endpoint| policy.check(endpoint).is_err();
-        for target in &self.targets {
-            let Some(generation) = target.generation.load_full() else { continue };
+        for generation in self.targets.iter().flat_map(Target::generations) {
             match self.config.on_change {
                 OnChange::Close => generation.cut(&denied),
                 OnChange::Keep => {}
@@ -506,7 +520,15 @@ impl Target {
 
     /// What DNS says of it.
     pub fn state(&self) -> Arc<State> {
-        self.subscription.state()
+        match &*self.subscription.load() {
+            Some(subscription) => subscription.state(),
+            None => self.applied.borrow().clone(),
+        }
+    }
+
+    /// Those that connections may be open of and that have not been retired: one at most.
+    fn generations(&self) -> impl Iterator<Item = Arc<Generation>> {
+        [&self.generation, &self.unserved].into_iter().filter_map(ArcSwapOption::load_full)
     }
 }
 
