@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use support::{
     client, loopback,
     message::Message,
+    peer::Peer,
     proxy::Proxy,
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
@@ -258,6 +259,31 @@ async fn what_was_counted_survives_new_settings_of_the_alias() {
 }
 
 #[tokio::test]
+async fn connections_are_counted_on_over_new_settings_of_the_alias() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::upgrade_and_echo);
+    let yaml = |keys: &str| with_admin(&scene.yaml(keys));
+    let proxy = Proxy::start(&yaml("")).await;
+    let mut tunnels = Vec::new();
+    for keys in ["drain: 5s", "drain: 6s"] {
+        tunnels.push(upgraded(&proxy).await);
+        reload(&proxy, &yaml(keys)).await;
+    }
+    tunnels.push(upgraded(&proxy).await);
+    let of = |family: &str| {
+        let endpoint = format!("{}:{}", scene.addresses[0], scene.port);
+        format!(
+            "truename_upstream_connections_{family}{{alias=\"{ALIAS}\",endpoint=\"{endpoint}\"}}"
+        )
+    };
+    let metrics = scrape(&proxy).await;
+    assert_eq!(["active", "total"].map(|family| metrics.value(&of(family))), [3.0, 3.0]);
+    drop(tunnels);
+    until(&proxy, &of("active"), |value| *value == Some(0.0)).await;
+    assert_eq!(scrape(&proxy).await.value(&of("total")), 3.0);
+}
+
+#[tokio::test]
 async fn what_is_refused_before_an_alias_is_found_counts_without_one() {
     let mut scene = Scene::new(1).await;
     scene.take_listeners();
@@ -364,6 +390,15 @@ async fn a_connection_that_was_upgraded_is_active_until_its_tunnel_ends() {
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::upgrade_and_echo);
     let proxy = Proxy::start(&scene.yaml("")).await;
+    let tunnel = upgraded(&proxy).await;
+    let active = format!("truename_downstream_connections_active{{alias=\"{ALIAS}\"}}");
+    assert_eq!(scrape(&proxy).await.value(&active), 1.0);
+    drop(tunnel);
+    until(&proxy, &active, |value| *value == Some(0.0)).await;
+}
+
+/// A tunnel that was used once.
+async fn upgraded(proxy: &Proxy) -> Peer {
     let mut tunnel = client::connect(proxy.address(ALIAS).await).await;
     tunnel
         .send(format!(
@@ -373,10 +408,7 @@ async fn a_connection_that_was_upgraded_is_active_until_its_tunnel_ends() {
     assert_eq!(tunnel.response().await.status(), 101);
     tunnel.send("open").await;
     assert_eq!(tunnel.exactly(4).await, b"open");
-    let active = format!("truename_downstream_connections_active{{alias=\"{ALIAS}\"}}");
-    assert_eq!(scrape(&proxy).await.value(&active), 1.0);
-    drop(tunnel);
-    until(&proxy, &active, |value| *value == Some(0.0)).await;
+    tunnel
 }
 
 /// An endpoint at which nobody listens.

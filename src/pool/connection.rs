@@ -211,7 +211,7 @@ impl Connection {
         let Connected { io, wire, facts } = connected;
         let http2 = prior_knowledge || facts.alpn == Negotiated::Http2;
         let line = Arc::new(Line { wire, facts, expires, endpoint, _permit: permit });
-        line.endpoint.opened();
+        line.endpoint.series().opened();
         if http2 {
             let io = TokioIo::new(io);
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -502,6 +502,6 @@ impl Drop for Http2 {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.endpoint.closed();
+        self.endpoint.series().closed();
     }
 }

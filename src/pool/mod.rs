@@ -12,7 +12,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -26,7 +26,9 @@ use tokio::{
 
 pub use connection::{Connection, Http1, Http2, Line, SendError};
 
-use crate::{config, connect::ConnectError, resolve::TrueName, tls::Negotiated};
+use crate::{
+    config, connect::ConnectError, resolve::TrueName, telemetry::EndpointSeries, tls::Negotiated,
+};
 
 /// How often a request that waits for `pool.max_connections` looks for an idle connection that
 /// could make way: an HTTP/2 one becomes idle without a word to anyone.
@@ -52,10 +54,9 @@ pub struct PoolKey {
 }
 
 /// Counts an endpoint's connections over all workers, and bounds them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct EndpointConnections {
-    total: AtomicU64,
-    active: AtomicUsize,
+    series: Arc<EndpointSeries>,
     /// Requests that wait for `pool.max_connections` to let one in.
     waiting: AtomicUsize,
     limit: Option<Arc<Semaphore>>,
@@ -63,28 +64,14 @@ pub struct EndpointConnections {
 
 impl EndpointConnections {
     /// `max_connections` 0 is no limit.
-    pub fn new(max_connections: usize) -> Self {
+    pub fn new(series: Arc<EndpointSeries>, max_connections: usize) -> Self {
         let limit = (max_connections > 0).then(|| Arc::new(Semaphore::new(max_connections)));
-        Self { limit, ..Self::default() }
+        Self { series, waiting: AtomicUsize::new(0), limit }
     }
 
-    /// Connections made so far.
-    pub fn total(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
-    }
-
-    /// Connections open now, idle ones included.
-    pub fn active(&self) -> usize {
-        self.active.load(Ordering::Relaxed)
-    }
-
-    fn opened(&self) {
-        self.total.fetch_add(1, Ordering::Relaxed);
-        self.active.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn closed(&self) {
-        self.active.fetch_sub(1, Ordering::Relaxed);
+    /// What it counts.
+    pub fn series(&self) -> &EndpointSeries {
+        &self.series
     }
 }
 

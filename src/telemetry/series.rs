@@ -4,14 +4,17 @@
 //! alias. The recorder of the `metrics` crate can do neither, and has only what is the process'.
 
 use std::{
+    collections::HashMap,
+    net::SocketAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use ::http::{Method, StatusCode};
+use parking_lot::Mutex;
 
 use super::histogram::Histogram;
 use crate::{connect::Facts, error::ProxyErrorType};
@@ -43,6 +46,14 @@ pub struct AliasSeries {
     pub(super) true_names_refused: AtomicU64,
     pub(super) true_name_changes: AtomicU64,
     not_after: AtomicI64,
+    endpoints: Mutex<HashMap<SocketAddr, Arc<EndpointSeries>>>,
+}
+
+/// The connections to one endpoint, counted for as long as the alias has it.
+#[derive(Debug, Default)]
+pub struct EndpointSeries {
+    total: AtomicU64,
+    active: AtomicUsize,
 }
 
 /// What every request and connection counts. Each worker has its own, on cache lines of its own.
@@ -73,6 +84,7 @@ impl AliasSeries {
             true_names_refused: AtomicU64::new(0),
             true_name_changes: AtomicU64::new(0),
             not_after: AtomicI64::new(NEVER),
+            endpoints: Mutex::default(),
         })
     }
 
@@ -89,6 +101,22 @@ impl AliasSeries {
     /// Counts a true name that `allow` refused.
     pub fn true_name_refused(&self) {
         self.true_names_refused.fetch_add(1, Relaxed);
+    }
+
+    /// Of one endpoint: at 0, if it is new.
+    pub fn endpoint(&self, address: SocketAddr) -> Arc<EndpointSeries> {
+        self.endpoints.lock().entry(address).or_default().clone()
+    }
+
+    /// Of every endpoint that connections were made to.
+    pub fn endpoints(&self) -> HashMap<SocketAddr, Arc<EndpointSeries>> {
+        self.endpoints.lock().clone()
+    }
+
+    /// Forgets the endpoints that have left, and that no connection is open to.
+    pub fn retain_endpoints(&self, stays: impl Fn(SocketAddr) -> bool) {
+        let mut endpoints = self.endpoints.lock();
+        endpoints.retain(|address, endpoint| endpoint.active() > 0 || stays(*address));
     }
 
     /// Its name, the value of the label.
@@ -124,6 +152,29 @@ impl AliasSeries {
             });
         }
         requests
+    }
+}
+
+impl EndpointSeries {
+    /// Connections made so far.
+    pub fn total(&self) -> u64 {
+        self.total.load(Relaxed)
+    }
+
+    /// Connections open now, idle ones included.
+    pub fn active(&self) -> usize {
+        self.active.load(Relaxed)
+    }
+
+    /// Counts a connection that was made.
+    pub fn opened(&self) {
+        self.total.fetch_add(1, Relaxed);
+        self.active.fetch_add(1, Relaxed);
+    }
+
+    /// Counts its end.
+    pub fn closed(&self) {
+        self.active.fetch_sub(1, Relaxed);
     }
 }
 

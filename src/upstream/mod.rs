@@ -396,11 +396,19 @@ impl Upstream {
             ticks.tick().await;
             self.close_unusable();
             self.report_failures();
-            let mut connections = self.connections.lock();
-            connections.retain(|endpoint, connections| {
-                connections.active() > 0 || self.has_endpoint(*endpoint)
-            });
+            // After a reload nobody knows at first which endpoints stay.
+            if !self.targets.iter().any(|target| target.state().is_pending()) {
+                self.forget_endpoints();
+            }
         }
+    }
+
+    fn forget_endpoints(&self) {
+        self.series.retain_endpoints(|endpoint| self.has_endpoint(endpoint));
+        let mut connections = self.connections.lock();
+        connections.retain(|endpoint, connections| {
+            connections.series().active() > 0 || self.has_endpoint(*endpoint)
+        });
     }
 
     /// Logs what became of requests that failed.
@@ -461,14 +469,15 @@ impl Upstream {
 
     fn connections(&self, endpoint: SocketAddr) -> Arc<EndpointConnections> {
         let mut connections = self.connections.lock();
-        let new = || Arc::new(EndpointConnections::new(self.config.pool.max_connections));
+        let limit = self.config.pool.max_connections;
+        let new = || Arc::new(EndpointConnections::new(self.series.endpoint(endpoint), limit));
         connections.entry(endpoint).or_insert_with(new).clone()
     }
 
     /// Every endpoint that takes requests or still has connections, with its counts.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
         let now = Instant::now();
-        let connections = self.connections.lock();
+        let connections = self.series.endpoints();
         let count = |address: SocketAddr| {
             connections.get(&address).map_or((0, 0), |c| (c.total(), c.active()))
         };
