@@ -25,6 +25,8 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::TcpStream,
+    sync::{Mutex, MutexGuard},
+    task::yield_now,
     time::{sleep, timeout},
 };
 
@@ -55,18 +57,39 @@ pub struct Snapshot {
     config: ArcSwapOption<Config>,
     commands: Commands,
     metrics: Metrics,
+    turns: Turns,
 }
 
 impl Snapshot {
     /// Nothing yet.
     pub fn new(commands: Commands, metrics: Metrics) -> Self {
-        Self { upstreams: ArcSwap::default(), config: ArcSwapOption::empty(), commands, metrics }
+        Self {
+            upstreams: ArcSwap::default(),
+            config: ArcSwapOption::empty(),
+            commands,
+            metrics,
+            turns: Turns::default(),
+        }
     }
 
     /// Shows another configuration at work.
     pub fn update(&self, upstreams: Vec<Arc<Upstream>>, config: Config) {
         self.upstreams.store(Arc::new(upstreams));
         self.config.store(Some(Arc::new(config)));
+    }
+}
+
+/// Turns at what takes milliseconds with thousands of aliases: one caller at a time, and probes, DNS
+/// and reloads, which share the thread, between any two of them.
+#[derive(Default)]
+struct Turns(Mutex<()>);
+
+impl Turns {
+    /// Waits for a turn, which lasts until the guard drops.
+    async fn next(&self) -> MutexGuard<'_, ()> {
+        let turn = self.0.lock().await;
+        yield_now().await;
+        turn
     }
 }
 
@@ -95,7 +118,7 @@ pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
         tokio::spawn(converse(stream, ends, place, snapshot.clone()));
         if made_room {
             // In a flood, what was accepted is read before so many more are that it has to go.
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
     }
 }
@@ -162,12 +185,16 @@ async fn answer(request: Request<Incoming>, ends: Ends, snapshot: &Snapshot) -> 
         (&Method::GET | &Method::HEAD, "/livez" | "/readyz") => text(StatusCode::OK, "ok\n"),
         (&Method::GET | &Method::HEAD, "/metrics") => metrics(snapshot),
         (&Method::GET | &Method::HEAD, "/status") => {
+            let _turn = snapshot.turns.next().await;
             json(&status::status(&snapshot.upstreams.load()))
         }
-        (&Method::GET | &Method::HEAD, "/config") => match snapshot.config.load_full() {
-            Some(config) => json(&config.to_json()),
-            None => text(StatusCode::SERVICE_UNAVAILABLE, "no configuration yet\n"),
-        },
+        (&Method::GET | &Method::HEAD, "/config") => {
+            let _turn = snapshot.turns.next().await;
+            match snapshot.config.load_full() {
+                Some(config) => json(&config.to_json()),
+                None => text(StatusCode::SERVICE_UNAVAILABLE, "no configuration yet\n"),
+            }
+        }
         (&Method::POST, "/quit") => {
             snapshot.commands.shutdown().await;
             text(StatusCode::OK, "draining\n")
@@ -245,4 +272,25 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Content> {
     let resource_policy = HeaderName::from_static("cross-origin-resource-policy");
     headers.insert(resource_policy, HeaderValue::from_static("same-origin"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn what_takes_long_is_done_for_one_caller_at_a_time_and_others_come_in_between() {
+        let turns = Turns::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut one, mut another) = (pin!(turns.next()), pin!(turns.next()));
+        assert!(one.as_mut().poll(&mut cx).is_pending(), "others come first");
+        assert!(another.as_mut().poll(&mut cx).is_pending());
+        let Poll::Ready(turn) = one.as_mut().poll(&mut cx) else { panic!("it has waited") };
+        assert!(another.as_mut().poll(&mut cx).is_pending(), "it is one's turn");
+        drop(turn);
+        assert!(another.as_mut().poll(&mut cx).is_pending(), "others come in between");
+        assert!(another.as_mut().poll(&mut cx).is_ready());
+    }
 }
