@@ -1,7 +1,7 @@
 //! From an alias to its true name and addresses, in the background.
 //!
 //! [`environment`] says where names are resolved, [`names`] makes the absolute name to ask for, [`lookup`] asks the
-//! servers in turn (each by [`exchange`]), [`chain`] walks the answer and decides the true name, [`memory`] says what
+//! servers in turn (each by `exchange`), [`chain`] walks the answer and decides the true name, [`memory`] says what
 //! still holds when DNS fails, and [`refresh`] does all of it again before the TTL runs out. The request path only ever
 //! reads the latest [`State`].
 

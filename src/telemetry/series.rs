@@ -242,7 +242,7 @@ impl AliasMetrics {
         self.series.errors[error as usize].fetch_add(1, Relaxed);
     }
 
-    /// Counts a request sent again. `reason` is one of [`RETRY_REASONS`].
+    /// Counts a request sent again. `reason` is one of `RETRY_REASONS`.
     pub fn retry(&self, reason: &'static str) {
         let known = RETRY_REASONS.iter().position(|known| *known == reason);
         debug_assert!(known.is_some(), "{reason} has no series");
