@@ -24,8 +24,10 @@ const MIN_AGE: Duration = Duration::from_secs(60);
 /// A thread that still writes into a folder makes its removal fail.
 const TRIES: usize = 3;
 
-/// Those of this process.
-static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Those of this process; `None` once it ends, so that no thread makes another behind the removal.
+static FOLDERS: Folders = Folders(Mutex::new(Some(Vec::new())));
+
+struct Folders(Mutex<Option<Vec<PathBuf>>>);
 
 /// A private temporary folder, removed with all it holds when dropped, or by [`remove_all`].
 #[derive(Debug)]
@@ -40,10 +42,7 @@ impl PrivateFolder {
     pub fn create() -> io::Result<Self> {
         let parent = env::temp_dir();
         remove_stale(&parent);
-        let path = parent.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
-        // Not recursive, so that a folder (or a link) that somebody put there first is an error.
-        DirBuilder::new().mode(0o700).create(&path).map_err(|error| at(&path, &error))?;
-        FOLDERS.lock().push(path.clone());
+        let path = FOLDERS.create(&parent)?;
         // Not every file system has locks: then nobody else will ever remove it.
         Ok(Self { _lock: lock(&path), path })
     }
@@ -51,6 +50,15 @@ impl PrivateFolder {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes it again where somebody has removed it.
+    pub fn restore(&self) -> io::Result<()> {
+        let folders = FOLDERS.0.lock();
+        if folders.is_none() {
+            return Err(ending());
+        }
+        make(&self.path)
     }
 
     /// Writes a new file into it, and says where that is.
@@ -70,19 +78,54 @@ impl PrivateFolder {
 impl Drop for PrivateFolder {
     fn drop(&mut self) {
         remove(&self.path);
-        FOLDERS.lock().retain(|path| *path != self.path);
+        if let Some(folders) = FOLDERS.0.lock().as_mut() {
+            folders.retain(|path| *path != self.path);
+        }
     }
 }
 
-/// Removes all folders of this process, which is about to end.
+/// Removes all folders of this process, which is about to end: no more are made.
 pub fn remove_all() {
-    for path in std::mem::take(&mut *FOLDERS.lock()) {
-        remove(&path);
+    FOLDERS.remove_all();
+}
+
+impl Folders {
+    fn create(&self, parent: &Path) -> io::Result<PathBuf> {
+        let mut folders = self.0.lock();
+        let Some(folders) = folders.as_mut() else {
+            return Err(ending());
+        };
+        let path = parent.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
+        make(&path)?;
+        folders.push(path.clone());
+        Ok(path)
     }
+
+    fn remove_all(&self) {
+        for path in self.0.lock().take().unwrap_or_default() {
+            remove(&path);
+        }
+    }
+}
+
+fn ending() -> io::Error {
+    io::Error::other("this process is ending")
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    // Not recursive, so that a folder (or a link) that somebody put there first is an error.
+    DirBuilder::new().mode(0o700).create(path).map_err(|error| at(path, &error))
 }
 
 /// What cannot be removed is left to the system, which empties its temporary folder.
 fn remove(path: &Path) {
+    // Under another name first: a thread that is still writing into it finds it no more.
+    let mut removed = path.as_os_str().to_owned();
+    removed.push("-removed");
+    let path = match fs::rename(path, &removed) {
+        Ok(()) => Path::new(&removed),
+        Err(_) => path,
+    };
     for _ in 0..TRIES {
         match fs::remove_dir_all(path) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
@@ -139,6 +182,32 @@ mod tests {
 
         drop(folder);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_is_being_written_into_is_removed_and_no_other_is_made() {
+        let parent = tempfile::tempdir().unwrap();
+        for _ in 0..50 {
+            let folders = Folders(Mutex::new(Some(Vec::new())));
+            let path = folders.create(parent.path()).unwrap();
+            std::thread::scope(|scope| {
+                for writer in 0..2 {
+                    let path = &path;
+                    scope.spawn(move || {
+                        for number in 0.. {
+                            if fs::write(path.join(format!("{writer}-{number}")), "a key").is_err()
+                            {
+                                return;
+                            }
+                        }
+                    });
+                }
+                while fs::read_dir(&path).unwrap().count() < 10 {}
+                folders.remove_all();
+            });
+            assert!(folders.create(parent.path()).is_err());
+            assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+        }
     }
 
     #[test]

@@ -36,6 +36,9 @@ impl Store {
         if self.directory.is_dir() {
             return Ok(());
         }
+        if let Some(folder) = &self.temporary {
+            return folder.restore().map_err(|error| self.io(error));
+        }
         let made = (|| {
             let parent = self.directory.parent().unwrap_or(Path::new("/"));
             fs::DirBuilder::new().recursive(true).mode(PRIVATE).create(parent)?;
