@@ -414,9 +414,11 @@ async fn signals_are_the_commands() {
 /// Runs its arguments on a terminal of their own, types Ctrl-C when they are ready, and prints all
 /// they said.
 const TERMINAL: &str = r#"
-import os, pty, sys
+import os, pty, signal, sys
 pid, terminal = pty.fork()
 if pid == 0:
+    # Whoever started the tests in the background had it ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execvp(sys.argv[1], sys.argv[1:])
 said, typed = b"", False
 while True:
@@ -465,6 +467,21 @@ async fn what_is_typed_reaches_the_command_once() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(5), "{said}");
     assert!(said.contains("count 1 terminal True"), "{said}");
+}
+
+/// The terminal interrupts its foreground group: a command that left for another group gets it from us.
+#[tokio::test]
+async fn what_is_typed_reaches_a_command_in_a_session_of_its_own() {
+    let stage = Stage::new().await;
+    let script = "trap 'exit 5' INT; echo ready; while :; do sleep 0.05; done";
+    let inner = stage.exec(&["setsid", "sh", "-c", script]);
+    let mut command = Command::new("python3");
+    command.args(["-c", TERMINAL]).arg(inner.as_std().get_program());
+    command.args(inner.as_std().get_args()).env("TMPDIR", stage.path("tmp"));
+    command.current_dir(stage.folder.path()).stdin(Stdio::null());
+    let output = output(&mut command).await;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(5), "{said}");
 }
 
 #[tokio::test]

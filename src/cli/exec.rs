@@ -15,7 +15,7 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::{Pid, getpgrp, tcgetpgrp},
+    unistd::{Pid, getpgid, getpgrp, tcgetpgrp},
 };
 use tokio::{
     process::{Child, Command},
@@ -231,7 +231,7 @@ async fn attend(mut child: Child, mut signals: mpsc::Receiver<Signal>) -> io::Re
                 // The terminal gives these to the command, too: twice would be once too often.
                 let from_terminal = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
                 if let Some(pid) = pid
-                    && !(from_terminal && is_in_foreground())
+                    && !(from_terminal && is_in_foreground(pid))
                 {
                     // It may have ended just now, which the next turn sees.
                     let _ = kill(pid, signal);
@@ -265,9 +265,12 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-fn is_in_foreground() -> bool {
+/// Whether the command gets what is typed, as we do: it may have left for a session of its own.
+fn is_in_foreground(command: Pid) -> bool {
+    let ours = getpgrp();
     let terminal = fs::File::open("/dev/tty");
-    terminal.is_ok_and(|terminal| tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp()))
+    getpgid(Some(command)) == Ok(ours)
+        && terminal.is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(ours))
 }
 
 fn code(status: ExitStatus) -> u8 {
