@@ -123,6 +123,18 @@ async fn nobody_there_is_exit_1_with_the_address_and_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn a_file_that_hangs_is_waited_for_no_longer_than_all_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("truename.yaml");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let output = output(wait(&["--timeout", "200ms", "--config"]).arg(&pipe)).await;
+    let (code, said) = told(&output);
+    assert_eq!(code, Some(1), "{said}");
+    let parts = [pipe.to_str().unwrap(), "could not be read within 200ms", "does not respond"];
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+}
+
+#[tokio::test]
 async fn the_line_says_what_another_server_answered() {
     for (answer, told) in [
         ("HTTP/1.1 404 Not Found\x1b[2J\r\n\r\n", "GET /readyz was answered `404 Not Found[2J`"),

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     runtime,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -20,7 +20,8 @@ use super::{
     run::{self, ConfigError},
 };
 use crate::{
-    config::{Admin, Config, duration},
+    config::{Admin, duration},
+    files::{self, WorkError},
     telemetry,
 };
 
@@ -54,6 +55,8 @@ pub struct Wait {
 enum WaitError {
     #[error("{0}")]
     Config(#[from] ConfigError),
+    #[error("{0}")]
+    File(#[from] WorkError),
     #[error(
         "the proxy has no admin listener that could be asked: give it one with `admin.listen` or \
          --admin ADDR"
@@ -82,13 +85,6 @@ enum NotReady {
 impl Wait {
     /// Waits, and gives the exit code.
     pub fn run(&self) -> ExitCode {
-        let admin = match self.address() {
-            Ok(admin) => admin,
-            Err(error) => {
-                telemetry::say(format_args!("truename: {error}"));
-                return ExitCode::from(EXIT_USAGE);
-            }
-        };
         let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -96,7 +92,35 @@ impl Wait {
                 return ExitCode::from(EXIT_INTERNAL);
             }
         };
-        match runtime.block_on(until_ready(admin, self.timeout)) {
+        let code = runtime.block_on(self.perform());
+        // No exit waits for a file that hangs.
+        runtime.shutdown_background();
+        code
+    }
+
+    async fn perform(&self) -> ExitCode {
+        let deadline = Instant::now() + self.timeout;
+        let wait = self.clone();
+        let address = timeout_at(deadline, files::work(move || wait.address())).await;
+        let admin = match address
+            .map(|address| address.map_err(WaitError::from).and_then(|admin| admin))
+        {
+            Ok(Ok(admin)) => admin,
+            Ok(Err(error)) => {
+                telemetry::say(format_args!("truename: {error}"));
+                return ExitCode::from(EXIT_USAGE);
+            }
+            Err(_) => {
+                telemetry::say(format_args!(
+                    "truename: the configuration {} could not be read within {:?}: the volume or \
+                     pipe it is on does not respond",
+                    self.config.as_deref().unwrap_or_else(|| Path::new("")).display(),
+                    self.timeout,
+                ));
+                return ExitCode::from(EXIT_FAILED);
+            }
+        };
+        match until_ready(admin, deadline).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 telemetry::say(format_args!(
@@ -115,7 +139,7 @@ impl Wait {
         let listen = match (self.admin.as_deref(), self.config.as_deref()) {
             (Some("none"), _) => None,
             (Some(admin), _) => Some(run::address("--admin", admin)?),
-            (None, Some(file)) => Config::load(file).map_err(ConfigError::from)?.admin.listen,
+            (None, Some(_)) => run::with_aliases(self.config.as_deref(), &[])?.admin.listen,
             (None, None) => Admin::default().listen,
         };
         let mut admin = listen.ok_or(WaitError::NoAdmin)?;
@@ -136,9 +160,8 @@ impl Wait {
     }
 }
 
-/// Asks again and again, for so long; then gives what came of the last try.
-async fn until_ready(admin: SocketAddr, patience: Duration) -> Result<(), NotReady> {
-    let deadline = Instant::now() + patience;
+/// Asks again and again, until then; and then gives what came of the last try.
+async fn until_ready(admin: SocketAddr, deadline: Instant) -> Result<(), NotReady> {
     loop {
         let limit = deadline.duration_since(Instant::now()).clamp(TRY_LEAST, TRY_LIMIT);
         let asked = timeout(limit, ask(admin)).await;
