@@ -9,6 +9,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
 };
@@ -102,6 +103,41 @@ async fn a_file_that_hangs_at_the_start_does_not_keep_a_process_from_its_end() {
             assert_eq!(proxy.exit().await.code(), Some(0), "{hanging}, {signal}");
         }
     }
+}
+
+/// Regression: it was looked for on the thread that has the signals.
+#[tokio::test]
+async fn a_file_that_hangs_while_a_problem_s_place_is_looked_for_does_not_either() {
+    let scene = Scene::new(1).await;
+    let tls = "tls: {crls: [\"$FOLDER/garbage\"]}";
+    let setup = Setup::new(&scene.yaml(tls))
+        .file("garbage", "garbage")
+        .variable("SSL_CERT_FILE", "slow.pem")
+        .shell("mkfifo slow.pem; ");
+    let proxy = setup.spawn();
+    let slow = proxy.folder().join("slow.pem");
+    let opened = async || {
+        within("the roots to be read", async {
+            loop {
+                // Fails for as long as there is no reader.
+                let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+                match fs::OpenOptions::new().write(true).custom_flags(flags).open(&slow) {
+                    Ok(pipe) => break pipe,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        })
+        .await
+    };
+    // By the start; then to find the place in the configuration.
+    let first = opened().await;
+    // Its reader must be gone, so that the next one is another.
+    fs::rename(&slow, proxy.folder().join("first.pem")).unwrap();
+    nix::unistd::mkfifo(&slow, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    drop(first);
+    let _pipe = opened().await;
+    proxy.signal(Signal::SIGTERM);
+    assert_eq!(proxy.exit().await.code(), Some(0));
 }
 
 #[tokio::test]

@@ -126,6 +126,33 @@ async fn a_file_with_problems_is_refused_and_the_running_configuration_stays() {
 }
 
 #[tokio::test]
+async fn a_new_file_that_cannot_be_read_is_refused_once_for_each_reason() {
+    let (scene, _origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+    let path = proxy.folder().join("truename.yaml");
+    let large = yaml(&scene, "hosts: [new.example]") + &"# much\n".repeat(600_000);
+    proxy.rewrite(&large);
+    proxy.logged("it is larger than 4MiB").await;
+    fs::write(&path, b"version: 1 # \xff\n").unwrap();
+    proxy.logged("it is not UTF-8").await;
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    proxy.logged("it is a directory").await;
+    fs::remove_dir(&path).unwrap();
+    // Nobody waits for its writer.
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    proxy.logged("it is a pipe").await;
+    assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
+    assert_eq!(reloads(&proxy, "error").await, 4.0);
+    assert_eq!(post(&proxy, "/reload").await.status(), 422);
+
+    fs::remove_file(&path).unwrap();
+    proxy.rewrite(&yaml(&scene, "hosts: [new.example]"));
+    until_served(address, "new.example").await;
+    assert_eq!((reloads(&proxy, "error").await, reloads(&proxy, "ok").await), (5.0, 1.0));
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_put_to_work_changes_nothing() {
     let (scene, _origins, proxy) = running().await;
     let address = proxy.address(ALIAS).await;

@@ -1,11 +1,13 @@
 //! `truename run`: the proxy, until a signal ends it.
 
+mod file;
+
 use std::{
-    fs, io,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    sync::Arc,
 };
 
 use metrics::counter;
@@ -13,27 +15,17 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
-    task::spawn_blocking,
-    time::{sleep, timeout},
 };
 
-use super::{EXIT_INTERNAL, EXIT_USAGE, check};
+use file::{ConfigFile, Look};
+
+use super::{EXIT_INTERNAL, EXIT_USAGE};
 use crate::{
     app::App,
     command::StartError,
-    config::{
-        Alias, ArgumentError, BadValue, Config, Document, LoadError, Problems, listen_address,
-    },
+    config::{Alias, ArgumentError, BadValue, Config, LoadError, Problems, listen_address},
     files, telemetry,
 };
-
-/// How often the configuration file is compared: a ConfigMap arrives by a swap of links that file
-/// watches miss from the second time on.
-const FILE_CHECK: Duration = Duration::from_secs(1);
-
-/// How long a file that changed must stay the same before it is read, and how often that is asked.
-const SETTLE: Duration = Duration::from_millis(100);
-const SETTLE_ROUNDS: usize = 10;
 
 /// As shells have it for a command that SIGINT ended.
 const EXIT_INTERRUPTED: u8 = 130;
@@ -66,7 +58,7 @@ pub struct Run {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConfigError {
     #[error("{0}")]
-    Load(#[from] LoadError),
+    Load(#[from] Arc<LoadError>),
     #[error("{0}")]
     Argument(#[from] ArgumentError),
     #[error("{flag}: {source}")]
@@ -131,7 +123,7 @@ impl Run {
 
     /// Reads the configuration and starts the proxy. Its files may hang, and do not hold up signals.
     async fn start(&self) -> Result<(App, Option<ConfigFile>), NotStarted> {
-        let (file, config) = self.load().await.map_err(StartError::from)?;
+        let (file, config) = self.load(None).await.map_err(StartError::from)?;
         let config = config?;
         telemetry::init_log(&config.log);
         raise_file_limit(config.listener.max_connections);
@@ -139,32 +131,30 @@ impl Run {
             let file = file.path.display();
             tracing::info!(%file, "the configuration is a pipe, which is read once: changes to it are not followed");
         }
-        match files::work(|| App::start(config)).await.map_err(StartError::from)? {
+        files::work(move || match App::start(config) {
             Ok(app) => Ok((app, file)),
-            Err(error) => Err(file
-                .as_ref()
-                .map_or(Ok(()), |file| file.loadable(&error))
-                .map_or_else(|problems| ConfigError::from(problems).into(), |()| error.into())),
-        }
+            Err(error) => match file.as_ref().map_or(Ok(()), |file| file.loadable(&error)) {
+                Ok(()) => Err(error.into()),
+                Err(problems) => Err(ConfigError::from(problems).into()),
+            },
+        })
+        .await
+        .map_err(StartError::from)?
     }
 
-    /// The file as it is now, and what it comes to with the command line.
+    /// The file as it is now, and what it comes to with the command line. `before` is what was read of
+    /// it the last time.
     async fn load(
         &self,
+        before: Option<ConfigFile>,
     ) -> Result<(Option<ConfigFile>, Result<Config, ConfigError>), files::WorkError> {
         let run = self.clone();
         files::work(move || {
-            let Some(path) = &run.config else {
-                return (None, run.configuration(Config::default()));
-            };
-            match ConfigFile::read(path) {
-                Ok(file) => {
-                    let config = file.parse().map_err(ConfigError::from);
-                    let config = config.and_then(|config| run.configuration(config));
-                    (Some(file), config)
-                }
-                Err(error) => (None, Err(error.into())),
-            }
+            let file = before.map(|file| file.again());
+            let file = file.or_else(|| run.config.as_deref().map(ConfigFile::read));
+            let config = file.as_ref().map_or_else(|| Ok(Config::default()), ConfigFile::parse);
+            let config = config.map_err(ConfigError::from);
+            (file, config.and_then(|config| run.configuration(config)))
         })
         .await
     }
@@ -199,11 +189,12 @@ impl Run {
     async fn follow(&self, app: &App, mut hangup: Signal, mut file: Option<ConfigFile>) {
         // Nobody else asks for them: this is the proxy's own process.
         let Some(mut requests) = app.commands().reload_requests() else { return };
+        let mut look = Look::default();
         loop {
             let request = tokio::select! {
                 _ = hangup.recv() => None,
                 Some(request) = requests.recv() => Some(request),
-                () = changed(file.as_ref()) => None,
+                () = look.changed(file.as_ref()) => None,
             };
             let result = self.reload(app, &mut file).await;
             if let Some(request) = request {
@@ -218,11 +209,9 @@ impl Run {
             tracing::warn!("there is nothing to reload: the configuration is the command line");
             return Err("there is no file to read: start the proxy with --config FILE".into());
         };
-        let result = match self.load().await {
+        let result = match self.load(seen.clone()).await {
             Ok((file, config)) => {
-                if file.is_some() {
-                    *seen = file;
-                }
+                *seen = file;
                 match config {
                     Ok(config) => app.commands().reload(config).await.map_err(|e| e.to_string()),
                     Err(error) => Err(error.to_string()),
@@ -250,88 +239,13 @@ impl Run {
     }
 }
 
-/// The configuration file as it was read.
-#[derive(Clone)]
-struct ConfigFile {
-    path: PathBuf,
-    text: String,
-    /// What is a pipe (`--config <(…)`) can be read but once.
-    is_followed: bool,
-}
-
-impl ConfigFile {
-    fn read(path: &Path) -> Result<Self, LoadError> {
-        let _reading = files::reading(path);
-        let is_followed = fs::metadata(path).is_ok_and(|file| file.is_file());
-        Ok(Self { path: path.to_owned(), text: Config::read(path)?, is_followed })
-    }
-
-    fn parse(&self) -> Result<Config, LoadError> {
-        Ok(Config::parse(&self.text, &self.path.to_string_lossy())?)
-    }
-
-    /// Where certificates or keys kept the proxy from starting: which, at their places in the file.
-    fn loadable(&self, error: &StartError) -> Result<(), Problems> {
-        if !matches!(error, StartError::Tls { .. } | StartError::ListenerTls(_)) {
-            return Ok(());
-        }
-        let mut document = Document::parse(&self.text, &self.path.to_string_lossy());
-        check::load(&mut document);
-        document.finish().map(drop)
-    }
-
-    /// What the file holds now, where that is something else.
-    async fn change(&self) -> Option<Self> {
-        let path = self.path.clone();
-        let mut reading = spawn_blocking(move || {
-            // Opening a pipe in its place would wait for a writer.
-            fs::metadata(&path).is_ok_and(|file| file.is_file()).then(|| Self::read(&path).ok())?
-        });
-        let read = match timeout(files::PATIENCE, &mut reading).await {
-            Ok(read) => read,
-            Err(_) => {
-                tracing::warn!(
-                    file = %self.path.display(),
-                    "the configuration file cannot be read: the volume that it is on does not \
-                     respond; changes of it are not noticed meanwhile",
-                );
-                reading.await
-            }
-        };
-        // One that is gone for a moment is being replaced.
-        read.ok().flatten().filter(|now| now.text != self.text)
-    }
-}
-
-/// Waits until the file holds something else, and that stays the same for a moment: an editor empties
-/// it before it writes, and what stands between may well be a configuration, too.
-async fn changed(file: Option<&ConfigFile>) {
-    let Some(file) = file.filter(|file| file.is_followed) else {
-        return std::future::pending().await;
-    };
-    loop {
-        sleep(FILE_CHECK).await;
-        let Some(mut now) = file.change().await else { continue };
-        for _ in 0..SETTLE_ROUNDS {
-            sleep(SETTLE).await;
-            match now.change().await {
-                Some(new) => now = new,
-                None => break,
-            }
-        }
-        if now.text != file.text {
-            return;
-        }
-    }
-}
-
 /// The file, if there is one, and the aliases that the command line tells besides.
 pub(super) fn with_aliases(
     file: Option<&Path>,
     arguments: &[String],
 ) -> Result<Config, ConfigError> {
     let config = match file {
-        Some(path) => ConfigFile::read(path)?.parse()?,
+        Some(path) => ConfigFile::read(path).parse()?,
         None => Config::default(),
     };
     merged(config, arguments)

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::{
     Config, Protocol,
-    file::{FileError, read_within, refuse_devices},
+    file::{FileError, read_within, refuse_devices, regular},
     form::{Reader, print_section, read_section, section_schema},
     problems::{Found, Places, Problem, Problems},
     table::{Key, Section},
@@ -105,12 +105,12 @@ impl Config {
 
     /// Reads the file at `path`, which may be a pipe (`--config <(…)`), for [`Config::parse`].
     pub fn read(path: &Path) -> Result<String, LoadError> {
-        let read = || {
-            refuse_devices(path)?;
-            let bytes = read_within(fs::File::open(path)?, MAX_SIZE)?;
-            String::from_utf8(bytes).map_err(|_| FileError::NotText)
-        };
-        read().map_err(|source| LoadError::Unreadable { path: path.to_owned(), source })
+        read(path, |path| refuse_devices(path).map(drop))
+    }
+
+    /// The same, but a pipe is refused: reading it waits for its writer.
+    pub fn read_regular(path: &Path) -> Result<String, LoadError> {
+        read(path, regular)
     }
 
     /// Reads and checks `text`. `file_name` stands in problems, and relative paths begin at its folder.
@@ -165,6 +165,15 @@ pub enum LoadError {
     /// Its contents are wrong.
     #[error(transparent)]
     Problems(#[from] Problems),
+}
+
+fn read(path: &Path, refuse: impl Fn(&Path) -> Result<(), FileError>) -> Result<String, LoadError> {
+    let read = || {
+        refuse(path)?;
+        let bytes = read_within(fs::File::open(path)?, MAX_SIZE)?;
+        String::from_utf8(bytes).map_err(|_| FileError::NotText)
+    };
+    read().map_err(|source| LoadError::Unreadable { path: path.to_owned(), source })
 }
 
 /// The keys of the file: those of [`Config`], after the version of the format.

@@ -1,0 +1,150 @@
+//! The configuration file of a proxy: what was read of it, and whether that is still what it holds.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::errno::Errno;
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    cli::check,
+    command::StartError,
+    config::{Config, Document, FileError, LoadError, Problems},
+    files,
+};
+
+/// How often the configuration file is compared: a ConfigMap arrives by a swap of links that file
+/// watches miss from the second time on.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// How long a file that changed must stay the same before it is read, and how often that is asked.
+const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE_ROUNDS: usize = 10;
+
+/// The configuration file as it was read.
+#[derive(Clone)]
+pub struct ConfigFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is a pipe (`--config <(…)`) can be read but once.
+    pub is_followed: bool,
+    /// Its text, or why that could not be read.
+    contents: Result<String, Arc<LoadError>>,
+}
+
+impl ConfigFile {
+    /// Reads it for the first time. Blocking.
+    pub fn read(path: &Path) -> Self {
+        let _reading = files::reading(path);
+        let is_followed = fs::metadata(path).is_ok_and(|file| file.is_file());
+        Self { path: path.to_owned(), is_followed, contents: Config::read(path).map_err(Arc::new) }
+    }
+
+    /// Reads it once more. Blocking.
+    pub fn again(&self) -> Self {
+        if !self.is_followed {
+            return Self::read(&self.path);
+        }
+        let _reading = files::reading(&self.path);
+        // Opening a pipe in its place would wait for a writer.
+        let contents = Config::read_regular(&self.path).map_err(Arc::new);
+        Self { contents, ..self.clone() }
+    }
+
+    /// What it says.
+    pub fn parse(&self) -> Result<Config, Arc<LoadError>> {
+        let text = self.contents.as_ref().map_err(Arc::clone)?;
+        Config::parse(text, &self.path.to_string_lossy()).map_err(|error| Arc::new(error.into()))
+    }
+
+    /// Where certificates or keys kept the proxy from starting: which, at their places in the file.
+    /// Blocking.
+    pub fn loadable(&self, error: &StartError) -> Result<(), Problems> {
+        let is_tls = matches!(error, StartError::Tls { .. } | StartError::ListenerTls(_));
+        let Some(text) = self.contents.as_ref().ok().filter(|_| is_tls) else { return Ok(()) };
+        let mut document = Document::parse(text, &self.path.to_string_lossy());
+        check::load(&mut document);
+        document.finish().map(drop)
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (&self.contents, &other.contents) {
+            (Ok(one), Ok(other)) => one == other,
+            (Err(one), Err(other)) => one.to_string() == other.to_string(),
+            _ => false,
+        }
+    }
+
+    /// Whether the file may well be as before in a moment.
+    fn is_passing(&self) -> bool {
+        let Err(error) = &self.contents else { return false };
+        let LoadError::Unreadable { source: FileError::Io(error), .. } = &**error else {
+            return false;
+        };
+        // One that is gone is being replaced; and what this process lacks says nothing of the file.
+        let lacking = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM].map(|errno| errno as i32);
+        error.kind() == io::ErrorKind::NotFound
+            || error.raw_os_error().is_some_and(|errno| lacking.contains(&errno))
+    }
+}
+
+/// Looks at the file. One that hangs is looked at once, however often somebody stops waiting for it.
+#[derive(Default)]
+pub struct Look {
+    reading: Option<JoinHandle<ConfigFile>>,
+    is_late: bool,
+}
+
+impl Look {
+    /// Waits until the file holds something else, and that stays the same for a moment: an editor
+    /// empties it before it writes, and what stands between may well be a configuration, too.
+    pub async fn changed(&mut self, file: Option<&ConfigFile>) {
+        let Some(file) = file.filter(|file| file.is_followed) else {
+            return std::future::pending().await;
+        };
+        loop {
+            sleep(CHECK).await;
+            let Some(mut now) = self.change(file).await else { continue };
+            for _ in 0..SETTLE_ROUNDS {
+                sleep(SETTLE).await;
+                match self.change(&now).await {
+                    Some(new) => now = new,
+                    None => break,
+                }
+            }
+            if !now.is_same(file) {
+                return;
+            }
+        }
+    }
+
+    /// What the file holds now, where that is something else.
+    async fn change(&mut self, file: &ConfigFile) -> Option<ConfigFile> {
+        let reading = self.reading.get_or_insert_with(|| {
+            let file = file.clone();
+            spawn_blocking(move || file.again())
+        });
+        let read = match timeout(files::PATIENCE, &mut *reading).await {
+            Ok(read) => read,
+            Err(_) => {
+                if !std::mem::replace(&mut self.is_late, true) {
+                    tracing::warn!(
+                        file = %file.path.display(),
+                        "the configuration file cannot be read: the volume that it is on does not \
+                         respond; changes of it are not noticed meanwhile",
+                    );
+                }
+                reading.await
+            }
+        };
+        *self = Self::default();
+        read.ok().filter(|now| !now.is_passing() && !now.is_same(file))
+    }
+}
