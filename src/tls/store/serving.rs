@@ -161,7 +161,12 @@ impl Store {
         let sync = missing.len() <= MANY;
         for Made { draft: index, required, authority } in missing {
             let (authority, subject) = (Arc::new(authority?), drafts[index].subject);
-            match self.save(&Stem::new(&subject.alias, authority.root()), &authority, sync, safe) {
+            match self.save_new(
+                &Stem::new(&subject.alias, authority.root()),
+                &authority,
+                sync,
+                safe,
+            ) {
                 Ok(()) => made.entry(index).or_default().push(authority),
                 Err(error) if required => return Err(error),
                 Err(error) => unwritten.add(error, &drafts[index]),
@@ -294,6 +299,19 @@ impl Store {
         let write = if sync { write } else { write_soon };
         write(&self.key_file(stem), 0o600, authority.to_pem().as_bytes())?;
         write(&self.root_file(stem), 0o644, pem(authority.root().der()).as_bytes())
+    }
+
+    /// The same of one that is new: without its root, its key is of no use to anybody.
+    pub(super) fn save_new(
+        &self,
+        stem: &Stem,
+        authority: &Authority,
+        sync: bool,
+        safe: bool,
+    ) -> Result<(), StoreError> {
+        self.save(stem, authority, sync, safe).inspect_err(|_| {
+            let _ = fs::remove_file(self.key_file(stem));
+        })
     }
 
     /// Puts back what is served and is gone, unless somebody removed it on purpose.

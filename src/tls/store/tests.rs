@@ -193,3 +193,16 @@ fn what_failed_is_tried_again_though_the_folder_stays_the_same() {
     assert_eq!(now.certificates().len(), 2);
     assert!(store.known.lock().stamp.is_some());
 }
+
+#[test]
+fn a_new_key_is_not_left_behind_where_its_root_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::at(folder.path());
+    let shop = subject(["shop"]);
+    let authority = authority(&shop, now());
+    let stem = Stem::new("shop", authority.root());
+    // No file can be put in the place of a folder that is not empty.
+    fs::create_dir_all(folder.path().join(stem.root_file()).join("x")).unwrap();
+    assert!(store.save_new(&stem, &authority, true, true).is_err());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
