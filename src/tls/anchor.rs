@@ -1,9 +1,11 @@
 //! What a trusted certificate may vouch for, beyond what webpki looks at: webpki takes the name and the key
 //! of a trust anchor, and nothing else of the certificate that they come from.
 
-use super::failure::{Date, printable};
+use super::{
+    failure::{Date, printable},
+    lists::Lists,
+};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use webpki::CertRevocationList;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer, x509::X509Version};
 
 /// What a trusted certificate may be used for.
@@ -60,7 +62,7 @@ impl Terms {
     }
 
     /// Why it vouches for nothing at `now`.
-    pub(super) fn fault(&self, now: UnixTime, lists: &[CertRevocationList<'_>]) -> Option<String> {
+    pub(super) fn fault(&self, now: UnixTime, lists: &Lists) -> Option<String> {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let subject = &self.subject;
         if now > self.not_after {
@@ -73,7 +75,7 @@ impl Terms {
             let from = Date(self.not_before);
             return Some(format!("the CA certificate `{subject}` is not valid before {from}"));
         }
-        if is_revoked(&self.issuer, &self.serial, lists) {
+        if lists.revoke(&self.issuer, &self.serial) {
             return Some(format!(
                 "the CA certificate `{subject}` is revoked by a list in `tls.crls`"
             ));
@@ -85,17 +87,6 @@ impl Terms {
     pub(super) fn is_too_long(&self, intermediates: usize) -> bool {
         self.path_length.is_some_and(|most| intermediates > most as usize)
     }
-}
-
-/// Whether a list of this issuer names the serial number.
-///
-/// For certificates that are trusted by themselves: nobody's signature stands above them, and the lists are the
-/// operator's own files, so that a match of names is enough to refuse one.
-pub(super) fn is_revoked(issuer: &[u8], serial: &[u8], lists: &[CertRevocationList<'_>]) -> bool {
-    lists
-        .iter()
-        .filter(|list| list.issuer() == issuer)
-        .any(|list| !matches!(list.find_serial(serial), Ok(None)))
 }
 
 /// As OpenSSL decides who is a CA.

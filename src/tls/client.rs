@@ -1,9 +1,10 @@
 //! The client side: one configuration for each set of TLS settings, and the handshake.
 
 use super::{
-    failure::{Date, Leaf},
+    failure::Leaf,
+    lists::Lists,
     pins::Pins,
-    roots::{RootStores, certificates, read, read_up_to, warn_of_dates},
+    roots::{RootStores, certificates, read, warn_of_dates},
     sessions::Sessions,
     verify::{Trusted, Verifier, Whom},
 };
@@ -18,9 +19,7 @@ use rustls::{
         CryptoProvider,
         aws_lc_rs::{self, kx_group},
     },
-    pki_types::{
-        CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject,
-    },
+    pki_types::{PrivateKeyDer, ServerName, pem::PemObject},
     sign::{CertifiedKey, SingleCertAndKey},
     version::{TLS12, TLS13},
 };
@@ -34,11 +33,6 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use webpki::{CertRevocationList, OwnedCertRevocationList};
-use x509_parser::{prelude::FromDer, revocation_list::CertificateRevocationList};
-
-/// The largest file of revocation lists that is read: a million and more revoked certificates.
-const MAX_LISTS: usize = 64 << 20;
 
 /// The application protocols to offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -280,9 +274,8 @@ fn trusted(
     errors: &mut Vec<TlsConfigError>,
 ) -> Option<Whom> {
     let roots = roots.load(&config.ca).map_err(|more| errors.extend(more)).ok();
-    let lists: Vec<_> =
-        config.crls.iter().filter_map(|path| told(revocation_lists(path), errors)).collect();
-    let lists = lists.into_iter().flatten().collect();
+    let mut lists = Lists::default();
+    errors.extend(config.crls.iter().filter_map(|path| lists.add_file(path).err()));
     Some(Whom::Roots(Trusted { roots: roots?, lists }))
 }
 
@@ -291,42 +284,6 @@ fn believe_anybody() -> Whom {
         "`tls.mode: insecure_skip_verify` is set: whoever answers is believed, and can read and change everything; `tls.ca` and `tls.crls` are not looked at"
     );
     Whom::Anybody
-}
-
-/// PEM, or DER as CAs publish it.
-fn revocation_lists(path: &Path) -> Result<Vec<CertRevocationList<'static>>, TlsConfigError> {
-    const KEY: &str = "tls.crls";
-
-    let bad = |detail| TlsConfigError::of(KEY, path, |path| TlsFault::Crl { path, detail });
-    let content = read_up_to(MAX_LISTS, path, KEY)?;
-    let mut lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&content)
-        .collect::<Result<_, _>>()
-        .map_err(|error| bad(error.to_string()))?;
-    if lists.is_empty() {
-        lists.push(content.into());
-    }
-    let read = |list: CertificateRevocationListDer<'_>| {
-        warn_of_next_update(path, &list);
-        OwnedCertRevocationList::from_der(&list)
-            .map(CertRevocationList::from)
-            .map_err(|error| bad(format!("the TLS library cannot read it ({error})")))
-    };
-    lists.into_iter().map(read).collect()
-}
-
-/// A list that should have been replaced still revokes what it revokes, but is silent on what came later.
-fn warn_of_next_update(path: &Path, list: &[u8]) {
-    let Ok((_, list)) = CertificateRevocationList::from_der(list) else { return };
-    let next = list.next_update().map(|time| time.timestamp());
-    let now = UnixTime::now().as_secs() as i64;
-    if let Some(due) = next.filter(|next| *next < now) {
-        tracing::warn!(
-            key = "tls.crls",
-            file = %path.display(),
-            due = %Date(due),
-            "a revocation list is out of date: what was revoked since is not known; replace it",
-        );
-    }
 }
 
 /// A client certificate with its key, which must be a pair.

@@ -8,10 +8,12 @@ pub mod authority;
 mod client;
 mod error;
 mod failure;
+mod lists;
 mod pins;
 mod roots;
 pub mod server;
 mod sessions;
+mod shared;
 pub mod source;
 pub mod store;
 #[cfg(test)]

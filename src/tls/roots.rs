@@ -3,14 +3,21 @@
 use super::{
     anchor::{Terms, Use, Useless},
     failure::{Date, Leaf},
+    lists::Lists,
+    shared::{Digest, Shared},
 };
 use crate::{
     config::{self, read_file},
     tls::{TlsConfigError, TlsFault},
 };
+use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
-use std::{collections::HashSet, path::Path, sync::Arc};
-use webpki::{CertRevocationList, anchor_from_trusted_cert};
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::{Arc, Weak},
+};
+use webpki::anchor_from_trusted_cert;
 
 /// The largest file of certificates that is read: a hundred times the public roots.
 const MAX_CERTIFICATES: usize = 16 << 20;
@@ -18,14 +25,23 @@ const MAX_CERTIFICATES: usize = 16 << 20;
 /// Seconds: a certificate is said to expire soon in the last third of its life, but no earlier than this.
 const SOON: i64 = 30 * 24 * 60 * 60;
 
-/// Root stores already parsed during one load, so that aliases with equal trust share one.
+/// Root stores already read during one load, so that aliases with equal trust read them once.
 ///
-/// Keep it for the length of a load and drop it then: the next load reads the files anew.
+/// Keep it for the length of a load and drop it then: the next load reads the files anew. What comes
+/// of equal files is shared with all earlier loads that are in use.
 #[derive(Default)]
 pub struct RootStores {
     loaded: Vec<(config::Trust, Arc<Roots>)>,
-    system: Option<Vec<CertificateDer<'static>>>,
+    system: Option<Arc<System>>,
+    /// Whether those are taken that another load has in hands.
+    borrows_system: bool,
 }
+
+/// The system's roots.
+type System = Vec<CertificateDer<'static>>;
+
+/// As they were read last, for as long as that load goes on.
+static SYSTEM: Mutex<Weak<System>> = Mutex::new(Weak::new());
 
 /// What one [`config::Trust`] comes to.
 #[derive(Default)]
@@ -40,6 +56,12 @@ pub(super) struct Roots {
 }
 
 impl RootStores {
+    /// For one alias of many whose files have changed at once: the system's roots, which are not among
+    /// these files, are read by the first of them.
+    pub fn of_changed_files() -> Self {
+        Self { borrows_system: true, ..Self::default() }
+    }
+
     pub(super) fn load(
         &mut self,
         trust: &config::Trust,
@@ -47,59 +69,56 @@ impl RootStores {
         if let Some((_, roots)) = self.loaded.iter().find(|(known, _)| known == trust) {
             return Ok(roots.clone());
         }
-        let roots = Arc::new(self.read(trust)?);
+        let roots = self.read(trust)?;
         self.loaded.push((trust.clone(), roots.clone()));
         Ok(roots)
     }
 
-    fn read(&mut self, trust: &config::Trust) -> Result<Roots, Vec<TlsConfigError>> {
+    fn read(&mut self, trust: &config::Trust) -> Result<Arc<Roots>, Vec<TlsConfigError>> {
+        static IN_USE: Shared<Roots> = Shared::new();
+
         let mut roots = Roots::default();
         let errors: Vec<_> =
             trust.files.iter().filter_map(|path| roots.add_file(path).err()).collect();
         if !errors.is_empty() {
             return Err(errors);
         }
-        if trust.system {
-            for certificate in self.system() {
+        let system = if trust.system { self.system() } else { Arc::default() };
+        IN_USE.find_or_make(roots.digest(&system, trust.webpki), || {
+            for certificate in system.iter() {
                 // Distributions carry certificates that do not parse; the others serve all the same.
                 if let Err(error) = roots.add(certificate) {
                     tracing::debug!(%error, "one of the system's root certificates cannot be used");
                 }
             }
-        }
-        if trust.webpki {
-            // Mostly the system's own roots over again, which would only cost memory.
-            let known: HashSet<_> = roots
-                .anchors
-                .iter()
-                .map(|root| (root.subject.clone(), root.subject_public_key_info.clone()))
-                .collect();
-            roots.anchors.extend(
-                webpki_roots::TLS_SERVER_ROOTS
-                    .iter()
-                    .filter(|root| {
-                        let key = (root.subject.clone(), root.subject_public_key_info.clone());
-                        !known.contains(&key)
-                    })
-                    .cloned(),
-            );
-        }
-        if roots.anchors.is_empty() && roots.servers.is_empty() {
-            return Err(vec![TlsConfigError::new("tls.ca", TlsFault::NoRoots)]);
-        }
-        Ok(roots)
+            if trust.webpki {
+                roots.add_built_in();
+            }
+            if roots.anchors.is_empty() && roots.servers.is_empty() {
+                return Err(vec![TlsConfigError::new("tls.ca", TlsFault::NoRoots)]);
+            }
+            Ok(roots)
+        })
     }
 
     /// Where `SSL_CERT_FILE` or `SSL_CERT_DIR` is set, it stands for the system's roots. It replaces
     /// neither the built-in ones nor those of `tls.ca.files`.
-    fn system(&mut self) -> &[CertificateDer<'static>] {
-        self.system.get_or_insert_with(|| {
+    fn system(&mut self) -> Arc<System> {
+        if let Some(system) = &self.system {
+            return system.clone();
+        }
+        let mut last = SYSTEM.lock();
+        let borrowed = last.upgrade().filter(|_| self.borrows_system);
+        let system = borrowed.unwrap_or_else(|| {
             let found = rustls_native_certs::load_native_certs();
             for error in found.errors {
                 tracing::debug!(%error, "some of the system's root certificates cannot be read");
             }
-            found.certs
-        })
+            Arc::new(found.certs)
+        });
+        *last = Arc::downgrade(&system);
+        self.system = Some(system.clone());
+        system
     }
 }
 
@@ -136,6 +155,27 @@ impl Roots {
         }
     }
 
+    /// Adds the built-in ones that are not there: mostly the system's own over again, which would only
+    /// cost memory.
+    fn add_built_in(&mut self) {
+        let key = |root: &TrustAnchor<'static>| {
+            (root.subject.clone(), root.subject_public_key_info.clone())
+        };
+        let known: HashSet<_> = self.anchors.iter().map(key).collect();
+        let built_in = webpki_roots::TLS_SERVER_ROOTS.iter();
+        self.anchors.extend(built_in.filter(|root| !known.contains(&key(root))).cloned());
+    }
+
+    /// Of what comes of the files so far, with what is yet to be added.
+    fn digest(&self, system: &[CertificateDer<'_>], built_in: bool) -> Digest {
+        let mut files: Vec<_> = self.servers.iter().map(|it| Digest::of(it)).collect();
+        files.sort_unstable();
+        let system: Vec<_> = system.iter().map(|it| Digest::of(it)).collect();
+        let parts =
+            [Digest::of_all(&files), Digest::of_all(&system), Digest::of(&[built_in.into()])];
+        Digest::of_all(&parts)
+    }
+
     /// Trusts a certificate for what it says that it is for.
     fn add(&mut self, certificate: &CertificateDer<'static>) -> Result<(), Useless> {
         let (usage, terms) = Terms::read(certificate)?;
@@ -158,7 +198,7 @@ impl Roots {
         &self,
         anchor: &TrustAnchor<'_>,
         now: UnixTime,
-        lists: &[CertRevocationList<'_>],
+        lists: &Lists,
     ) -> Option<String> {
         self.terms(anchor)?.fault(now, lists)
     }

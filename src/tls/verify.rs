@@ -1,8 +1,8 @@
 //! Whether a server's certificate proves the true name.
 
 use super::{
-    anchor::is_revoked,
     failure::{Leaf, Reason, VerifyFailure, reason},
+    lists::Lists,
     pins::Pins,
     roots::Roots,
 };
@@ -18,8 +18,8 @@ use std::{
     sync::Arc,
 };
 use webpki::{
-    CertRevocationList, EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy, VerifiedPath,
+    EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+    VerifiedPath,
 };
 
 /// webpki's verdict as far as somebody is trusted, then the pins; refusals are [`VerifyFailure`]s.
@@ -40,7 +40,7 @@ pub(super) enum Whom {
 /// Who may vouch for a server, and who no longer.
 pub(super) struct Trusted {
     pub(super) roots: Arc<Roots>,
-    pub(super) lists: Vec<CertRevocationList<'static>>,
+    pub(super) lists: Lists,
 }
 
 impl Verifier {
@@ -128,7 +128,7 @@ impl Trusted {
         let intermediates = path.intermediate_certificates();
         // webpki asks the first list of an issuer only, and there may be an older and a newer one.
         let certificates = [&**path.end_entity()].into_iter().chain(intermediates);
-        if certificates.into_iter().any(|it| is_revoked(it.issuer(), it.serial(), &self.lists)) {
+        if certificates.into_iter().any(|it| self.lists.revoke(it.issuer(), it.serial())) {
             return Err(Reason::Revoked);
         }
         if let Some(fault) = self.roots.fault(anchor, now, &self.lists) {
@@ -159,7 +159,7 @@ impl Trusted {
         if !leaf.serves() {
             return Err(Reason::WrongUsage);
         }
-        if is_revoked(parsed.issuer(), parsed.serial(), &self.lists) {
+        if self.lists.revoke(parsed.issuer(), parsed.serial()) {
             return Err(Reason::Revoked);
         }
         parsed.verify_is_valid_for_subject_name(asked.name).map_err(told)?;

@@ -88,7 +88,7 @@ impl Material {
         if std::mem::replace(&mut *self.seen.lock(), now) == now {
             return Ok(false);
         }
-        let tls = ClientTls::load(&self.settings, &mut RootStores::default())?;
+        let tls = ClientTls::load(&self.settings, &mut RootStores::of_changed_files())?;
         self.loaded.store(tls.map(Arc::new));
         Ok(true)
     }

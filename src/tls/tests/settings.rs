@@ -70,6 +70,21 @@ fn a_root_that_the_system_has_too_is_kept_once() {
 }
 
 #[test]
+fn equal_files_are_kept_once_however_often_they_are_loaded() {
+    let mut settings = Settings::trusting(&Ca::new("One"));
+    let load = |settings: &Settings| RootStores::default().load(&settings.tls.ca).unwrap();
+    let roots = load(&settings);
+    assert!(Arc::ptr_eq(&roots, &load(&settings)));
+    let copy = Settings::trusting_pem(&fs::read_to_string(&settings.tls.ca.files[0]).unwrap());
+    assert!(Arc::ptr_eq(&roots, &load(&copy)));
+    settings.tls.ca.webpki = true;
+    let more = load(&settings);
+    assert!(!Arc::ptr_eq(&roots, &more));
+    settings.file("ca.pem", Ca::new("Two").pem());
+    assert!(!Arc::ptr_eq(&more, &load(&settings)));
+}
+
+#[test]
 fn equal_trust_is_parsed_once_and_other_trust_is_not_mixed_up() {
     let first = Settings::trusting(&Ca::new("One"));
     let second = Settings::trusting(&Ca::new("Two"));

@@ -1,7 +1,7 @@
 //! What a certificate that is trusted may vouch for, and until when.
 
 use super::*;
-use crate::tls::{failure::Leaf, pins};
+use crate::tls::{failure::Leaf, lists::Lists, pins};
 use rcgen::{
     CertificateRevocationListParams, GeneralSubtree, KeyIdMethod, NameConstraints,
     RevokedCertParams, SerialNumber, date_time_ymd,
@@ -165,6 +165,22 @@ async fn a_revoked_certificate_that_is_itself_trusted_is_refused() {
         let failure = refusal(identity.server(), &settings.load(), NAME).await;
         assert_eq!(failure.reason, Reason::Revoked);
     }
+}
+
+#[test]
+fn equal_lists_are_kept_once_however_often_they_are_loaded() {
+    let root = Ca::new("Root");
+    let settings = Settings::trusting(&root);
+    let file = settings.file("list.pem", list(&root, &[666]));
+    let load = || {
+        let mut lists = Lists::default();
+        lists.add_file(&file).unwrap();
+        lists
+    };
+    let first = load();
+    assert!(first.shares_with(&load()));
+    settings.file("list.pem", list(&root, &[667]));
+    assert!(!first.shares_with(&load()));
 }
 
 #[tokio::test]

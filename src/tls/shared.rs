@@ -1,0 +1,52 @@
+//! What is made of the same bytes, kept once for as long as anybody uses it.
+//!
+//! Each alias follows its own files, and many aliases name the same ones: the roots of a machine take
+//! hundreds of kilobytes, a revocation list six times its file.
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::pins::sha256;
+
+/// What is in use, by the SHA-256 of what it was made of.
+pub(super) struct Shared<T>(Mutex<Vec<(Digest, Weak<T>)>>);
+
+/// A SHA-256.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Digest(Vec<u8>);
+
+impl<T> Shared<T> {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// What `digest` stands for, made where nobody has it. What many ask for at once is made once.
+    pub(super) fn find_or_make<E>(
+        &self,
+        digest: Digest,
+        make: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E> {
+        let mut known = self.0.lock();
+        known.retain(|(_, value)| value.strong_count() > 0);
+        let found = known.iter().find(|(known, _)| *known == digest);
+        if let Some(value) = found.and_then(|(_, value)| value.upgrade()) {
+            return Ok(value);
+        }
+        let value = Arc::new(make()?);
+        known.push((digest, Arc::downgrade(&value)));
+        Ok(value)
+    }
+}
+
+impl Digest {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self(sha256(bytes))
+    }
+
+    /// Of parts, in their order.
+    pub(super) fn of_all<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let bytes: Vec<u8> = parts.into_iter().flat_map(|part| part.0.iter().copied()).collect();
+        Self::of(&bytes)
+    }
+}
