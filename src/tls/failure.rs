@@ -40,6 +40,8 @@ pub enum Reason {
     PinMismatch,
     /// The CA certificate that its chain ends in cannot be used: why.
     Issuer(String),
+    /// A CA certificate between the two cannot be used: why.
+    Intermediate(String),
     /// A signature does not match: the server does not hold the certificate's key, or it is forged.
     BadSignature,
     /// Anything else.
@@ -120,6 +122,9 @@ impl VerifyFailure {
             Reason::Issuer(_) => {
                 "replace the CA's certificate in `tls.ca.files`, or in the system's store, by the one that is in force".to_owned()
             }
+            Reason::Intermediate(_) => {
+                "the server's operator must replace that CA certificate in the chain that the server sends".to_owned()
+            }
             Reason::PinMismatch => match &self.pin {
                 Some(pin) => format!("if the server's key was changed on purpose, add `{pin}` to `tls.pins`"),
                 None => "compare `tls.pins` with the keys in the server's chain".to_owned(),
@@ -157,7 +162,7 @@ impl VerifyFailure {
             Reason::PinMismatch => {
                 write!(f, "certificate for `{expected}` has none of the pinned keys in its chain")
             }
-            Reason::Issuer(fault) => {
+            Reason::Issuer(fault) | Reason::Intermediate(fault) => {
                 write!(f, "certificate for `{expected}` was refused: {fault}")
             }
             Reason::BadSignature => {
@@ -232,6 +237,16 @@ impl<'a> Leaf<'a> {
         self.0.validity().not_after.timestamp()
     }
 
+    /// Why it cannot be used at `now`, in Unix seconds: what webpki looks at in every certificate of a chain.
+    pub(super) fn fault(&self, now: i64) -> Option<Fault> {
+        match (self.not_before(), self.not_after()) {
+            (_, until) if now > until => Some(Fault::Expired(until)),
+            (from, _) if now < from => Some(Fault::NotYetValid(from)),
+            _ if !self.serves() => Some(Fault::NotForServers),
+            _ => None,
+        }
+    }
+
     pub(super) fn is_self_issued(&self) -> bool {
         self.0.issuer().as_raw() == self.0.subject().as_raw()
     }
@@ -255,6 +270,23 @@ impl<'a> Leaf<'a> {
     fn names(&self) -> Vec<String> {
         let Ok(Some(names)) = self.0.subject_alternative_name() else { return Vec::new() };
         names.value.general_names.iter().filter_map(name).take(NAMES_KEPT).collect()
+    }
+}
+
+/// See [`Leaf::fault`].
+pub(super) enum Fault {
+    Expired(i64),
+    NotYetValid(i64),
+    NotForServers,
+}
+
+impl Display for Fault {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Expired(until) => write!(f, "expired at {}", Date(*until)),
+            Fault::NotYetValid(from) => write!(f, "is not valid before {}", Date(*from)),
+            Fault::NotForServers => write!(f, "may not issue certificates for servers"),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether a server's certificate proves the true name.
 
 use super::{
-    failure::{Leaf, Reason, VerifyFailure, reason},
+    failure::{Fault, Leaf, Reason, VerifyFailure, reason},
     lists::Lists,
     pins::Pins,
     roots::Roots,
@@ -61,7 +61,8 @@ impl Verifier {
         let verdict = match &self.whom {
             Whom::Roots(trusted) => {
                 let asked = Asked { leaf, name, now };
-                match trusted.verify_chain(&asked, intermediates, self) {
+                let proved = trusted.verify_chain(&asked, intermediates, self);
+                match proved.map_err(|reason| trusted.blame(reason, &asked, intermediates)) {
                     Err(_) if trusted.roots.has_server(leaf) => {
                         trusted.verify_named(&asked, &self.pins)
                     }
@@ -140,6 +141,41 @@ impl Trusted {
             ));
         }
         pins.admit(path)
+    }
+
+    /// Puts the blame where it belongs: webpki does not say which certificate of a chain it refused.
+    fn blame(
+        &self,
+        reason: Reason,
+        asked: &Asked<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Reason {
+        let now = i64::try_from(asked.now.as_secs()).unwrap_or(i64::MAX);
+        let concerns = |fault: &Fault| {
+            matches!(
+                (fault, &reason),
+                (Fault::Expired(_), Reason::Expired)
+                    | (Fault::NotYetValid(_), Reason::NotYetValid)
+                    | (Fault::NotForServers, Reason::WrongUsage)
+            )
+        };
+        let fault = |certificate: &CertificateDer<'_>| {
+            if reason == Reason::Revoked {
+                let parsed = EndEntityCert::try_from(certificate).ok()?;
+                let is_revoked = self.lists.revoke(parsed.issuer(), parsed.serial());
+                return is_revoked.then(|| "is revoked by a list in `tls.crls`".to_owned());
+            }
+            let fault = Leaf::parse(certificate)?.fault(now).filter(concerns)?;
+            Some(fault.to_string())
+        };
+        if fault(asked.leaf).is_some() {
+            return reason;
+        }
+        let told = intermediates.iter().find_map(|certificate| {
+            let subject = Leaf::parse(certificate)?.subject();
+            Some(format!("the CA certificate `{subject}` {}", fault(certificate)?))
+        });
+        told.map_or(reason, Reason::Intermediate)
     }
 
     /// A certificate that is itself trusted, as that of one server. webpki takes no CA's for a server, though

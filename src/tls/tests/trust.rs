@@ -184,6 +184,37 @@ fn equal_lists_are_kept_once_however_often_they_are_loaded() {
 }
 
 #[tokio::test]
+async fn a_fault_of_a_ca_in_the_chain_is_not_told_of_the_servers_certificate() {
+    let past: Change = |params| params.not_after = date_time_ymd(2021, 2, 3);
+    let future: Change = |params| params.not_before = date_time_ymd(2990, 2, 3);
+    let clients: Change =
+        |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let revoked: Change = |params| params.serial_number = Some(SerialNumber::from(666));
+    let root = Ca::new("Root");
+    let mut settings = Settings::trusting(&root);
+    settings.tls.crls = vec![settings.file("list.pem", list(&root, &[666]))];
+    let tls = settings.load();
+    for (change, told) in [
+        (past, "expired at 2021-02-03"),
+        (future, "is not valid before 2990-02-03"),
+        (clients, "may not issue certificates for servers"),
+        (revoked, "is revoked by a list in `tls.crls`"),
+    ] {
+        let mut params = Ca::params("Intermediate");
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let intermediate = Ca(CertifiedIssuer::signed_by(params, key, &root.0).unwrap());
+        let mut identity = intermediate.issue(&[NAME]);
+        identity.chain.push(intermediate.der());
+        let failure = refusal(identity.server(), &tls, NAME).await;
+        let text = failure.to_string();
+        assert!(text.contains("was refused: the CA certificate `CN=Intermediate`"), "{text}");
+        assert!(text.contains(told), "{text}");
+        assert!(failure.hint().contains("the chain that the server sends"), "{}", failure.hint());
+    }
+}
+
+#[tokio::test]
 async fn every_list_of_an_issuer_is_looked_into() {
     let root = Ca::new("Root");
     let mut settings = Settings::trusting(&root);
