@@ -193,6 +193,7 @@ impl Seats {
 }
 
 /// A connection's place, given up when it ends.
+#[derive(Debug)]
 struct Taken {
     connections: Arc<AtomicUsize>,
     _permit: OwnedSemaphorePermit,
@@ -303,8 +304,7 @@ impl Worker {
         let (server, index) = (self.server.clone(), self.index);
         tokio::spawn(async move {
             // Made in here, as a future that is moved into another is kept twice.
-            server.connection(stream, peer, listener, index).await;
-            drop(taken);
+            server.connection(stream, peer, listener, index, Box::new(taken)).await;
         });
     }
 }

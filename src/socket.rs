@@ -78,7 +78,12 @@ pub struct Socket {
     /// Bytes handed to the kernel.
     written: AtomicU64,
     patience: Patience,
+    /// Dropped with it.
+    place: Option<Place>,
 }
+
+/// What a connection takes up for as long as its socket is open, whoever holds that in the end.
+pub type Place = Box<dyn Debug + Send + Sync>;
 
 /// How long the kernel waits for a peer that acknowledges nothing (`TCP_USER_TIMEOUT`).
 ///
@@ -99,7 +104,12 @@ impl Socket {
     pub fn split(stream: TcpStream) -> (OwnedReadHalf, Self) {
         let (read, write) = stream.into_split();
         let (written, patience) = (AtomicU64::new(0), Patience::default());
-        (read, Self { half: Some(write), written, patience })
+        (read, Self { half: Some(write), written, patience, place: None })
+    }
+
+    /// Has it hold its place.
+    pub fn hold(&mut self, place: Place) {
+        self.place = Some(place);
     }
 
     /// Has the kernel watch over the peer: once it has been silent for `keepalive` it is asked whether it

@@ -6,6 +6,7 @@
 mod support;
 
 use support::{
+    client,
     message::Message,
     peer::Peer,
     proxy::Proxy,
@@ -276,4 +277,26 @@ fn upgrade(start: &str, protocol: &str, fields: &str) -> String {
         "{start} HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: keep-alive, Upgrade\r\n\
          Upgrade: {protocol}\r\n{fields}\r\n"
     )
+}
+
+#[tokio::test]
+async fn a_tunnel_counts_among_the_connections_until_it_ends() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::upgrade_and_echo);
+    let proxy = Proxy::start(&(scene.yaml("") + "listener: {max_connections: 1}\n")).await;
+    let address = proxy.address(ALIAS).await;
+    let mut first = client::connect(address).await;
+    first.send(websocket("")).await;
+    assert_eq!(first.response().await.status(), 101);
+    let mut second = client::connect(address).await;
+    second.send(websocket("")).await;
+    for _ in 0..10 {
+        first.send("hello").await;
+        assert_eq!(first.exactly(5).await, b"hello");
+    }
+    let active = format!("truename_downstream_connections_active{{alias=\"{ALIAS}\"}}");
+    assert_eq!(proxy.metric(&active).await, Some(1.0));
+    assert!(!second.has_arrived(), "the second was not left to wait");
+    drop(first);
+    assert_eq!(second.response().await.status(), 101);
 }

@@ -44,7 +44,7 @@ use crate::{
     drain::Drain,
     forward::{self, Arrival},
     route::Routes,
-    socket::{ByteStream, Prefixed},
+    socket::{ByteStream, Place, Prefixed},
     telemetry::{DownstreamConnection, Failures},
     tls::{
         Negotiated,
@@ -105,18 +105,19 @@ impl Client<'_> {
 }
 
 impl Server {
-    /// Serves a connection to its end.
+    /// Serves a connection to its end. A tunnel that it becomes may outlast this, and holds its place.
     pub async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
         listener: SocketAddr,
         worker: usize,
+        place: Place,
     ) {
         let _guard = self.drain.guard();
         let settings = self.settings.load_full();
         let Some(local) = local_address(&stream, listener) else { return };
-        let (mut stream, socket) = SocketStream::new(stream);
+        let (mut stream, socket) = SocketStream::new(stream, place);
         // One that is gone already shows that soon enough.
         let _ = socket.watch(self.keepalive(listener));
 
@@ -481,7 +482,8 @@ mod tests {
         let routes = Routes::default();
         let request = Request::new(RequestBody::empty());
 
-        let connection = size_of_val(&server.clone().connection(stream, address, address, 0));
+        let connection =
+            size_of_val(&server.clone().connection(stream, address, address, 0, Box::new(())));
         let request = size_of_val(&forward::serve(request, &arrival, &routes));
         assert!(connection <= 2320, "a connection: {connection} bytes");
         assert!(request <= 4864, "a request: {request} bytes");

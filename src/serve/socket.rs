@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     drain::Drain,
-    socket::{ByteStream, Socket},
+    socket::{ByteStream, Place, Socket},
 };
 
 /// How long, and how much, a client may go on sending on a connection that is at its end, before that is
@@ -43,9 +43,10 @@ pub struct SocketStream {
 }
 
 impl SocketStream {
-    /// Its bytes, and the socket.
-    pub fn new(stream: TcpStream) -> (Self, Arc<Socket>) {
-        let (read, socket) = Socket::split(stream);
+    /// Its bytes, and the socket, which holds its place.
+    pub fn new(stream: TcpStream, place: Place) -> (Self, Arc<Socket>) {
+        let (read, mut socket) = Socket::split(stream);
+        socket.hold(place);
         let socket = Arc::new(socket);
         (Self { read, socket: socket.clone() }, socket)
     }
