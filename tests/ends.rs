@@ -8,6 +8,12 @@ mod support;
 
 use std::time::Duration;
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+    time::timeout,
+};
+
 use support::{
     client,
     peer::Peer,
@@ -187,4 +193,102 @@ async fn unasked(peer: &mut Peer, time: Duration) {
 
 async fn until(proxy: &Proxy, series: &str, value: f64) {
     within(series, async { while proxy.metric(series).await != Some(value) {} }).await;
+}
+
+/// The origin would take the next request, perhaps another client's, for the rest of the body.
+#[tokio::test]
+async fn a_body_that_breaks_off_under_its_response_leaves_no_connection_to_the_next_request() {
+    const LENGTH: usize = 16 * 1024 * 1024;
+    const CHUNK: &[u8] = b"5\r\nhello\r\n";
+    let (blocked, mut is_blocked) = mpsc::unbounded_channel();
+    let (read, mut was_read) = mpsc::unbounded_channel::<Vec<u8>>();
+    let through = Through::new("", move |arrival: Arrival| {
+        let (blocked, read) = (blocked.clone(), read.clone());
+        async move {
+            let mut conversation = arrival.open().await.unwrap();
+            while let Some(head) = conversation.peer.head().await
+                && head.starts_with("GET")
+            {
+                conversation.peer.send(scripts::ok("own")).await;
+            }
+            let (mut reader, mut writer) = tokio::io::split(conversation.peer.into_wire());
+            let respond = async {
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+                writer.write_all(head.as_bytes()).await.unwrap();
+                let mut left = LENGTH;
+                while left > 0 {
+                    let block = vec![b'x'; left.min(64 * 1024)];
+                    let mut write = std::pin::pin!(writer.write_all(&block));
+                    let written = timeout(Duration::from_millis(300), &mut write).await;
+                    if written.is_err() {
+                        blocked.send(()).unwrap();
+                        if write.await.is_err() {
+                            return;
+                        }
+                    }
+                    left -= block.len();
+                }
+            };
+            let listen = async {
+                let mut bytes = vec![0; 4096];
+                while let Ok(length @ 1..) = reader.read(&mut bytes).await {
+                    read.send(bytes[..length].to_vec()).unwrap();
+                }
+            };
+            tokio::join!(respond, listen);
+        }
+    })
+    .await;
+    let mut peer = through.connect().await;
+    let head = format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nTransfer-Encoding: chunked\r\n\r\n");
+    peer.send(head).await;
+    is_blocked.recv().await.unwrap();
+    // Nothing more of the response finds room, and the body flows on.
+    for _ in 0..8 {
+        peer.send(CHUNK).await;
+        let mut chunk = Vec::new();
+        while chunk.len() < CHUNK.len() {
+            chunk.extend(within("a chunk", was_read.recv()).await.unwrap());
+        }
+        assert_eq!(chunk, CHUNK);
+    }
+    peer.send("no chunk\r\n").await;
+    let get = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n");
+    for _ in 0..10 {
+        assert_eq!(through.exchange(&get).await.text(), "own");
+    }
+    // The proxy has seen that by now; and the response goes on.
+    peer.closed().await;
+    until(&through.proxy, IN_FLIGHT, 0.0).await;
+
+    for _ in 0..10 {
+        assert_eq!(through.exchange(&get).await.text(), "own");
+    }
+    assert_eq!(was_read.try_recv().ok(), None, "a request within another's body");
+}
+
+#[tokio::test]
+async fn a_client_that_breaks_off_its_body_under_a_response_is_no_failure_of_the_origin() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n";
+        conversation.peer.send(head).await;
+        conversation.peer.hold().await;
+    })
+    .await;
+    let mut peer = through.connect().await;
+    peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nTransfer-Encoding: chunked\r\n\r\n"))
+        .await;
+    peer.head().await.unwrap();
+    assert_eq!(peer.exactly(10).await, b"5\r\nearly\r\n");
+    peer.send("no chunk\r\n").await;
+    assert!(peer.rest().await.unwrap_or_default().is_empty());
+    until(&through.proxy, IN_FLIGHT, 0.0).await;
+    let errors = |error: &str| {
+        format!("truename_upstream_errors_total{{alias=\"{ALIAS}\",error=\"{error}\"}}")
+    };
+    let proxy = &through.proxy;
+    assert_eq!(proxy.metric(&errors("http_request_error")).await, Some(1.0));
+    assert_eq!(proxy.metric(&errors("http_response_incomplete")).await, Some(0.0));
 }

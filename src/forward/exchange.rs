@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use super::{ForwardError, Problem, headers, passthrough::Passing};
+use super::{ForwardError, Problem, headers, http::is_of_the_body, passthrough::Passing};
 use crate::{
     body::{BoxError, RequestBody, strip_trailers},
     error::ProxyErrorType,
@@ -363,9 +363,15 @@ impl Streaming {
             }
             Some(Err(error)) => {
                 tracing::debug!(%error, "a response broke off");
-                self.exchange.broke(ProxyErrorType::HttpResponseIncomplete);
-                if let Some(lease) = self.lease.take() {
-                    lease.failed("the response broke off");
+                let lease = self.lease.take();
+                // The client's own end of it is none of the origin's failures.
+                let of_the_body =
+                    lease.as_ref().is_some_and(|lease| is_of_the_body(error, lease.generation()));
+                if of_the_body {
+                    self.exchange.broke(ProxyErrorType::HttpRequestError);
+                } else {
+                    self.exchange.broke(ProxyErrorType::HttpResponseIncomplete);
+                    lease.iter().for_each(|lease| lease.failed("the response broke off"));
                 }
             }
             None => self.give_back(),

@@ -69,6 +69,8 @@ pub struct Client<S> {
     idle: Option<Duration>,
     /// Whether the next request could be told from this one.
     reusable: bool,
+    /// What the request met while nobody asked for the answer's body, who is told when they do.
+    lost: Option<ExchangeError>,
 }
 
 /// A request's body on its way.
@@ -89,6 +91,7 @@ impl<S: ByteStream> Client<S> {
             answer: Decoder::done(),
             idle: None,
             reusable: true,
+            lost: None,
         }
     }
 
@@ -201,6 +204,8 @@ impl<S: ByteStream> Client<S> {
                         let framing = response_framing(method, &mut head);
                         let framing = framing.map_err(ExchangeError::Head)?;
                         self.answer = Decoder::new(framing);
+                        // From now on the answer may flow, whatever of the request is read.
+                        self.idle = None;
                         self.reusable = framing != Framing::Close
                             && head.status != StatusCode::SWITCHING_PROTOCOLS
                             && failed.is_none();
@@ -227,6 +232,8 @@ impl<S: ByteStream> Client<S> {
                     Poll::Ready(Ok(false)) => {}
                     Poll::Ready(Err(error)) => {
                         self.upload = None;
+                        // The peer would take the next request for the rest of this one.
+                        self.reusable = false;
                         return Poll::Ready(Err(ExchangeError::RequestBody(error)));
                     }
                     Poll::Pending => break,
@@ -252,8 +259,10 @@ impl<S: ByteStream> Client<S> {
     /// Goes on with the request's body, for a caller who does not ask for the answer's.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
         if self.upload.is_some() || !self.outbox.is_empty() {
-            // Whatever goes wrong, the answer will say so, or is whole already.
-            let _ = self.poll_upload(cx);
+            // If writing fails, the answer will say so, or is whole already.
+            if let Poll::Ready(Err(error @ ExchangeError::RequestBody(_))) = self.poll_upload(cx) {
+                self.lost = Some(error);
+            }
         }
     }
 
@@ -262,12 +271,9 @@ impl<S: ByteStream> Client<S> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
-        if (self.upload.is_some() || !self.outbox.is_empty())
-            && let Poll::Ready(Err(
-                error @ (ExchangeError::RequestBody(_) | ExchangeError::Unread(_)),
-            )) = self.poll_upload(cx)
-        {
-            return Poll::Ready(Some(Err(error)));
+        self.poll_progress(cx);
+        if let Some(error) = self.lost.take() {
+            return self.broken(error);
         }
         loop {
             match self.answer.decode(&mut self.inbox.bytes) {

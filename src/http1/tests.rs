@@ -1,11 +1,12 @@
 //! The codec against itself, in any fragments, and against hyper.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, future::poll_fn, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::{Body as _, Frame};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, StreamBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -16,7 +17,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::body::RequestBody;
+use crate::body::{BoxError, RequestBody};
 
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -53,6 +54,37 @@ fn a_request_is_the_same_in_any_fragments() {
             assert!(inbox.bytes.is_empty());
         }
     }
+}
+
+/// Some servers write all chunks' sizes in one width.
+#[test]
+fn a_body_of_any_length_may_have_its_chunks_sizes_padded() {
+    let mut decoder = Decoder::new(Framing::Chunked);
+    for _ in 0..10_000 {
+        let mut bytes = BytesMut::from(&b"5   \r\nhello\r\n"[..]);
+        assert!(decoder.decode(&mut bytes).unwrap().is_some());
+        assert!(decoder.decode(&mut bytes).unwrap().is_none() && bytes.is_empty());
+    }
+}
+
+/// Its peer would take the next request for the rest of its body.
+#[tokio::test]
+async fn a_request_that_breaks_off_under_its_response_is_the_last_on_its_connection() {
+    let (stream, mut origin) = duplex(1024);
+    let (parts, mut sent) = mpsc::unbounded_channel::<Result<Frame<Bytes>, BoxError>>();
+    let body = StreamBody::new(stream::poll_fn(move |cx| sent.poll_recv(cx)));
+    let head = Request::post("/").header("transfer-encoding", "chunked").body(()).unwrap();
+    let (head, ()) = head.into_parts();
+    origin.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    let mut client = Client::new(stream);
+    client.send(&head, RequestBody::boxed(body), false, None).await.unwrap();
+    parts.send(Err("it broke off".into())).unwrap();
+    // Nobody asks for the response's body meanwhile.
+    poll_fn(|cx| Poll::Ready(client.poll_progress(cx))).await;
+    let frame = poll_fn(|cx| client.poll_frame(cx)).await;
+    assert!(matches!(frame, Some(Err(ExchangeError::RequestBody(_)))), "{frame:?}");
+    while poll_fn(|cx| client.poll_frame(cx)).await.is_some() {}
+    assert!(!client.is_free());
 }
 
 #[test]
