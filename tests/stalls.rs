@@ -174,6 +174,72 @@ async fn a_stream_in_which_one_side_sends_is_not_idle() {
     );
 }
 
+/// How long it rested before, within a body that nobody wanted any more, is another matter.
+#[tokio::test]
+async fn a_client_may_rest_between_two_requests_for_longer_than_within_a_body() {
+    let through = Through::new(IMPATIENT, |arrival: Arrival| async move {
+        let first = arrival.nth == 0;
+        let mut conversation = arrival.open().await.unwrap();
+        if first {
+            conversation.peer.head().await.unwrap();
+            assert_eq!(conversation.peer.exactly(5).await, b"hello");
+            conversation.peer.send(scripts::ok("early")).await;
+            conversation.peer.hold().await;
+        }
+        conversation.request().await.unwrap();
+        conversation.peer.send(scripts::ok("whole")).await;
+    })
+    .await;
+    let mut peer = through.connect().await;
+    let head = format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 10\r\n\r\n");
+    peer.send(format!("{head}hello")).await;
+    assert_eq!(peer.response().await.text(), "early");
+    peer.send("world").await;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    peer.send(format!("{head}hello")).await;
+    // It is waited for.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    peer.send("world").await;
+    let answer = peer.response().await;
+    assert_eq!((answer.status(), &*answer.text()), (200, "whole"));
+}
+
+#[tokio::test]
+async fn an_early_response_flows_on_though_its_origin_reads_no_more_of_the_request() {
+    let through = Through::new(IMPATIENT, |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        conversation.peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        let mut pace = tokio::time::interval(Duration::from_millis(200));
+        for _ in 0..12 {
+            pace.tick().await;
+            conversation.peer.send("2\r\nab\r\n").await;
+        }
+        conversation.peer.send("0\r\n\r\n").await;
+        conversation.peer.until_broken().await;
+    })
+    .await;
+    let mut peer = uploading(&through).await;
+    assert_eq!(peer.response().await.text(), "ab".repeat(12));
+}
+
+/// What it has asked for already stands in the way of its end.
+#[tokio::test]
+async fn a_client_that_has_asked_ahead_and_leaves_is_noticed() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        conversation.peer.hold().await;
+    })
+    .await;
+    for behind in [get(), "\r\n".to_owned()] {
+        let mut peer = through.connect().await;
+        peer.send(format!("{}{behind}", get())).await;
+    }
+    through.origin.until(|seen| seen.ended == 2).await;
+    no_request_is_in_flight(&through.proxy).await;
+}
+
 #[tokio::test]
 async fn tcp_asks_a_silent_peer_on_either_side_whether_it_is_there() {
     for (keys, seconds) in [("", 60), ("timeouts: {keepalive: 7s}", 7)] {

@@ -214,10 +214,10 @@ impl<S: ByteStream + 'static> Line<S> {
         let asked = Asked { method, version: head.version, keep_alive, trailers, handover };
         let mut state = self.lock();
         state.interim = http11;
+        state.begin(framing.body.map_or_else(Decoder::done, Decoder::new));
         let body = match framing.body {
             None => RequestBody::empty(),
-            Some(framing) => {
-                state.body = Decoder::new(framing);
+            Some(_) => {
                 // A client whose body is coming already is not told to go on.
                 state.expects = http11
                     && state.inbox.bytes.is_empty()

@@ -73,6 +73,15 @@ impl<S: ByteStream> State<S> {
         }
     }
 
+    /// A request begins, with this body.
+    pub(super) fn begin(&mut self, body: Decoder) {
+        self.body = body;
+        // How long the client was silent before, or whoever wanted its last body, says nothing of this one.
+        self.wanted = false;
+        self.idle.moved();
+        self.unwanted.moved();
+    }
+
     /// Reads; `false` at the end.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(false) };
@@ -133,12 +142,15 @@ impl<S: ByteStream> State<S> {
             }
             return self.poll_left(cx);
         }
-        // One that has sent its next request already is not asked further: that must wait.
-        self.inbox.bytes.is_empty() && self.poll_fill(cx) == Poll::Ready(false)
+        if self.inbox.bytes.is_empty() && self.poll_fill(cx) == Poll::Ready(false) {
+            return true;
+        }
+        // Of one that has sent its next request already no more is read: that must wait.
+        !self.inbox.bytes.is_empty() && self.poll_left(cx)
     }
 
-    /// Whether the client has left in the midst of a body that nobody reads, as an origin that is slow to
-    /// read it makes it. Nothing wakes anybody then: what came before stands in the way.
+    /// Whether the client has left behind what nobody reads yet: a body that its origin is slow to take, or
+    /// its next request. Nothing wakes anybody then: what came before stands in the way.
     fn poll_left(&mut self, cx: &mut Context<'_>) -> bool {
         while self.unwanted.poll(cx, LOOK_OUT).is_ready() {
             let socket = self.stream.as_ref().and_then(ByteStream::socket);
