@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderName, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -29,6 +29,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// A request that outgrows it simply cannot be repeated once its body has begun to flow.
 const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// Pieces are kept as one up to this: each by itself takes more memory than a few bytes are worth.
+const KEPT_AS_ONE: usize = 4 * 1024;
 
 /// How long a body waits for `100 Continue` before it is sent all the same (RFC 9110 §10.1.1:
 /// a client must not wait indefinitely).
@@ -336,10 +339,14 @@ impl Stream {
         self.kept_bytes += data.len();
         if self.kept_bytes > REPLAY_LIMIT {
             self.forget();
-        } else {
-            self.kept.push(data.clone());
-            self.position = self.kept.len();
+            return;
         }
+        match self.kept.last_mut() {
+            Some(last) if last.len() + data.len() <= KEPT_AS_ONE => append(last, data),
+            _ => self.kept.push(data.clone()),
+        }
+        // All before it was sent.
+        self.position = self.kept.len();
     }
 
     fn forget(&mut self) {
@@ -347,6 +354,16 @@ impl Stream {
         self.kept = Vec::new();
         self.position = 0;
     }
+}
+
+fn append(kept: &mut Bytes, data: &[u8]) {
+    let mut whole = std::mem::take(kept).try_into_mut().unwrap_or_else(|shared| {
+        let mut copy = BytesMut::with_capacity(KEPT_AS_ONE);
+        copy.extend_from_slice(&shared);
+        copy
+    });
+    whole.extend_from_slice(data);
+    *kept = whole.freeze();
 }
 
 impl Source {

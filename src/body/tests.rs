@@ -48,7 +48,7 @@ fn read(body: &mut RequestBody, frames: usize) -> (Vec<u8>, bool, bool) {
 proptest! {
     #[test]
     fn each_try_sends_the_whole_body_with_its_end_or_there_is_none(
-        sizes in vec(0..40_000_usize, 0..5),
+        sizes in vec(prop_oneof![0..40_000_usize, 0..100_usize], 0..8),
         trailers in any::<bool>(),
         tries in vec(0..8_usize, 0..4),
     ) {
@@ -66,6 +66,16 @@ proptest! {
         let (data, trailed, ended) = read(&mut body, 20);
         prop_assert_eq!((data, trailed, ended), (whole, trailers, true));
     }
+}
+
+#[test]
+fn a_body_in_pieces_of_a_byte_is_kept_in_few() {
+    let mut body = body(&vec![b"x".to_vec(); REPLAY_LIMIT], false);
+    let (data, ..) = read(&mut body, REPLAY_LIMIT);
+    assert_eq!(data.len(), REPLAY_LIMIT);
+    assert_eq!(body.0.as_ref().unwrap().lock().kept.len(), REPLAY_LIMIT / KEPT_AS_ONE);
+    assert!(body.rewind());
+    assert_eq!(read(&mut body, REPLAY_LIMIT), (vec![b'x'; REPLAY_LIMIT], false, true));
 }
 
 #[test]

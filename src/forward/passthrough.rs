@@ -395,6 +395,9 @@ impl Passing {
                 }
                 self.record.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
             }
+            Some(Err(ExchangeError::RequestBody(_))) => {
+                self.record.broke(ProxyErrorType::HttpRequestError);
+            }
             Some(Err(_)) => self.record.broke(ProxyErrorType::HttpResponseIncomplete),
             None => {}
         }
