@@ -94,6 +94,19 @@ impl<K: Clone + Eq + Hash> Failures<K> {
         self.reports_at(Instant::now())
     }
 
+    /// What has been going on until now. Each begins anew after this.
+    pub fn take(&self) -> Vec<Report<K>> {
+        let going = std::mem::take(&mut *self.0.lock());
+        let report = |(kind, going): (Option<K>, Going)| Report {
+            kind,
+            count: going.count,
+            lasted: going.last - going.began,
+            detail: going.detail,
+            has_ended: false,
+        };
+        going.into_iter().map(report).collect()
+    }
+
     fn reports_at(&self, now: Instant) -> Vec<Report<K>> {
         let mut reports = Vec::new();
         self.0.lock().retain(|kind, going| {

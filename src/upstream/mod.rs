@@ -258,6 +258,17 @@ impl Upstream {
             () = self.renew() => {}
             () = stop.cancelled() => {}
         }
+        for report in self.failures.take() {
+            let kind = report.kind.as_ref();
+            tracing::info!(
+                alias = self.config.name,
+                true_name = kind.map(|kind| kind.true_name.as_str()),
+                error = kind.map_or("various", |kind| kind.error),
+                failures = report.count,
+                seconds = report.lasted.as_secs(),
+                "requests failed for this reason until the alias was changed or removed",
+            );
+        }
         for target in &self.targets {
             // What is still open must not keep DNS being asked for an alias that nobody configures.
             target.subscription.store(None);
