@@ -275,7 +275,14 @@ impl Worker {
                 }
                 Err(error) if is_clients_own(&error) => {}
                 Err(error) => {
-                    tracing::warn!(listener = %configured, %error, "accepting failed; trying again");
+                    let kind = (configured, error.to_string());
+                    if self.server.accept_failures.begins(kind, "") {
+                        tracing::warn!(
+                            listener = %configured,
+                            %error,
+                            "accepting failed; trying again",
+                        );
+                    }
                     sleep(back_off).await;
                     back_off = (back_off * 2).min(BACK_OFF.1);
                 }

@@ -246,6 +246,53 @@ async fn a_failure_that_goes_on_is_logged_when_it_begins_counted_and_reported_wh
 }
 
 #[tokio::test]
+async fn failures_that_an_alias_change_ends_are_reported_with_their_count() {
+    let mut scene = Scene::new(1).await;
+    scene.take_listeners();
+    let proxy = Proxy::start(&scene.yaml("retry: {attempts: 0}")).await;
+    let address = proxy.address(ALIAS).await;
+    for _ in 0..3 {
+        assert_eq!(client::get(address, ALIAS, "/").await.status(), 502);
+    }
+    let more = "retry: {attempts: 0}\nhosts: [new.example]";
+    proxy.rewrite(&(scene.yaml(more) + "admin: {listen: \"127.0.0.1:0\"}\n"));
+    let line = json(&proxy.logged("until the alias was changed or removed").await);
+    assert_eq!(line["failures"], 3, "{line}");
+    assert_eq!(line["error"], "connection_refused", "{line}");
+}
+
+#[tokio::test]
+async fn where_no_more_files_may_be_opened_it_is_said_once_and_no_endpoint_is_blamed() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(|arrival| scripts::answer_times(arrival, 1));
+    let yaml = scene.yaml("retry: {attempts: 0}") + "log: {access: false}\n";
+    let proxy = Setup::new(&yaml).shell("ulimit -n 60; ").start().await;
+    let address = proxy.address(ALIAS).await;
+    let mut peers = Vec::new();
+    for _ in 0..100 {
+        peers.push(client::connect(address).await);
+    }
+    proxy.logged("accepting failed").await;
+    let problem = within("a dial that fails", async {
+        loop {
+            peers[0].send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+            let response = peers[0].response().await;
+            if response.status() != 200 {
+                break response.json();
+            }
+        }
+    })
+    .await;
+    assert!(problem["detail"].as_str().unwrap().contains("Too many open files"), "{problem}");
+    assert!(problem["fix"].as_str().unwrap().contains("ulimit -Hn"), "{problem}");
+    drop(peers);
+    proxy.logged("accepting no longer fails").await;
+    assert_eq!(proxy.status().await["aliases"][0]["endpoints"][0]["failures"], 0);
+    let log = proxy.log();
+    assert_eq!(log.matches("accepting failed").count(), 1, "{log}");
+}
+
+#[tokio::test]
 async fn the_access_log_can_be_silenced() {
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::answer);

@@ -27,7 +27,7 @@ use tokio::{
     net::TcpStream,
     sync::{Mutex, MutexGuard},
     task::yield_now,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use access::Ends;
@@ -42,6 +42,8 @@ use crate::{
     upstream::Upstream,
 };
 
+/// A failure to accept repeats many times a second, as where no more files may be opened.
+const FAILURE_REPORTS: Duration = Duration::from_secs(60);
 /// For a head to come, also on a connection that has been served already.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a head, and of a response that is not read.
@@ -103,11 +105,16 @@ pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
         }
     };
     let connections = Connections::default();
+    let (mut failures, mut told) = (0_u64, None);
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "the admin listener could not accept");
+                failures += 1;
+                if told.is_none_or(|told: Instant| told.elapsed() >= FAILURE_REPORTS) {
+                    told = Some(Instant::now());
+                    tracing::warn!(failures, %error, "the admin listener could not accept");
+                }
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }

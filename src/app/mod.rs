@@ -170,6 +170,7 @@ impl Control {
             proxy: ArcSwapOption::empty(),
             tls: ServerTls::new()?,
             failures: Failures::default(),
+            accept_failures: Failures::default(),
             drain: Drain::default(),
         });
         let admin = config.admin.listen.map(Bound::bind).transpose().map_err(StartError::Admin)?;

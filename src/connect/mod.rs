@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use nix::errno::Errno;
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -69,6 +70,13 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether it was this process or machine that lacked something: that says nothing of the endpoint.
+    pub fn is_own_lack(&self) -> bool {
+        let Self::Tcp { source, .. } = self else { return false };
+        let lacks = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
+        source.raw_os_error().is_some_and(|error| lacks.contains(&Errno::from_raw(error)))
+    }
+
     /// Who was dialled, or was not.
     pub fn endpoint(&self) -> Option<SocketAddr> {
         match self {

@@ -506,6 +506,11 @@ fn fix_connect(error: &ConnectError) -> Option<String> {
                  firewall), or raise `timeouts.connect`"
                 .into()
         }
+        ConnectError::Tcp { .. } if error.is_own_lack() => {
+            "this proxy's own limit is reached, not the target's: let it open more files \
+             (`ulimit -Hn`), or lower `listener.max_connections`"
+                .into()
+        }
         ConnectError::Tcp { .. } => {
             "check that something listens there; `port` sets the target's port".into()
         }

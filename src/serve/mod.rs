@@ -72,6 +72,8 @@ pub struct Server {
     pub tls: ServerTls,
     /// Handshakes that fail, by listener and reason.
     pub failures: Failures<(SocketAddr, String)>,
+    /// The same of connections that could not be accepted.
+    pub accept_failures: Failures<(SocketAddr, String)>,
     /// The end.
     pub drain: Drain,
 }
@@ -294,8 +296,19 @@ impl Server {
         }
     }
 
-    /// Logs what became of handshakes that failed: to be called every second or so.
+    /// Logs what became of handshakes and accepts that failed: to be called every second or so.
     pub fn report_failures(&self) {
+        for report in self.accept_failures.reports() {
+            let (listener, reason) = report.kind.unzip();
+            let listener = listener.map(tracing::field::display);
+            let reason = reason.as_deref().unwrap_or("various");
+            let failures = report.count;
+            if report.has_ended {
+                tracing::info!(listener, failures, reason, "accepting no longer fails");
+            } else {
+                tracing::warn!(listener, failures, reason, "accepting goes on failing");
+            }
+        }
         for report in self.failures.reports() {
             let (listener, reason) = report.kind.unzip();
             let listener = listener.map(tracing::field::display);
@@ -471,6 +484,7 @@ mod tests {
             proxy: ArcSwapOption::empty(),
             tls: ServerTls::new().unwrap(),
             failures: Failures::default(),
+            accept_failures: Failures::default(),
             drain: Drain::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

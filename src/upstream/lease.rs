@@ -379,7 +379,9 @@ impl Dialling<'_> {
             }
             _ => {}
         }
-        self.upstream.endpoint_failed(self.generation, endpoint, &error.to_string());
+        if !error.is_own_lack() {
+            self.upstream.endpoint_failed(self.generation, endpoint, &error.to_string());
+        }
     }
 }
 
