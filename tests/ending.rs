@@ -193,6 +193,17 @@ async fn a_reload_whose_file_hangs_is_given_up_with_its_name_and_what_runs_stays
     assert_eq!(client::get(address, "new.example", "/").await.text(), "ok");
 }
 
+/// Its end is awaited for longer than a file may hang.
+#[tokio::test]
+async fn a_start_for_which_the_system_s_roots_hang_is_given_up_with_their_name() {
+    let scene = Scene::new(1).await;
+    let yaml = scene.yaml("tls: {ca: {system: true, files: [\"$FOLDER/root.pem\"]}}");
+    let setup = Setup::new(&yaml).variable("SSL_CERT_FILE", "slow.pem").shell("mkfifo slow.pem; ");
+    let proxy = setup.spawn();
+    assert_eq!(proxy.exit().await.code(), Some(2));
+    assert!(proxy.log().contains("`slow.pem` could not be read within 10s"), "{}", proxy.log());
+}
+
 #[tokio::test]
 async fn connections_on_which_nothing_was_asked_do_not_delay_the_end() {
     let mut scene = Scene::new(1).await;

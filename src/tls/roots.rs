@@ -8,13 +8,15 @@ use super::{
 };
 use crate::{
     config::{self, read_file},
+    files::reading,
     tls::{TlsConfigError, TlsFault},
 };
 use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
 use std::{
     collections::HashSet,
-    path::Path,
+    env,
+    path::{Path, PathBuf},
     sync::{Arc, Weak},
 };
 use webpki::anchor_from_trusted_cert;
@@ -107,6 +109,8 @@ impl RootStores {
         if let Some(system) = &self.system {
             return system.clone();
         }
+        // Whoever waits for the one that reads them waits for the same files.
+        let _reading = reading(&place_of_system());
         let mut last = SYSTEM.lock();
         let borrowed = last.upgrade().filter(|_| self.borrows_system);
         let system = borrowed.unwrap_or_else(|| {
@@ -120,6 +124,12 @@ impl RootStores {
         self.system = Some(system.clone());
         system
     }
+}
+
+/// Where rustls-native-certs looks first, for people.
+fn place_of_system() -> PathBuf {
+    let told = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().find_map(env::var_os);
+    told.map_or_else(|| "/etc/ssl/certs".into(), PathBuf::from)
 }
 
 impl Roots {
