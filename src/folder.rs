@@ -52,15 +52,6 @@ impl PrivateFolder {
         &self.path
     }
 
-    /// Makes it again where somebody has removed it.
-    pub fn restore(&self) -> io::Result<()> {
-        let folders = FOLDERS.0.lock();
-        if folders.is_none() {
-            return Err(ending());
-        }
-        make(&self.path)
-    }
-
     /// Writes a new file into it, and says where that is.
     pub fn write(&self, name: &str, contents: &str) -> io::Result<PathBuf> {
         let path = self.path.join(name);
@@ -87,6 +78,11 @@ impl Drop for PrivateFolder {
 /// Removes all folders of this process, which is about to end: no more are made.
 pub fn remove_all() {
     FOLDERS.remove_all();
+}
+
+/// Whether [`remove_all`] was called: what has gone since is not to be made again.
+pub fn is_ending() -> bool {
+    FOLDERS.0.lock().is_none()
 }
 
 impl Folders {

@@ -16,6 +16,7 @@ use nix::{
 };
 
 use super::{Store, StoreError};
+use crate::folder::is_ending;
 
 /// What files are called until they are complete.
 pub(super) const BESIDE: &str = ".beside-";
@@ -36,8 +37,9 @@ impl Store {
         if self.directory.is_dir() {
             return Ok(());
         }
-        if let Some(folder) = &self.temporary {
-            return folder.restore().map_err(|error| self.io(error));
+        // A private one went with the process that is ending: nobody would remove another.
+        if is_ending() {
+            return Err(self.io(io::Error::other("this process is ending")));
         }
         let made = (|| {
             let parent = self.directory.parent().unwrap_or(Path::new("/"));

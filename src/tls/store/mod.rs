@@ -43,7 +43,7 @@ const FILES_TOLD: usize = 20;
 pub struct Store {
     directory: PathBuf,
     known: Arc<Mutex<Known>>,
-    temporary: Option<Arc<PrivateFolder>>,
+    _temporary: Option<Arc<PrivateFolder>>,
 }
 
 /// What is remembered of a folder's contents.
@@ -120,7 +120,7 @@ impl Store {
     pub fn at(directory: &Path) -> Self {
         // What is said of it is for programs that run elsewhere.
         let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
-        Self { directory: absolute, known: Arc::default(), temporary: None }
+        Self { directory: absolute, known: Arc::default(), _temporary: None }
     }
 
     /// In `$XDG_STATE_HOME/truename`, else in the same of `$HOME`; `None` where neither is set.
@@ -138,7 +138,7 @@ impl Store {
         let folder = PrivateFolder::create()
             .map_err(|source| StoreError::Io { path: env::temp_dir(), source })?;
         let mut store = Self::at(folder.path());
-        store.temporary = Some(Arc::new(folder));
+        store._temporary = Some(Arc::new(folder));
         Ok(store)
     }
 
