@@ -31,6 +31,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const TRY_LIMIT: Duration = Duration::from_secs(1);
 /// Also for the last try, though the time be up: what it meets is what is told.
 const TRY_LEAST: Duration = Duration::from_millis(250);
+/// For the file, though the timeout be shorter: one that does not hang is read within it on any machine.
+const READ_LEAST: Duration = Duration::from_secs(1);
 /// More than any status line of ours.
 const MAX_STATUS_LINE: usize = 256;
 
@@ -101,7 +103,8 @@ impl Wait {
     async fn perform(&self) -> ExitCode {
         let deadline = Instant::now() + self.timeout;
         let wait = self.clone();
-        let address = timeout_at(deadline, files::work(move || wait.address())).await;
+        let read_by = deadline.max(Instant::now() + READ_LEAST);
+        let address = timeout_at(read_by, files::work(move || wait.address())).await;
         let admin = match address
             .map(|address| address.map_err(WaitError::from).and_then(|admin| admin))
         {
@@ -115,7 +118,7 @@ impl Wait {
                     "truename: the configuration {} could not be read within {:?}: the volume or \
                      pipe it is on does not respond",
                     self.config.as_deref().unwrap_or_else(|| Path::new("")).display(),
-                    self.timeout,
+                    self.timeout.max(READ_LEAST),
                 ));
                 return ExitCode::from(EXIT_FAILED);
             }
