@@ -264,7 +264,7 @@ fn pooling() -> Pooling {
             Connected { io, wire, facts },
             false,
             now + Duration::from_secs(3600),
-            Arc::new(EndpointConnections::new(0)),
+            Arc::new(EndpointConnections::new(Arc::default(), 0)),
             None,
             CancellationToken::new(),
         );

@@ -201,7 +201,7 @@ async fn a_client_may_rest_between_two_requests_for_longer_than_within_a_body() 
     tokio::time::sleep(Duration::from_millis(100)).await;
     peer.send("world").await;
     let answer = peer.response().await;
-    assert_eq!((answer.status(), &*answer.text()), (200, "whole"));
+    assert_eq!((answer.status(), answer.text()), (200, "whole"));
 }
 
 #[tokio::test]

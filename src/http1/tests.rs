@@ -80,7 +80,11 @@ async fn a_request_that_breaks_off_under_its_response_is_the_last_on_its_connect
     client.send(&head, RequestBody::boxed(body), false, None).await.unwrap();
     parts.send(Err("it broke off".into())).unwrap();
     // Nobody asks for the response's body meanwhile.
-    poll_fn(|cx| Poll::Ready(client.poll_progress(cx))).await;
+    poll_fn(|cx| {
+        client.poll_progress(cx);
+        Poll::Ready(())
+    })
+    .await;
     let frame = poll_fn(|cx| client.poll_frame(cx)).await;
     assert!(matches!(frame, Some(Err(ExchangeError::RequestBody(_)))), "{frame:?}");
     while poll_fn(|cx| client.poll_frame(cx)).await.is_some() {}
