@@ -326,7 +326,7 @@ pub(super) fn reason(error: &webpki::Error, self_issued: bool) -> Reason {
         UnsupportedCertVersion => "it is of X.509 version 1 or 2, which has no names to verify",
         NameConstraintViolation => "its issuer is not allowed to vouch for this name",
         InvalidCrlSignatureForPublicKey => {
-            "a list in `tls.crls` bears the name of its issuer, but not its signature"
+            "a list in `tls.crls` names its issuer, but is not signed by it"
         }
         IssuerNotCrlSigner => "a list in `tls.crls` is signed by a CA that may not sign such lists",
         error => return Reason::Other(error.to_string()),
