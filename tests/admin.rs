@@ -1,18 +1,13 @@
 //! The admin listener: probes, status, commands.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
-use serde_json::{Value, json};
-use support::{
+use crate::support::{
     client,
     message::Message,
     proxy::Proxy,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts,
 };
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn probes_answer_whatever_the_targets_do() {

@@ -1,10 +1,5 @@
 //! The local certificate authorities: what is in their folder, and who may put it there.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -13,11 +8,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair};
-use support::ca::{
+use crate::support::ca::{
     assert_derived, described, files, ids, init, mode, only, plant, show, text, truename,
     truename_ca,
 };
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair};
 use truename::tls::authority::Root;
 
 const ALIAS: &str = "webscaler-manual";
@@ -92,7 +87,7 @@ fn a_root_is_constrained_to_exactly_the_names_of_its_alias() {
         assert!(root.contains(part), "{part}: {root}");
     }
     let key = fs::read_to_string(only(folder.path(), ALIAS, "key")).unwrap();
-    let certificates = support::ca::certificates(&key);
+    let certificates = crate::support::ca::certificates(&key);
     assert_eq!(certificates.len(), 6);
     for certificate in certificates {
         let file = folder.path().join("one.pem");
@@ -262,7 +257,7 @@ fn what_is_not_one_of_our_roots_is_left_out_and_said() {
         .map(|one| one["alias"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(aliases, ["payments", ALIAS]);
-    assert_eq!(support::ca::certificates(&trusted).len(), 2);
+    assert_eq!(crate::support::ca::certificates(&trusted).len(), 2);
 }
 
 #[test]

@@ -3,11 +3,6 @@
 //!
 //! OpenSSL (its own tools, curl, Python, Node), Java, GnuTLS, NSS, rustls.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -16,6 +11,11 @@ use std::{
     sync::Arc,
 };
 
+use crate::support::{
+    ca::{init, only, text},
+    curl::curl,
+    within,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, GeneralSubtree,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SanType,
@@ -24,11 +24,6 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     sign::{CertifiedKey, SingleCertAndKey},
-};
-use support::{
-    ca::{init, only, text},
-    curl::curl,
-    within,
 };
 use tempfile::TempDir;
 use tokio::{

@@ -1,9 +1,5 @@
 //! Requests go where they are served best, and none fails because one endpoint does.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     fs,
     net::SocketAddr,
@@ -15,8 +11,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
-use support::{
+use crate::support::{
     client::{self, H2},
     loopback::{self, Blackhole},
     proxy::Proxy,
@@ -24,6 +19,7 @@ use support::{
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
+use serde_json::Value;
 use tokio::{
     process::Command,
     task::JoinSet,

@@ -1,10 +1,5 @@
 //! What a running proxy does with its local authorities, whatever becomes of their folder and the clock.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     fs,
     net::SocketAddr,
@@ -13,8 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use nix::sys::signal::Signal;
-use support::{
+use crate::support::{
     ca::{
         LIFETIME, OBEY_MODES, assert_derived, certificates, files, ids, init, mode, plant,
         truename_ca,
@@ -25,6 +19,7 @@ use support::{
     scene::{ALIAS, Scene},
     scripts, within,
 };
+use nix::sys::signal::Signal;
 use truename::tls::authority::DAY;
 
 /// All that an alias of this name needs certificates for.

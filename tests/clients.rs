@@ -1,15 +1,9 @@
 //! Clients that vanish, stall, smuggle and flood: none of them costs another its answer, and what
 //! goes out is one request that no two readers could take apart differently.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{net::SocketAddr, time::Duration};
 
-use bytes::Bytes;
-use serde_json::Value;
-use support::{
+use crate::support::{
     client::{self, H2},
     message::Message,
     peer::Peer,
@@ -20,6 +14,8 @@ use support::{
     through::Through,
     within,
 };
+use bytes::Bytes;
+use serde_json::Value;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
 const IN_FLIGHT: &str = "truename_http_requests_in_flight{alias=\"webscaler-manual\"}";

@@ -1,16 +1,11 @@
 //! The command line, as people and scripts meet it.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     fs,
     process::{Command, Stdio},
 };
 
-use support::{
+use crate::support::{
     client, loopback,
     proxy::Setup,
     scene::{ALIAS, Scene},
@@ -209,7 +204,7 @@ async fn an_alias_with_its_target_needs_no_file() {
     let argument = format!("{ALIAS}={}", origins[0].address);
     let mut command = truename(&["run", &argument, "--admin", "none", "--listen"]);
     let mut child = command.arg(listen.to_string()).stderr(Stdio::null()).spawn().unwrap();
-    support::within("the proxy to listen", async {
+    crate::support::within("the proxy to listen", async {
         while tokio::net::TcpStream::connect(listen).await.is_err() {
             tokio::task::yield_now().await;
         }

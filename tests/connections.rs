@@ -3,13 +3,9 @@
 //! What a worker has is read from the kernel: the sockets that its epoll instance watches. No
 //! metric tells it, and none needs to.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{collections::BTreeSet, fs, net::SocketAddr, slice};
 
-use support::{
+use crate::support::{
     client,
     peer::Peer,
     proxy::Proxy,

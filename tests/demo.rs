@@ -1,8 +1,5 @@
 //! `truename demo`: whoever runs it must be able to believe it.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, Command, Output, Stdio},

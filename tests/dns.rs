@@ -1,10 +1,6 @@
 //! DNS at its worst, with the whole proxy before it: dead servers, answers that flap, addresses
 //! that change with every answer, names at the limits of what is a name.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     fs,
     net::SocketAddr,
@@ -14,15 +10,15 @@ use std::{
     },
 };
 
-use http::Request;
-use http_body_util::BodyExt;
-use support::{
+use crate::support::{
     client, loopback,
     proxy::Proxy,
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
+use http::Request;
+use http_body_util::BodyExt;
 use tokio::{net::UdpSocket, task::JoinSet};
 use truename::{
     Client,
@@ -479,7 +475,7 @@ async fn a_target_that_is_no_name_is_told_before_anything_starts() {
     let scene = Scene::new(1).await;
     for target in [format!("{}.example", "a".repeat(64)), "a..b".to_owned(), "a b".to_owned()] {
         let yaml = scene.yaml(&format!("target: \"{target}\""));
-        let proxy = support::proxy::Setup::new(&yaml).spawn();
+        let proxy = crate::support::proxy::Setup::new(&yaml).spawn();
         let status = proxy.exit().await;
         assert_eq!(status.code(), Some(2), "{target}: {}", proxy.log());
         assert!(proxy.log().contains("target"), "{}", proxy.log());

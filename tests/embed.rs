@@ -1,22 +1,17 @@
 //! The library face: a program calls aliases without a listener.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{process::Command, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, Version, header};
-use http_body_util::BodyExt;
-use parking_lot::Mutex;
-use support::{
+use crate::support::{
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts,
     service_origin::{ServiceOrigin, streamed},
     trust, within,
 };
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, Version, header};
+use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tower::{BoxError, ServiceBuilder, ServiceExt, timeout::error::Elapsed};
 use truename::{

@@ -1,10 +1,5 @@
 //! How processes end: whatever hangs, whoever says nothing, and with nothing left behind.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -14,17 +9,17 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use support::{
+use crate::support::{
     client,
     proxy::{Proxy, Setup},
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts,
     service_origin::ServiceOrigin,
     trust, within,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use truename::demo::dns::RecordType;
 

@@ -1,11 +1,6 @@
 //! How connections end: whatever a client is still sending, its last response reaches it whole; and what
 //! it asks for behind an early response is served, or was never promised.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::time::Duration;
 
 use tokio::{
@@ -14,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use support::{
+use crate::support::{
     client,
     peer::Peer,
     proxy::Proxy,

@@ -1,19 +1,8 @@
 //! What an application is told when truename answers in the target's place.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{net::SocketAddr, sync::Arc};
 
-use rustls::{
-    ServerConfig,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
-    server::WebPkiClientVerifier,
-};
-use serde_json::{Value, json};
-use support::{
+use crate::support::{
     client,
     loopback::{self, Blackhole},
     message::Message,
@@ -24,6 +13,12 @@ use support::{
     service_origin::ServiceOrigin,
     trust, within,
 };
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    server::WebPkiClientVerifier,
+};
+use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 use truename::demo::{
     authority::{Authority, LeafOptions},

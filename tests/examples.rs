@@ -1,11 +1,6 @@
 //! The examples are used as they stand: their files pass, and the pod's proxy runs as its manifest
 //! says.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
@@ -14,12 +9,12 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use serde_json::{Value, json};
-use support::{
+use crate::support::{
     loopback,
     proxy::{Proxy, Setup},
     within,
 };
+use serde_json::{Value, json};
 use truename::config::{Config, duration};
 
 const POD: &str = "examples/pod/pod.yaml";

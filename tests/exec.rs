@@ -1,10 +1,5 @@
 //! `truename exec`: real programs under it, and the life of a command.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     fs,
     net::TcpListener,
@@ -13,15 +8,15 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{
+    scene::{ALIAS, Scene, TRUE_NAME},
+    service_origin::{self, ServiceOrigin},
+    tools, trust,
+};
 use http::Response;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
-};
-use support::{
-    scene::{ALIAS, Scene, TRUE_NAME},
-    service_origin::{self, ServiceOrigin},
-    tools, trust,
 };
 use tempfile::TempDir;
 use tokio::{

@@ -1,11 +1,6 @@
 //! `Expect: 100-continue`: the client sends its body when the origin wants it, and gets one answer.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
-use support::{
+use crate::support::{
     curl::curl, peer::Peer, raw_origin::Arrival, scene::ALIAS, scripts, through::Through,
 };
 

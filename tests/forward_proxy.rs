@@ -1,17 +1,11 @@
 //! The forward proxy: aliases by absolute URL and through CONNECT, other hosts as they are.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
 
-use nix::sys::signal::Signal;
-use support::{
+use crate::support::{
     client::{self, H2},
     curl::{Curl, curl},
     loopback,
@@ -22,6 +16,7 @@ use support::{
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, trust,
 };
+use nix::sys::signal::Signal;
 use truename::demo::dns;
 
 const OTHER: &str = "elsewhere.example";
@@ -49,7 +44,7 @@ impl World {
     /// An origin without TLS that has a name of its own and is no alias.
     fn elsewhere<Script, Run>(&self, script: Script) -> RawOrigin
     where
-        Script: Fn(support::raw_origin::Arrival) -> Run + Clone + Send + Sync + 'static,
+        Script: Fn(crate::support::raw_origin::Arrival) -> Run + Clone + Send + Sync + 'static,
         Run: Future<Output = ()> + Send + 'static,
     {
         let origin = RawOrigin::start(loopback::listen_anywhere(), None, script);
@@ -496,7 +491,7 @@ async fn a_reload_opens_and_closes_the_forward_proxy() {
 
     proxy.rewrite(&without);
     proxy.signal(Signal::SIGHUP);
-    support::within("the listener to close", async {
+    crate::support::within("the listener to close", async {
         while tokio::net::TcpStream::connect(address).await.is_ok() {
             tokio::task::yield_now().await;
         }

@@ -4,22 +4,18 @@
 //! The damage is the same on every run. `TRUENAME_FUZZ_SEED=7 TRUENAME_FUZZ_CASES=100000 ./test damaged`
 //! does other damage, and for longer; a failure names the seed and shows the bytes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{env, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-use parking_lot::Mutex;
-use proptest::prelude::*;
-use support::{
+use crate::support::{
     client,
     proxy::Proxy,
     raw_origin::{Arrival, RawOrigin},
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, within,
 };
+use http::{HeaderMap, HeaderName, HeaderValue};
+use parking_lot::Mutex;
+use proptest::prelude::*;
 use tokio::{task::JoinSet, time::timeout};
 use truename::{
     detect::{Protocol, classify},
@@ -245,7 +241,7 @@ fn read_chunks(bytes: &[u8]) -> Result<Option<usize>, String> {
 }
 
 /// Reads on until the end, or for a moment in which nothing comes.
-async fn until_quiet(peer: &mut support::peer::Peer) -> Vec<u8> {
+async fn until_quiet(peer: &mut crate::support::peer::Peer) -> Vec<u8> {
     let mut all = Vec::new();
     while let Ok(bytes) = timeout(QUIET, peer.some()).await {
         if bytes.is_empty() {

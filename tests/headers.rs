@@ -1,12 +1,7 @@
 //! Header fields on the wire: what passes, what belongs to one connection only, what is translated
 //! between the alias and its true name, and what is added where it is asked for.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
-use support::{
+use crate::support::{
     curl::curl,
     message::Message,
     raw_origin::Arrival,

@@ -1,13 +1,8 @@
 //! HTTP/1.1 through the proxy: whom a request reaches, what of it does, and how bodies flow.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::net::Ipv6Addr;
 
-use support::{
+use crate::support::{
     client, loopback,
     proxy::Proxy,
     raw_origin::{Arrival, RawOrigin},

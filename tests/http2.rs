@@ -1,19 +1,8 @@
 //! HTTP/2 on either side, gRPC's way of using it, and the bridges to HTTP/1.1.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{net::SocketAddr, sync::Arc};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, client::conn::http2, ext::Protocol};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use parking_lot::Mutex;
-use support::{
+use crate::support::{
     client::{self, H2},
     curl::curl,
     proxy::Proxy,
@@ -24,6 +13,12 @@ use support::{
     through::Through,
     trust, within,
 };
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, client::conn::http2, ext::Protocol};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{Barrier, watch},

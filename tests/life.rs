@@ -1,18 +1,11 @@
 //! A proxy's life: it starts whatever the world is like, says what it does, and ends in order.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process::Command,
 };
 
-use nix::sys::signal::Signal;
-use serde_json::Value;
-use support::{
+use crate::support::{
     client, loopback,
     peer::Peer,
     proxy::{Proxy, Setup},
@@ -22,6 +15,8 @@ use support::{
     service_origin::{ServiceOrigin, StreamSender},
     trust, within,
 };
+use nix::sys::signal::Signal;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use truename::demo::dns::{self, DnsServer};
 

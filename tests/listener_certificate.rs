@@ -1,10 +1,5 @@
 //! A configured certificate for applications that speak TLS, and its replacement under traffic.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -16,13 +11,13 @@ use std::{
     },
 };
 
-use rustls::{ClientConfig, pki_types::ServerName};
-use support::{
+use crate::support::{
     client,
     proxy::{Proxy, Setup},
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use truename::demo::authority::{Leaf, LeafOptions};

@@ -1,20 +1,8 @@
 //! TLS from applications: which certificate they see, and what becomes of handshakes that fail.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, HandshakeKind, RootCertStore,
-    SupportedProtocolVersion,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
-    version::{TLS12, TLS13},
-};
-use support::{
+use crate::support::{
     client::{self, H2},
     curl::{Curl, curl},
     peer::Peer,
@@ -22,6 +10,13 @@ use support::{
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
+};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, HandshakeKind, RootCertStore,
+    SupportedProtocolVersion,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    version::{TLS12, TLS13},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

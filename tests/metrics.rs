@@ -1,13 +1,8 @@
 //! `/metrics`: which series there are, and what moves them.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use support::{
+use crate::support::{
     client, loopback,
     message::Message,
     peer::Peer,

@@ -1,14 +1,8 @@
 //! What happens when an alias comes to lead elsewhere, or nobody can say where it leads.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{net::SocketAddr, sync::Arc};
 
-use serde_json::json;
-use support::{
+use crate::support::{
     client, loopback,
     message::Message,
     peer::Peer,
@@ -17,6 +11,7 @@ use support::{
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
+use serde_json::json;
 use tokio::{net::TcpListener, sync::Semaphore};
 use truename::demo::dns::{self, Answer, RecordType};
 

@@ -1,24 +1,19 @@
 //! Where an alias leads: seen from both ends of the proxy.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     sync::Arc,
 };
 
-use rustls::ServerConfig;
-use serde_json::json;
-use support::{
+use crate::support::{
     client, loopback,
     proxy::{Proxy, Setup},
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
+use rustls::ServerConfig;
+use serde_json::json;
 use truename::demo::{
     authority::LeafOptions,
     dns::{self, Answer, RecordType},

@@ -1,12 +1,7 @@
 //! Origins that close, stall, babble and lie: whatever they do, the client sees either the whole
 //! of an answer or that there is none.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
-use serde_json::Value;
-use support::{
+use crate::support::{
     client, loopback,
     message::Message,
     peer::Peer,
@@ -17,6 +12,7 @@ use support::{
     through::Through,
     within,
 };
+use serde_json::Value;
 use truename::demo::dns;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
@@ -118,7 +114,7 @@ async fn a_stall_before_the_answer_ends_with_a_504_that_names_the_phase() {
     let mut scene = Scene::new(1).await;
     let hole = loopback::Blackhole::bind((loopback::address(), 0).into());
     scene.take_listeners();
-    scene.dns.zone([dns::address(support::scene::TRUE_NAME, 60, hole.address.ip())]);
+    scene.dns.zone([dns::address(crate::support::scene::TRUE_NAME, 60, hole.address.ip())]);
     let port = format!("port: {}", scene.port);
     let yaml = scene.yaml(IMPATIENT).replace(&port, &format!("port: {}", hole.address.port()));
     let proxy = Proxy::start(&yaml).await;

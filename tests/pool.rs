@@ -1,9 +1,5 @@
 //! Connections are kept, shared, bounded and let go as the configuration and the origin say.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     net::SocketAddr,
     sync::{
@@ -13,12 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
-use hyper::{server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{
+use crate::support::{
     client::{self, H2},
     message::Message,
     peer::Peer,
@@ -29,6 +20,11 @@ use support::{
     service_origin::{ServiceOrigin, whole},
     trust, within,
 };
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     sync::{Barrier, watch},
     task::JoinSet,

@@ -1,15 +1,8 @@
 //! The forward proxy's credentials: who is let in, who is told what, and what is done with them.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{fs, net::SocketAddr, process::Stdio};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use nix::sys::signal::Signal;
-use support::{
+use crate::support::{
     client,
     curl::{Curl, curl},
     loopback,
@@ -20,6 +13,8 @@ use support::{
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, tools, within,
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
+use nix::sys::signal::Signal;
 use truename::demo::dns;
 
 const OTHER: &str = "elsewhere.example";

@@ -1,14 +1,8 @@
 //! A configuration that changes under a running proxy.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{fs, io::Write as _, net::SocketAddr, os::unix::fs::symlink, thread};
 
-use nix::sys::signal::Signal;
-use support::{
+use crate::support::{
     client, loopback,
     message::Message,
     peer::Peer,
@@ -19,6 +13,7 @@ use support::{
     service_origin::ServiceOrigin,
     trust, within,
 };
+use nix::sys::signal::Signal;
 use tokio::net::TcpStream;
 use truename::demo::dns::{self, RecordType};
 

@@ -3,10 +3,6 @@
 //! Two things must hold at once: the application never sees an error for a request that no origin
 //! took, and no request that is not idempotent ever arrives twice.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
@@ -17,8 +13,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
-use support::{
+use crate::support::{
     client,
     message::Message,
     peer::Peer,
@@ -27,6 +22,7 @@ use support::{
     scene::{ALIAS, Scene},
     scripts,
 };
+use parking_lot::Mutex;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout_at},

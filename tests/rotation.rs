@@ -1,16 +1,9 @@
 //! Certificates, keys, roots and revocation lists that change on disk while the proxy runs, as
 //! the kubelet changes them: the whole of a new version counts, and never a half of it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{fs, net::SocketAddr, os::unix::fs::symlink, path::PathBuf, sync::Arc};
 
-use arc_swap::ArcSwap;
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use rustls::{ServerConfig, crypto::aws_lc_rs, server::WebPkiClientVerifier};
-use support::{
+use crate::support::{
     client,
     message::Message,
     peer::Peer,
@@ -18,6 +11,9 @@ use support::{
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
+use arc_swap::ArcSwap;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustls::{ServerConfig, crypto::aws_lc_rs, server::WebPkiClientVerifier};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;

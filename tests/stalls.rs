@@ -1,14 +1,9 @@
 //! Peers that stop: whoever stops reading, or sending in the midst of a message, is given up after
 //! `timeouts.idle`, and with it all that it held; whoever is merely slow is not.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{fs, time::Duration};
 
-use support::{
+use crate::support::{
     client::H2, peer::Peer, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts,
     through::Through, within,
 };
@@ -95,7 +90,7 @@ async fn a_client_of_http_2_that_stops_sending_in_a_body_is_given_up_and_told() 
         conversation.peer.hold().await;
     })
     .await;
-    let (_upload, body) = support::service_origin::streamed();
+    let (_upload, body) = crate::support::service_origin::streamed();
     let request = http::Request::post(format!("http://{ALIAS}/")).body(body).unwrap();
     let (mut sender, connection) = {
         let io = hyper_util::rt::TokioIo::new(through.connect().await.into_wire());

@@ -1,17 +1,12 @@
 //! Bodies flow in both directions as they come, however long, and end as they should.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::time::Duration;
 
-use socket2::SockRef;
-use support::{
+use crate::support::{
     client, curl::curl, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts, through::Through,
     within,
 };
+use socket2::SockRef;
 use tokio::{sync::watch, time::sleep};
 
 #[tokio::test]

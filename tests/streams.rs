@@ -1,10 +1,5 @@
 //! Standard output and standard error: full, closed, or read by nobody.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -15,16 +10,16 @@ use std::{
     thread,
 };
 
+use crate::support::{
+    client, loopback,
+    scene::{ALIAS, Scene},
+    scripts, trust, within,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
-use support::{
-    client, loopback,
-    scene::{ALIAS, Scene},
-    scripts, trust, within,
-};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 

@@ -1,15 +1,8 @@
 //! The tests' own world: what it says about bytes must be true before it judges the proxy.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Request, Response, Version};
-use hyper::body::Incoming;
-use support::{
+use crate::support::{
     client::{self, H2},
     loopback::{self, Blackhole},
     proxy::Bound,
@@ -19,6 +12,8 @@ use support::{
     service_origin::{self, ServiceOrigin},
     trust::{authority, server, server_with_alpn},
 };
+use http::{HeaderMap, HeaderName, Request, Response, Version};
+use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -237,7 +232,7 @@ where
     RawOrigin::start(loopback::listen_anywhere(), Some(tls), script)
 }
 
-async fn open(origin: &RawOrigin) -> support::peer::Peer {
+async fn open(origin: &RawOrigin) -> crate::support::peer::Peer {
     let roots = authority().roots();
     client::connect_tls(origin.address, "httpbin.org", roots, &["http/1.1"]).await.unwrap()
 }

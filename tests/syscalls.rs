@@ -4,13 +4,9 @@
 //! The real binary runs under strace with one worker. Two requests are marks: what the worker asks
 //! of the kernel from the first byte of the one to the first byte of the other is counted.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-use support::{
+use crate::support::{
     client,
     peer::Peer,
     proxy::Setup,

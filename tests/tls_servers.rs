@@ -1,27 +1,23 @@
 //! Servers of another age, and chains as certificate authorities really make them.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     process::{Child, Command, Stdio},
     sync::Arc,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
-};
-use serde_json::Value;
-use support::{
+use crate::support::{
     client,
     proxy::{Proxy, Setup},
     raw_origin::RawOrigin,
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, within,
 };
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use serde_json::Value;
 use tokio::net::TcpStream;
 
 #[tokio::test]

@@ -1,14 +1,18 @@
 //! TLS towards the target, as the keys of `tls:` say, seen from both ends.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use crate::support::{
+    client,
+    message::Message,
+    proxy::{Proxy, Setup},
+    raw_origin::{Arrival, RawOrigin},
+    scene::{ALIAS, Scene, TRUE_NAME},
+    scripts, trust, within,
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
@@ -21,14 +25,6 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use serde_json::Value;
-use support::{
-    client,
-    message::Message,
-    proxy::{Proxy, Setup},
-    raw_origin::{Arrival, RawOrigin},
-    scene::{ALIAS, Scene, TRUE_NAME},
-    scripts, trust, within,
-};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use truename::demo::{

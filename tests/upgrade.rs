@@ -1,11 +1,6 @@
 //! WebSocket and whatever else begins with `Upgrade`: agreed to, refused, and carried.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
-use support::{
+use crate::support::{
     client,
     message::Message,
     peer::Peer,
@@ -126,7 +121,7 @@ async fn an_upgrade_goes_by_http_1_1_where_the_origin_would_choose_http_2() {
             scripts::upgrade_and_echo,
         );
         let proxy = Proxy::start(&scene.yaml(keys)).await;
-        let mut peer = support::client::connect(proxy.address(ALIAS).await).await;
+        let mut peer = crate::support::client::connect(proxy.address(ALIAS).await).await;
         peer.send(websocket("")).await;
         assert_eq!(peer.response().await.status(), 101, "{keys}");
         peer.send("ping").await;
@@ -248,7 +243,7 @@ async fn what_a_client_sent_before_it_was_reset_arrives_at_the_origin() {
     peer.send(vec![b'x'; 30_000]).await;
     let carried = "truename_bytes_total{alias=\"webscaler-manual\",direction=\"in\"}";
     peer.reset();
-    support::within("the tunnel's end", async {
+    crate::support::within("the tunnel's end", async {
         while through.proxy.metric(carried).await != Some(30_000.0) {}
     })
     .await;

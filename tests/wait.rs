@@ -1,17 +1,12 @@
 //! `truename wait`: a start-up probe without a shell.
 
-// Its helpers are part of the tests.
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     fs,
     net::SocketAddr,
     process::{Output, Stdio},
 };
 
-use support::{
+use crate::support::{
     loopback,
     proxy::{Proxy, Setup},
     within,

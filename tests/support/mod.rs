@@ -22,10 +22,6 @@
 //! assert_eq!(answer.text(), "ok");
 //! ```
 
-// Every test is a crate of its own and uses a part of this.
-#![allow(dead_code)]
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 pub mod ca;
 pub mod client;
 pub mod curl;

@@ -124,7 +124,7 @@ impl Arrival {
             },
         };
         self.notes.send_modify(|seen| seen.server_names.push(peer.server_name.clone()));
-        Some(Conversation { peer, nth: self.nth, notes: self.notes })
+        Some(Conversation { peer, notes: self.notes })
     }
 
     /// The connection before TLS: for what comes ahead of a ClientHello, such as PostgreSQL's
@@ -143,8 +143,6 @@ impl Arrival {
 pub struct Conversation {
     /// The origin's end.
     pub peer: Peer,
-    /// How many connections came before it.
-    pub nth: usize,
     notes: Arc<watch::Sender<Seen>>,
 }
 

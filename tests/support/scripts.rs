@@ -33,13 +33,6 @@ pub async fn never_shake_hands(mut arrival: Arrival) {
     tokio::io::copy(arrival.tcp(), &mut tokio::io::sink()).await.ok();
 }
 
-/// Shakes hands and closes.
-pub async fn close_after_handshake(arrival: Arrival) {
-    if let Some(mut conversation) = arrival.open().await {
-        conversation.peer.finish().await;
-    }
-}
-
 /// Reads a request and closes.
 pub async fn close_after_request(arrival: Arrival) {
     let Some(mut conversation) = arrival.open().await else { return };

@@ -1,0 +1,52 @@
+//! Whole-proxy tests: the real binary, over real sockets. One file a capability, and one program for all
+//! of them, as each program that links the library costs every edit of it a second.
+//!
+//! A new file needs its line here.
+
+// Helpers are part of the tests.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod admin;
+mod authority;
+mod authority_clients;
+mod balance;
+mod certificates;
+mod clients;
+mod commands;
+mod connections;
+mod demo;
+mod dns;
+mod embed;
+mod ending;
+mod ends;
+mod errors;
+mod examples;
+mod exec;
+mod expect;
+mod forward_proxy;
+mod fuzz;
+mod headers;
+mod http;
+mod http2;
+mod life;
+mod listener_certificate;
+mod listener_tls;
+mod metrics;
+mod moves;
+mod names;
+mod origins;
+mod pool;
+mod proxy_credentials;
+mod reload;
+mod reuse;
+mod rotation;
+mod stalls;
+mod streaming;
+mod streams;
+mod support;
+mod support_world;
+mod syscalls;
+mod tls_servers;
+mod tls_upstream;
+mod upgrade;
+mod wait;
