@@ -20,6 +20,7 @@ pub mod files;
 pub mod folder;
 pub mod forward;
 pub mod http1;
+pub mod http2;
 pub mod idle;
 pub mod listener;
 pub mod pool;

@@ -1,0 +1,28 @@
+//! HTTP/2 on the wire (RFC 9113), on the `h2` crate: what both sides of the proxy have in common.
+//!
+//! One task drives a connection and owns its `h2` end; each stream has a task of its own, or runs on the
+//! task of the exchange that it belongs to. What they share:
+//!
+//! * [`coalesced`]: what many streams write between two polls of the connection goes out in one system
+//!   call. [`Writer::poll_driven`] is how a driver polls its connection
+//! * [`ReceiveWindow`]: how much the peer may send ahead of slow readers, such that no stream that is not
+//!   read keeps the others waiting, and that all connections together stay within [`UNREAD_STREAMS`]
+
+mod coalesce;
+mod window;
+
+pub use coalesce::{Coalesced, Writer, coalesced};
+pub use window::{Credit, ReceiveWindow, Unread};
+
+/// How much a peer may send on one stream ahead of whoever reads it.
+pub const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// Streams that a peer may have open on one connection.
+pub const MAX_STREAMS: u32 = 100;
+
+/// Streams of all connections of the process together for whose unread data windows are opened beyond
+/// [what each connection has anyway](ReceiveWindow): 64 MiB.
+///
+/// Where that is used up, a connection's window no longer grows with its streams that nobody reads: they
+/// hold up its other streams, until their idle timers end them.
+pub const UNREAD_STREAMS: usize = 1024;
