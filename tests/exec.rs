@@ -181,7 +181,7 @@ async fn a_rust_client_gets_through() {
     let stage = Stage::new().await;
     let this = std::env::current_exe().unwrap();
     let mut command =
-        stage.exec(&[this.to_str().unwrap(), "--exact", "a_rust_client_gets_through"]);
+        stage.exec(&[this.to_str().unwrap(), "--exact", "exec::a_rust_client_gets_through"]);
     let ran = succeeded(output(command.env(ANSWER, stage.path("answer"))).await);
     is_answered(&fs::read_to_string(stage.path("answer")).expect(&ran));
 }
