@@ -105,13 +105,13 @@ pub enum ReloadError {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An alias' address cannot be listened on.
-    #[error("{0}; the key is the alias' `listen`, the flag --listen")]
+    #[error("{0} (set by the alias' `listen` or --listen)")]
     Bind(#[from] BindError),
     /// The admin listener's address cannot be listened on.
-    #[error("{0}; the key is `admin.listen`, the flag --admin")]
+    #[error("{0} (set by `admin.listen` or --admin)")]
     Admin(BindError),
     /// The forward proxy's address cannot be listened on.
-    #[error("{0}; the key is `proxy.listen`, the flag --proxy")]
+    #[error("{0} (set by `proxy.listen` or --proxy)")]
     Proxy(BindError),
     /// The forward proxy's credentials cannot be used.
     #[error("`proxy.credentials`: cannot use the file `{}`: {source}", .file.display())]
@@ -139,7 +139,7 @@ pub enum StartError {
     #[error(transparent)]
     Stuck(Stuck),
     /// The configuration has no alias.
-    #[error("there is no alias to serve: name one, as in `truename run webscaler-manual`")]
+    #[error("no alias to serve: name one, as in `truename run webscaler-manual`")]
     NoAlias,
     /// Threads or runtimes.
     #[error("cannot start: {0}")]

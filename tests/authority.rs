@@ -135,15 +135,18 @@ fn names_of_which_one_lies_below_another_have_roots_of_their_own() {
 #[test]
 fn each_alias_has_an_authority_that_no_other_alias_changes() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(init(folder.path(), &[ALIAS]).starts_with("1 authority has been made.\n"));
+    assert!(init(folder.path(), &[ALIAS]).starts_with("Created 1 certificate authority.\n"));
     let first = ids(folder.path(), ALIAS);
-    assert!(init(folder.path(), &[ALIAS]).starts_with("Every alias has its authority already.\n"));
+    assert!(
+        init(folder.path(), &[ALIAS])
+            .starts_with("Every alias already has a certificate authority.\n")
+    );
     init(folder.path(), &["payments", "webscaler-db"]);
     assert_eq!(ids(folder.path(), ALIAS), first);
     assert_eq!(ids(folder.path(), "payments").len(), 1);
     assert_derived(folder.path());
     let removed = truename_ca(&["remove", "payments"], folder.path());
-    assert!(text(&removed.stdout).starts_with("1 authority of `payments` has been removed.\n"));
+    assert!(text(&removed.stdout).starts_with("Removed 1 authority of `payments`.\n"));
     assert_eq!(ids(folder.path(), ALIAS), first);
     assert!(ids(folder.path(), "payments").is_empty());
     assert_derived(folder.path());
@@ -151,7 +154,7 @@ fn each_alias_has_an_authority_that_no_other_alias_changes() {
 
     let again = truename_ca(&["remove", "payments"], folder.path());
     assert_eq!(again.status.code(), Some(1));
-    assert!(text(&again.stderr).contains("no authority of `payments` is in"), "{again:?}");
+    assert!(text(&again.stderr).contains("contains no authority of `payments`"), "{again:?}");
 }
 
 #[test]
@@ -328,7 +331,7 @@ fn issue_makes_a_certificate_for_names_of_aliases_and_no_others() {
     let before = fs::read(&key).unwrap();
     let again = truename_ca(&arguments, &directory);
     assert_eq!(again.status.code(), Some(1), "{again:?}");
-    assert!(text(&again.stderr).contains("nothing is overwritten"), "{again:?}");
+    assert!(text(&again.stderr).contains("existing files are not overwritten"), "{again:?}");
     assert_eq!(fs::read(&key).unwrap(), before);
     init(&directory, &["ca", "bundle"]);
     for name in ["ca", "bundle"] {
@@ -377,10 +380,10 @@ fn init_takes_the_aliases_and_the_folder_of_a_configuration_and_says_how_to_trus
 
     let nobody = truename(&["ca", "init"]).output().unwrap();
     assert_eq!(nobody.status.code(), Some(2));
-    assert!(text(&nobody.stderr).contains("there is no alias to make an authority for"));
+    assert!(text(&nobody.stderr).contains("no alias to create an authority for"));
     let nothing = truename_ca(&["show"], &folder.path().join("none"));
     assert_eq!(nothing.status.code(), Some(1));
-    assert!(text(&nothing.stderr).contains("make one with `truename ca init ALIAS`"));
+    assert!(text(&nothing.stderr).contains("create one with `truename ca init ALIAS`"));
 }
 
 /// OpenSSL's exit code.

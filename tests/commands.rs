@@ -150,7 +150,7 @@ fn run_tells_what_it_cannot_load_as_check_does() {
 #[test]
 fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
     let flags: &[(&[&str], &[&str])] = &[
-        (&[], &["there is no alias to serve", "truename run webscaler-manual"]),
+        (&[], &["no alias to serve", "truename run webscaler-manual"]),
         (&["web scaler"], &["in `web scaler`, the alias"]),
         (&["=httpbin.org"], &["names no alias", "ALIAS=TARGET[:PORT]"]),
         (&["a="], &["names no target", "`a=httpbin.org`"]),

@@ -21,8 +21,8 @@ fn told_once_the_story_holds_and_leaves_nothing_behind() {
         "webscaler-manual.default.svc.cluster.local  canonical name = httpbin.org",
         "target host name 'webscaler-manual'",
         "SNI   httpbin.org",
-        "https://webscaler-manual is answered, and both certificates are verified",
-        "40 of 40 were answered",
+        "https://webscaler-manual works, and both certificates are verified",
+        "40 of 40 succeeded",
     ] {
         assert!(page.contains(part), "{part:?} is not in\n{page}");
     }

@@ -192,7 +192,7 @@ async fn an_expired_certificate_is_told_with_its_date() {
 async fn a_certificate_for_another_name_is_told_with_both() {
     let (_proxy, problem) =
         refused_certificate(trust::server(&["other.example", "*.a.example"])).await;
-    let parts = ["not valid for `httpbin.org`", "it bears `other.example`, `*.a.example`"];
+    let parts = ["not valid for `httpbin.org`", "it is valid for `other.example`, `*.a.example`"];
     tells(&problem, "detail", &parts);
     tells(&problem, "detail", &["issued by CN=truename test root", "valid until 2"]);
     tells(&problem, "fix", &["`tls.server_name: other.example`"]);
@@ -246,7 +246,7 @@ async fn a_plaintext_port_is_called_that() {
     let proxy = Proxy::start(&scene.yaml("")).await;
     let answer = get(&proxy).await;
     let problem = problem(&answer, 502, "tls_protocol_error", "tls");
-    tells(&problem, "detail", &["answered in plaintext"]);
+    tells(&problem, "detail", &["responded in plaintext"]);
     tells(&problem, "fix", &["`port`", "`tls.mode: plaintext`"]);
 }
 

@@ -370,7 +370,7 @@ async fn bad_usage_ends_with_2_and_runs_nothing() {
         (&["a="], "required"),
         (&["a=", "--", "touch", ran], "names no target"),
         (&["a:80", "--", "touch", ran], "`a=TARGET:80`"),
-        (&["--", "touch", ran], "there is no alias"),
+        (&["--", "touch", ran], "no alias to serve"),
         (&["--config", "/nowhere/truename.yaml", "--", "touch", ran], "/nowhere/truename.yaml"),
         (&["a", "--listen", "8080", "--", "touch", ran], "--listen"),
     ] {

@@ -153,7 +153,7 @@ async fn files_that_are_no_pair_are_bad_configuration_and_a_reload_to_them_is_re
     let setup = Setup::new(&yaml).file("tls.crt", one.chain_pem.clone());
     let proxy = setup.file("tls.key", other.key_pem.clone()).spawn();
     assert_eq!(proxy.exit().await.code(), Some(2));
-    let line = proxy.logged("are no pair").await;
+    let line = proxy.logged("do not belong together").await;
     assert!(line.contains("tls.crt") && line.contains("tls.key"), "{line}");
 
     let setup = Setup::new(&yaml).file("tls.crt", one.chain_pem.clone());
@@ -162,7 +162,7 @@ async fn files_that_are_no_pair_are_bad_configuration_and_a_reload_to_them_is_re
     fs::write(proxy.folder().join("other.key"), &other.key_pem).unwrap();
     let changed = yaml.replace("tls.key", "other.key");
     proxy.rewrite(&format!("{changed}\nadmin: {{listen: \"127.0.0.1:0\"}}\n"));
-    proxy.logged("the new configuration is refused; the running one stays").await;
+    proxy.logged("new configuration rejected; the running one stays in effect").await;
     assert_eq!(shown(address, ALIAS).await, one.chain[0].as_ref());
 }
 
@@ -233,5 +233,5 @@ async fn shown(address: SocketAddr, name: &str) -> Vec<u8> {
 }
 
 fn complaints(proxy: &Proxy) -> usize {
-    proxy.log().matches("cannot be renewed; the last good ones stay").count()
+    proxy.log().matches("cannot renew the listener certificates").count()
 }

@@ -321,7 +321,7 @@ async fn a_changed_file_counts_at_once_for_connections_that_are_open_too() {
 async fn a_broken_file_keeps_the_old_credentials_and_is_said() {
     let world = World::new().await;
     for (contents, said) in
-        [("bob:other\nsecret-line\n", "line 2 has no colon"), ("", "no line `USER:PASSWORD`")]
+        [("bob:other\nsecret-line\n", "line 2 has no colon"), ("", "no `USER:PASSWORD` line")]
     {
         world.write(contents);
         let line = world.proxy.logged(said).await;
@@ -372,7 +372,7 @@ async fn a_file_that_cannot_be_used_is_a_problem_of_the_configuration_and_a_relo
     let lines = yaml("x").lines().count();
     for (contents, said) in [
         (Some("ann:one\nsecret\n"), "line 2 has no colon: write `USER:PASSWORD`"),
-        (Some(""), "it has no line `USER:PASSWORD`"),
+        (Some(""), "it contains no `USER:PASSWORD` line"),
         (None, "No such file or directory"),
     ] {
         let mut setup = Setup::new(&yaml("credentials"));
@@ -390,7 +390,7 @@ async fn a_file_that_cannot_be_used_is_a_problem_of_the_configuration_and_a_relo
         Setup::new(&yaml("good")).file("good", "ann:one\n").file("bad", "no\n").start().await;
     proxy.rewrite(&yaml("bad"));
     proxy.signal(Signal::SIGHUP);
-    proxy.logged("the new configuration is refused; the running one stays").await;
+    proxy.logged("new configuration rejected; the running one stays in effect").await;
     let address = proxy.forward_proxy().await;
     let answer = client::get(address, "x", &format!("http://{ALIAS}/")).await;
     refused(&answer);

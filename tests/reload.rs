@@ -109,7 +109,7 @@ async fn a_file_with_problems_is_refused_and_the_running_configuration_stays() {
     let address = proxy.address(ALIAS).await;
 
     proxy.rewrite(&yaml(&scene, "hosts: [new.example]\nlisen: []"));
-    let line = proxy.logged("the new configuration is refused; the running one stays").await;
+    let line = proxy.logged("new configuration rejected; the running one stays in effect").await;
     assert!(line.contains("did you mean `listen`?"), "{line}");
     assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
     assert_eq!(client::get(address, "new.example", "/").await.status(), 404);
@@ -340,7 +340,7 @@ async fn keys_that_need_a_restart_are_named() {
     let (scene, _origins, proxy) = running().await;
     let text = yaml(&scene, "").replace("workers: 1", "workers: 2");
     proxy.rewrite(&(text + "\nlog: {level: debug, access: false}\n"));
-    let line = proxy.logged("these take effect at the next start").await;
+    let line = proxy.logged("these settings take effect after a restart").await;
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(line["keys"], "admin, workers, log.access");
     // The level is not among them: it took effect.

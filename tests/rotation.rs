@@ -19,7 +19,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 use truename::demo::authority::{Authority, Leaf, LeafOptions, Usage};
 
-const KEPT: &str = "cannot be used; the last good ones stay";
+const KEPT: &str = "cannot be used; the previous ones stay in use";
 /// Every request shakes hands anew, and so shows what is in force.
 const NO_POOL: &str = "pool: {max_idle: 0}";
 

@@ -172,7 +172,7 @@ async fn an_expired_root_is_warned_of_and_verifies_nothing() {
         let yaml = scene.yaml(&tls("min_version: \"1.2\"").replace("root.pem", "bundle.pem"));
         let bundle = old.pem() + trust::authority().root_pem();
         let proxy = Setup::new(&yaml).file("bundle.pem", bundle).start().await;
-        let warned = proxy.logged("a certificate has expired").await;
+        let warned = proxy.logged("certificate expired").await;
         assert!(warned.contains("Root of 2020") && warned.contains("bundle.pem"), "{warned}");
         let answer = get(&proxy).await;
         assert_eq!(answer.status(), status, "{}", answer.text());
@@ -357,9 +357,9 @@ async fn a_certificate_that_proves_nothing_is_explained_and_its_end_is_told() {
         (own(LeafOptions::expired()), "has expired"),
         (own(LeafOptions { not_before: tomorrow, not_after: next_week, ..any() }), "not valid yet"),
         (own(LeafOptions { usage: Usage::Client, ..any() }), "was not issued for servers"),
-        (issue(&["example.org"], any()), "it bears `example.org`"),
-        (issue(&["*.httpbin.org"], any()), "it bears `*.httpbin.org`"),
-        (issue(&["*.*.org"], any()), "it bears `*.*.org`"),
+        (issue(&["example.org"], any()), "it is valid for `example.org`"),
+        (issue(&["*.httpbin.org"], any()), "it is valid for `*.httpbin.org`"),
+        (issue(&["*.*.org"], any()), "it is valid for `*.*.org`"),
         (
             issue(&[], LeafOptions { common_name: Some(TRUE_NAME.to_owned()), ..any() }),
             "only the common name `httpbin.org`",

@@ -132,7 +132,7 @@ async fn a_file_that_hangs_is_waited_for_no_longer_than_all_else() {
 #[tokio::test]
 async fn the_line_says_what_another_server_answered() {
     for (answer, told) in [
-        ("HTTP/1.1 404 Not Found\x1b[2J\r\n\r\n", "GET /readyz was answered `404 Not Found[2J`"),
+        ("HTTP/1.1 404 Not Found\x1b[2J\r\n\r\n", "GET /readyz returned `404 Not Found[2J`"),
         ("220 mail.example.com ESMTP\r\n", "does not speak HTTP"),
     ] {
         let listener = loopback::listen_anywhere();
@@ -148,7 +148,7 @@ async fn the_line_says_what_another_server_answered() {
     }
     let hole = loopback::Blackhole::bind(SocketAddr::new(loopback::address(), 0));
     let said = gives_up("100ms", hole.address).await;
-    assert!(said.contains("no answer within"), "{said}");
+    assert!(said.contains("no response within"), "{said}");
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ pub(super) fn refusal(head: &request::Parts, ends: Ends) -> Option<&'static str>
     let is_probe = matches!(path, "/livez" | "/readyz");
     let is_public = is_probe || path == "/metrics";
     if !is_public && !is_loopback(ends.peer) {
-        return Some("answered on loopback only: reach it with `kubectl port-forward`\n");
+        return Some("available on loopback only: use `kubectl port-forward`\n");
     }
     // Beyond loopback a scraper may know the pod by any name; on loopback a foreign one is that of
     // a web page whose name was rebound. A probe says nothing that such a page could not measure,
@@ -39,7 +39,7 @@ pub(super) fn refusal(head: &request::Parts, ends: Ends) -> Option<&'static str>
     }
     // A page may send a POST to any origin without asking.
     (head.method == Method::POST && is_from_page(&head.headers))
-        .then_some("not answered to web pages: use curl, or another program\n")
+        .then_some("not available to web pages: use curl or another program\n")
 }
 
 fn is_loopback(address: IpAddr) -> bool {

@@ -253,7 +253,7 @@ fn log(query: &str) -> Response<Content> {
         Some("debug") => LogLevel::Debug,
         Some("trace") => LogLevel::Trace,
         _ => {
-            let body = "level is one of error, warn, info, debug, trace: POST /log?level=debug\n";
+            let body = "level must be error, warn, info, debug or trace: POST /log?level=debug\n";
             return text(StatusCode::BAD_REQUEST, body);
         }
     };

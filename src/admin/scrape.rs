@@ -108,13 +108,13 @@ const UPSTREAM: [Family<Upstream>; 6] = [
     Family {
         name: "truename_upstream_connections_total",
         kind: "counter",
-        help: "Connections made.",
+        help: "Connections opened.",
         write: |upstream, lines| by_endpoint(upstream, lines, |e| e.connections_total),
     },
     Family {
         name: "truename_upstream_connections_active",
         kind: "gauge",
-        help: "Connections open.",
+        help: "Open connections.",
         write: |upstream, lines| by_endpoint(upstream, lines, |e| e.connections_active as u64),
     },
     Family {
@@ -132,13 +132,13 @@ const UPSTREAM: [Family<Upstream>; 6] = [
     Family {
         name: "truename_upstream_connections_idle",
         kind: "gauge",
-        help: "Connections idle in pools.",
+        help: "Idle connections in pools.",
         write: |upstream, lines| lines.add(&[], upstream.idle()),
     },
     Family {
         name: "truename_true_name_info",
         kind: "gauge",
-        help: "1 for the true name of now.",
+        help: "1 for the current true name.",
         write: |upstream, lines| {
             // Targets may share a name, as those of two ports do.
             let states = upstream.targets().iter().map(Target::state);
@@ -153,7 +153,7 @@ const UPSTREAM: [Family<Upstream>; 6] = [
     Family {
         name: "truename_dns_stale_seconds",
         kind: "gauge",
-        help: "For how long an alias has lived on an old answer; 0 when it is fresh.",
+        help: "Age of the stale DNS response in use; 0 if it is fresh.",
         write: |upstream, lines| {
             let states = upstream.targets().iter().map(Target::state);
             let since = states.filter_map(|state| state.stale_since).min();

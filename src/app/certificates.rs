@@ -83,7 +83,7 @@ impl Certificates {
             let mut shown = None;
             match checked {
                 Ok((keeper, new)) => (self.keeper, shown) = (keeper, new),
-                Err(error) => tracing::error!(%error, "looking at the certificates failed"),
+                Err(error) => tracing::error!(%error, "checking the certificates failed"),
             }
             self.next_check = Instant::now() + CHECK;
             if let Some(shown) = shown {
@@ -139,7 +139,7 @@ impl Keeper {
         match looked {
             Ok(shown) => {
                 self.warn_of_uncovered(&shown);
-                tracing::info!("the listeners' certificates have been renewed");
+                tracing::info!("listener certificates renewed");
                 Some(shown)
             }
             Err(error) => {
@@ -147,7 +147,7 @@ impl Keeper {
                 if self.failure.as_ref() != Some(&failure) {
                     tracing::warn!(
                         error = failure,
-                        "the listeners' certificates cannot be renewed; the last good ones stay",
+                        "cannot renew the listener certificates; the current ones stay in use",
                     );
                 }
                 self.failure = Some(failure);

@@ -341,7 +341,7 @@ impl Control {
             if left > 0 {
                 tracing::warn!(
                     connections = left,
-                    "`shutdown_grace` is over, and connections were cut off",
+                    "`shutdown_grace` is over: closed the connections that were left",
                 );
             }
             for running in &self.running {
@@ -387,7 +387,7 @@ impl Control {
             set_log_level(level);
         }
         if !waiting.is_empty() {
-            tracing::warn!(keys = waiting.join(", "), "these take effect at the next start");
+            tracing::warn!(keys = waiting.join(", "), "these settings take effect after a restart");
         }
     }
 }

@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// The local certificate authorities, one for each alias, for applications that speak TLS
+/// Manage the local certificate authorities for applications that speak TLS
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Ca {
-    /// Make an authority for each alias that has none, and say how applications come to trust them
+    /// Create a certificate authority for each alias that has none, and print how to trust them
     ///
     /// `truename run` does the same when it starts.
     Init {
@@ -35,17 +35,17 @@ pub enum Ca {
         #[command(flatten)]
         place: Place,
     },
-    /// Issue a certificate for another server that is known by names of an alias
+    /// Issue a certificate for another server that is reached by names of an alias
     ///
-    /// It gets a certificate authority of its own, which is constrained to these names and 127.0.0.0/8, and
-    /// whose key is thrown away. Its root is added to those that applications trust.
-    /// The certificate is valid for these names only, and for 790 days. Whoever has its key is that
-    /// server to all applications that trust the roots.
+    /// The certificate is issued by a certificate authority of its own, which is constrained to these names and
+    /// 127.0.0.0/8 and whose key is discarded. Its root is added to the roots file that applications trust.
+    /// The certificate is valid for 790 days. Anyone who has its key can impersonate that server to every
+    /// application that trusts the roots.
     Issue {
         /// The names that the certificate is valid for
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
-        /// Write NAME.pem and NAME-key.pem into this folder, instead of to stdout; no file is overwritten
+        /// Write NAME.pem and NAME-key.pem to this folder instead of to stdout; existing files are kept
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
         /// Where they are
@@ -54,18 +54,18 @@ pub enum Ca {
     },
     /// List the authorities: names, validity, fingerprints and files
     Show {
-        /// For machines
+        /// Print JSON
         #[arg(long)]
         json: bool,
         /// Where they are
         #[command(flatten)]
         place: Place,
     },
-    /// Remove all authorities of an alias; a running proxy that serves it makes another
+    /// Remove all authorities of an alias; a running proxy that serves it creates another
     ///
-    /// Applications that run already trust the old root until they are restarted.
+    /// Running applications trust the old root until they are restarted.
     Remove {
-        /// The alias, as `truename ca show` calls it
+        /// The alias, as shown by `truename ca show`
         #[arg(value_name = "ALIAS", required = true)]
         aliases: Vec<String>,
         /// Where they are
@@ -80,7 +80,7 @@ pub struct Place {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
     config: Option<PathBuf>,
-    /// The authorities' folder, instead of the configuration's `ca.directory`
+    /// The authorities' folder, if not the configuration's `ca.directory`
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
 }
@@ -95,21 +95,20 @@ enum CaError {
     #[error("{0}")]
     Name(#[from] BadName),
     #[error(
-        "there is no alias to make an authority for: name one, as in `truename ca init \
-         webscaler-manual`, or the configuration with --config FILE"
+        "no alias to create an authority for: name one, as in `truename ca init webscaler-manual`, or pass the configuration with --config FILE"
     )]
     NoAlias,
-    #[error("there is no folder for the authorities: name one with --directory DIR, or set HOME")]
+    #[error("no folder for the authorities: pass one with --directory DIR, or set HOME")]
     NoDirectory,
-    #[error("no authority is in {}: make one with `truename ca init ALIAS`", .0.display())]
+    #[error("{} contains no authority: create one with `truename ca init ALIAS`", .0.display())]
     NoAuthority(PathBuf),
     #[error(
-        "no authority of `{alias}` is in {}; `truename ca show` lists those that are",
+        "{} contains no authority of `{alias}`; `truename ca show` lists the ones it contains",
         .directory.display()
     )]
     NotThere { alias: String, directory: PathBuf },
     #[error(
-        "`{name}` is not a name of an alias, and no certificate is issued for other names; {}",
+        "`{name}` is not a name of an alias, and certificates are issued for no other names; {}",
         if .known.is_empty() {
             "`truename ca init ALIAS` adds an alias".to_owned()
         } else {
@@ -122,7 +121,7 @@ enum CaError {
     #[error("{0}")]
     Authority(#[from] AuthorityError),
     #[error(
-        "--out {}: this is the authorities' own folder; name another, which the other server reads",
+        "--out {}: this is the authorities' own folder; pass another one, for the other server to read",
         .0.display()
     )]
     OwnFolder(PathBuf),
@@ -134,8 +133,8 @@ enum CaError {
 
 fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AlreadyExists => "; nothing is overwritten: move it away first",
-        _ => "; name another folder with --out DIR",
+        io::ErrorKind::AlreadyExists => "; existing files are not overwritten: move it away first",
+        _ => "; pass another folder with --out DIR",
     }
 }
 
@@ -205,9 +204,9 @@ fn init(aliases: &[String], place: &Place, out: &mut impl Write) -> Result<(), C
     let found = store.find()?;
     let made = found.iter().filter(|found| !before.contains(found.root.id())).count();
     match made {
-        0 => writeln!(out, "Every alias has its authority already.")?,
-        1 => writeln!(out, "1 authority has been made.")?,
-        made => writeln!(out, "{made} authorities have been made.")?,
+        0 => writeln!(out, "Every alias already has a certificate authority.")?,
+        1 => writeln!(out, "Created 1 certificate authority.")?,
+        made => writeln!(out, "Created {made} certificate authorities.")?,
     }
     print::list(&store, &found, out)?;
     print::how_to_trust(&store, out)?;
@@ -296,11 +295,11 @@ fn remove(aliases: &[String], place: &Place, out: &mut impl Write) -> Result<(),
                 let directory = store.directory().to_owned();
                 return Err(CaError::NotThere { alias, directory });
             }
-            1 => writeln!(out, "1 authority of `{alias}` has been removed.")?,
-            count => writeln!(out, "{count} authorities of `{alias}` have been removed.")?,
+            1 => writeln!(out, "Removed 1 authority of `{alias}`.")?,
+            count => writeln!(out, "Removed {count} authorities of `{alias}`.")?,
         }
     }
-    writeln!(out, "Restart the applications that trust a removed root.")?;
+    writeln!(out, "Restart the applications that trusted a removed root.")?;
     Ok(())
 }
 

@@ -26,10 +26,7 @@ pub fn run(path: &Path, out: &mut impl Write) -> io::Result<u8> {
         }
     };
     if document.config().is_some_and(|config| config.aliases.is_empty()) {
-        document.report(
-            "aliases",
-            "there is no alias to serve; add one, as in `- name: webscaler-manual`",
-        );
+        document.report("aliases", "no alias to serve; add one, as in `- name: webscaler-manual`");
     }
     load(&mut document);
     match document.finish() {
@@ -136,15 +133,9 @@ mod tests {
     fn a_file_without_an_alias_has_nothing_to_serve() {
         let (code, out) = check("version: 1\nworkers: 2\naliases: []\n");
         assert_eq!(code, 1);
-        assert!(
-            out.starts_with("truename.yaml:3:10: aliases: there is no alias to serve; "),
-            "{out}"
-        );
+        assert!(out.starts_with("truename.yaml:3:10: aliases: no alias to serve; "), "{out}");
         let (_, out) = check("version: 1\n");
-        assert!(
-            out.starts_with("truename.yaml:1:1: aliases: there is no alias to serve; "),
-            "{out}"
-        );
+        assert!(out.starts_with("truename.yaml:1:1: aliases: no alias to serve; "), "{out}");
         // What is said already is not said again.
         let (_, out) = check("version: 1\naliases: nothing\n");
         assert_eq!(out.lines().count(), 2, "{out}");

@@ -25,10 +25,10 @@ use crate::{
     tls::store::Store,
 };
 
-/// Embedded cluster DNS, TLS upstreams and the proxy: the whole story on one machine, offline
+/// Show the whole thing on this machine, offline: cluster DNS, TLS servers and the proxy
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Demo {
-    /// Tell the story and exit: 0 where it held, 1 where it did not
+    /// Exit at the end: 0 if every claim held, else 1
     #[arg(long)]
     pub once: bool,
 }
@@ -98,7 +98,7 @@ impl Demo {
 }
 
 fn introduce(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> io::Result<()> {
-    page.chapter("A small world on this machine: no internet, no root, ports that were free")?;
+    page.chapter("A small world on this machine: no internet, no root, free ports")?;
     page.line(&format!("the cluster's DNS  {}", world.dns().address()))?;
     let [first, .., last] = ADDRESSES;
     page.line(&format!(
@@ -111,12 +111,9 @@ fn introduce(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> i
 fn conclude(story: &Story, page: &mut Page<impl Write>) -> io::Result<()> {
     let failures = story.failures().count();
     if failures == 0 {
-        page.chapter(&format!("The story held: all {} of its claims.", story.len()))
+        page.chapter(&format!("All {} claims held.", story.len()))
     } else {
-        page.chapter(&format!(
-            "The story did not hold: {failures} of {} claims failed.",
-            story.len()
-        ))?;
+        page.chapter(&format!("{failures} of {} claims failed.", story.len()))?;
         for failure in story.failures() {
             page.line(failure)?;
         }
@@ -133,12 +130,12 @@ enum DemoError {
     Runtime(io::Error),
     #[error("cannot start the proxy: {0}")]
     Proxy(#[from] StartError),
-    #[error("the proxy started, but listens nowhere")]
+    #[error("the proxy started, but is not listening")]
     NotListening,
-    #[error("the proxy started, but has no local authority")]
+    #[error("the proxy started without a local certificate authority")]
     NoAuthority,
     #[error("cannot write: {0}")]
     Page(#[from] io::Error),
-    #[error("interrupted before the story's end")]
+    #[error("interrupted before the end")]
     Interrupted,
 }

@@ -61,16 +61,16 @@ const SIGNALS: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
-/// Run a command with a private proxy: proxy and CA variables set; exits with its status
+/// Run a command through a private proxy and exit with its status
 ///
-/// The proxy listens on a free port of 127.0.0.1 for as long as the command runs. Its certificates
-/// are made for the command, and for the aliases' names only. Java
-/// gets a trust store in `JAVA_TOOL_OPTIONS`; programs that read no variable at all (GnuTLS, as in
-/// Debian's wget) trust it only if told to, as with `--ca-certificate=$SSL_CERT_FILE`. Node obeys
-/// proxy variables from version 22.21 or 24 on.
+/// The proxy listens on a free port of 127.0.0.1 for as long as the command runs, and the command gets
+/// the usual variables for a proxy and its CA certificates. The certificates are made for this run and are valid
+/// for the aliases' names only. Java gets a trust store in `JAVA_TOOL_OPTIONS`. Programs that read no such
+/// variable (GnuTLS, as in Debian's wget) need an option, such as `--ca-certificate=$SSL_CERT_FILE`. Node
+/// reads proxy variables since versions 22.21 and 24.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Exec {
-    /// The aliases: a name that DNS is asked for, or with its target told
+    /// Aliases: NAME (resolved by DNS) or NAME=TARGET[:PORT]
     #[arg(value_name = "ALIAS[=TARGET[:PORT]]")]
     pub aliases: Vec<String>,
 
@@ -78,7 +78,7 @@ pub struct Exec {
     #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// Say nothing about the proxy
+    /// Print nothing about the proxy
     #[arg(short, long)]
     pub quiet: bool,
 
@@ -96,13 +96,13 @@ enum ExecError {
     Start(#[from] StartError),
     #[error("{0}")]
     Store(#[from] StoreError),
-    #[error("the private proxy has no address")]
+    #[error("the private proxy is not listening")]
     NoProxy,
     #[error("cannot run {}: {source}", command.display())]
     Spawn { command: OsString, source: io::Error },
-    #[error("{0} before the command was run")]
+    #[error("{0} received before the command was started")]
     Interrupted(Signal),
-    #[error("cannot follow the command: {0}")]
+    #[error("cannot watch the command: {0}")]
     Io(#[from] io::Error),
 }
 

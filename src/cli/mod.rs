@@ -60,26 +60,25 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The proxy
     Run(run::Run),
     Exec(exec::Exec),
-    /// Lint a configuration file: every problem in one run; exit 0 or 1
+    /// Check a configuration file and report every problem in it
     Check {
         /// The configuration file
         #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
         config: PathBuf,
     },
-    /// The whole story on one machine, offline: cluster DNS, TLS upstreams and the proxy
+    /// Show the whole thing on this machine, offline: cluster DNS, TLS servers and the proxy
     Demo(demo::Demo),
     Wait(wait::Wait),
-    /// The local certificate authority for applications that speak TLS
+    /// Manage the local certificate authorities for applications that speak TLS
     #[command(subcommand)]
     Ca(ca::Ca),
-    /// JSON Schema of the configuration
+    /// Print the JSON Schema of the configuration
     Schema,
-    /// Completions for a shell
+    /// Print completions for a shell
     Completions {
-        /// Which
+        /// The shell
         shell: clap_complete::Shell,
     },
 }

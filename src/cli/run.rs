@@ -30,10 +30,10 @@ use crate::{
 /// As shells have it for a command that SIGINT ended.
 const EXIT_INTERRUPTED: u8 = 130;
 
-/// The proxy
+/// Run the proxy
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Run {
-    /// What to serve: a name that DNS is asked for, or with its target told
+    /// Aliases to serve: NAME (resolved by DNS) or NAME=TARGET[:PORT]
     #[arg(value_name = "ALIAS[=TARGET[:PORT]]", env = "TRUENAME_ALIASES", value_delimiter = ',')]
     pub aliases: Vec<String>,
 
@@ -41,15 +41,15 @@ pub struct Run {
     #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// Where to listen, instead of what the file says: an address, or a port on 127.0.0.1
+    /// Listen on this address, or on this port of 127.0.0.1, instead of what the file says
     #[arg(long, value_name = "ADDR", env = "TRUENAME_LISTEN", value_delimiter = ',')]
     pub listen: Vec<String>,
 
-    /// Where to listen as an HTTP forward proxy
+    /// Listen on this address as an HTTP forward proxy
     #[arg(long, value_name = "ADDR", env = "TRUENAME_PROXY")]
     pub proxy: Option<String>,
 
-    /// Where to answer probes and show metrics and status; `none` to do neither
+    /// Serve probes, metrics and status on this address; `none` turns them off
     #[arg(long, value_name = "ADDR", env = "TRUENAME_ADMIN")]
     pub admin: Option<String>,
 }
@@ -129,7 +129,7 @@ impl Run {
         raise_file_limit(config.listener.max_connections);
         if let Some(file) = file.as_ref().filter(|file| !file.is_followed) {
             let file = file.path.display();
-            tracing::info!(%file, "the configuration is a pipe, which is read once: changes to it are not followed");
+            tracing::info!(%file, "the configuration is a pipe, which is read only once: reloads are off");
         }
         files::work(move || match App::start(config) {
             Ok(app) => Ok((app, file)),
@@ -206,8 +206,8 @@ impl Run {
     /// Puts the file's configuration to work; says in log and metrics what came of it, too.
     async fn reload(&self, app: &App, seen: &mut Option<ConfigFile>) -> Result<(), String> {
         let Some(path) = self.config.as_deref() else {
-            tracing::warn!("there is nothing to reload: the configuration is the command line");
-            return Err("there is no file to read: start the proxy with --config FILE".into());
+            tracing::warn!("nothing to reload: the configuration is the command line");
+            return Err("no file to reload: start the proxy with --config FILE".into());
         };
         let result = match self.load(seen.clone()).await {
             Ok((file, config)) => {
@@ -229,7 +229,7 @@ impl Run {
                 tracing::error!(
                     %file,
                     error,
-                    "the new configuration is refused; the running one stays",
+                    "new configuration rejected; the running one stays in effect",
                 );
                 "error"
             }
@@ -278,7 +278,7 @@ fn raise_file_limit(max_connections: usize) {
              (`ulimit -Hn`), or lower the key",
         ),
         Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 }
 
@@ -318,7 +318,7 @@ impl Signals {
                 _ = self.interrupt.recv() => {
                     interrupts += 1;
                     if interrupts > 1 {
-                        tracing::warn!("interrupted twice: not waiting for open connections");
+                        tracing::warn!("second signal: not waiting for open connections");
                         return ExitCode::from(EXIT_INTERRUPTED);
                     }
                     app.commands().shutdown().await;

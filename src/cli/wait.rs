@@ -36,14 +36,14 @@ const READ_LEAST: Duration = Duration::from_secs(1);
 /// More than any status line of ours.
 const MAX_STATUS_LINE: usize = 256;
 
-/// Block until a running proxy listens; exit 0, or 1 after the timeout
+/// Wait until a running proxy is ready; exit with 1 if it is not within the timeout
 #[derive(Clone, Debug, clap::Args)]
 pub struct Wait {
-    /// How long, as `250ms`, `30s` or `1m`
+    /// How long to wait, such as `250ms`, `30s` or `1m`
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
 
-    /// The proxy's admin listener, instead of what the file says: an address, or a port on 127.0.0.1
+    /// The proxy's admin listener, if not the one in the file: an address, or a port of 127.0.0.1
     #[arg(long, value_name = "ADDR", env = "TRUENAME_ADMIN")]
     pub admin: Option<String>,
 
@@ -59,14 +59,10 @@ enum WaitError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     File(#[from] WorkError),
-    #[error(
-        "the proxy has no admin listener that could be asked: give it one with `admin.listen` or \
-         --admin ADDR"
-    )]
+    #[error("the proxy has no admin listener: set `admin.listen`, or start it with --admin ADDR")]
     NoAdmin,
     #[error(
-        "the proxy takes any free port for its admin listener, so that nobody knows which: name one \
-         in `admin.listen` or with --admin ADDR"
+        "the proxy's admin listener is on port 0, which means any free port: set a port in `admin.listen` or with --admin ADDR"
     )]
     AnyPort,
 }
@@ -76,11 +72,11 @@ enum WaitError {
 enum NotReady {
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("no answer within {0:?}")]
+    #[error("no response within {0:?}")]
     Silent(Duration),
-    #[error("GET /readyz was answered `{0}`")]
+    #[error("GET /readyz returned `{0}`")]
     Answered(String),
-    #[error("what answers there does not speak HTTP")]
+    #[error("the server there does not speak HTTP")]
     NotHttp,
 }
 
@@ -127,9 +123,7 @@ impl Wait {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 telemetry::say(format_args!(
-                    "truename: no proxy is ready at {admin} after {:?}: {error}; start one with \
-                     `truename run`, or say where its admin listener is with --admin ADDR or \
-                     --config FILE",
+                    "truename: no proxy is ready at {admin} after {:?}: {error}; start one with `truename run`, or name its admin listener with --admin ADDR or --config FILE",
                     self.timeout
                 ));
                 ExitCode::from(EXIT_FAILED)

@@ -24,9 +24,9 @@ section! {
         protocol: Protocol as OneOf<Protocol> = Protocol::Http,
         /// Further Host names that this alias answers to; `*` is any.
         hosts: Vec<String> as List<HostName> = Vec::new(),
-        /// A name, IP, name:port or IP:port instead of asking DNS for the alias.
+        /// The target: a name, IP, name:port or IP:port; null: follow the alias in DNS.
         target: Option<Target> as Nullable<TargetText> = None,
-        /// Further targets, tried in order when those before them have no usable endpoint.
+        /// Further targets, used in order when those before them have no usable endpoint.
         failover: Vec<Target> as List<TargetText> = Vec::new(),
         /// The target's port; 5432 where the protocol is postgres.
         port: u16 as Port = 443,
@@ -40,7 +40,7 @@ section! {
         forwarded: Forwarded as OneOf<Forwarded> = Forwarded::Off,
         /// True names that this alias may lead to; empty means any.
         allow: Vec<NamePattern> as List<Pattern> = Vec::new(),
-        /// What open connections do when the true name changes.
+        /// What happens to open connections when the true name changes.
         on_change: OnChange as OneOf<OnChange> = OnChange::Drain,
         /// How long open connections may go on after the true name changed.
         drain: Duration as Time = Duration::from_secs(30),
@@ -54,11 +54,11 @@ section! {
         pool: Pool as Sub<Pool> = Pool::default(),
         /// Deadlines on the target.
         timeouts: Timeouts as Sub<Timeouts> = Timeouts::default(),
-        /// Sending a request again.
+        /// Retries.
         retry: Retry as Sub<Retry> = Retry::default(),
-        /// Telling good endpoints from bad ones.
+        /// Health of endpoints.
         health: Health as Sub<Health> = Health::default(),
-        /// Limits past which requests are answered with 503 at once.
+        /// Limits beyond which requests get a 503 at once.
         limits: Limits as Sub<Limits> = Limits::default(),
     }
 }
@@ -108,7 +108,7 @@ choice! {
 }
 
 choice! {
-    /// What open connections do when the true name changes.
+    /// What happens to open connections when the true name changes.
     pub enum OnChange {
         /// They may end within the alias' `drain`.
         Drain = "drain",
@@ -157,9 +157,9 @@ choice! {
 section! {
     /// Connections kept for reuse, counted per endpoint.
     pub struct Pool {
-        /// Most connections to one endpoint; 0 is no limit.
+        /// Maximum connections to one endpoint; 0 means no limit.
         max_connections: usize as Count = 0,
-        /// Most idle connections to one endpoint; what a burst leaves over is closed a second later.
+        /// Maximum idle connections to one endpoint; extra ones are closed after a second.
         max_idle: usize as Count = 64,
         /// How long a connection may be idle and still be used again.
         idle_timeout: Duration as Time = Duration::from_secs(50),
@@ -175,7 +175,7 @@ section! {
         connect: Duration as PositiveTime = Duration::from_secs(5),
         /// From the end of the request to the head of the response, or `off`.
         response: Option<Duration> as TimeOrOff = None,
-        /// How long neither side of a tunnel or stream may send, and either side may not read.
+        /// How long both sides of a tunnel or stream may send nothing, or one side read nothing.
         idle: Duration as PositiveTime = Duration::from_secs(3600),
         /// How long a connection may be silent, on either side, before TCP probes whether its peer is there.
         keepalive: Duration as PositiveTime = Duration::from_secs(60),
@@ -183,18 +183,18 @@ section! {
 }
 
 section! {
-    /// Sending a request again, on another endpoint.
+    /// Retries, on another endpoint.
     pub struct Retry {
-        /// How many further tries a request may have; 0 is none.
+        /// Maximum retries of a request; 0 means none.
         attempts: u32 as Whole<u32, 0, 10> = 2,
         /// Share of the requests that may be retries, such as `20%`.
         budget: f64 as Percent = 0.2,
-        /// What is worth another attempt.
+        /// What to retry on.
         when: Vec<RetryOn> as List<RetryReason> = vec![RetryOn::Connect],
     }
 }
 
-/// What is worth another attempt.
+/// What to retry on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryOn {
     /// No connection could be made.
@@ -206,11 +206,11 @@ pub enum RetryOn {
 }
 
 section! {
-    /// Telling good endpoints from bad ones.
+    /// Health of endpoints.
     pub struct Health {
         /// From the traffic itself.
         passive: PassiveHealth as Sub<PassiveHealth> = PassiveHealth::default(),
-        /// From checks of our own; none unless given.
+        /// From active checks; off unless set.
         active: Option<ActiveHealth> as Nullable<Sub<ActiveHealth>> = None,
     }
 }
@@ -228,7 +228,7 @@ section! {
 }
 
 section! {
-    /// Checks of our own.
+    /// Active health checks.
     pub struct ActiveHealth {
         /// Time between checks.
         interval: Duration as PositiveTime = Duration::from_secs(10),
@@ -242,11 +242,11 @@ section! {
 }
 
 section! {
-    /// Limits past which requests are answered with 503 at once; 0 is no limit.
+    /// Limits beyond which requests get a 503 at once; 0 means no limit.
     pub struct Limits {
         /// Concurrent requests.
         requests: usize as Count = 0,
-        /// Requests that may wait for their turn.
+        /// Requests that may wait in a queue.
         queue: usize as Count = 0,
     }
 }

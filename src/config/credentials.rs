@@ -41,7 +41,7 @@ pub enum CredentialsError {
     #[error("more than 64KiB")]
     TooLarge,
     /// Nobody could come in.
-    #[error("it has no line `USER:PASSWORD`")]
+    #[error("it contains no `USER:PASSWORD` line")]
     Empty,
     /// A line is not what it should be.
     #[error("line {line} {what}")]
@@ -66,13 +66,13 @@ fn parse(bytes: &[u8]) -> Result<Vec<String>, CredentialsError> {
         let (user, password) =
             line.split_once(':').ok_or_else(|| wrong("has no colon: write `USER:PASSWORD`"))?;
         if user.is_empty() {
-            return Err(wrong("has no user before the colon: write `USER:PASSWORD`"));
+            return Err(wrong("has no user: write `USER:PASSWORD`"));
         }
         if password.is_empty() {
-            return Err(wrong("has no password behind the colon: write `USER:PASSWORD`"));
+            return Err(wrong("has no password: write `USER:PASSWORD`"));
         }
         if line.chars().any(char::is_control) {
-            return Err(wrong("has a control character, which no client can send"));
+            return Err(wrong("contains a control character, which no client can send"));
         }
         credentials.push(line.to_owned());
     }
@@ -93,12 +93,12 @@ mod tests {
     fn what_is_wrong_is_told_with_its_line_and_without_its_contents() {
         for (file, expected) in [
             (&b"ann:one\n\nsecret\n"[..], "line 3 has no colon: write `USER:PASSWORD`"),
-            (b":secret", "line 1 has no user before the colon: write `USER:PASSWORD`"),
-            (b"#\nann:", "line 2 has no password behind the colon: write `USER:PASSWORD`"),
+            (b":secret", "line 1 has no user: write `USER:PASSWORD`"),
+            (b"#\nann:", "line 2 has no password: write `USER:PASSWORD`"),
             (b"ann:one\nann:s\xff", "line 2 is not UTF-8"),
-            (b"ann:se\tcret", "line 1 has a control character, which no client can send"),
-            (b"# nobody\n\n", "it has no line `USER:PASSWORD`"),
-            (b"", "it has no line `USER:PASSWORD`"),
+            (b"ann:se\tcret", "line 1 contains a control character, which no client can send"),
+            (b"# nobody\n\n", "it contains no `USER:PASSWORD` line"),
+            (b"", "it contains no `USER:PASSWORD` line"),
         ] {
             assert_eq!(parse(file).unwrap_err().to_string(), expected);
         }

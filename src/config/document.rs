@@ -186,7 +186,7 @@ pub(super) fn document_keys() -> Vec<Key<Config>> {
             Kind::Scalar { text, plain: true } if text == "1" => {}
             _ => {
                 let found = node.describe();
-                let what = format!("{found} is no version of this format; write `version: 1`");
+                let what = format!("{found} is not a version of this format; write `version: 1`");
                 reader.problem(node.at, &what);
             }
         },

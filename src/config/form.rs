@@ -140,7 +140,7 @@ impl<F: Form> Form for List<F> {
 
     fn read(node: &Node, reader: &mut Reader) -> Option<Self::Value> {
         let Kind::List(items) = &node.kind else {
-            return reader.mismatch(node, "a list, such as `[a, b]` or one `- item` a line");
+            return reader.mismatch(node, "a list, such as `[a, b]` or one `- item` per line");
         };
         let read =
             |(index, item): (usize, &Rc<Node>)| reader.inside(&format!("[{index}]"), item, F::read);
@@ -280,15 +280,15 @@ impl Reader {
         let hint = match suggest::nearest(name, known.clone()) {
             // The second is what such tools make of the first, as Helm when it prints a file.
             _ if matches!(name, "on" | "true") && known.clone().any(|key| key == "when") => {
-                "this key is `when`: tools that speak YAML 1.1 read `on` as the boolean true"
+                "use `when`: YAML 1.1 tools read `on` as the boolean true"
                     .to_owned()
             }
             _ if name == "leaf_lifetime" => {
-                "it is gone: certificates are made once, and replaced before they end; leave it out"
+                "it was removed: certificates are created once and replaced before they expire; leave it out"
                     .to_owned()
             }
             Some(key) => format!("did you mean `{key}`?"),
-            None => format!("the keys here are {}", suggest::listed(known)),
+            None => format!("expected one of {}", suggest::listed(known)),
         };
         let name: String = name.chars().take(MAX_TEXT).collect();
         let message = format!("unknown key `{name}`; {hint}");

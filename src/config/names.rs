@@ -19,7 +19,7 @@ pub fn normal_name(text: &str) -> Result<String, BadName> {
         return Err(bad("it has a scheme; write only the name"));
     }
     if undotted.starts_with("*.") {
-        return Err(bad("a pattern cannot stand here"));
+        return Err(bad("a pattern is not allowed here"));
     }
     let ascii =
         idna::domain_to_ascii(undotted).map_err(|_| bad("it cannot be encoded for DNS (IDNA)"))?;
@@ -35,7 +35,7 @@ pub fn normal_name(text: &str) -> Result<String, BadName> {
         }
         // Underscores are no hostname's, yet names in DNS have them.
         if !label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
-            return Err(bad("only letters, digits, `-`, `_` and `.` can stand in a name"));
+            return Err(bad("a name contains only letters, digits, `-`, `_` and `.`"));
         }
         if label.starts_with('-') || label.ends_with('-') {
             return Err(bad("a label begins or ends with `-`"));
@@ -69,7 +69,7 @@ impl NamePattern {
             Some(parent) => Ok(Self(format!("*.{}", normal_name(parent)?))),
             None if text.contains('*') => Err(BadName {
                 text: text.to_owned(),
-                why: "a star can only be its first label, as in `*.example.com`",
+                why: "`*` must be the whole first label, as in `*.example.com`",
             }),
             None => Ok(Self(normal_name(text)?)),
         }
@@ -138,22 +138,22 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, BadTarget> {
         let bad = |why: String| BadTarget { text: text.to_owned(), why };
         if text.contains("://") || text.contains('/') {
-            return Err(bad("a target has neither scheme nor path".to_owned()));
+            return Err(bad("a target has no scheme and no path".to_owned()));
         }
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (digits, after) =
                 rest.split_once(']').ok_or_else(|| bad("the bracket is not closed".to_owned()))?;
             let ip: Ipv6Addr =
-                digits.parse().map_err(|_| bad(format!("`{digits}` is no IPv6 address")))?;
+                digits.parse().map_err(|_| bad(format!("`{digits}` is not an IPv6 address")))?;
             let port = match after {
                 "" => None,
                 _ => Some(after.strip_prefix(':').ok_or_else(|| {
-                    bad(format!("after the bracket comes `:PORT`, not `{after}`"))
+                    bad(format!("expected `:PORT` after the bracket, found `{after}`"))
                 })?),
             };
             (TargetHost::Ip(ip.into()), port)
         } else if text.parse::<Ipv6Addr>().is_ok() || text.matches(':').count() > 1 {
-            return Err(bad(format!("an IPv6 address is written in brackets, `[{text}]`")));
+            return Err(bad(format!("an IPv6 address must be in brackets, `[{text}]`")));
         } else {
             let (host, port) = match text.split_once(':') {
                 Some((host, port)) => (host, Some(port)),
@@ -168,7 +168,7 @@ impl FromStr for Target {
         let port = match port {
             Some(digits) => Some(
                 port_number(digits)
-                    .ok_or_else(|| bad(format!("`{digits}` is no port from 1 to 65535")))?,
+                    .ok_or_else(|| bad(format!("`{digits}` is not a port from 1 to 65535")))?,
             ),
             None => None,
         };

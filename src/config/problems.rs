@@ -74,7 +74,7 @@ impl Found {
         if self.0.len() < MAX_PROBLEMS {
             self.0.push(problem);
         } else if self.0.len() == MAX_PROBLEMS {
-            let message = "there are more problems than are shown here".to_owned();
+            let message = "further problems are not shown".to_owned();
             self.0.push(Problem { message, ..problem });
         }
     }

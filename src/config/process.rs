@@ -16,7 +16,7 @@ section! {
     pub struct Listener {
         /// The certificate shown to applications that speak TLS.
         tls: ListenerTls as Sub<ListenerTls> = ListenerTls::default(),
-        /// Most connections open at once; more wait in the kernel's backlog.
+        /// Maximum open connections; more wait in the kernel's backlog.
         max_connections: usize as Positive<usize> = 10_000,
         /// How long a connection may take to send a request's head.
         header_timeout: Duration as PositiveTime = Duration::from_secs(30),
@@ -38,11 +38,11 @@ section! {
 section! {
     /// The HTTP forward proxy: CONNECT and absolute-form requests.
     pub struct ForwardProxy {
-        /// Its address; null is none.
+        /// Its address; null means none.
         listen: Option<SocketAddr> as Nullable<ListenAddress> = None,
-        /// What happens to hosts that are no alias.
+        /// What to do with hosts that are not an alias.
         passthrough: Passthrough as OneOf<Passthrough> = Passthrough::Allow,
-        /// A file with one `USER:PASSWORD` a line, of which clients have to send one; null asks for none.
+        /// A file with one `USER:PASSWORD` per line, one of which clients must send; null means no credentials.
         credentials: Option<PathBuf> as Nullable<File> = None,
     }
 }
@@ -72,9 +72,9 @@ section! {
         max_ttl: Duration as PositiveTime = Duration::from_secs(60),
         /// The longest time between two lookups of a name under the cluster's domain.
         cluster_max_ttl: Duration as PositiveTime = Duration::from_secs(5),
-        /// How long the last good answer serves while DNS fails.
+        /// How long to use the last good response while DNS fails.
         stale: Duration as Time = Duration::from_secs(3600),
-        /// How long the last good answer serves while DNS says that the name does not exist.
+        /// How long to use the last good response while DNS says that the name does not exist.
         nxdomain_hold: Duration as Time = Duration::from_secs(30),
     }
 }
@@ -130,7 +130,7 @@ section! {
 section! {
     /// Probes, metrics and status.
     pub struct Admin {
-        /// Its address; null is none.
+        /// Its address; null means none.
         listen: Option<SocketAddr> as Nullable<ListenAddress> =
             Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9990)),
     }

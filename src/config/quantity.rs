@@ -38,10 +38,10 @@ const BYTES: &[(&str, usize)] = &[
 /// Reads `250ms`, `5s`, `1h30m`: whole numbers, each with its unit.
 pub fn duration(text: &str) -> Result<Duration, BadValue> {
     let bad = |why: &str| {
-        BadValue(format!("`{text}` {why}; write a duration such as `250ms`, `5s` or `1h`"))
+        BadValue(format!("`{text}` {why}; use a duration such as `250ms`, `5s` or `1h`"))
     };
     if text.is_empty() {
-        return Err(bad("is no duration"));
+        return Err(bad("is not a duration"));
     }
     let mut total: u64 = 0;
     let mut rest = text;
@@ -55,13 +55,13 @@ pub fn duration(text: &str) -> Result<Duration, BadValue> {
         }
         if unit.is_empty() {
             return Err(bad(if next.starts_with('.') {
-                "has a fraction, where a smaller unit does"
+                "has a fraction; use a smaller unit"
             } else {
                 "has no unit"
             }));
         }
         let Some((_, size)) = NANOSECONDS.iter().find(|(name, _)| *name == unit) else {
-            return Err(bad("has none of the units ns, us, ms, s, m, h, d"));
+            return Err(bad("has an unknown unit; the units are ns, us, ms, s, m, h, d"));
         };
         total = number
             .parse::<u64>()
@@ -147,18 +147,18 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, BadValue> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         return match text.parse::<u16>() {
             Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
-            Err(_) => Err(BadValue(format!("`{text}` is no port from 0 to 65535"))),
+            Err(_) => Err(BadValue(format!("`{text}` is not a port from 0 to 65535"))),
         };
     }
     if text.parse::<std::net::IpAddr>().is_ok() {
-        return Err(BadValue(format!("`{text}` has no port; write an address such as {example}")));
+        return Err(BadValue(format!("`{text}` has no port; use an address such as {example}")));
     }
     if let Some(port) = text.strip_prefix(':') {
         return Err(BadValue(format!(
-            "`{text}` has no IP; write `{port}` for loopback, or `0.0.0.0:{port}` for every interface"
+            "`{text}` has no IP; use `{port}` for loopback, or `0.0.0.0:{port}` for every interface"
         )));
     }
     Err(BadValue(format!(
-        "`{text}` is not an address to listen on; write an IP with a port, such as {example}"
+        "`{text}` is not an address to listen on; use an IP with a port, such as {example}"
     )))
 }

@@ -132,7 +132,7 @@ text_form! {
     Name: String, "a name such as `webscaler-manual`",
     json!({ "type": "string", "examples": ["webscaler-manual"] }),
     |text| match text.parse::<IpAddr>() {
-        Ok(_) => Err(format!("`{text}` is an address where a name must stand")),
+        Ok(_) => Err(format!("`{text}` is an address; this must be a name")),
         Err(_) => normal_name(text).map_err(|e| e.to_string()),
     },
     |name| json!(name)
@@ -159,11 +159,11 @@ text_form! {
             return Ok(text.to_owned());
         }
         if text.contains('*') {
-            return Err(format!("`{text}` is neither a name nor `*`, which stands for any name"));
+            return Err(format!("`{text}` is neither a name nor `*`, which matches any name"));
         }
         match bracketed(text).parse::<Target>() {
             Ok(host @ Target { port: None, .. }) => Ok(host.to_string()),
-            Ok(_) => Err(format!("`{text}` has a port; any port in a Host is ignored, so write none")),
+            Ok(_) => Err(format!("`{text}` has a port; ports in a Host are ignored, so leave it out")),
             Err(error) => Err(error.to_string()),
         }
     },
@@ -178,7 +178,7 @@ text_form! {
         let digits = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
         match digits.parse::<IpAddr>() {
             Ok(ip) => Ok(ip.to_string()),
-            Err(_) => normal_name(text).map_err(|e| format!("{e}; an IP may stand here too")),
+            Err(_) => normal_name(text).map_err(|e| format!("{e}; an IP is allowed here too")),
         }
     },
     |name| json!(name)
@@ -189,7 +189,7 @@ text_form! {
     Pattern: NamePattern, "a name such as `httpbin.org`, or a pattern such as `*.example.com`",
     json!({ "type": "string", "examples": ["httpbin.org", "*.example.com"] }),
     |text| NamePattern::new(text).map_err(|e| match text {
-        "*" => "`*` alone allows everything: leave the list empty for that".to_owned(),
+        "*" => "`*` alone would allow everything: leave the list empty for that".to_owned(),
         _ => e.to_string(),
     }),
     |pattern| json!(pattern.0)
@@ -216,7 +216,7 @@ text_form! {
         literal => match literal.parse::<Target>() {
             Ok(host) => match host.to_string().as_str() {
                 word @ ("rewrite" | "preserve") => {
-                    Err(format!("`{literal}` is no literal Host: write `{word}`"))
+                    Err(format!("`{literal}` is not a literal Host: write `{word}`"))
                 }
                 host => Ok(HostHeader::Literal(host.to_owned())),
             },
@@ -249,7 +249,7 @@ text_form! {
         Ok(Target { host: TargetHost::Ip(ip), port }) => Ok(SocketAddr::new(ip, port.unwrap_or(53))),
         Ok(_) => Err(format!("`{text}` is not an IP; a DNS server is written `10.96.0.10` or `10.96.0.10:5353`")),
         Err(_) if text.parse::<Ipv6Addr>().is_ok() => {
-            Err(format!("an IPv6 address is written in brackets, `[{text}]`"))
+            Err(format!("an IPv6 address must be in brackets, `[{text}]`"))
         }
         Err(_) => Err(format!("`{text}` is not an IP or IP:port, such as `10.96.0.10` or `[fd00::a]:53`")),
     },
@@ -280,7 +280,7 @@ text_form! {
     PositiveTime: Duration, "a duration such as `250ms`, `5s` or `1h`",
     duration_schema(),
     |text| match Time::parse(text)? {
-        Duration::ZERO => Err(format!("`{text}` is no time at all; write one such as `5s`")),
+        Duration::ZERO => Err(format!("`{text}` must be longer than zero, such as `5s`")),
         time => Ok(time),
     },
     |time| json!(quantity::print_duration(*time))
@@ -338,7 +338,7 @@ text_form! {
 }
 
 text_form! {
-    /// What is worth another attempt.
+    /// What to retry on.
     RetryReason: RetryOn, "one of `connect`, `reset`, `502`, `503` or `504`",
     json!({ "enum": ["connect", "reset", 502, 503, 504, "502", "503", "504"] }),
     |text| match text {

@@ -149,7 +149,7 @@ fn lines_may_end_as_on_windows() {
 fn a_lifetime_of_certificates_is_refused_with_the_reason() {
     let problems = wrong("version: 1\nca: {leaf_lifetime: 24h}\n");
     assert!(
-        problems.starts_with("t.yaml:2:6: unknown key `leaf_lifetime`; it is gone: "),
+        problems.starts_with("t.yaml:2:6: unknown key `leaf_lifetime`; it was removed: "),
         "{problems}"
     );
 }

@@ -11,15 +11,15 @@ use super::{
 section! {
     /// TLS to a target.
     pub struct Tls {
-        /// Whether the target's certificate is verified, or TLS spoken at all.
+        /// Whether to use TLS, and whether to verify the target's certificate.
         mode: TlsMode as OneOf<TlsMode> = TlsMode::Verify,
         /// Overrides the true name for SNI, verification and Host together: a name or an IP.
         server_name: Option<String> as Nullable<ServerName> = None,
         /// Patterns: the first name of the chain that matches is the true name.
         chain_match: Vec<NamePattern> as List<Pattern> = Vec::new(),
-        /// Who may vouch for the target.
+        /// Which certificate authorities to trust.
         ca: Trust as Sub<Trust> = Trust::default(),
-        /// The certificate shown to the target; reloaded as a pair when the files change.
+        /// The client certificate; reloaded as a pair when the files change.
         client_certificate: Option<ClientCertificate> as Nullable<Sub<ClientCertificate>> = None,
         /// `sha256/BASE64` of public keys, of which at least one must be in the verified chain.
         pins: Vec<String> as List<Pin> = Vec::new(),
@@ -27,13 +27,13 @@ section! {
         crls: Vec<PathBuf> as List<File> = Vec::new(),
         /// The lowest version of TLS.
         min_version: TlsVersion as OneOf<TlsVersion> = TlsVersion::V1_2,
-        /// Offer X25519MLKEM768 first; false for middleboxes that choke on a long ClientHello.
+        /// Offer X25519MLKEM768 first; set to false if a middlebox drops long ClientHellos.
         post_quantum: bool as Bool = true,
     }
 }
 
 choice! {
-    /// Whether the target's certificate is verified, or TLS spoken at all.
+    /// Whether to use TLS, and whether to verify the target's certificate.
     pub enum TlsMode {
         /// TLS, the certificate verified for the true name.
         Verify = "verify",
@@ -55,7 +55,7 @@ choice! {
 }
 
 section! {
-    /// Who may vouch for a target; the sources add up.
+    /// Which certificate authorities to trust; the sources add up.
     pub struct Trust {
         /// The system's store.
         system: bool as Bool = true,

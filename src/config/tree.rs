@@ -209,9 +209,8 @@ impl<'a> Builder<'a> {
 
     /// The next event, where the grammar promises one.
     fn within(&mut self, opened: Position) -> Result<(Event<'a>, Span), Stop> {
-        self.next()?.ok_or_else(|| {
-            Stop::Limit(opened, "not valid YAML: what begins here has no end".to_owned())
-        })
+        self.next()?
+            .ok_or_else(|| Stop::Limit(opened, "not valid YAML: this is never closed".to_owned()))
     }
 
     fn node(&mut self, event: Event<'a>, span: &Span) -> Result<Rc<Node>, Stop> {
@@ -235,27 +234,28 @@ impl<'a> Builder<'a> {
             }
             Event::Alias(id) => {
                 let Some(node) = self.anchors.get(&id).cloned() else {
-                    let message = "this anchor stands for what it is in itself".to_owned();
+                    let message = "this anchor contains itself".to_owned();
                     return Err(Stop::Limit(at, message));
                 };
                 self.spend(node.size, at)?;
                 self.repeated = self.repeated.saturating_add(node.size.nodes);
                 if self.repeated > MAX_REPEATED {
-                    let message = format!(
-                        "anchors stand for more than {MAX_REPEATED} values; write less with them"
-                    );
+                    let message =
+                        format!("anchors expand to more than {MAX_REPEATED} values; use fewer");
                     return Err(Stop::Limit(at, message));
                 }
                 return Ok(node);
             }
             Event::UnresolvedAlias(name) => {
                 let name: String = name.chars().take(MAX_SHOWN).collect();
-                let message = format!("`*{name}` has no anchor `&{name}` before it");
+                let message = format!(
+                    "`*{name}` refers to an anchor `&{name}` that is not defined before it"
+                );
                 self.problems.push(Problem { position: Some(at), message });
                 (Kind::Scalar { text: String::new(), plain: true }, 0)
             }
             other => {
-                let message = format!("not valid YAML: {other:?} cannot stand here");
+                let message = format!("not valid YAML: unexpected {other:?}");
                 return Err(Stop::Limit(at, message));
             }
         };
@@ -290,7 +290,7 @@ impl<'a> Builder<'a> {
             let (name, plain) = match &key.kind {
                 Kind::Scalar { text, plain } => (text.clone(), *plain),
                 _ => {
-                    let message = format!("{} cannot be a key; keys are words", key.describe());
+                    let message = format!("{} cannot be a key", key.describe());
                     self.problems.push(Problem { position: Some(key.at), message });
                     continue;
                 }
@@ -303,7 +303,7 @@ impl<'a> Builder<'a> {
                 Some(line) => {
                     let name = key.describe();
                     let message =
-                        format!("duplicate key {name}: it stands in line {line} already; keep one");
+                        format!("duplicate key {name}: it is already set on line {line}; keep one");
                     self.problems.push(Problem { position: Some(key.at), message });
                 }
                 None => {
@@ -351,7 +351,7 @@ impl<'a> Builder<'a> {
 
     fn refuse_tag(&mut self, tag: Option<&Tag>, at: Position) {
         if let Some(tag) = tag.filter(|tag| tag.is_custom()) {
-            let message = format!("the tag `{tag}` has no meaning here; remove it");
+            let message = format!("unknown tag `{tag}`; remove it");
             self.problems.push(Problem { position: Some(at), message });
         }
     }
@@ -360,9 +360,9 @@ impl<'a> Builder<'a> {
         self.size.add(size);
         let Size { nodes, bytes } = MAX_SIZE;
         let message = if self.size.nodes > nodes {
-            format!("more than {nodes} values (what anchors stand for counted at each use)")
+            format!("more than {nodes} values (anchors count at each use)")
         } else if self.size.bytes > bytes {
-            format!("more than {bytes} bytes of text (what anchors stand for counted at each use)")
+            format!("more than {bytes} bytes of text (anchors count at each use)")
         } else {
             return Ok(());
         };

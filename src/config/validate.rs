@@ -133,7 +133,7 @@ impl Check<'_> {
             let first = *first.entry(alias.name.as_str()).or_insert(index);
             if first != index {
                 let first = self.called(first);
-                let what = format!("duplicate alias `{}`: {first} has this name", alias.name);
+                let what = format!("duplicate alias `{}`: {first} has the same name", alias.name);
                 self.report(&path, &what);
             }
         }
@@ -197,7 +197,7 @@ impl Check<'_> {
         };
         match (at.owner, other.owner) {
             (Owner::Alias { index, .. }, Owner::Alias { index: same, .. }) if index == same => {
-                Some(format!("{address} is covered by {taken} of this alias already; keep one"))
+                Some(format!("{address} is already covered by {taken} of this alias; keep one"))
             }
             (Owner::Alias { protocol: Protocol::Http, .. } | Owner::Proxy | Owner::Admin, _) => {
                 Some(format!(
@@ -283,7 +283,7 @@ impl Check<'_> {
         if let Some(name) = &alias.tls.server_name {
             // It is the true name of all targets.
             if !alias.allow.iter().any(|pattern| pattern.matches(name)) {
-                let what = format!("`{name}` is none of the names in `allow`; add it there");
+                let what = format!("`{name}` is not in `allow`; add it there");
                 self.report(&format!("{path}.tls.server_name"), &what);
             }
             return;
@@ -291,7 +291,7 @@ impl Check<'_> {
         for (at, target) in targets(path, alias) {
             match &target.host {
                 TargetHost::Name(name) if !can_be_allowed(alias, name) => {
-                    let what = format!("`{name}` is none of the names in `allow`; add it there");
+                    let what = format!("`{name}` is not in `allow`; add it there");
                     self.report(&at, &what);
                 }
                 TargetHost::Ip(ip) => {
@@ -333,10 +333,10 @@ impl Check<'_> {
         let tls = &self.config.listener.tls;
         match (&tls.certificate, &tls.key) {
             (Some(_), None) => {
-                self.report("listener.tls.certificate", "a certificate needs its `key` beside it");
+                self.report("listener.tls.certificate", "`certificate` requires `key`");
             }
             (None, Some(_)) => {
-                self.report("listener.tls.key", "a key needs its `certificate` beside it");
+                self.report("listener.tls.key", "`key` requires `certificate`");
             }
             _ => {}
         }

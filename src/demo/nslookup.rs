@@ -74,9 +74,9 @@ pub enum NslookupError {
     #[error("cannot reach the DNS server: {0}")]
     Socket(#[from] io::Error),
     /// Silence.
-    #[error("the DNS server did not answer within 5 s")]
+    #[error("the DNS server did not respond within 5 s")]
     Silence(#[from] Elapsed),
     /// The answer is no DNS.
-    #[error("the DNS server's answer cannot be read: {0}")]
+    #[error("cannot parse the DNS server's response: {0}")]
     Answer(#[from] DecodeError),
 }

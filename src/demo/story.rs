@@ -112,7 +112,7 @@ async fn what_dns_says(
     story: &mut Story,
 ) -> io::Result<()> {
     let server = world.dns().address();
-    page.chapter("1. An ExternalName is an alias in DNS, and no more than that")?;
+    page.chapter("1. An ExternalName is only an alias in DNS")?;
     page.command(&format!("nslookup -port={} {ALIAS_IN_DNS} {}", server.port(), server.ip()))?;
     let lines = match nslookup(server, ALIAS_IN_DNS).await {
         Ok(lines) => lines,
@@ -146,19 +146,19 @@ async fn without_truename(
     story: &mut Story,
 ) -> io::Result<()> {
     let origin = SocketAddr::new(ADDRESSES[0], world.port());
-    page.chapter("2. Without truename: TLS asks for the alias, which no certificate bears")?;
+    page.chapter("2. Without truename: TLS expects the alias, and no certificate is valid for it")?;
     page.command(&command_without_truename(world))?;
     let answer = curl::https(origin, ALIAS, world.authority().roots(), TARGET).await;
     let held = match answer {
         Ok(reply) => {
-            page.line(&format!("{}, though the name is wrong", reply.status))?;
+            page.line(&format!("{}, although the name is wrong", reply.status))?;
             false
         }
         Err(error) => {
             page.line(&format!("curl: {error}"))?;
             match &error {
                 CurlError::NameMismatch { expected, presented } => {
-                    page.line(&format!("the name that was asked for   {expected}"))?;
+                    page.line(&format!("the expected name             {expected}"))?;
                     page.line(&format!("the certificate's only name   {}", presented.join(", ")))?;
                     expected == ALIAS && *presented == [TRUE_NAME]
                 }
@@ -166,7 +166,7 @@ async fn without_truename(
             }
         }
     };
-    story.claim(page, held, "the certificate does not match the alias, so a careful client refuses")
+    story.claim(page, held, "the certificate is not valid for the alias, so curl refuses it")
 }
 
 async fn with_truename(
@@ -190,20 +190,23 @@ async fn with_truename(
     };
     let answered =
         reply.is_some_and(|reply| reply.status == 200 && reply.body["args"]["test"] == "value");
-    story.claim(page, answered, "the same request, through truename, is answered")?;
+    story.claim(page, answered, "the same request succeeds through truename")?;
 
     let visit = reply.and_then(|reply| visit_of(world, reply));
     let (sni, host) = match &visit {
         Some(visit) => (visit.sni.as_deref(), visit.host.as_deref()),
         None => (None, None),
     };
-    page.line("what the origin saw of it")?;
+    page.line("what the origin saw")?;
     page.line(&format!("  SNI   {}", sni.unwrap_or("-")))?;
-    page.line(&format!("  Host  {}   (with its port, as that is not 443)", host.unwrap_or("-")))?;
+    page.line(&format!(
+        "  Host  {}   (with its port, because that is not 443)",
+        host.unwrap_or("-")
+    ))?;
     // RFC 9110, section 7.2: a port that is not the scheme's own stands in `Host`.
     let true_host = format!("{TRUE_NAME}:{}", world.port());
     let held = sni == Some(TRUE_NAME) && host == Some(true_host.as_str());
-    story.claim(page, held, format!("the origin was called {TRUE_NAME}, in SNI and in Host"))
+    story.claim(page, held, format!("SNI and Host were {TRUE_NAME}"))
 }
 
 async fn through_the_forward_proxy(
@@ -212,7 +215,7 @@ async fn through_the_forward_proxy(
     page: &mut Page<impl Write>,
     story: &mut Story,
 ) -> io::Result<()> {
-    page.chapter("4. The very URL that failed, through truename as a forward proxy")?;
+    page.chapter("4. The URL that failed, through truename as a forward proxy")?;
     page.command(&command_with_proxy(world, proxy.forward))?;
     let answer = curl::https_through(proxy.forward, ALIAS, proxy.roots.clone(), TARGET).await;
     let reply = match &answer {
@@ -229,13 +232,9 @@ async fn through_the_forward_proxy(
     let held = reply
         .is_some_and(|reply| reply.status == 200 && reply.body["args"]["test"] == "value")
         && visit.is_some_and(|visit| visit.sni.as_deref() == Some(TRUE_NAME));
-    page.line("a program is told all of this, in variables, by")?;
+    page.line("`truename exec` sets all of this up for a program:")?;
     page.to_try(&command_with_exec(world))?;
-    story.claim(
-        page,
-        held,
-        format!("https://{ALIAS} is answered, and both certificates are verified"),
-    )
+    story.claim(page, held, format!("https://{ALIAS} works, and both certificates are verified"))
 }
 
 async fn the_balance(
@@ -264,17 +263,17 @@ async fn the_balance(
         page.bar(&ip.to_string(), *count, longest)?;
     }
     if let Some(failure) = failure {
-        page.line(&format!("one that failed: {failure}"))?;
+        page.line(&format!("one failed with: {failure}"))?;
     }
     let answered = served.values().sum::<usize>();
-    story.claim(page, answered == REQUESTS, format!("{answered} of {REQUESTS} were answered"))?;
+    story.claim(page, answered == REQUESTS, format!("{answered} of {REQUESTS} succeeded"))?;
     let all = served.values().all(|count| *count > 0);
-    story.claim(page, all, "every address served some of them")
+    story.claim(page, all, "every address served some requests")
 }
 
 /// What to try by hand while the demo is up.
 pub fn curl_lines(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> io::Result<()> {
-    page.chapter("Try it yourself; Ctrl-C ends it")?;
+    page.chapter("Try it yourself; press Ctrl-C to stop")?;
     page.to_try(&command_with_truename(proxy))?;
     page.to_try(&format!("curl 'http://{proxy}/headers'"))?;
     page.to_try(&format!("curl -i -H 'Host: {ALIAS}' 'http://{proxy}/status/418'"))?;
@@ -284,9 +283,9 @@ pub fn curl_lines(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>)
         world.port()
     ))?;
     page.to_try(&command_with_exec(world))?;
-    page.line("a name that is no alias here, to see what an error says:")?;
+    page.line("a name that is not an alias, to see an error:")?;
     page.to_try(&format!("curl -H 'Host: elsewhere' 'http://{proxy}/'"))?;
-    page.line("and what fails without truename:")?;
+    page.line("and the request that fails without truename:")?;
     page.to_try(&command_without_truename(world))
 }
 

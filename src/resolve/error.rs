@@ -297,7 +297,7 @@ impl Failure {
             Failure::ServFail => write!(f, "{server} failed to resolve {name} (SERVFAIL)"),
             Failure::Refused => write!(f, "{server} refused to resolve {name} (REFUSED)"),
             Failure::Code(code) => write!(f, "{server} could not resolve {name} ({code})"),
-            Failure::Timeout => write!(f, "no answer for {name} in time from {server}"),
+            Failure::Timeout => write!(f, "{server} did not respond in time for {name}"),
             Failure::ConnectionRefused => {
                 write!(f, "connection refused by nameserver{plural} {server}, asked for {name}")
             }
@@ -328,7 +328,7 @@ impl Failure {
     fn over_tcp(&self) -> String {
         match self {
             Failure::ConnectionRefused => "it refused the connection".to_owned(),
-            Failure::Timeout => "it did not answer in time".to_owned(),
+            Failure::Timeout => "it did not respond in time".to_owned(),
             Failure::Malformed(reason) => format!("its response cannot be used: {reason}"),
             Failure::Io(reason) => format!("it could not be asked: {reason}"),
             other => format!("it failed ({other:?})"),

@@ -102,7 +102,7 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
     Family {
         name: "truename_http_requests_total",
         kind: "counter",
-        help: "Requests answered, by method and status.",
+        help: "Requests completed, by method and status.",
         write: |series, lines| {
             for ((method, code), count) in series.requests() {
                 lines.add(&[("method", method), ("code", &code.to_string())], count);
@@ -112,13 +112,13 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
     Family {
         name: "truename_http_request_duration_seconds",
         kind: "histogram",
-        help: "From a request's head to its response's end.",
+        help: "Time from a request's head to the end of its response.",
         write: |series, lines| lines.histogram(None, &Totals::of(series.durations())),
     },
     Family {
         name: "truename_http_requests_in_flight",
         kind: "gauge",
-        help: "Requests that have not ended.",
+        help: "Requests in progress.",
         write: |series, lines| lines.add(&[], series.level(|shard| &shard.in_flight)),
     },
     Family {
@@ -137,7 +137,7 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
     Family {
         name: "truename_downstream_connections_active",
         kind: "gauge",
-        help: "Connections from applications now.",
+        help: "Open connections from applications.",
         write: |series, lines| lines.add(&[], series.level(|shard| &shard.connections)),
     },
     Family {
@@ -159,14 +159,14 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
     Family {
         name: "truename_upstream_certificate_not_after_seconds",
         kind: "gauge",
-        help: "Expiry of the certificate seen last, in Unix time, also when it was refused.",
+        help: "Expiry of the last certificate seen, in Unix time, even if it was refused.",
         // Not there before one was seen: at 0, it would have expired in 1970.
         write: |series, lines| series.not_after().iter().for_each(|at| lines.add(&[], at)),
     },
     Family {
         name: "truename_upstream_errors_total",
         kind: "counter",
-        help: "Failures, by their name in RFC 9209.",
+        help: "Errors, by RFC 9209 type.",
         write: |series, lines| {
             for (error, times) in ProxyErrorType::ALL.iter().zip(&series.errors) {
                 lines.add(&[("error", error.as_str())], count(times));
@@ -176,7 +176,7 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
     Family {
         name: "truename_retries_total",
         kind: "counter",
-        help: "Requests sent again, by reason.",
+        help: "Retries, by reason.",
         write: |series, lines| {
             for (reason, times) in RETRY_REASONS.iter().zip(&series.retries) {
                 lines.add(&[("reason", reason)], count(times));
@@ -195,7 +195,7 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
     Family {
         name: "truename_true_name_changes_total",
         kind: "counter",
-        help: "Times an alias led to a new true name.",
+        help: "Changes of an alias' true name.",
         write: |series, lines| lines.add(&[], count(&series.true_name_changes)),
     },
     Family {

@@ -73,7 +73,7 @@ fn describe() {
     describe_counter!("truename_config_reloads_total", "Reloads of the configuration, by result.");
     describe_counter!(
         "truename_log_lines_dropped_total",
-        "Log lines that nobody read in time, or that could not be written."
+        "Log lines dropped because they could not be written in time."
     );
     describe_gauge!("truename_build_info", "1, with the version.");
     for result in DNS_RESULTS {

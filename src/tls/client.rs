@@ -281,7 +281,7 @@ fn trusted(
 
 fn believe_anybody() -> Whom {
     tracing::warn!(
-        "`tls.mode: insecure_skip_verify` is set: whoever answers is believed, and can read and change everything; `tls.ca` and `tls.crls` are not looked at"
+        "`tls.mode: insecure_skip_verify` is set: any server is accepted, and an attacker can read and change everything; `tls.ca` and `tls.crls` are ignored"
     );
     Whom::Anybody
 }

@@ -105,12 +105,12 @@ pub enum TlsFault {
     },
     /// Nothing is left to trust.
     #[error(
-        "it leaves nobody to trust: set `webpki: true`, or name `files`, or install the system's CA certificates"
+        "no CA is trusted: set `webpki: true`, list `files`, or install the system's CA certificates"
     )]
     NoRoots,
     /// A private key file has no usable key in it.
     #[error(
-        "{} has no private key that can be used: {detail}; an encrypted key is decrypted by `openssl pkey -in FILE -out NEW`",
+        "{} has no usable private key: {detail}; to decrypt an encrypted key, run `openssl pkey -in FILE -out NEW`",
         path.display()
     )]
     PrivateKey {
@@ -121,7 +121,7 @@ pub enum TlsFault {
     },
     /// Certificate and key are not a pair.
     #[error(
-        "the key in {} is not the key of the (first) certificate in {}",
+        "the key in {} does not match the (first) certificate in {}",
         key.display(), cert.display()
     )]
     Mismatch {
@@ -139,13 +139,15 @@ pub enum TlsFault {
         detail: String,
     },
     /// Not a pin.
-    #[error("`{pin}` is no pin; one is `sha256/BASE64`, the hash of a public key: {PIN_COMMAND}")]
+    #[error(
+        "`{pin}` is not a pin; a pin is `sha256/BASE64`, the hash of a public key: {PIN_COMMAND}"
+    )]
     Pin {
         /// What was given.
         pin: String,
     },
     /// Not a revocation list.
-    #[error("{} is no certificate revocation list (PEM or DER): {detail}", path.display())]
+    #[error("{} is not a certificate revocation list (PEM or DER): {detail}", path.display())]
     Crl {
         /// The file.
         path: PathBuf,
@@ -217,7 +219,7 @@ pub enum TlsError {
         post_quantum: bool,
     },
     /// The peer answered, but not in TLS.
-    #[error("`{name}` answered in plaintext: this port does not speak TLS")]
+    #[error("`{name}` responded in plaintext: this port does not speak TLS")]
     NotTls {
         /// The true name.
         name: String,
@@ -302,13 +304,13 @@ impl TlsError {
                 return alert_hint(alert, *client_certificate);
             }
             TlsError::Eof { post_quantum: true, .. } => {
-                "see that `port` is a TLS port (PostgreSQL wants `protocol: postgres`); where something in between chokes on a long ClientHello, set `tls.post_quantum: false`"
+                "check that `port` is a TLS port (PostgreSQL needs `protocol: postgres`); if a middlebox drops long ClientHellos, set `tls.post_quantum: false`"
             }
             TlsError::Eof { post_quantum: false, .. } => {
-                "see that `port` is a TLS port (PostgreSQL wants `protocol: postgres`)"
+                "check that `port` is a TLS port (PostgreSQL needs `protocol: postgres`)"
             }
             TlsError::NotTls { .. } => {
-                "set `port` to the server's TLS port, or `tls.mode: plaintext` if it is meant to be reached without TLS"
+                "set `port` to the server's TLS port, or `tls.mode: plaintext` if it is meant to be used without TLS"
             }
             TlsError::Alpn { offered: "h2", .. } => "set `http.version: auto` or `\"1.1\"`",
             TlsError::Alpn { .. } => "set `http.version: auto`",
@@ -316,7 +318,7 @@ impl TlsError {
                 "set `tls.server_name` to the name that the server's certificate is valid for, or correct the Service's `externalName`"
             }
             TlsError::Io { post_quantum: true, .. } => {
-                "if it happens each time, something in between may choke on a long ClientHello: set `tls.post_quantum: false`"
+                "if it happens every time, a middlebox may drop long ClientHellos: set `tls.post_quantum: false`"
             }
             TlsError::Io { post_quantum: false, .. } => return None,
         };
@@ -391,7 +393,7 @@ impl TlsError {
             };
             return TlsError::Protocol {
                 name,
-                detail: format!("it shares no TLS version with us, who offered {versions}"),
+                detail: format!("it supports none of the offered TLS versions, {versions}"),
                 hint: Some(hint.to_owned()),
             };
         }

@@ -98,20 +98,20 @@ impl VerifyFailure {
                     "if this is the right server, set `tls.server_name: {name}`; if not, `{expected}` leads to the wrong place"
                 ),
                 None => format!(
-                    "have a certificate issued with `{expected}` as a subject alternative name, or set `tls.server_name` to a name that it bears"
+                    "have a certificate issued with `{expected}` as a subject alternative name, or set `tls.server_name` to a name that it is valid for"
                 ),
             },
             Reason::Expired => {
-                "the server's operator must renew it; if it is newer than that, this machine's clock is wrong (`date -u`)".to_owned()
+                "the server's operator must renew it; if it has been renewed, check this machine's clock (`date -u`)".to_owned()
             }
             Reason::NotYetValid => {
-                "this machine's clock may be slow (`date -u`); else the server has been given its certificate too early".to_owned()
+                "check this machine's clock (`date -u`); if it is right, the server uses its certificate too early".to_owned()
             }
             Reason::UnknownIssuer => {
-                "add the CA's certificate (PEM) to `tls.ca.files`; if the CA is public, the server fails to send its intermediate certificates".to_owned()
+                "add the CA's certificate (PEM) to `tls.ca.files`; if the CA is public, the server does not send its intermediate certificates".to_owned()
             }
             Reason::SelfSigned => {
-                "add the certificate itself (PEM) to `tls.ca.files`, if you know it to be the server's".to_owned()
+                "if you know that it is the server's, add the certificate itself (PEM) to `tls.ca.files`".to_owned()
             }
             Reason::Revoked => {
                 "the server's operator must replace it; the list is one of `tls.crls`".to_owned()
@@ -120,7 +120,7 @@ impl VerifyFailure {
                 "have it issued with the extended key usage serverAuth".to_owned()
             }
             Reason::Issuer(_) => {
-                "replace the CA's certificate in `tls.ca.files`, or in the system's store, by the one that is in force".to_owned()
+                "replace the CA certificate in `tls.ca.files`, or in the system's store, with the current one".to_owned()
             }
             Reason::Intermediate(_) => {
                 "the server's operator must replace that CA certificate in the chain that the server sends".to_owned()
@@ -130,10 +130,10 @@ impl VerifyFailure {
                 None => "compare `tls.pins` with the keys in the server's chain".to_owned(),
             },
             Reason::BadSignature => {
-                "the server's certificate and key do not belong together, or somebody is in between".to_owned()
+                "the server's certificate and key do not match, or the connection is intercepted".to_owned()
             }
             Reason::Other(_) => {
-                format!("look at it with `openssl s_client -connect HOST:PORT -servername {expected} -showcerts`")
+                format!("inspect it with `openssl s_client -connect HOST:PORT -servername {expected} -showcerts`")
             }
         }
     }
@@ -166,7 +166,7 @@ impl VerifyFailure {
                 write!(f, "certificate for `{expected}` was refused: {fault}")
             }
             Reason::BadSignature => {
-                write!(f, "certificate for `{expected}` comes with a signature that does not match")
+                write!(f, "certificate for `{expected}` has a signature that does not match")
             }
             Reason::Other(detail) => {
                 write!(f, "certificate for `{expected}` was refused: {detail}")
@@ -177,11 +177,11 @@ impl VerifyFailure {
     fn names(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match (&self.presented[..], &self.common_name) {
             ([], Some(name)) => {
-                write!(f, "it bears only the common name `{name}`, which does not count")
+                write!(f, "it has only the common name `{name}`, which is not used")
             }
-            ([], None) => write!(f, "it bears no name"),
+            ([], None) => write!(f, "it is valid for no name"),
             (names, _) => {
-                write!(f, "it bears ")?;
+                write!(f, "it is valid for ")?;
                 for (n, name) in names.iter().take(NAMES_SHOWN).enumerate() {
                     write!(f, "{}`{name}`", if n == 0 { "" } else { ", " })?;
                 }
@@ -315,16 +315,16 @@ pub(super) fn reason(error: &webpki::Error, self_issued: bool) -> Reason {
         RequiredEkuNotFoundContext(_) => return Reason::WrongUsage,
         InvalidSignatureForPublicKey => return Reason::BadSignature,
         BadDer | BadDerTime | TrailingData(_) => "it is not correctly encoded",
-        UnsupportedCriticalExtension => "it has a critical extension that is not known here",
+        UnsupportedCriticalExtension => "it has an unknown critical extension",
         UnsupportedSignatureAlgorithmContext(_)
         | UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
             "it, or its issuer, is signed with an algorithm that is too old (SHA-1) or unknown"
         }
         CaUsedAsEndEntity => "it is a CA's certificate, not a server's",
-        EndEntityUsedAsCa => "a certificate in its chain is that of no CA",
+        EndEntityUsedAsCa => "a certificate in its chain does not belong to a CA",
         PathLenConstraintViolated => "there are more CAs in its chain than one of them allows",
         UnsupportedCertVersion => "it is of X.509 version 1 or 2, which has no names to verify",
-        NameConstraintViolation => "its issuer is not allowed to vouch for this name",
+        NameConstraintViolation => "its issuer may not issue certificates for this name",
         InvalidCrlSignatureForPublicKey => {
             "a list in `tls.crls` names its issuer, but is not signed by it"
         }

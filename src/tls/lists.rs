@@ -70,7 +70,7 @@ impl List {
                 key = KEY,
                 file = %path.display(),
                 due = %Date(due),
-                "a revocation list is out of date: what was revoked since is not known; replace it",
+                "a revocation list is out of date: later revocations are unknown; replace it",
             );
         }
     }

@@ -158,7 +158,7 @@ impl Roots {
             Some(error) if !useful => Err(TlsConfigError::root(path, &error)),
             Some(error) => {
                 let file = path.display();
-                tracing::warn!(key = KEY, %file, %error, "a certificate can verify nothing and is left out");
+                tracing::warn!(key = KEY, %file, %error, "a certificate cannot verify anything and is ignored");
                 Ok(())
             }
             None => Ok(()),
@@ -239,7 +239,7 @@ pub(super) fn warn_of_dates(key: &'static str, path: &Path, certificate: &Certif
     let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
     if now > not_after {
         let since = Date(not_after);
-        tracing::warn!(key, %file, subject, %since, "a certificate has expired: replace it");
+        tracing::warn!(key, %file, subject, %since, "certificate expired: replace it");
     } else if now < not_before {
         let from = Date(not_before);
         tracing::warn!(key, %file, subject, %from, "a certificate is not valid yet");

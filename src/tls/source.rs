@@ -49,7 +49,7 @@ pub enum SourceError {
     Files(#[from] TlsConfigError),
     /// The two files of `listener.tls` do not go together.
     #[error(
-        "`listener.tls`: {} and {} are no pair: {detail}",
+        "`listener.tls`: {} and {} do not belong together: {detail}",
         .certificate.display(), .key.display()
     )]
     Pair {
@@ -89,13 +89,13 @@ impl Source {
         let temporary = || Store::temporary().and_then(open);
         let first = match Store::of_user() {
             Some(store) => store.check_safety().and_then(|()| open(store)).or_else(|error| {
-                tracing::warn!(%error, "the local authorities are kept in a temporary folder");
+                tracing::warn!(%error, "the local certificate authorities are in a temporary folder");
                 temporary()
             }),
             None => temporary(),
         };
         first.or_else(|error| {
-            tracing::warn!(%error, "the local authorities are kept in memory: nobody can trust them");
+            tracing::warn!(%error, "the local certificate authorities are in memory only: applications cannot be made to trust them");
             let serving = Serving::in_memory(subjects, &Serving::default())?;
             Ok(Self::Local { store: None, serving })
         })

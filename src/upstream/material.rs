@@ -69,14 +69,14 @@ impl Material {
             // Reading trust stores takes milliseconds, which the control thread does not have.
             match spawn_blocking(move || material.reload()).await {
                 Ok(Ok(true)) => {
-                    tracing::info!(alias, "certificate files have changed and are in force");
+                    tracing::info!(alias, "certificate files changed and are now in use");
                     return;
                 }
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => tracing::warn!(
                     alias,
                     %error,
-                    "certificate files have changed and cannot be used; the last good ones stay",
+                    "certificate files changed and cannot be used; the previous ones stay in use",
                 ),
                 Err(_) => return std::future::pending().await,
             }

@@ -24,13 +24,13 @@ pub(super) fn list(store: &Store, found: &[Found], out: &mut impl Write) -> io::
         writeln!(out, "  sha256  {}", found.root.fingerprint())?;
         writeln!(out, "  root    {}", found.root_file.display())?;
         match &found.key_file {
-            Some(file) => writeln!(out, "  key     {} (stays here)", file.display())?,
-            None => writeln!(out, "  key     with the server that it was issued for")?,
+            Some(file) => writeln!(out, "  key     {} (keep private)", file.display())?,
+            None => writeln!(out, "  key     held by the server that it was issued for")?,
         }
     }
     writeln!(out)?;
     writeln!(out, "roots       {}", store.roots_file().display())?;
-    writeln!(out, "bundle      {} (the roots and the public ones)", store.bundle().display())?;
+    writeln!(out, "bundle      {} (these roots and the public ones)", store.bundle().display())?;
     writeln!(out, "truststore  {} (the same for Java)", store.truststore().display())
 }
 
@@ -70,7 +70,7 @@ pub(super) fn how_to_trust(store: &Store, out: &mut impl Write) -> io::Result<()
     writeln!(
         out,
         "
-Applications that speak TLS to an alias have to trust its root. They read these files when they start:
+Applications that speak TLS to an alias must trust its root. They read these files at startup:
   curl               curl --cacert {roots} https://ALIAS:PORT/
   OpenSSL, Go, Ruby  SSL_CERT_FILE={bundle}
   Python requests    REQUESTS_CA_BUNDLE={bundle}

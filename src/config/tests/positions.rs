@@ -25,14 +25,14 @@ loging: {}
 allow_non_loopback: yes
 ",
         &[
-            "t.yaml:1:10: version: `2` is no version of this format; write `version: 1`",
+            "t.yaml:1:10: version: `2` is not a version of this format; write `version: 1`",
             "t.yaml:3:5: aliases[0]: the key `name` is missing: The name the application uses, such as `webscaler-manual`: lower-case, IDNA-encoded, no trailing dot.",
             "t.yaml:3:5: unknown key `lisen`; did you mean `listen`?",
             "t.yaml:4:11: aliases[0].port: expected a whole number from 1 to 65535 without quotes, found the text \"443\"",
             "t.yaml:7:13: aliases[1].tls.mode: `verfy` is not one of `verify`, `insecure_skip_verify` or `plaintext`; did you mean `verify`?",
             "t.yaml:8:11: aliases[1].tls.ca: expected a mapping of `system`, `webpki` or `files`, found a list",
-            "t.yaml:9:12: aliases[1].drain: `5` has no unit; write a duration such as `250ms`, `5s` or `1h`",
-            "t.yaml:10:5: duplicate key `drain`: it stands in line 9 already; keep one",
+            "t.yaml:9:12: aliases[1].drain: `5` has no unit; use a duration such as `250ms`, `5s` or `1h`",
+            "t.yaml:10:5: duplicate key `drain`: it is already set on line 9; keep one",
             "t.yaml:12:12: dns.min_ttl: min_ttl (120s) is above max_ttl (60s)",
             "t.yaml:13:1: unknown key `loging`; did you mean `log`?",
             "t.yaml:14:21: allow_non_loopback: `yes` is not `true` or `false`",
@@ -58,7 +58,7 @@ fn an_unknown_key_with_no_neighbour_gets_the_list() {
     assert_wrong(
         "version: 1\nproxy: {upstream: x}",
         &[
-            "t.yaml:2:9: unknown key `upstream`; the keys here are `listen`, `passthrough` or `credentials`",
+            "t.yaml:2:9: unknown key `upstream`; expected one of `listen`, `passthrough` or `credentials`",
         ],
     );
 }
@@ -69,8 +69,7 @@ fn an_on_is_told_its_name_of_now_also_where_it_became_a_boolean() {
         assert_wrong(
             &format!("version: 1\naliases:\n  - name: a\n    retry:\n      {key}: [connect]\n"),
             &[&format!(
-                "t.yaml:5:7: unknown key `{key}`; this key is `when`: tools that speak YAML 1.1 read \
-                 `on` as the boolean true"
+                "t.yaml:5:7: unknown key `{key}`; use `when`: YAML 1.1 tools read `on` as the boolean true"
             )],
         );
     }
@@ -81,7 +80,7 @@ fn columns_count_characters() {
     assert_wrong(
         "version: 1\nlog: {level: info, \"é\": 1, lvel: warn}",
         &[
-            "t.yaml:2:20: unknown key `é`; the keys here are `format`, `level` or `access`",
+            "t.yaml:2:20: unknown key `é`; expected one of `format`, `level` or `access`",
             "t.yaml:2:28: unknown key `lvel`; did you mean `level`?",
         ],
     );
@@ -93,8 +92,11 @@ fn what_is_no_yaml_says_where_it_stops_being() {
         ("version: 1\naliases: [\n", "t.yaml:2:10: not valid YAML: unclosed bracket"),
         ("version: 1\n  aliases: []\n", "t.yaml:2:10: not valid YAML: "),
         ("version: 1\nlog:\n\tlevel: info\n", "t.yaml:3:"),
-        ("version: 1\nlog: *base\n", "t.yaml:2:6: `*base` has no anchor `&base` before it"),
-        ("version: 1\nlog: &a {level: *a}\n", "t.yaml:2:17: this anchor stands for what"),
+        (
+            "version: 1\nlog: *base\n",
+            "t.yaml:2:6: `*base` refers to an anchor `&base` that is not defined",
+        ),
+        ("version: 1\nlog: &a {level: *a}\n", "t.yaml:2:17: this anchor contains itself"),
         ("version: 1\n---\nversion: 1\n", "t.yaml:3:1: a second document begins here"),
         ("version: 1\nlog: !env {}\n", "t.yaml:2:"),
         ("version: 1\n? [a]\n: b\n", "t.yaml:2:3: a list cannot be a key"),
@@ -111,7 +113,7 @@ fn a_bomb_of_anchors_does_not_go_off() {
         text.push_str(&format!("a{level}: &a{level} [{inner}]\n"));
     }
     let problems = wrong(&text);
-    assert!(problems.contains("anchors stand for more than 300000 values"), "{problems}");
+    assert!(problems.contains("anchors expand to more than 300000 values"), "{problems}");
     assert!(wrong(&"[".repeat(5000)).starts_with("t.yaml:1:"));
 }
 
@@ -120,7 +122,7 @@ fn a_name_belongs_to_one_alias() {
     assert_wrong(
         "version: 1\naliases:\n  - name: a\n  - name: A.\n    listen: [8081]\n",
         &[
-            "t.yaml:4:11: aliases[1].name: duplicate alias `a`: aliases[0] (`a`, line 3) has this name",
+            "t.yaml:4:11: aliases[1].name: duplicate alias `a`: aliases[0] (`a`, line 3) has the same name",
         ],
     );
 }
@@ -174,7 +176,7 @@ fn an_address_has_one_listener() {
     taken(
         "listen: [9000, 9000]",
         "drain: 1s",
-        "t.yaml:3:30: aliases[0].listen[1]: 127.0.0.1:9000 is covered by 127.0.0.1:9000 of this",
+        "t.yaml:3:30: aliases[0].listen[1]: 127.0.0.1:9000 is already covered by 127.0.0.1:9000 of this",
     );
     taken(
         "listen: [\"0.0.0.0:9000\"]",
@@ -238,21 +240,21 @@ fn what_the_file_tells_must_be_what_it_allows() {
     let text = "version: 1\naliases:\n  - {name: a, allow: [\"*.b.c\"], target: ";
     assert_wrong(
         &format!("{text}b.c}}\n"),
-        &["t.yaml:3:41: aliases[0].target: `b.c` is none of the names in `allow`; add it there"],
+        &["t.yaml:3:41: aliases[0].target: `b.c` is not in `allow`; add it there"],
     );
     parsed(&format!("{text}a.b.c}}\n"));
     parsed(&format!("{text}b.c, tls: {{server_name: a.b.c}}}}\n"));
     assert_wrong(
         &format!("{text}a.b.c, failover: [d.b.c, \"b.c:8443\", 192.0.2.7]}}\n"),
         &[
-            "t.yaml:3:66: aliases[0].failover[1]: `b.c` is none of the names in `allow`; add it there",
+            "t.yaml:3:66: aliases[0].failover[1]: `b.c` is not in `allow`; add it there",
             "t.yaml:3:78: aliases[0].failover[2]: `192.0.2.7` is an address, and `allow` has names only: say the name of its certificate in `tls.server_name`, or leave `allow` empty",
         ],
     );
     // What `server_name` says is the true name of all targets.
     parsed(&format!("{text}b.c, failover: [192.0.2.7], tls: {{server_name: a.b.c}}}}\n"));
     let wrong_name = wrong(&format!("{text}a.b.c, tls: {{server_name: b.c}}}}\n"));
-    assert!(wrong_name.contains("aliases[0].tls.server_name: `b.c` is none"), "{wrong_name}");
+    assert!(wrong_name.contains("aliases[0].tls.server_name: `b.c` is not in"), "{wrong_name}");
     // A later name of the target's chain may be the one that is allowed.
     for (chosen, possible) in [
         ("*.b.c", true),
@@ -346,7 +348,7 @@ aliases:
 fn a_certificate_has_a_key_and_a_target_has_trust() {
     let problems = wrong("version: 1\nlistener: {tls: {certificate: Cargo.toml}}");
     assert!(
-        problems.contains("t.yaml:2:31: listener.tls.certificate: a certificate needs its `key`"),
+        problems.contains("t.yaml:2:31: listener.tls.certificate: `certificate` requires `key`"),
         "{problems}"
     );
     let trust = "version: 1\naliases: [{name: a, tls: {ca: {system: false, webpki: false}}}]";
@@ -381,8 +383,8 @@ fn an_unreadable_value_is_complained_about_once() {
     assert_wrong(
         "version: 1\naliases:\n  - {name: a, protocol: http, listen: 8080}\n  - {name: b, listen: [x]}\n",
         &[
-            "t.yaml:3:39: aliases[0].listen: expected a list, such as `[a, b]` or one `- item` a line, found `8080`",
-            "t.yaml:4:24: aliases[1].listen[0]: `x` is not an address to listen on; write an IP with a port, such as `127.0.0.1:8080`, `[::1]:8080`, or `8080` for port 8080 of 127.0.0.1",
+            "t.yaml:3:39: aliases[0].listen: expected a list, such as `[a, b]` or one `- item` per line, found `8080`",
+            "t.yaml:4:24: aliases[1].listen[0]: `x` is not an address to listen on; use an IP with a port, such as `127.0.0.1:8080`, `[::1]:8080`, or `8080` for port 8080 of 127.0.0.1",
         ],
     );
 }
@@ -392,8 +394,8 @@ fn a_word_for_the_host_in_other_letters_is_no_literal_host() {
     assert_wrong(
         "version: 1\naliases:\n  - {name: a, host: pReserve}\n  - {name: b, host: rewrite.}\n",
         &[
-            "t.yaml:3:21: aliases[0].host: `pReserve` is no literal Host: write `preserve`",
-            "t.yaml:4:21: aliases[1].host: `rewrite.` is no literal Host: write `rewrite`",
+            "t.yaml:3:21: aliases[0].host: `pReserve` is not a literal Host: write `preserve`",
+            "t.yaml:4:21: aliases[1].host: `rewrite.` is not a literal Host: write `rewrite`",
         ],
     );
 }

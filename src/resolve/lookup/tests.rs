@@ -436,7 +436,7 @@ async fn what_does_not_fit_into_a_datagram_comes_over_tcp_or_is_explained() {
             "no response over TCP",
             truncated,
             Some(|_| Vec::new()),
-            Err("and over TCP it did not answer in time"),
+            Err("and over TCP it did not respond in time"),
         ),
         (
             "closed at once",
@@ -495,7 +495,7 @@ async fn servers_that_fail_each_in_its_way_are_all_named() {
         format!(
             "{refuses} refused to resolve {NAME} (REFUSED); \
              connection refused by nameserver {nobody}, asked for {NAME}; \
-             no answer for {NAME} in time from {}",
+             {} did not respond in time for {NAME}",
             servers[0]
         )
     );

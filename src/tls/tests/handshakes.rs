@@ -281,7 +281,7 @@ async fn a_server_with_nothing_in_common_is_told_what_was_offered() {
     assert!(error.hint().unwrap().contains("ECDHE"));
     assert!(error.hint().unwrap().contains("tls.client_certificate"));
     let error = answered_with(&[0x15, 3, 1, 0, 2, 2, 70], &any_client()).await;
-    assert!(error.to_string().contains("shares no TLS version"), "{error}");
+    assert!(error.to_string().contains("supports none of the offered TLS versions"), "{error}");
 }
 
 #[tokio::test]

@@ -196,7 +196,7 @@ fn a_key_of_another_certificate_is_detected() {
         key: settings.file("client.key", KeyPair::generate().unwrap().serialize_pem()),
     });
     let error = settings.error();
-    for part in ["`tls.client_certificate`", "client.pem", "client.key", "is not the key of"] {
+    for part in ["`tls.client_certificate`", "client.pem", "client.key", "does not match"] {
         assert!(error.contains(part), "`{part}` is not in: {error}");
     }
 }
@@ -207,7 +207,7 @@ fn a_bad_pin_is_refused_in_either_mode() {
         let mut settings = Settings::trusting(&Ca::new("Root"));
         settings.tls.mode = mode;
         settings.tls.pins = vec!["sha256/oops".to_owned()];
-        assert!(settings.error().contains("`sha256/oops` is no pin"));
+        assert!(settings.error().contains("`sha256/oops` is not a pin"));
     }
 }
 

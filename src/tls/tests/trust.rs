@@ -336,5 +336,5 @@ async fn a_root_bounds_the_length_of_chains_and_the_names() {
     let tls = Settings::trusting(&narrow).load();
     accepted(narrow.issue(&[NAME]).server(), &tls, NAME).await;
     let failure = refusal(narrow.issue(&["httpbin.org"]).server(), &tls, "httpbin.org").await;
-    assert!(failure.to_string().contains("not allowed to vouch"), "{failure}");
+    assert!(failure.to_string().contains("may not issue certificates for this name"), "{failure}");
 }
