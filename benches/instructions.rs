@@ -33,9 +33,9 @@ use tokio_util::sync::CancellationToken;
 use truename::{
     balance::Balancer,
     config::{self, Forwarded, TlsMode},
-    connect::{AddressPolicy, Connected, Facts, UpstreamIo, Wire},
+    connect::{AddressPolicy, Facts, Session, TargetStream, Wire},
     forward::headers::{self, ClientView, TargetView},
-    pool::{Connection, EndpointConnections, Pool, PoolKey},
+    pool::{Connection, EndpointConnections, Pool, PoolKey, Room},
     resolve::{
         Resolver, TrueName,
         chain::{Chain, MAX_STEPS, Record, Rule, Walked},
@@ -249,8 +249,8 @@ fn pooling() -> Pooling {
         let stream = TcpStream::connect(endpoint).await.unwrap();
         let (origin, _) = listener.accept().await.unwrap();
 
-        let (io, wire) = Wire::new(stream);
-        let io = UpstreamIo::Plain(io);
+        let (stream, wire) = Wire::new(stream);
+        let stream = TargetStream::Plain(stream);
         let facts = Facts {
             alpn: Negotiated::None,
             tls_version: None,
@@ -259,19 +259,23 @@ fn pooling() -> Pooling {
             tcp_time: Duration::ZERO,
             tls_time: Duration::ZERO,
         };
+        let pool = Pool::new(&config::Pool::default(), 1);
+        let connections = Arc::new(EndpointConnections::new(Arc::default(), 0));
+        let Room::Free(permit) = pool.room(&connections, || None::<()>, || {}).await else {
+            unreachable!("there is no limit")
+        };
+        let counted = permit.opened();
         let now = Instant::now();
         let connection = Connection::start(
-            Connected { io, wire, facts },
+            Session { stream, wire, facts },
             false,
             now + Duration::from_secs(3600),
-            Arc::new(EndpointConnections::new(Arc::default(), 0)),
-            None,
+            counted,
             CancellationToken::new(),
         );
         let Connection::Http1(connection) = connection.await.unwrap() else { unreachable!() };
         let key =
             PoolKey { endpoint, true_name: true_name(), protocol: Negotiated::Http1, trust: 1 };
-        let pool = Pool::new(&config::Pool::default(), 1);
         pool.give(key.clone(), connection, None);
         (pool, key, now, origin)
     });

@@ -13,6 +13,7 @@ mod balance;
 mod certificates;
 mod clients;
 mod commands;
+mod connection_limit;
 mod connections;
 mod demo;
 mod dns;

@@ -1,39 +1,43 @@
-//! From an endpoint to a byte stream that speaks to it: TCP, and TLS over it, under one deadline.
+//! From an endpoint to a byte stream that speaks to it: policy, TCP, and TLS over it, under one
+//! deadline. One endpoint, and nothing is remembered of it: no permits, no counts, no failures.
 
+mod deadline;
 mod policy;
+mod session;
 mod verdict;
 mod wire;
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll},
+    sync::Arc,
     time::Duration,
 };
 
 use nix::errno::Errno;
 use rustls::pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    time::{Instant, timeout_at},
-};
-use tokio_rustls::client::TlsStream;
+use tokio::{net::TcpStream, time::Instant};
 
+pub use deadline::Deadline;
 pub use policy::{AddressPolicy, Denied};
+pub use session::{Facts, Session, TargetStream};
 pub use verdict::Verdict;
 pub use wire::{Mark, Wire, WireStream};
 
-use crate::{
-    config::Timeouts,
-    socket::{ByteStream, Socket},
-    tls::{self, Alpn, ClientTls, Negotiated, TlsError},
-};
+use crate::tls::{self, Alpn, ClientTls, Negotiated, TlsError};
+
+/// One endpoint to connect to.
+#[derive(Clone, Copy)]
+pub struct ConnectRequest<'a> {
+    /// Its address.
+    pub endpoint: SocketAddr,
+    /// Whether it may be dialled.
+    pub policy: &'a AddressPolicy,
+    /// `timeouts.keepalive`.
+    pub keepalive: Duration,
+    /// By when the connection must be there, TLS included.
+    pub deadline: Deadline,
+}
 
 /// A connection that could not be made. No byte of any request has left.
 #[derive(Debug, thiserror::Error)]
@@ -106,183 +110,81 @@ pub struct Identity<'a> {
     pub alpn: Alpn,
 }
 
-/// A connection that is up; with TLS, one that is verified.
+/// A TCP connection to an endpoint. Nothing was said on it, and nobody was verified.
 #[derive(Debug)]
-pub struct Connected {
-    /// The bytes of the application protocol.
-    pub io: UpstreamIo,
-    /// The socket beneath, for the pool's questions.
-    pub wire: Arc<Wire>,
-    /// How the connection came to be.
-    pub facts: Facts,
-}
-
-/// What is known of a connection from its making.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    /// The application protocol; [`Negotiated::None`] on plaintext.
-    pub alpn: Negotiated,
-    /// `None` on plaintext.
-    pub tls_version: Option<&'static str>,
-    /// Whether a TLS session was resumed.
-    pub resumed: bool,
-    /// Expiry of the server's certificate, in Unix seconds.
-    pub not_after: Option<i64>,
-    /// How long TCP took.
-    pub tcp_time: Duration,
-    /// How long TLS took, zero on plaintext.
-    pub tls_time: Duration,
-}
-
-/// Dials `endpoint` and, with an identity, makes TLS to it; within `timeouts.connect` altogether. Sets
-/// `up` as soon as TCP is.
-pub async fn connect(
+pub struct Opened {
     endpoint: SocketAddr,
-    identity: Option<Identity<'_>>,
-    policy: &AddressPolicy,
-    timeouts: &Timeouts,
-    up: &AtomicBool,
-) -> Result<Connected, ConnectError> {
-    policy.check(endpoint)?;
-    let limit = timeouts.connect;
-    let started = Instant::now();
-    let deadline = started + limit;
+    stream: WireStream,
+    wire: Arc<Wire>,
+    tcp_time: Duration,
+}
 
+/// Dials an endpoint, where the policy allows it.
+pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, ConnectError> {
+    let ConnectRequest { endpoint, policy, keepalive, deadline } = *request;
+    policy.check(endpoint)?;
+    let started = Instant::now();
+    let tcp = |source| ConnectError::Tcp { endpoint, source };
     // An IPv4-mapped address needs no IPv6, which may be switched off here.
     let address = match endpoint.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), endpoint.port()),
         IpAddr::V6(_) => endpoint,
     };
-    let stream = match timeout_at(deadline, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(source)) => return Err(ConnectError::Tcp { endpoint, source }),
-        Err(_) => return Err(ConnectError::Timeout { endpoint, limit, tcp_done: false }),
+    let Some(stream) = deadline.within(TcpStream::connect(address)).await else {
+        return Err(ConnectError::Timeout { endpoint, limit: deadline.limit(), tcp_done: false });
     };
-    up.store(true, Ordering::Relaxed);
+    let stream = stream.map_err(tcp)?;
     if let Ok(local) = stream.local_addr() {
         // A port that dialled itself (simultaneous open on loopback) echoes instead of answering.
         if local == address {
-            let source = io::Error::from(io::ErrorKind::ConnectionRefused);
-            return Err(ConnectError::Tcp { endpoint, source });
+            return Err(tcp(io::ErrorKind::ConnectionRefused.into()));
         }
         policy.check_connected(local, address)?;
     }
-    stream.set_nodelay(true).map_err(|source| ConnectError::Tcp { endpoint, source })?;
+    stream.set_nodelay(true).map_err(tcp)?;
     let (stream, wire) = Wire::new(stream);
-    let watched = wire.socket().watch(timeouts.keepalive);
-    watched.map_err(|source| ConnectError::Tcp { endpoint, source })?;
-    let tcp_time = started.elapsed();
+    wire.socket().watch(keepalive).map_err(tcp)?;
+    Ok(Opened { endpoint, stream, wire, tcp_time: started.elapsed() })
+}
 
-    let Some(Identity { tls, server_name, alpn }) = identity else {
+impl Opened {
+    /// Makes TLS and verifies who is there; without an identity, takes the connection as it is.
+    pub async fn verify(
+        self,
+        identity: Option<Identity<'_>>,
+        deadline: Deadline,
+    ) -> Result<Session, ConnectError> {
+        let Self { endpoint, stream, wire, tcp_time } = self;
+        let Some(Identity { tls, server_name, alpn }) = identity else {
+            let facts = Facts {
+                alpn: Negotiated::None,
+                tls_version: None,
+                resumed: false,
+                not_after: None,
+                tcp_time,
+                tls_time: Duration::ZERO,
+            };
+            return Ok(Session { stream: TargetStream::Plain(stream), wire, facts });
+        };
+        let started = Instant::now();
+        let handshake = deadline.within(tls::handshake(stream, tls, alpn, server_name)).await;
+        let Some(handshake) = handshake else {
+            return Err(ConnectError::Timeout {
+                endpoint,
+                limit: deadline.limit(),
+                tcp_done: true,
+            });
+        };
+        let handshake = handshake.map_err(|source| ConnectError::Tls { endpoint, source })?;
         let facts = Facts {
-            alpn: Negotiated::None,
-            tls_version: None,
-            resumed: false,
-            not_after: None,
+            alpn: handshake.alpn,
+            tls_version: Some(handshake.version),
+            resumed: handshake.resumed,
+            not_after: handshake.not_after,
             tcp_time,
-            tls_time: Duration::ZERO,
+            tls_time: started.elapsed(),
         };
-        return Ok(Connected { io: UpstreamIo::Plain(stream), wire, facts });
-    };
-    let handshake = tls::handshake(stream, tls, alpn, server_name);
-    let handshake = match timeout_at(deadline, handshake).await {
-        Ok(Ok(handshake)) => handshake,
-        Ok(Err(source)) => return Err(ConnectError::Tls { endpoint, source }),
-        Err(_) => return Err(ConnectError::Timeout { endpoint, limit, tcp_done: true }),
-    };
-    let facts = Facts {
-        alpn: handshake.alpn,
-        tls_version: Some(handshake.version),
-        resumed: handshake.resumed,
-        not_after: handshake.not_after,
-        tcp_time,
-        tls_time: started.elapsed().saturating_sub(tcp_time),
-    };
-    Ok(Connected { io: UpstreamIo::Tls(Box::new(handshake.stream)), wire, facts })
-}
-
-/// The upstream side of a connection: TLS, or bare TCP where `tls.mode` is `plaintext`.
-#[derive(Debug)]
-pub enum UpstreamIo {
-    /// `tls.mode: plaintext`.
-    Plain(WireStream),
-    /// Verified TLS.
-    Tls(Box<TlsStream<WireStream>>),
-}
-
-impl UpstreamIo {
-    fn wire(&self) -> &Wire {
-        match self {
-            Self::Plain(io) => io.wire(),
-            Self::Tls(io) => io.get_ref().0.wire(),
-        }
-    }
-}
-
-impl ByteStream for UpstreamIo {
-    fn socket(&self) -> Option<&Socket> {
-        Some(self.wire().socket())
-    }
-}
-
-impl AsyncRead for UpstreamIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = match &mut *self {
-            Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
-        };
-        let read = buf.filled().len() - before;
-        self.wire().count_received(read);
-        result
-    }
-}
-
-impl AsyncWrite for UpstreamIo {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(io) => io.is_write_vectored(),
-            Self::Tls(io) => io.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
-        }
+        let stream = TargetStream::Tls(Box::new(handshake.stream));
+        Ok(Session { stream, wire, facts })
     }
 }

@@ -9,7 +9,9 @@ use ::http::{
 use tokio::time::Instant;
 
 use super::{
-    Body, Exchange, ForwardError, Problem, deadline,
+    Body, ForwardError, Problem, Record,
+    body::Origin,
+    deadline,
     headers::{self, ClientView, Repaired, TargetView},
     retry::{Tries, is_idle_timeout},
     upgrade::{self, ClientSide},
@@ -19,7 +21,7 @@ use crate::{
     config::{HostHeader, HttpVersion},
     drain::Drain,
     route::Routes,
-    telemetry::{Access, AliasMetrics, DownstreamConnection},
+    telemetry::{AliasMetrics, DownstreamConnection},
     tls::TlsError,
     upstream::{Generation, Lease, SendError, Upstream, Want},
 };
@@ -73,12 +75,10 @@ pub fn refuse(
     started: Instant,
 ) -> Response<Body> {
     let problem = Problem::new(error, None);
-    let nobody = AliasMetrics::of_no_alias();
     if let Some(connection) = &arrival.connection {
-        connection.belongs_to(nobody);
+        connection.belongs_to(AliasMetrics::of_no_alias());
     }
-    nobody.refused(Some(&head.method), problem.status(), problem.error(), started.elapsed());
-    log_refused(head, &problem, started);
+    Record::of_nobody(head, started).failed(&problem, error);
     tracing::info!(
         listener = %arrival.listener,
         error = problem.error().as_str(),
@@ -86,38 +86,6 @@ pub fn refuse(
         problem.detail(),
     );
     problem.into_response()
-}
-
-/// The access log's line for a request that no alias answers to.
-fn log_refused(head: &request::Parts, problem: &Problem, started: Instant) {
-    Access {
-        alias: "",
-        true_name: "",
-        endpoint: None,
-        protocol: protocol(head.version),
-        method: head.method.as_str(),
-        path: head.uri.path(),
-        status: problem.status().as_u16(),
-        error: problem.error().as_str(),
-        bytes_in: 0,
-        bytes_out: 0,
-        duration: started.elapsed(),
-        upstream: None,
-        retries: 0,
-        reused: false,
-        tls_version: "",
-        trace_id: headers::trace_id(&head.headers).unwrap_or(""),
-    }
-    .log();
-}
-
-/// The access log's word for a version of HTTP.
-fn protocol(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_2 => "h2",
-        Version::HTTP_10 => "http/1.0",
-        _ => "http/1.1",
-    }
 }
 
 async fn route(
@@ -154,23 +122,17 @@ pub async fn forward(
     started: Instant,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let exchange = Exchange::begin(
-        upstream.clone(),
-        arrival.worker,
-        &head,
-        protocol(head.version),
-        body.handle(),
-        started,
-    );
-    let mut journey = Journey { upstream, arrival, exchange };
+    let mut record = Record::of_alias(upstream, arrival.worker, &head, started);
+    record.reads(&body);
+    let mut journey = Journey { upstream, arrival, record };
     match journey.run(head, body, asked, started).await {
-        Ok(answer) => answer.into_response(journey.exchange, upstream, arrival),
+        Ok(answer) => answer.into_response(journey.record, upstream, arrival),
         Err(error) => {
             let problem = Problem::new(&error, Some(upstream));
-            journey.exchange.failed(&problem, &error);
-            journey.exchange.explain(&problem);
+            journey.record.failed(&problem, &error);
+            journey.record.explain(&problem);
             let mut response = problem.into_response();
-            response.body_mut().record(journey.exchange);
+            response.body_mut().record(journey.record);
             response
         }
     }
@@ -180,7 +142,7 @@ pub async fn forward(
 pub(super) struct Journey<'a> {
     pub(super) upstream: &'a Arc<Upstream>,
     arrival: &'a Arrival,
-    pub(super) exchange: Box<Exchange>,
+    pub(super) record: Box<Record>,
 }
 
 /// The origin's answer, and what is needed to pass it on.
@@ -204,7 +166,7 @@ impl Journey<'_> {
     ) -> Result<Answer, ForwardError> {
         let upstream = self.upstream;
         let config = upstream.config();
-        self.exchange.admit(upstream.admit()?);
+        self.record.admit(upstream.admit()?);
         upstream.deposit(self.arrival.worker, started);
 
         let client = self.client_view(asked)?;
@@ -351,7 +313,7 @@ impl Journey<'_> {
                     }
                     handle.settle();
                     handle.set_idle(None);
-                    self.exchange.answered(response.status(), &lease, took);
+                    self.record.answered(response.status(), &lease, took);
                     return Ok((response, lease, client));
                 }
                 Ok(_) => None,
@@ -386,11 +348,11 @@ impl Journey<'_> {
 impl Answer {
     fn into_response(
         self,
-        exchange: Box<Exchange>,
+        record: Box<Record>,
         upstream: &Upstream,
         arrival: &Arrival,
     ) -> Response<Body> {
-        let Self { mut response, lease, client, upgrade, extended } = self;
+        let Self { mut response, mut lease, client, upgrade, extended } = self;
         let config = upstream.config();
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let keep_alive = headers::keep_alive(response.version(), response.headers());
@@ -408,10 +370,15 @@ impl Answer {
             if extended {
                 upgrade::translate_switch(&mut response);
             }
-            return upgrade::switch(response, client, lease, exchange, idle, arrival);
+            return upgrade::switch(response, client, lease, record, idle, arrival);
         }
         let idle = config.timeouts.idle;
-        response.map(|()| Body::streaming(lease, keep_alive, exchange, idle, nominated))
+        let (reusable, keep_alive) = keep_alive;
+        if !reusable {
+            lease.refuse_reuse();
+        }
+        response
+            .map(|()| Body::streaming(Origin::Alias(lease, keep_alive), record, idle, nominated))
     }
 }
 

@@ -1,21 +1,23 @@
 //! What happens between the two sides: a request goes out and its answer comes back.
 
+mod body;
 mod deadline;
 pub mod destination;
 mod error;
-mod exchange;
 pub mod headers;
 mod http;
 mod passthrough;
+mod record;
 mod reply;
 mod retry;
 mod tunnel;
 mod upgrade;
 mod urls;
 
+pub use body::Body;
 pub use error::ForwardError;
-pub use exchange::{Body, Exchange};
 pub use http::{Arrival, forward, refuse, serve};
 pub use passthrough::{Passthrough, PassthroughError, Tunnel};
+pub use record::Record;
 pub use reply::{Problem, RefusedHead};
 pub use upgrade::{Handover, Upgrade};

@@ -2,44 +2,31 @@
 //! changed. What guards them is the policy, asked for each address before it is dialled.
 
 use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicBool},
-    task::{Context, Poll, ready},
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
-use ::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, request};
+use ::http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, request};
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Instant, sleep};
+use http_body::Body as _;
+use tokio::time::Instant;
 
 use super::{
-    Body, ForwardError, Problem,
-    destination::Destination,
-    error::causes,
-    headers,
-    tunnel::{End, tunnel},
+    Body, ForwardError, Problem, Record, body::Origin, destination::Destination, error::causes,
+    headers, tunnel::tunnel,
 };
 use crate::{
-    body::{BoxError, Interim, RequestBody, strip_trailers},
+    body::{Interim, RequestBody},
     config::{Alias, Timeouts},
-    connect::{self, AddressPolicy, ConnectError, Connected, UpstreamIo},
+    connect::{AddressPolicy, ConnectError, Deadline, Session, TargetStream},
     drain::Drain,
-    error::ProxyErrorType,
     http1::{Client, ExchangeError},
-    idle::{Idle, IdleTimer},
     resolve::{ResolveError, Resolver},
     socket::ByteStream,
-    telemetry::{Access, AliasMetrics, RequestTotals},
+    telemetry::AliasMetrics,
+    upstream::Attempts,
 };
-
-/// How long one address is tried alone before the next is tried beside it (RFC 8305 §5).
-const HEAD_START: Duration = Duration::from_millis(250);
-
-/// Of a host with more addresses, the others are not tried.
-const MAX_ADDRESSES: usize = 8;
 
 /// The way to hosts that are no alias.
 pub struct Passthrough {
@@ -75,8 +62,8 @@ pub enum PassthroughError {
 
 /// A connection to a host, for a client's tunnel.
 pub struct Tunnel {
-    connected: Connected,
-    record: Record,
+    session: Session,
+    record: Box<Record>,
     idle: Duration,
 }
 
@@ -92,15 +79,16 @@ impl Passthrough {
         &self,
         head: &request::Parts,
         destination: &Destination,
+        started: Instant,
     ) -> Result<Box<Tunnel>, Response<Body>> {
-        let mut record = Record::begin(head, destination);
+        let mut record = Record::of_host(head, destination, started);
         match self.connect(destination).await {
-            Ok((connected, endpoint)) => {
-                record.status = StatusCode::OK;
-                record.endpoint = Some(endpoint);
-                Ok(Box::new(Tunnel { connected, record, idle: self.timeouts.idle }))
+            Ok((session, endpoint)) => {
+                record.connected(endpoint);
+                record.answered_by_host(StatusCode::OK, None);
+                Ok(Box::new(Tunnel { session, record, idle: self.timeouts.idle }))
             }
-            Err(error) => Err(record.failed(error)),
+            Err(error) => Err(failed(record, &error.into())),
         }
     }
 
@@ -111,25 +99,17 @@ impl Passthrough {
         request: Request<RequestBody>,
         destination: &Destination,
         interim: Option<&Arc<dyn Interim>>,
+        started: Instant,
     ) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let mut record = Record::begin(&head, destination);
-        record.request = body.handle();
+        let mut record = Record::of_host(&head, destination, started);
+        record.reads(&body);
         match self.exchange(head, body, destination, &mut record, interim).await {
             Ok((response, client, nominated)) => {
-                record.status = response.status();
-                let idle = self.timeouts.idle;
-                let passing = Passing {
-                    client,
-                    record,
-                    idle,
-                    timer: IdleTimer::default(),
-                    request_bytes: 0,
-                    nominated,
-                };
-                response.map(|()| Body::passing(passing))
+                let origin = Origin::Host(client);
+                response.map(|()| Body::streaming(origin, record, self.timeouts.idle, nominated))
             }
-            Err(error) => record.failed(error),
+            Err(error) => failed(record, &error),
         }
     }
 
@@ -140,7 +120,7 @@ impl Passthrough {
         destination: &Destination,
         record: &mut Record,
         interim: Option<&Arc<dyn Interim>>,
-    ) -> Result<(Response<()>, Client<UpstreamIo>, Vec<HeaderName>), ForwardError> {
+    ) -> Result<(Response<()>, Client<TargetStream>, Vec<HeaderName>), ForwardError> {
         body.confine(headers::strip_request(&mut head.headers, false));
         headers::strip_proxy(&mut head.headers);
         let host = destination.http_host();
@@ -152,19 +132,19 @@ impl Passthrough {
             body.hold();
         }
 
-        let (connected, endpoint) = self.connect(destination).await?;
-        record.endpoint = Some(endpoint);
+        let (session, endpoint) = self.connect(destination).await?;
+        record.connected(endpoint);
         let sent = Instant::now();
         let failed = |error| PassthroughError::Exchange { endpoint, error };
         // Like an alias' requests, it may take its time to begin: `timeouts.response` is off.
-        let mut client = Client::new(connected.io);
+        let mut client = Client::new(session.stream);
         body.set_idle(Some(self.timeouts.idle));
         let mut response = client.send(&head, body, false, interim).await.map_err(failed)?;
-        record.request.set_idle(None);
-        record.upstream_time = Some(sent.elapsed());
+        record.request().set_idle(None);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(PassthroughError::UnaskedSwitch(endpoint).into());
         }
+        record.answered_by_host(response.status(), Some(sent.elapsed()));
         let nominated = headers::strip_response(response.headers_mut(), false);
         *response.version_mut() = Version::HTTP_11;
         Ok((response, client, nominated))
@@ -173,7 +153,7 @@ impl Passthrough {
     async fn connect(
         &self,
         destination: &Destination,
-    ) -> Result<(Connected, SocketAddr), PassthroughError> {
+    ) -> Result<(Session, SocketAddr), PassthroughError> {
         let addresses = match destination.ip() {
             Some(ip) => vec![ip],
             None => {
@@ -181,48 +161,27 @@ impl Passthrough {
                 addresses.map_err(PassthroughError::Resolve)?
             }
         };
-        let policy = self.policy.load_full();
-        let timeouts = &self.timeouts;
-        let up = AtomicBool::new(false);
-        let metrics = AliasMetrics::of_no_alias();
-        let dial = |endpoint| {
-            let (policy, up) = (&policy, &up);
-            async move {
-                let connected = connect::connect(endpoint, None, policy, timeouts, up).await;
-                match &connected {
-                    Ok(connected) => metrics.connected(&connected.facts),
-                    Err(ConnectError::Denied(_)) => metrics.address_refused(),
-                    Err(_) => {}
-                }
-                connected.map(|connected| (connected, endpoint))
-            }
+        let mut endpoints = addresses.iter().map(|ip| SocketAddr::new(*ip, destination.port()));
+        let attempts = Attempts {
+            policy: &self.policy,
+            identity: None,
+            timeouts: &self.timeouts,
+            deadline: Deadline::new(Instant::now(), self.timeouts.connect),
+            metrics: AliasMetrics::of_no_alias(),
         };
-        let endpoints = addresses.iter().take(MAX_ADDRESSES);
-        let mut waiting = endpoints.map(|ip| SocketAddr::new(*ip, destination.port()));
-        let mut dials = FuturesUnordered::new();
-        let mut first_error = None;
-        loop {
-            if let Some(endpoint) = waiting.next() {
-                dials.push(dial(endpoint));
-            }
-            let more = waiting.len() > 0;
-            tokio::select! {
-                Some(result) = dials.next() => match result {
-                    Ok(connected) => return Ok(connected),
-                    Err(error) if first_error.is_none() => first_error = Some(error),
-                    Err(_) => {}
-                },
-                () = sleep(HEAD_START), if more => {}
-                else => break,
-            }
-        }
-        // DNS gives no empty answer: there was an address to fail at.
-        let nobody = || ConnectError::Tcp {
-            endpoint: SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), destination.port()),
-            source: std::io::ErrorKind::AddrNotAvailable.into(),
-        };
-        Err(PassthroughError::Connect(first_error.unwrap_or_else(nobody)))
+        // DNS gives no empty answer.
+        let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), destination.port());
+        let first = endpoints.next().unwrap_or(nowhere);
+        attempts.any_of(first, endpoints).await.map_err(PassthroughError::Connect)
     }
+}
+
+/// Explains what went wrong, to the log and to the client.
+fn failed(mut record: Box<Record>, error: &ForwardError) -> Response<Body> {
+    let problem = Problem::new(error, None);
+    record.failed(&problem, error);
+    record.explain(&problem);
+    problem.into_response()
 }
 
 impl PassthroughError {
@@ -240,167 +199,7 @@ impl Tunnel {
     /// Carries bytes both ways until both sides are done, nothing has moved for long, or the
     /// proxy stops.
     pub async fn run<D: ByteStream>(mut self, client: D, drain: &Drain) {
-        let carried = tunnel(client, self.connected.io, self.idle, drain.stopped()).await;
-        self.record.bytes_in = carried.bytes_in;
-        self.record.bytes_out = carried.bytes_out;
-        match carried.end {
-            End::Closed | End::Killed => {}
-            End::Broken(error) => tracing::debug!(%error, "a tunnel broke"),
-            End::Idle => self.record.broke(ProxyErrorType::ConnectionTimeout),
-        }
-    }
-}
-
-/// One request or tunnel as metrics and access log see it. Written down when it drops.
-struct Record {
-    started: Instant,
-    method: Method,
-    /// Only where an access log is written: a URL without its query, or a tunnel's end.
-    path: Option<Box<str>>,
-    trace_id: Option<Box<str>>,
-    status: StatusCode,
-    error: Option<ProxyErrorType>,
-    endpoint: Option<SocketAddr>,
-    upstream_time: Option<Duration>,
-    request: RequestBody,
-    bytes_in: u64,
-    bytes_out: u64,
-}
-
-impl Record {
-    fn begin(head: &request::Parts, destination: &Destination) -> Self {
-        AliasMetrics::of_no_alias().begun();
-        let logged = tracing::enabled!(target: "access", tracing::Level::INFO);
-        let path = || match head.method {
-            Method::CONNECT => destination.to_string().into(),
-            _ => format!("http://{}{}", destination.http_host(), head.uri.path()).into(),
-        };
-        Self {
-            started: Instant::now(),
-            method: head.method.clone(),
-            path: logged.then(path),
-            trace_id: logged.then(|| headers::trace_id(&head.headers).map(Into::into)).flatten(),
-            // What a log calls a request whose client left before it was answered.
-            status: StatusCode::from_u16(499).unwrap_or_default(),
-            error: None,
-            endpoint: None,
-            upstream_time: None,
-            request: RequestBody::empty(),
-            bytes_in: 0,
-            bytes_out: 0,
-        }
-    }
-
-    fn broke(&mut self, error: ProxyErrorType) {
-        self.error = Some(error);
-        AliasMetrics::of_no_alias().error(error);
-    }
-
-    fn failed(mut self, error: impl Into<ForwardError>) -> Response<Body> {
-        let error = error.into();
-        let problem = Problem::new(&error, None);
-        self.status = problem.status();
-        self.broke(problem.error());
-        self.endpoint = error.endpoint();
-        tracing::info!(
-            stage = problem.stage().as_str(),
-            error = problem.error().as_str(),
-            fix = problem.fix(),
-            "{}",
-            problem.detail(),
-        );
-        problem.into_response()
-    }
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        let duration = self.started.elapsed();
-        let bytes_in = self.bytes_in + self.request.bytes();
-        let totals = RequestTotals { duration, bytes_in, bytes_out: self.bytes_out };
-        AliasMetrics::of_no_alias().finished(&self.method, self.status, &totals);
-        let Some(path) = &self.path else { return };
-        Access {
-            alias: "",
-            true_name: "",
-            endpoint: self.endpoint,
-            protocol: "http/1.1",
-            method: self.method.as_str(),
-            path,
-            status: self.status.as_u16(),
-            error: self.error.map_or("", ProxyErrorType::as_str),
-            bytes_in,
-            bytes_out: self.bytes_out,
-            duration,
-            upstream: self.upstream_time,
-            retries: 0,
-            reused: false,
-            tls_version: "",
-            trace_id: self.trace_id.as_deref().unwrap_or(""),
-        }
-        .log();
-    }
-}
-
-/// The body of a host's answer, on its way to the client.
-pub(super) struct Passing {
-    /// The connection that the answer comes on.
-    client: Client<UpstreamIo>,
-    record: Record,
-    idle: Duration,
-    timer: IdleTimer,
-    /// How much of the request's body had come when that was last looked at.
-    request_bytes: u64,
-    /// The connection options of its head, which cover its trailers.
-    nominated: Vec<HeaderName>,
-}
-
-impl Passing {
-    pub(super) fn is_end_stream(&self) -> bool {
-        self.client.is_end_stream()
-    }
-
-    pub(super) fn size_hint(&self) -> SizeHint {
-        self.client.size_hint()
-    }
-
-    pub(super) fn idle(&self) -> Duration {
-        self.idle
-    }
-
-    pub(super) fn poll_progress(&mut self, cx: &mut Context<'_>) {
-        self.client.poll_progress(cx);
-    }
-
-    /// As a body has it.
-    pub(super) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Poll::Ready(mut frame) = self.client.poll_frame(cx) else {
-            let request_bytes = self.record.request.bytes();
-            if request_bytes != self.request_bytes {
-                self.request_bytes = request_bytes;
-                self.timer.moved();
-            }
-            ready!(self.timer.poll(cx, self.idle));
-            self.record.broke(ProxyErrorType::HttpResponseTimeout);
-            return Poll::Ready(Some(Err(Idle(self.idle).into())));
-        };
-        self.timer.moved();
-        match &mut frame {
-            Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    strip_trailers(trailers, &self.nominated);
-                }
-                self.record.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64;
-            }
-            Some(Err(ExchangeError::RequestBody(_))) => {
-                self.record.broke(ProxyErrorType::HttpRequestError);
-            }
-            Some(Err(_)) => self.record.broke(ProxyErrorType::HttpResponseIncomplete),
-            None => {}
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        let carried = tunnel(client, self.session.stream, self.idle, drain.stopped()).await;
+        self.record.carried(carried);
     }
 }

@@ -332,6 +332,7 @@ fn classify_acquire(error: &AcquireError) -> (StatusCode, Kind, Stage) {
         AcquireError::ConnectionLimit { .. } => {
             (S::SERVICE_UNAVAILABLE, Kind::ConnectionLimitReached, Stage::Connect)
         }
+        AcquireError::Late { .. } => (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, Stage::Connect),
         AcquireError::Http { .. } => (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Connect),
         AcquireError::Connect(error) => classify_connect(error),
     }
@@ -459,6 +460,9 @@ fn fix(error: &ForwardError) -> Option<String> {
         }
         ForwardError::Acquire { error: AcquireError::ConnectionLimit { .. }, .. } => {
             "raise `pool.max_connections`".into()
+        }
+        ForwardError::Acquire { error: AcquireError::Late { .. }, .. } => {
+            "raise `timeouts.connect`".into()
         }
         ForwardError::Acquire { error: AcquireError::Connect(error), .. } => {
             return fix_connect(error);

@@ -55,7 +55,7 @@ impl Journey<'_> {
         tries: &mut Tries,
     ) -> bool {
         if reason == "reuse" && reused && !tries.fresh {
-            self.exchange.retried(reason);
+            self.record.retried(reason);
             return true;
         }
         self.may_retry(reason, tries)
@@ -65,7 +65,9 @@ impl Journey<'_> {
         let worth = match error {
             AcquireError::Connect(error) => error.is_worth_another_endpoint(),
             AcquireError::Http { .. } => true,
-            AcquireError::NoEndpoint | AcquireError::ConnectionLimit { .. } => false,
+            AcquireError::NoEndpoint
+            | AcquireError::Late { .. }
+            | AcquireError::ConnectionLimit { .. } => false,
         };
         worth
             && self.upstream.config().retry.when.contains(&RetryOn::Connect)
@@ -77,7 +79,7 @@ impl Journey<'_> {
             return false;
         }
         tries.retries += 1;
-        self.exchange.retried(reason);
+        self.record.retried(reason);
         true
     }
 

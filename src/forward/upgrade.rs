@@ -17,10 +17,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{
-    Arrival, Body, Exchange,
-    tunnel::{End, tunnel},
-};
+use super::{Arrival, Body, Record, tunnel::tunnel};
 use crate::{
     error::ProxyErrorType,
     socket::{ByteStream, Socket},
@@ -122,7 +119,7 @@ pub(super) fn switch(
     response: Response<()>,
     client: ClientSide,
     mut lease: Lease,
-    mut exchange: Box<Exchange>,
+    mut record: Box<Record>,
     idle: Duration,
     arrival: &Arrival,
 ) -> Response<Body> {
@@ -133,17 +130,12 @@ pub(super) fn switch(
         // The client's side is ready once the 101 is written, or never.
         let (Some(client), Some(origin)) = (client.stream().await, lease.take_tunnel()) else {
             tracing::debug!("an upgrade came to nothing");
-            exchange.broke(ProxyErrorType::HttpUpgradeFailed);
+            record.broke(ProxyErrorType::HttpUpgradeFailed);
             return;
         };
         let kill = lease.generation().killed();
         let carried = tunnel(client, origin, idle, kill).await;
-        exchange.carried(carried.bytes_in, carried.bytes_out);
-        match carried.end {
-            End::Closed | End::Killed => {}
-            End::Broken(error) => tracing::debug!(%error, "a tunnel broke"),
-            End::Idle => exchange.broke(ProxyErrorType::ConnectionTimeout),
-        }
+        record.carried(carried);
         drop((lease, guard, connection));
     });
     response.map(|()| Body::whole(Bytes::new()))

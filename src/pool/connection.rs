@@ -18,16 +18,13 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{EndpointConnections, Lead};
+use super::{Counted, Lead};
 use crate::{
     body::{Interim, RequestBody},
-    connect::{Connected, Facts, UpstreamIo, Verdict, Wire},
+    connect::{Facts, Session, TargetStream, Verdict, Wire},
     http1::{self, ExchangeError},
     socket::Prefixed,
     tls::Negotiated,
@@ -69,15 +66,14 @@ pub struct Line {
     pub facts: Facts,
     /// When it has to be replaced (`pool.max_lifetime`, less some jitter).
     pub expires: Instant,
-    pub(super) endpoint: Arc<EndpointConnections>,
-    _permit: Option<OwnedSemaphorePermit>,
+    pub(super) counted: Counted,
 }
 
 /// An HTTP/1.1 connection.
 #[derive(Debug)]
 pub struct Http1 {
     /// None once it speaks another protocol.
-    client: Option<Box<http1::Client<UpstreamIo>>>,
+    client: Option<Box<http1::Client<TargetStream>>>,
     /// Its connection.
     pub line: Arc<Line>,
 }
@@ -201,19 +197,17 @@ impl Connection {
     ///
     /// The task that drives it ends with the connection, at the latest when `kill` is cancelled.
     pub async fn start(
-        connected: Connected,
+        session: Session,
         prior_knowledge: bool,
         expires: Instant,
-        endpoint: Arc<EndpointConnections>,
-        permit: Option<OwnedSemaphorePermit>,
+        counted: Counted,
         kill: CancellationToken,
     ) -> Result<Self, hyper::Error> {
-        let Connected { io, wire, facts } = connected;
+        let Session { stream, wire, facts } = session;
         let http2 = prior_knowledge || facts.alpn == Negotiated::Http2;
-        let line = Arc::new(Line { wire, facts, expires, endpoint, _permit: permit });
-        line.endpoint.series().opened();
+        let line = Arc::new(Line { wire, facts, expires, counted });
         if http2 {
-            let io = TokioIo::new(io);
+            let io = TokioIo::new(stream);
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(H2_PING_INTERVAL)
@@ -233,7 +227,7 @@ impl Connection {
             drive(connection, line.clone(), kill);
             Ok(Self::Http2(Http2 { sender, line, streams, answer: None }))
         } else {
-            let client = Some(Box::new(http1::Client::new(io)));
+            let client = Some(Box::new(http1::Client::new(stream)));
             Ok(Self::Http1(Http1 { client, line }))
         }
     }
@@ -318,7 +312,7 @@ impl Connection {
     }
 
     /// The stream behind a `101`; none of HTTP/2, which has no such answer.
-    pub fn take_tunnel(&mut self) -> Option<Prefixed<UpstreamIo>> {
+    pub fn take_tunnel(&mut self) -> Option<Prefixed<TargetStream>> {
         match self {
             Self::Http1(http1) => http1.client.take().and_then(|client| client.into_tunnel()),
             Self::Http2(_) => None,
@@ -346,7 +340,7 @@ where
 /// hyper tells that to who asks, and nobody when it changes: so it is asked again and again until
 /// the peer has first spoken, which takes a round trip, and then whenever a request is sent.
 async fn learn_streams(
-    mut connection: http2::Connection<TokioIo<UpstreamIo>, RequestBody, TokioExecutor>,
+    mut connection: http2::Connection<TokioIo<TargetStream>, RequestBody, TokioExecutor>,
     streams: Arc<Streams>,
 ) -> Result<(), hyper::Error> {
     let deadline = Instant::now() + STREAMS_PATIENCE;
@@ -497,11 +491,5 @@ impl Drop for Http2 {
         let used = self.streams.since.elapsed().as_millis() as u64;
         self.streams.used.store(used, Ordering::Relaxed);
         self.streams.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        self.endpoint.series().closed();
     }
 }

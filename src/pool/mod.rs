@@ -5,34 +5,30 @@
 //! of balancing: the key says exactly who is meant.
 
 mod connection;
+mod error;
+mod flight;
+mod permit;
 
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
-use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep},
-};
+use tokio::time::Instant;
 
 pub use connection::{Connection, Http1, Http2, Line, SendError};
+pub use error::AcquireError;
+pub use flight::{Flight, Follow, Lead};
+pub use permit::{Counted, EndpointConnections, Permit, Room};
 
-use crate::{
-    config, connect::ConnectError, resolve::TrueName, telemetry::EndpointSeries, tls::Negotiated,
-};
+use flight::SingleFlight;
+use permit::Queue;
 
-/// How often a request that waits for `pool.max_connections` looks for an idle connection that
-/// could make way: an HTTP/2 one becomes idle without a word to anyone.
-const MAKE_WAY_INTERVAL: Duration = Duration::from_millis(50);
+use crate::{config, resolve::TrueName, tls::Negotiated};
 
 /// How long a connection over `max_idle` is kept all the same. Under a heavy load many are idle for
 /// a moment, and are needed in the next: closed at once, they would be a handshake each, which
@@ -53,28 +49,6 @@ pub struct PoolKey {
     pub trust: u64,
 }
 
-/// Counts an endpoint's connections over all workers, and bounds them.
-#[derive(Debug)]
-pub struct EndpointConnections {
-    series: Arc<EndpointSeries>,
-    /// Requests that wait for `pool.max_connections` to let one in.
-    waiting: AtomicUsize,
-    limit: Option<Arc<Semaphore>>,
-}
-
-impl EndpointConnections {
-    /// `max_connections` 0 is no limit.
-    pub fn new(series: Arc<EndpointSeries>, max_connections: usize) -> Self {
-        let limit = (max_connections > 0).then(|| Arc::new(Semaphore::new(max_connections)));
-        Self { series, waiting: AtomicUsize::new(0), limit }
-    }
-
-    /// What it counts.
-    pub fn series(&self) -> &EndpointSeries {
-        &self.series
-    }
-}
-
 /// One worker's connections for one alias.
 #[derive(Debug)]
 pub struct Pool {
@@ -83,9 +57,7 @@ pub struct Pool {
     limits: config::Pool,
     /// This worker's share of `pool.max_idle`.
     max_idle: usize,
-    returned: Notify,
-    /// Of the requests that wait for a connection, those of this worker.
-    waiting: AtomicUsize,
+    queue: Queue,
 }
 
 #[derive(Debug, Default)]
@@ -93,7 +65,7 @@ struct Slot {
     /// A stack: the connection used last is the likeliest to be open still.
     idle: Vec<Idle>,
     shared: Vec<Http2>,
-    dialling: Option<watch::Receiver<Option<Arc<ConnectError>>>>,
+    dialling: SingleFlight,
     /// The peer was offered HTTP/2 and chose HTTP/1.1: nobody waits for a connection to share.
     refuses_http2: bool,
 }
@@ -103,26 +75,6 @@ struct Idle {
     connection: Http1,
     since: Instant,
     until: Instant,
-}
-
-/// Who dials the HTTP/2 connection that several requests wait for.
-#[derive(Debug)]
-pub enum Flight {
-    /// The caller, who drops this when done.
-    Lead(Lead),
-    /// Another: wait for it to end.
-    Follow(watch::Receiver<Option<Arc<ConnectError>>>),
-}
-
-/// The leader's duty: telling the others, also when it is cancelled.
-#[derive(Debug)]
-pub struct Lead(watch::Sender<Option<Arc<ConnectError>>>);
-
-impl Lead {
-    /// Tells those who wait that the dial failed. Dropping says that they should look again.
-    pub fn failed(self, error: &Arc<ConnectError>) {
-        self.0.send_replace(Some(error.clone()));
-    }
 }
 
 impl Pool {
@@ -136,8 +88,7 @@ impl Pool {
             } else {
                 limits.max_idle.div_ceil(workers.max(1))
             },
-            returned: Notify::new(),
-            waiting: AtomicUsize::new(0),
+            queue: Queue::default(),
         }
     }
 
@@ -177,7 +128,7 @@ impl Pool {
             origin.saturating_sub(Duration::from_secs(1)).min(self.limits.idle_timeout)
         });
         let until = (now + idle).min(connection.line.expires);
-        let endpoint = connection.line.endpoint.clone();
+        let endpoint = connection.line.counted.endpoint().clone();
         let address = key.endpoint;
         let mut slots = self.slots.lock();
         let slot = slots.entry(key).or_default();
@@ -188,12 +139,9 @@ impl Pool {
         drop(slots);
         // Only now: whoever began to wait before this has not seen the connection, and whoever
         // does after it will.
-        let waiting = endpoint.waiting.load(Ordering::SeqCst);
-        if waiting > self.waiting.load(Ordering::SeqCst) {
+        if self.queue.returned(&endpoint) {
             // Closing one lets in whoever waited longest, on whichever worker.
             self.evict(address);
-        } else if waiting > 0 {
-            self.returned.notify_waiters();
         }
     }
 
@@ -222,41 +170,18 @@ impl Pool {
         if slot.refuses_http2 {
             return None;
         }
-        match &slot.dialling {
-            Some(flight) if flight.has_changed().is_ok() => Some(Flight::Follow(flight.clone())),
-            _ => {
-                let (lead, flight) = watch::channel(None);
-                slot.dialling = Some(flight);
-                Some(Flight::Lead(Lead(lead)))
-            }
-        }
+        Some(slot.dialling.join())
     }
 
-    /// Leave to make one more connection to an endpoint, as `pool.max_connections` has it.
-    /// `make_way` is to close an idle one.
-    ///
-    /// `None` when a connection came back meanwhile: [`take`](Self::take) again.
-    pub async fn permit(
+    /// Waits for room to make one more connection to an endpoint, as `pool.max_connections` has it, or
+    /// until `kept` gives a connection that has become free. `make_way` is to close an idle one.
+    pub async fn room<T>(
         &self,
-        endpoint: &EndpointConnections,
+        endpoint: &Arc<EndpointConnections>,
+        kept: impl Fn() -> Option<T>,
         make_way: impl Fn(),
-    ) -> Option<Option<OwnedSemaphorePermit>> {
-        let Some(limit) = &endpoint.limit else { return Some(None) };
-        if let Ok(permit) = limit.clone().try_acquire_owned() {
-            return Some(Some(permit));
-        }
-        let mut returned = pin!(self.returned.notified());
-        let _waiting = (Waiting::new(&endpoint.waiting), Waiting::new(&self.waiting));
-        // One and the same throughout, which keeps its place in the queue.
-        let mut permit = pin!(limit.clone().acquire_owned());
-        loop {
-            make_way();
-            tokio::select! {
-                permit = &mut permit => return permit.ok().map(Some),
-                () = &mut returned => return None,
-                () = sleep(MAKE_WAY_INTERVAL) => {}
-            }
-        }
+    ) -> Room<T> {
+        self.queue.room(endpoint, kept, make_way).await
     }
 
     /// Closes one idle connection to `endpoint`, for a request that may make none.
@@ -305,9 +230,8 @@ impl Pool {
                     closing.push(Connection::Http2(slot.shared.remove(index)));
                 }
             }
-            let dialling =
-                slot.dialling.as_ref().is_some_and(|flight| flight.has_changed().is_ok());
-            let in_use = dialling || !slot.idle.is_empty() || !slot.shared.is_empty();
+            let in_use =
+                slot.dialling.is_under_way() || !slot.idle.is_empty() || !slot.shared.is_empty();
             keep && (in_use || slot.refuses_http2)
         });
         drop(slots);
@@ -331,21 +255,5 @@ impl Pool {
     /// The endpoints that have connections here.
     pub fn endpoints(&self) -> HashSet<SocketAddr> {
         self.slots.lock().keys().map(|key| key.endpoint).collect()
-    }
-}
-
-/// Counts a waiter until it has what it waits for, or gives up.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -134,7 +134,7 @@ impl Server {
                 if let Some(connection) = &arrival.connection {
                     connection.belongs_to(AliasMetrics::of_no_alias());
                 }
-                match passthrough.tunnel(&head, &destination).await {
+                match passthrough.tunnel(&head, &destination, started).await {
                     Ok(tunnel) => Onward::Host(tunnel),
                     Err(refusal) => return refusal,
                 }
@@ -145,7 +145,7 @@ impl Server {
                 }
                 let request = Request::from_parts(head, body);
                 let interim = arrival.interim.as_ref();
-                return passthrough.forward(request, &destination, interim).await;
+                return passthrough.forward(request, &destination, interim, started).await;
             }
         };
         // Every CONNECT comes with one.

@@ -2,10 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,20 +10,20 @@ use std::{
 use bytes::Bytes;
 use http::{Response, request};
 use http_body::{Frame, SizeHint};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::Instant;
 
-use super::{Generation, Upstream};
+use super::{
+    Generation, Upstream,
+    dial::{DialRequest, Dialled},
+};
 use crate::{
     balance::{Endpoint, InFlight},
     body::{Interim, RequestBody},
-    connect::{self, ConnectError, Connected, Identity, Mark, UpstreamIo, Verdict, Wire},
-    pool::{Connection, Flight, Line, PoolKey, SendError},
+    connect::{Deadline, Mark, Session, TargetStream, Verdict, Wire},
+    pool::{AcquireError, Connection, Counted, Flight, Line, PoolKey, SendError},
     socket::Prefixed,
-    tls::{Alpn, Negotiated, TlsError},
+    tls::{Alpn, Negotiated},
 };
-
-/// RFC 8305 §5: after this long without a connection, the next address is tried beside it.
-const HAPPY_EYEBALLS_DELAY: Duration = Duration::from_millis(250);
 
 /// What kind of connection a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,40 +36,22 @@ pub enum Want {
     Http2Or1,
 }
 
-/// No connection. No byte of the request has left.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum AcquireError {
-    /// The true name has no endpoint.
-    #[error("the true name has no addresses")]
-    NoEndpoint,
-    /// An endpoint could not be reached.
-    #[error("{0}")]
-    Connect(Arc<ConnectError>),
-    /// HTTP could not be started on a fresh connection.
-    #[error("starting HTTP with {endpoint}: {error}")]
-    Http {
-        /// With whom.
-        endpoint: SocketAddr,
-        /// What hyper said.
-        error: Arc<hyper::Error>,
-    },
-    /// `pool.max_connections` were busy for as long as `timeouts.connect`.
-    #[error("{limit} connections to {endpoint} are busy, as many as `pool.max_connections` allows")]
-    ConnectionLimit {
-        /// To whom.
-        endpoint: SocketAddr,
-        /// `pool.max_connections`.
-        limit: usize,
-    },
-}
-
-impl AcquireError {
-    /// The endpoint in question.
-    pub fn endpoint(&self) -> Option<SocketAddr> {
+impl Want {
+    /// The protocols to look for in the pool, the preferred one first.
+    fn protocols(self) -> &'static [Negotiated] {
         match self {
-            Self::NoEndpoint => None,
-            Self::Connect(error) => error.endpoint(),
-            Self::Http { endpoint, .. } | Self::ConnectionLimit { endpoint, .. } => Some(*endpoint),
+            Self::Http1 => &[Negotiated::Http1],
+            Self::Http2 => &[Negotiated::Http2],
+            Self::Http2Or1 => &[Negotiated::Http2, Negotiated::Http1],
+        }
+    }
+
+    /// The protocols to offer in a handshake.
+    fn alpn(self) -> Alpn {
+        match self {
+            Self::Http1 => Alpn::Http1,
+            Self::Http2 => Alpn::Http2,
+            Self::Http2Or1 => Alpn::Http2Or1,
         }
     }
 }
@@ -109,44 +88,34 @@ impl Upstream {
             generation.balancer().pick(now, &mut fastrand::Rng::new(), tried)
         };
         let endpoint = pick(tried).ok_or(AcquireError::NoEndpoint)?;
-        let dialling = Dialling { upstream: self, worker, generation, want };
-        if !fresh && let Some(lease) = dialling.pooled(&endpoint, now) {
+        let deadline = Deadline::new(now, self.config.timeouts.connect);
+        let dial = DialRequest { upstream: self, worker, generation, alpn: want.alpn(), deadline };
+        let acquiring = Acquiring { dial, want };
+        if !fresh && let Some(lease) = acquiring.pooled(&endpoint, now) {
             return Ok(lease);
         }
         // A request that waits for its connection is on its way too: without this a burst would
         // see no load anywhere, but on the endpoint whose connection it found idle.
         let _waiting = endpoint.begin(now);
         // Boxed, for most requests need it not and would carry its weight.
-        Box::pin(dialling.dial(endpoint, tried, fresh)).await
+        Box::pin(acquiring.dial(endpoint, tried, fresh)).await
     }
 }
 
 /// The way to a connection, for one request.
-#[derive(Clone, Copy)]
-struct Dialling<'a> {
-    upstream: &'a Arc<Upstream>,
-    worker: usize,
-    generation: &'a Arc<Generation>,
+struct Acquiring<'a> {
+    dial: DialRequest<'a>,
     want: Want,
 }
 
-impl Dialling<'_> {
+impl Acquiring<'_> {
     fn key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
-        self.generation.pool_key(endpoint, protocol)
-    }
-
-    /// The protocols to look for in the pool, the preferred one first.
-    fn protocols(&self) -> &'static [Negotiated] {
-        match self.want {
-            Want::Http1 => &[Negotiated::Http1],
-            Want::Http2 => &[Negotiated::Http2],
-            Want::Http2Or1 => &[Negotiated::Http2, Negotiated::Http1],
-        }
+        self.dial.generation.pool_key(endpoint, protocol)
     }
 
     fn pooled(&self, endpoint: &Arc<Endpoint>, now: Instant) -> Option<Lease> {
-        let pool = &self.upstream.worker(self.worker).pool;
-        self.protocols().iter().find_map(|protocol| {
+        let pool = &self.dial.upstream.worker(self.dial.worker).pool;
+        self.want.protocols().iter().find_map(|protocol| {
             let key = self.key(endpoint.address(), *protocol);
             // What other requests left idle is no reason to speak HTTP/1.1 to who has HTTP/2.
             if self.want == Want::Http2Or1
@@ -173,9 +142,9 @@ impl Dialling<'_> {
             connection,
             key,
             in_flight: endpoint.begin(now),
-            generation: self.generation.clone(),
-            upstream: self.upstream.clone(),
-            worker: self.worker,
+            generation: self.dial.generation.clone(),
+            upstream: self.dial.upstream.clone(),
+            worker: self.dial.worker,
             reused: false,
             reusable: true,
         }
@@ -189,26 +158,29 @@ impl Dialling<'_> {
         mut fresh: bool,
     ) -> Result<Lease, AcquireError> {
         if self.want == Want::Http1 {
-            return self.dial_beside(endpoint, tried).await;
+            return self.connect(&endpoint, tried).await;
         }
-        let pool = &self.upstream.worker(self.worker).pool;
+        let pool = &self.dial.upstream.worker(self.dial.worker).pool;
         let mut tried = tried.to_vec();
         loop {
             match pool.flight(&self.key(endpoint.address(), Negotiated::Http2)) {
-                None => return self.dial_beside(endpoint, &tried).await,
+                None => return self.connect(&endpoint, &tried).await,
                 Some(Flight::Lead(lead)) => {
-                    let result = self.dial_beside(endpoint, &tried).await;
+                    let result = self.connect(&endpoint, &tried).await;
                     match &result {
                         Ok(lease) => lease.connection.land(lead),
-                        Err(AcquireError::Connect(error)) => lead.failed(error),
-                        Err(_) => {}
+                        Err(error) => lead.failed(error),
                     }
                     return result;
                 }
-                Some(Flight::Follow(mut flight)) => {
-                    let _ = flight.changed().await;
-                    if let Some(error) = flight.borrow().clone() {
-                        return Err(AcquireError::Connect(error));
+                Some(Flight::Follow(flight)) => {
+                    match self.dial.deadline.within(flight.ended()).await {
+                        Some(None) => {}
+                        Some(Some(error)) => return Err(error),
+                        None => {
+                            let limit = self.dial.deadline.limit();
+                            return Err(AcquireError::Late { endpoint: endpoint.address(), limit });
+                        }
                     }
                 }
             }
@@ -220,7 +192,7 @@ impl Dialling<'_> {
                 return Ok(lease);
             }
             // Full already, or another endpoint was quicker: that one may have room.
-            if let Some(other) = self.another(&mut tried, &endpoint) {
+            if let Some(other) = self.dial.another(&mut tried, &endpoint) {
                 if let Some(lease) = self.pooled(&other, Instant::now()) {
                     return Ok(lease);
                 }
@@ -229,128 +201,47 @@ impl Dialling<'_> {
         }
     }
 
-    /// An endpoint that is neither `endpoint`, which is now tried, nor one tried before.
-    fn another(
+    /// Dials, and starts HTTP on what comes of it.
+    async fn connect(
         &self,
-        tried: &mut Vec<SocketAddr>,
         endpoint: &Arc<Endpoint>,
-    ) -> Option<Arc<Endpoint>> {
-        tried.push(endpoint.address());
-        let mut rng = fastrand::Rng::new();
-        let picked = self.generation.balancer().pick(Instant::now(), &mut rng, tried);
-        picked.filter(|picked| !tried.contains(&picked.address()))
-    }
-
-    /// Dials an endpoint; if that takes long, another one beside it. The first to be up wins.
-    async fn dial_beside(
-        &self,
-        endpoint: Arc<Endpoint>,
         tried: &[SocketAddr],
     ) -> Result<Lease, AcquireError> {
-        let up = AtomicBool::new(false);
-        let mut first = std::pin::pin!(self.dial_endpoint(&endpoint, &up));
-        tokio::select! {
-            result = &mut first => return result,
-            () = sleep(HAPPY_EYEBALLS_DELAY) => {}
-        }
-        // A slow handshake is a sign of distance, not of a dead address.
-        if up.load(Ordering::Relaxed) {
-            return first.await;
-        }
-        let Some(second) = self.another(&mut tried.to_vec(), &endpoint) else {
-            return first.await;
-        };
-        let _waiting = second.begin(Instant::now());
-        let up = AtomicBool::new(false);
-        let mut second = std::pin::pin!(self.dial_endpoint(&second, &up));
-        tokio::select! {
-            result = &mut first => match result {
-                Ok(lease) => Ok(lease),
-                Err(_) => second.await,
-            },
-            result = &mut second => match result {
-                Ok(lease) => {
-                    // Nobody waits for its own end, so this is what can be held against it: else
-                    // a share of all requests would pay for a black hole for ever.
-                    let late = "another endpoint was connected while this one was dialled";
-                    self.upstream.endpoint_failed(self.generation, &endpoint, late);
-                    Ok(lease)
-                }
-                Err(_) => first.await,
-            },
+        let kept = |endpoint: &Arc<Endpoint>| self.pooled(endpoint, Instant::now());
+        match self.dial.dial(endpoint, tried, kept).await? {
+            Dialled::Kept(lease) => Ok(lease),
+            Dialled::New(session, counted, endpoint) => {
+                self.start(session, counted, &endpoint).await
+            }
         }
     }
 
-    /// Dials one endpoint; sets `up` when TCP is.
-    async fn dial_endpoint(
+    async fn start(
         &self,
+        session: Session,
+        counted: Counted,
         endpoint: &Arc<Endpoint>,
-        up: &AtomicBool,
     ) -> Result<Lease, AcquireError> {
+        let DialRequest { upstream, worker, generation, .. } = self.dial;
         let address = endpoint.address();
-        let config = self.upstream.config();
-        let connections = self.upstream.connections(address);
-        let pool = &self.upstream.worker(self.worker).pool;
-        let permit = loop {
-            // An idle connection of a sibling counts too: it makes way.
-            let make_way = || {
-                let siblings = self.upstream.workers.iter();
-                siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
-            };
-            let limit = config.timeouts.connect;
-            let permit = timeout(limit, pool.permit(&connections, make_way)).await;
-            match permit.map_err(|_| self.limit_reached(address))? {
-                Some(permit) => break permit,
-                None => {
-                    if let Some(lease) = self.pooled(endpoint, Instant::now()) {
-                        return Ok(lease);
-                    }
-                }
-            }
-        };
-        let metrics = &self.upstream.worker(self.worker).metrics;
-        let identity = self.generation.tls().map(|(tls, server_name)| Identity {
-            tls,
-            server_name,
-            alpn: match self.want {
-                Want::Http1 => Alpn::Http1,
-                Want::Http2 => Alpn::Http2,
-                Want::Http2Or1 => Alpn::Http2Or1,
-            },
-        });
-        let policy = self.upstream.policy.load_full();
-        let connected = connect::connect(address, identity, &policy, &config.timeouts, up).await;
-        let connected: Connected = match connected {
-            Ok(connected) => connected,
-            Err(error) => {
-                self.failed(endpoint, &error);
-                return Err(AcquireError::Connect(Arc::new(error)));
-            }
-        };
-        metrics.connected(&connected.facts);
-        // A reload may have made it stricter meanwhile.
-        if let Err(denied) = self.upstream.policy.load().check(address) {
-            return Err(AcquireError::Connect(Arc::new(denied.into())));
-        }
         // Without TLS there is no ALPN: HTTP/2 is then spoken with prior knowledge.
-        let prior_knowledge = identity.is_none() && self.want != Want::Http1;
-        let lifetime = config.pool.max_lifetime.mul_f64(0.9 + 0.1 * fastrand::f64());
+        let prior_knowledge = generation.tls().is_none() && self.want != Want::Http1;
+        let lifetime = upstream.config().pool.max_lifetime.mul_f64(0.9 + 0.1 * fastrand::f64());
         let started = Connection::start(
-            connected,
+            session,
             prior_knowledge,
             Instant::now() + lifetime,
-            connections,
-            permit,
-            self.generation.killed(),
+            counted,
+            generation.killed(),
         );
         let connection = started
             .await
             .map_err(|error| AcquireError::Http { endpoint: address, error: Arc::new(error) })?;
-        self.generation.made(address, &connection.line().wire);
+        let pool = &upstream.worker(worker).pool;
         let http2_key = self.key(address, Negotiated::Http2);
         let key = match &connection {
             Connection::Http2(http2) => {
-                if !self.generation.is_retired() {
+                if !generation.is_retired() {
                     pool.share(http2_key.clone(), http2);
                 }
                 http2_key
@@ -363,41 +254,6 @@ impl Dialling<'_> {
             }
         };
         Ok(self.lease(connection, key, endpoint, Instant::now()))
-    }
-
-    fn limit_reached(&self, endpoint: SocketAddr) -> AcquireError {
-        let limit = self.upstream.config().pool.max_connections;
-        AcquireError::ConnectionLimit { endpoint, limit }
-    }
-
-    fn failed(&self, endpoint: &Arc<Endpoint>, error: &ConnectError) {
-        let metrics = &self.upstream.worker(self.worker).metrics;
-        match error {
-            ConnectError::Denied(_) => metrics.address_refused(),
-            ConnectError::Tls { source: TlsError::Certificate(failure), .. } => {
-                metrics.certificate(failure.not_after);
-            }
-            _ => {}
-        }
-        if !error.is_own_lack() {
-            self.upstream.endpoint_failed(self.generation, endpoint, &error.to_string());
-        }
-    }
-}
-
-impl Upstream {
-    /// Counts a transport failure, and says so where it ejects the endpoint.
-    fn endpoint_failed(&self, generation: &Generation, endpoint: &Endpoint, error: &str) {
-        if let Some(ejected) = endpoint.failed(Instant::now()) {
-            tracing::warn!(
-                alias = self.config.name,
-                true_name = generation.true_name().as_str(),
-                endpoint = %endpoint.address(),
-                for_seconds = ejected.as_secs_f64(),
-                error,
-                "endpoint ejected",
-            );
-        }
     }
 }
 
@@ -436,7 +292,7 @@ impl Lease {
     }
 
     /// The stream behind a `101`.
-    pub fn take_tunnel(&mut self) -> Option<Prefixed<UpstreamIo>> {
+    pub fn take_tunnel(&mut self) -> Option<Prefixed<TargetStream>> {
         self.connection.take_tunnel()
     }
 

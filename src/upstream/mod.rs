@@ -2,7 +2,9 @@
 //! connection.
 
 mod budget;
+mod dial;
 mod generation;
+mod happy_eyeballs;
 mod lease;
 mod material;
 
@@ -16,10 +18,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use dial::Attempts;
 pub use generation::Generation;
-pub use lease::{AcquireError, Lease, Want};
+pub use lease::{Lease, Want};
 
-pub use crate::pool::SendError;
+pub use crate::pool::{AcquireError, SendError};
 use budget::Budget;
 use material::Material;
 

@@ -1,0 +1,60 @@
+//! One dial for all requests that wait for the same HTTP/2 connection.
+
+use tokio::sync::watch;
+
+use super::AcquireError;
+
+/// The dial that is under way for an HTTP/2 connection, if there is one.
+#[derive(Debug, Default)]
+pub(super) struct SingleFlight(Option<watch::Receiver<Option<AcquireError>>>);
+
+/// A request's part in it.
+#[derive(Debug)]
+pub enum Flight {
+    /// It dials, and drops this when done.
+    Lead(Lead),
+    /// Another does.
+    Follow(Follow),
+}
+
+/// The leader's duty: telling the others, also when it is cancelled.
+#[derive(Debug)]
+pub struct Lead(watch::Sender<Option<AcquireError>>);
+
+/// One that waits for the leader.
+#[derive(Debug)]
+pub struct Follow(watch::Receiver<Option<AcquireError>>);
+
+impl SingleFlight {
+    pub(super) fn join(&mut self) -> Flight {
+        match &self.0 {
+            Some(flight) if flight.has_changed().is_ok() => Flight::Follow(Follow(flight.clone())),
+            _ => {
+                let (lead, flight) = watch::channel(None);
+                self.0 = Some(flight);
+                Flight::Lead(Lead(lead))
+            }
+        }
+    }
+
+    pub(super) fn is_under_way(&self) -> bool {
+        self.0.as_ref().is_some_and(|flight| flight.has_changed().is_ok())
+    }
+}
+
+impl Lead {
+    /// Tells those who wait that there is no connection: each of them would wait for as long, and fail in
+    /// the same way. Dropping says that they should look again.
+    pub fn failed(self, error: &AcquireError) {
+        self.0.send_replace(Some(error.clone()));
+    }
+}
+
+impl Follow {
+    /// Waits for the dial to end; gives its error, if that is how it ended.
+    pub async fn ended(mut self) -> Option<AcquireError> {
+        // An error says that the leader is gone.
+        let _ = self.0.changed().await;
+        self.0.borrow().clone()
+    }
+}

@@ -1,0 +1,229 @@
+//! From a choice of endpoints to a session: Happy Eyeballs, permits and counts, under one deadline.
+//!
+//! Nothing in here knows which protocol follows.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use super::{
+    AcquireError, Generation, Upstream,
+    happy_eyeballs::{Because, Progress, Won, race},
+};
+use crate::{
+    balance::Endpoint,
+    config::Timeouts,
+    connect::{self, AddressPolicy, ConnectError, ConnectRequest, Deadline, Identity, Session},
+    pool::{Counted, Room},
+    telemetry::AliasMetrics,
+    tls::{Alpn, TlsError},
+};
+
+/// Of a host with more addresses, the others are not tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// What every attempt of one dial has in common.
+pub struct Attempts<'a> {
+    /// Which addresses may be dialled.
+    pub policy: &'a ArcSwap<AddressPolicy>,
+    /// Whom to verify; nobody on plaintext.
+    pub identity: Option<Identity<'a>>,
+    /// The keys that concern a connection.
+    pub timeouts: &'a Timeouts,
+    /// By when one must be there.
+    pub deadline: Deadline,
+    /// Whose attempts they are.
+    pub metrics: &'a AliasMetrics,
+}
+
+impl Attempts<'_> {
+    /// A session with whichever of these addresses is up first, each tried in its turn; and that address.
+    /// The error is that of the first to fail.
+    pub async fn any_of(
+        &self,
+        first: SocketAddr,
+        others: impl Iterator<Item = SocketAddr>,
+    ) -> Result<(Session, SocketAddr), ConnectError> {
+        let mut others = others.take(MAX_ADDRESSES - 1);
+        let dial = async |address: SocketAddr, progress: Progress| {
+            Ok((self.one(address, &progress).await?, address))
+        };
+        match race(first, |_| others.next(), dial).await {
+            Ok(won) => Ok(won.connection),
+            Err(failures) => Err(failures.first()),
+        }
+    }
+
+    /// A session with one address.
+    async fn one(
+        &self,
+        endpoint: SocketAddr,
+        progress: &Progress,
+    ) -> Result<Session, ConnectError> {
+        let session = self.connect(endpoint, progress).await;
+        match &session {
+            Ok(session) => self.metrics.connected(&session.facts),
+            Err(ConnectError::Denied(_)) => self.metrics.address_refused(),
+            Err(ConnectError::Tls { source: TlsError::Certificate(failure), .. }) => {
+                self.metrics.certificate(failure.not_after);
+            }
+            Err(_) => {}
+        }
+        // A reload may have made it stricter meanwhile.
+        self.policy.load().check(endpoint)?;
+        session
+    }
+
+    async fn connect(
+        &self,
+        endpoint: SocketAddr,
+        progress: &Progress,
+    ) -> Result<Session, ConnectError> {
+        let policy = self.policy.load_full();
+        let (keepalive, deadline) = (self.timeouts.keepalive, self.deadline);
+        let request = ConnectRequest { endpoint, policy: &policy, keepalive, deadline };
+        let opened = connect::open(&request).await?;
+        progress.opened();
+        opened.verify(self.identity, deadline).await
+    }
+}
+
+/// A connection that an alias' request, or tunnel, asks for.
+#[derive(Clone, Copy)]
+pub(super) struct DialRequest<'a> {
+    pub(super) upstream: &'a Arc<Upstream>,
+    pub(super) worker: usize,
+    pub(super) generation: &'a Arc<Generation>,
+    pub(super) alpn: Alpn,
+    pub(super) deadline: Deadline,
+}
+
+/// What a dial came to.
+pub(super) enum Dialled<T> {
+    /// A new connection, to this endpoint.
+    New(Session, Counted, Arc<Endpoint>),
+    /// One that was kept and became free while `pool.max_connections` allowed no new one.
+    Kept(T),
+}
+
+impl DialRequest<'_> {
+    /// A session with `first`, or with another endpoint where that one takes long. `kept` gives a connection
+    /// to an endpoint that is there already, if one has become free.
+    pub(super) async fn dial<T>(
+        &self,
+        first: &Arc<Endpoint>,
+        tried: &[SocketAddr],
+        kept: impl Fn(&Arc<Endpoint>) -> Option<T>,
+    ) -> Result<Dialled<T>, AcquireError> {
+        let mut tried = tried.to_vec();
+        let mut beside = false;
+        // What has failed is tried again, or elsewhere, as `retry` says.
+        let next = |because| match because {
+            Because::Slow if !std::mem::replace(&mut beside, true) => {
+                self.another(&mut tried, first)
+            }
+            _ => None,
+        };
+        let dial = async |endpoint: Arc<Endpoint>, progress: Progress| {
+            // Whoever asks for the first counts as waiting for it already.
+            let _waiting = (!Arc::ptr_eq(&endpoint, first)).then(|| endpoint.begin(Instant::now()));
+            self.one(endpoint, &progress, &kept).await
+        };
+        match race(first.clone(), next, dial).await {
+            Ok(Won { connection, overtaken }) => {
+                // Nobody waits for their own end, so this is what can be held against them: else a share of
+                // all requests would pay for a black hole for ever.
+                let late = "another endpoint was connected while this one was dialled";
+                for endpoint in overtaken {
+                    self.upstream.endpoint_failed(self.generation, &endpoint, late);
+                }
+                Ok(connection)
+            }
+            Err(failures) => Err(failures.last),
+        }
+    }
+
+    /// An endpoint that is neither `endpoint`, which is now tried, nor one tried before.
+    pub(super) fn another(
+        &self,
+        tried: &mut Vec<SocketAddr>,
+        endpoint: &Arc<Endpoint>,
+    ) -> Option<Arc<Endpoint>> {
+        tried.push(endpoint.address());
+        let mut rng = fastrand::Rng::new();
+        let picked = self.generation.balancer().pick(Instant::now(), &mut rng, tried);
+        picked.filter(|picked| !tried.contains(&picked.address()))
+    }
+
+    async fn one<T>(
+        &self,
+        endpoint: Arc<Endpoint>,
+        progress: &Progress,
+        kept: impl Fn(&Arc<Endpoint>) -> Option<T>,
+    ) -> Result<Dialled<T>, AcquireError> {
+        let address = endpoint.address();
+        let config = self.upstream.config();
+        let worker = self.upstream.worker(self.worker);
+        let connections = self.upstream.connections(address);
+        // An idle connection of a sibling counts too: it makes way.
+        let make_way = || {
+            let siblings = self.upstream.workers.iter();
+            siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
+        };
+        let room = worker.pool.room(&connections, || kept(&endpoint), make_way);
+        let permit = match self.deadline.within(room).await {
+            Some(Room::Free(permit)) => permit,
+            Some(Room::Kept(kept)) => return Ok(Dialled::Kept(kept)),
+            None => {
+                let limit = config.pool.max_connections;
+                return Err(AcquireError::ConnectionLimit { endpoint: address, limit });
+            }
+        };
+        let attempts = Attempts {
+            policy: &self.upstream.policy,
+            identity: self.generation.tls().map(|(tls, server_name)| Identity {
+                tls,
+                server_name,
+                alpn: self.alpn,
+            }),
+            timeouts: &config.timeouts,
+            deadline: self.deadline,
+            metrics: &worker.metrics,
+        };
+        match attempts.one(address, progress).await {
+            Ok(session) => {
+                self.generation.made(address, &session.wire);
+                Ok(Dialled::New(session, permit.opened(), endpoint))
+            }
+            Err(error) => {
+                if !error.is_own_lack() {
+                    let text = error.to_string();
+                    self.upstream.endpoint_failed(self.generation, &endpoint, &text);
+                }
+                Err(AcquireError::Connect(Arc::new(error)))
+            }
+        }
+    }
+}
+
+impl Upstream {
+    /// Counts a transport failure, and says so where it ejects the endpoint.
+    pub(super) fn endpoint_failed(
+        &self,
+        generation: &Generation,
+        endpoint: &Endpoint,
+        error: &str,
+    ) {
+        if let Some(ejected) = endpoint.failed(Instant::now()) {
+            tracing::warn!(
+                alias = self.config.name,
+                true_name = generation.true_name().as_str(),
+                endpoint = %endpoint.address(),
+                for_seconds = ejected.as_secs_f64(),
+                error,
+                "endpoint ejected",
+            );
+        }
+    }
+}
