@@ -32,6 +32,7 @@ mod http2;
 mod life;
 mod listener_certificate;
 mod listener_tls;
+mod listeners;
 mod metrics;
 mod moves;
 mod names;
