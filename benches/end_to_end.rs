@@ -41,7 +41,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use truename::{
-    App,
+    app::App,
     config::{Alias, Config, Target, Trust},
     demo::authority::{Authority, LeafOptions},
 };

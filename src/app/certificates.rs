@@ -130,13 +130,9 @@ impl Keeper {
         let looked = match self.source.look(&self.subjects, false) {
             Ok(false) => return None,
             Ok(true) => {
-                let loaded = self.source.certificates();
-                if !self.source.take() {
-                    return None;
-                }
                 // Whatever is said now, it is about other files than before.
                 self.failure = None;
-                loaded
+                self.source.certificates()
             }
             Err(error) => Err(error),
         };

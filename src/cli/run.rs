@@ -33,13 +33,8 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// Run the proxy
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Run {
-    /// The aliases to serve.
-    #[arg(
-        value_name = "ALIAS[=TARGET[:PORT]]",
-        env = "TRUENAME_ALIASES",
-        value_delimiter = ',',
-        help = "Aliases to serve: NAME (resolved by DNS) or NAME=TARGET[:PORT]"
-    )]
+    /// Aliases to serve: NAME (resolved by DNS) or NAME=TARGET[:PORT]
+    #[arg(value_name = "ALIAS[=TARGET[:PORT]]", env = "TRUENAME_ALIASES", value_delimiter = ',')]
     pub aliases: Vec<String>,
 
     /// The configuration file

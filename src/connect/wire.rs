@@ -143,6 +143,11 @@ impl Wire {
         self.received.load(Ordering::Relaxed) > mark.received
     }
 
+    /// Whether anything was given to the kernel since `mark`.
+    pub fn has_written_since(&self, mark: Mark) -> bool {
+        self.written.load(Ordering::Relaxed) > mark.written
+    }
+
     /// Whether what was written since `mark` is known not to have reached the peer yet.
     ///
     /// What the peer has sent until now is then no answer to it. It may still arrive.

@@ -8,9 +8,11 @@
 //! * [`ReceiveWindow`]: how much the peer may send ahead of slow readers, such that no stream that is not
 //!   read keeps the others waiting, and that all connections together stay within [`UNREAD_STREAMS`]
 
+mod client;
 mod coalesce;
 mod window;
 
+pub use client::{Client, Connection, Exchange, ExchangeError, KeepAlive, handshake};
 pub use coalesce::{Coalesced, Writer, coalesced};
 pub use window::{Credit, ReceiveWindow, Unread};
 
@@ -26,3 +28,10 @@ pub const MAX_STREAMS: u32 = 100;
 /// Where that is used up, a connection's window no longer grows with its streams that nobody reads: they
 /// hold up its other streams, until their idle timers end them.
 pub const UNREAD_STREAMS: usize = 1024;
+
+/// How much an origin may send on one stream ahead of whoever reads it: more than a client may, as it may be
+/// far away, and sends the larger part.
+pub const UPSTREAM_WINDOW: u32 = 512 * 1024;
+
+/// [`UNREAD_STREAMS`] of the connections to origins: 256 MiB.
+pub const UNREAD_UPSTREAM: usize = 512;

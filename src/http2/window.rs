@@ -18,7 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{STREAM_WINDOW, UNREAD_STREAMS};
+use super::{STREAM_WINDOW, UNREAD_STREAMS, UNREAD_UPSTREAM, UPSTREAM_WINDOW};
 
 /// The window that every connection begins with (RFC 9113 §6.9.2).
 const INITIAL: u32 = 65_535;
@@ -31,6 +31,7 @@ const SPARE: usize = 4;
 const STEP: usize = 2;
 
 static BUDGET: Budget = Budget::new(UNREAD_STREAMS);
+static UPSTREAM_BUDGET: Budget = Budget::new(UNREAD_UPSTREAM);
 
 /// Streams' windows for all connections.
 #[derive(Debug)]
@@ -61,6 +62,8 @@ impl Budget {
 pub struct ReceiveWindow {
     credit: Arc<Credit>,
     budget: &'static Budget,
+    /// A stream's window.
+    stream: u32,
     /// Streams' windows that it has beyond [`INITIAL`].
     granted: usize,
 }
@@ -86,6 +89,12 @@ pub struct Unread {
 }
 
 impl ReceiveWindow {
+    /// Of a connection to an origin.
+    pub fn upstream() -> Self {
+        let stream = UPSTREAM_WINDOW;
+        Self { credit: Arc::default(), budget: &UPSTREAM_BUDGET, stream, granted: 0 }
+    }
+
     /// For the connection's streams.
     pub fn credit(&self) -> &Arc<Credit> {
         &self.credit
@@ -112,14 +121,14 @@ impl ReceiveWindow {
             *driver = Some(cx.waker().clone());
         }
         let streams = u32::try_from(self.granted).unwrap_or(u32::MAX);
-        let size = INITIAL.saturating_add(streams.saturating_mul(STREAM_WINDOW));
+        let size = INITIAL.saturating_add(streams.saturating_mul(self.stream));
         (self.granted != before).then_some(size.min(i32::MAX as u32))
     }
 }
 
 impl Default for ReceiveWindow {
     fn default() -> Self {
-        Self { credit: Arc::default(), budget: &BUDGET, granted: 0 }
+        Self { credit: Arc::default(), budget: &BUDGET, stream: STREAM_WINDOW, granted: 0 }
     }
 }
 
@@ -177,7 +186,7 @@ mod tests {
 
     fn window(budget: usize) -> ReceiveWindow {
         let budget = Box::leak(Box::new(Budget::new(budget)));
-        ReceiveWindow { credit: Arc::default(), budget, granted: 0 }
+        ReceiveWindow { credit: Arc::default(), budget, stream: ONE, granted: 0 }
     }
 
     fn resized(window: &mut ReceiveWindow) -> Option<u32> {
@@ -213,7 +222,8 @@ mod tests {
     #[test]
     fn all_connections_together_get_no_more_than_the_budget() {
         let mut first = window(10);
-        let mut second = ReceiveWindow { credit: Arc::default(), budget: first.budget, granted: 0 };
+        let (credit, budget) = (Arc::default(), first.budget);
+        let mut second = ReceiveWindow { credit, budget, stream: ONE, granted: 0 };
         let streams: Vec<_> = (0..4).map(|_| first.credit().open()).collect();
         assert_eq!(resized(&mut first), Some(INITIAL + 8 * ONE));
         let _others: Vec<_> = (0..9).map(|_| second.credit().open()).collect();

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use super::SendError;
 use crate::connect::ConnectError;
 
 /// No connection. No byte of the request has left.
@@ -18,8 +19,8 @@ pub enum AcquireError {
     Http {
         /// With whom.
         endpoint: SocketAddr,
-        /// What hyper said.
-        error: Arc<hyper::Error>,
+        /// Why.
+        error: Arc<SendError>,
     },
     /// Another request was dialling, and there was no connection to share within `timeouts.connect`.
     #[error("waiting for a connection to {endpoint} took longer than {limit:?}")]

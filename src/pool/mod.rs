@@ -7,6 +7,7 @@
 mod connection;
 mod error;
 mod flight;
+mod http2;
 mod permit;
 
 use std::{
@@ -20,9 +21,10 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use connection::{Connection, Http1, Http2, Line, SendError};
+pub use connection::{Connection, Http1, Line, SendError};
 pub use error::AcquireError;
 pub use flight::{Flight, Follow, Lead};
+pub use http2::Http2;
 pub use permit::{Counted, EndpointConnections, Permit, Room};
 
 use flight::SingleFlight;

@@ -1,0 +1,145 @@
+//! Our side of a connection to an origin: requests out, each on a stream of its own.
+//!
+//! One task polls the [`Connection`]. A stream has none: as on HTTP/1, whoever has the
+//! [`Exchange`] polls it, and dropping it resets the stream.
+
+mod exchange;
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{
+    Ping, PingPong,
+    client::{Builder, SendRequest},
+};
+use http::request;
+use tokio::time::{sleep, timeout};
+
+pub use exchange::{Exchange, ExchangeError};
+
+use super::{Coalesced, Credit, ReceiveWindow, UPSTREAM_WINDOW, Writer, coalesced};
+use crate::{body::RequestBody, socket::ByteStream};
+
+/// Response heads larger than this are refused.
+const MAX_RESPONSE_HEAD: u32 = 256 * 1024;
+
+/// How many streams that we have reset are remembered, and for how long: what their peer had sent by
+/// then is passed over. Beyond that it counts as an error of the peer's, and a connection may have
+/// no more than a thousand of those.
+const RESET_STREAMS: usize = 1000;
+const RESET_DURATION: Duration = Duration::from_secs(10);
+
+/// A peer that vanished is noticed before the kernel would.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much of a request waits in its stream for the connection to write it.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// A handle on a connection, to begin requests with.
+#[derive(Clone)]
+pub struct Client {
+    sender: SendRequest<Bytes>,
+    credit: Arc<Credit>,
+}
+
+/// What reads from and writes to the socket. It ends when the peer closes, and once there is neither
+/// a [`Client`] nor an [`Exchange`].
+pub struct Connection<S> {
+    inner: h2::client::Connection<Coalesced<S>, Bytes>,
+    writer: Writer<S>,
+    window: ReceiveWindow,
+}
+
+/// Starts HTTP/2 on a new connection. `streams` are begun at most before the peer has said how many it
+/// takes.
+pub async fn handshake<S: ByteStream>(
+    io: S,
+    streams: usize,
+) -> Result<(Client, Connection<S>, KeepAlive), ExchangeError> {
+    let (io, writer) = coalesced(io);
+    let window = ReceiveWindow::upstream();
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_max_send_streams(streams)
+        .initial_window_size(UPSTREAM_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(MAX_RESPONSE_HEAD)
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .reset_stream_duration(RESET_DURATION);
+    let (sender, mut inner) = builder.handshake(io).await?;
+    let pings = inner.ping_pong();
+    let client = Client { sender, credit: window.credit().clone() };
+    Ok((client, Connection { inner, writer, window }, KeepAlive(pings)))
+}
+
+impl Client {
+    /// Whether further requests may be begun: the peer has not said GOAWAY, and the connection has not
+    /// ended.
+    pub fn is_open(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        // A handle that has begun nothing never waits.
+        matches!(self.sender.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
+    }
+
+    /// Begins a request. Its body and its response are for [`Exchange`] to move.
+    pub fn begin(
+        &mut self,
+        head: &request::Parts,
+        body: RequestBody,
+    ) -> Result<Exchange, ExchangeError> {
+        Exchange::begin(&mut self.sender, &self.credit, head, body)
+    }
+}
+
+impl<S> Connection<S>
+where
+    S: ByteStream,
+{
+    /// How many streams the peer allows; what [`handshake`] was given until it has said so.
+    pub fn max_streams(&self) -> usize {
+        self.inner.max_concurrent_send_streams()
+    }
+}
+
+impl<S: ByteStream> Future for Connection<S> {
+    // What went wrong reaches the streams.
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { inner, writer, window } = &mut *self;
+        let ended = writer.poll_driven(cx, |cx| {
+            let ended = Pin::new(&mut *inner).poll(cx);
+            if let Some(size) = window.poll_resized(cx) {
+                inner.set_target_window_size(size);
+            }
+            ended
+        });
+        ended.map(drop)
+    }
+}
+
+/// Asks a silent peer whether it is there.
+pub struct KeepAlive(Option<PingPong>);
+
+impl KeepAlive {
+    /// Ready once the peer has not responded to a ping, which it gets where streams are open, as
+    /// `is_waiting` says, and nothing has come since `has_spoken` was last asked.
+    pub async fn lost(self, is_waiting: impl Fn() -> bool, mut has_spoken: impl FnMut() -> bool) {
+        let Some(mut pings) = self.0 else { return };
+        loop {
+            sleep(PING_INTERVAL).await;
+            if has_spoken() || !is_waiting() {
+                continue;
+            }
+            // Whose connection has ended need not be asked.
+            let Ok(Ok(_)) = timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await else { return };
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! One request and its response, on a stream of their own.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{
+    Reason, RecvStream, SendStream,
+    client::{ResponseFuture, SendRequest},
+};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_LENGTH, request,
+};
+use http_body::{Body as _, Frame, SizeHint};
+
+use super::super::{Credit, Unread};
+use crate::{
+    body::{BoxError, Interim, RequestBody},
+    idle::IdleTimer,
+};
+
+/// Why there is no response, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// The connection takes no more requests, or ended before any of this one was written.
+    #[error("the connection was closed before the request was sent")]
+    NotSent(#[source] h2::Error),
+    /// What it says cannot be said in HTTP/2.
+    #[error("the request is not valid in HTTP/2")]
+    Request(#[source] h2::Error),
+    /// The request's own body broke off.
+    #[error("the request's body broke off")]
+    RequestBody(#[source] BoxError),
+    /// The peer took nothing of the request for as long as `timeouts.idle` says.
+    #[error("nothing of the request was read for {0:?}, `timeouts.idle`")]
+    Unread(Duration),
+    /// The peer reset the stream before the response was complete.
+    #[error("the stream was reset before the response was complete: {0}")]
+    Reset(Reason),
+    /// The peer's GOAWAY says that it has not processed the request.
+    #[error("the connection is being shut down and the request was not processed: {0}")]
+    GoAway(Reason),
+    /// The connection ended.
+    #[error("the connection ended before the response was complete")]
+    Connection(#[source] h2::Error),
+    /// What came is not HTTP/2, or no response.
+    #[error("{0}")]
+    Protocol(h2::Error),
+    /// `101`, which HTTP/2 does not have (RFC 9113 §8.6).
+    #[error("101 Switching Protocols is not a response of HTTP/2")]
+    SwitchingProtocols,
+}
+
+impl ExchangeError {
+    /// Whether the peer has not processed the request (RFC 9113 §8.7).
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Reset(Reason::REFUSED_STREAM))
+    }
+
+    /// Whether the peer shuts the connection down in good order, and has not processed the request (RFC
+    /// 9113 §6.8).
+    pub fn is_shutdown(&self) -> bool {
+        matches!(self, Self::GoAway(Reason::NO_ERROR))
+    }
+
+    /// Whether the connection was closed, rather than broken.
+    pub fn is_end(&self) -> bool {
+        let (Self::NotSent(error) | Self::Connection(error)) = self else { return false };
+        // So h2 calls the end of what there is to read.
+        error.get_io().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl From<h2::Error> for ExchangeError {
+    fn from(error: h2::Error) -> Self {
+        match error.reason() {
+            Some(reason) if error.is_remote() && error.is_reset() => Self::Reset(reason),
+            Some(reason) if error.is_remote() => Self::GoAway(reason),
+            Some(_) => Self::Protocol(error),
+            None => Self::Connection(error),
+        }
+    }
+}
+
+/// A request that was begun. Dropped before its end, it resets its stream.
+pub struct Exchange {
+    upload: Option<Upload>,
+    response: Incoming,
+    /// What has come of the response, to the connection's window.
+    unread: Unread,
+    /// What the request met while nobody asked for the response's body, who is told when they do.
+    lost: Option<ExchangeError>,
+    is_head: bool,
+}
+
+/// The response.
+enum Incoming {
+    Head(ResponseFuture),
+    Body(Download),
+    Ended,
+}
+
+/// A response's body.
+struct Download {
+    stream: RecvStream,
+    /// How much of it comes, where its head says so.
+    left: Option<u64>,
+    /// What was handed on last. The peer may send as much again once more is asked for: then it has been
+    /// passed on.
+    taken: usize,
+}
+
+/// A request's body on its way.
+struct Upload {
+    body: RequestBody,
+    stream: SendStream<Bytes>,
+    /// What the peer has no room for yet.
+    piece: Bytes,
+    /// `piece` is the last.
+    is_last: bool,
+    /// How much comes, where the request's head says so.
+    left: Option<u64>,
+    /// How long the peer may read nothing of it.
+    idle: Option<Duration>,
+    timer: IdleTimer,
+}
+
+impl Exchange {
+    /// Sends a request's head, and its end where there is no body.
+    pub(super) fn begin(
+        sender: &mut SendRequest<Bytes>,
+        credit: &Arc<Credit>,
+        head: &request::Parts,
+        body: RequestBody,
+    ) -> Result<Self, ExchangeError> {
+        let mut request = Request::new(());
+        request.method_mut().clone_from(&head.method);
+        request.uri_mut().clone_from(&head.uri);
+        request.headers_mut().clone_from(&head.headers);
+        *request.version_mut() = head.version;
+        set_length(&mut request, body.size_hint().exact());
+        let left = length(request.headers());
+        let is_whole = body.is_end_stream();
+        let (response, stream) = sender.send_request(request, is_whole).map_err(|error| {
+            // Nothing but the caller's own mistakes is neither of these.
+            if error.is_io() || error.reason().is_some() {
+                ExchangeError::NotSent(error)
+            } else {
+                ExchangeError::Request(error)
+            }
+        })?;
+        let upload = (!is_whole).then(|| Upload {
+            idle: body.idle(),
+            body,
+            stream,
+            piece: Bytes::new(),
+            is_last: false,
+            left,
+            timer: IdleTimer::default(),
+        });
+        let is_head = head.method == Method::HEAD;
+        let unread = credit.open();
+        Ok(Self { upload, response: Incoming::Head(response), unread, lost: None, is_head })
+    }
+
+    /// The response's head, while the request's body is sent. `interim` gets every `1xx`, but a `100`
+    /// starts a body that was held back, instead.
+    pub fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        interim: Option<&Arc<dyn Interim>>,
+    ) -> Poll<Result<Response<()>, ExchangeError>> {
+        if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
+            return Poll::Ready(Err(error));
+        }
+        let head = self.poll_response(cx, interim);
+        if head.is_pending() {
+            self.unread.read();
+        }
+        head
+    }
+
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        interim: Option<&Arc<dyn Interim>>,
+    ) -> Poll<Result<Response<()>, ExchangeError>> {
+        let Incoming::Head(response) = &mut self.response else { return Poll::Pending };
+        // Asked for the response first, h2 passes over them.
+        while let Some(head) = ready!(response.poll_informational(cx)).transpose()? {
+            match head.status() {
+                StatusCode::SWITCHING_PROTOCOLS => {
+                    return Poll::Ready(Err(ExchangeError::SwitchingProtocols));
+                }
+                // Whoever waits for that is this task, which is woken.
+                StatusCode::CONTINUE => self.upload.iter().for_each(|upload| upload.body.proceed()),
+                _ => {
+                    if let Some(interim) = interim {
+                        interim.pass_on(head.into_parts().0);
+                    }
+                }
+            }
+        }
+        let (head, stream) = ready!(Pin::new(response).poll(cx))?.into_parts();
+        let empty = self.is_head
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let left = if empty { None } else { length(&head.headers) };
+        self.response = Incoming::Body(Download { stream, left, taken: 0 });
+        self.unread.unread();
+        // From now on the response may flow, whatever of the request is read.
+        self.upload.iter_mut().for_each(|upload| upload.idle = None);
+        Poll::Ready(Ok(Response::from_parts(head, ())))
+    }
+
+    /// Sends what there is of the request's body. Ready when there will be no more.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
+        let Some(upload) = &mut self.upload else { return Poll::Ready(Ok(())) };
+        let sent = ready!(upload.poll(cx));
+        if sent.is_err() {
+            // At once, and not as the request's end.
+            upload.stream.send_reset(Reason::CANCEL);
+        }
+        self.upload = None;
+        Poll::Ready(sent)
+    }
+
+    /// Goes on with the request's body, for a caller who does not ask for the response's.
+    pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
+        if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
+            self.lost = Some(error);
+        }
+    }
+
+    /// The response's body, as [`Body::poll_frame`](http_body::Body::poll_frame) has it.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        self.poll_progress(cx);
+        let Incoming::Body(download) = &mut self.response else { return Poll::Ready(None) };
+        let frame = match self.lost.take() {
+            Some(error) => Some(Err(error)),
+            None => match download.poll(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    self.unread.read();
+                    return Poll::Pending;
+                }
+            },
+        };
+        self.unread.unread();
+        if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
+            self.response = Incoming::Ended;
+        }
+        Poll::Ready(frame)
+    }
+
+    /// Whether the response's body has ended.
+    pub fn is_end_stream(&self) -> bool {
+        match &self.response {
+            Incoming::Head(_) => false,
+            Incoming::Body(download) => download.stream.is_end_stream(),
+            Incoming::Ended => true,
+        }
+    }
+
+    /// How much of the response's body comes.
+    pub fn size_hint(&self) -> SizeHint {
+        match &self.response {
+            _ if self.is_end_stream() => SizeHint::with_exact(0),
+            Incoming::Body(Download { left: Some(left), .. }) => SizeHint::with_exact(*left),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+impl Download {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        let taken = std::mem::take(&mut self.taken);
+        if taken > 0 {
+            // Never more than what came.
+            let _ = self.stream.flow_control().release_capacity(taken);
+        }
+        while let Some(data) = ready!(self.stream.poll_data(cx)).transpose()? {
+            // The frame that only says that this is the end is empty.
+            if !data.is_empty() {
+                self.taken = data.len();
+                self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx))?;
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}
+
+impl Upload {
+    /// Ready once all of it is sent, or the peer wants no more: then its response says why.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
+        loop {
+            while !self.piece.is_empty() {
+                let room = match self.stream.capacity() {
+                    // That it has grown is all that is told.
+                    0 => match self.stream.poll_capacity(cx) {
+                        Poll::Ready(Some(Ok(room))) => room,
+                        Poll::Ready(_) => return Poll::Ready(Ok(())),
+                        Poll::Pending => {
+                            let Some(idle) = self.idle else { return Poll::Pending };
+                            ready!(self.timer.poll(cx, idle));
+                            return Poll::Ready(Err(ExchangeError::Unread(idle)));
+                        }
+                    },
+                    room => room,
+                };
+                self.timer.moved();
+                let part = self.piece.split_to(room.min(self.piece.len()));
+                let end = self.is_last && self.piece.is_empty();
+                if self.stream.send_data(part, end).is_err() || end {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(frame) => match frame.map_err(ExchangeError::RequestBody)?.into_data() {
+                    Ok(data) => self.take(data)?,
+                    Err(frame) => {
+                        self.end()?;
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        // What they must not have in HTTP/2 was taken out of them.
+                        let _ = self.stream.send_trailers(trailers);
+                        return Poll::Ready(Ok(()));
+                    }
+                },
+                None => self.is_last = true,
+            }
+            if self.is_last && self.piece.is_empty() {
+                self.end()?;
+                let _ = self.stream.send_data(Bytes::new(), true);
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn take(&mut self, data: Bytes) -> Result<(), ExchangeError> {
+        let length = data.len();
+        if let Some(left) = &mut self.left {
+            let less = left.checked_sub(length as u64);
+            *left = less.ok_or_else(|| length_error("longer"))?;
+        }
+        self.is_last = self.body.is_end_stream();
+        if self.is_last {
+            self.end()?;
+        }
+        self.piece = data;
+        // Only for what is there: a stream that waits for its client holds none of the connection's.
+        self.stream.reserve_capacity(length);
+        Ok(())
+    }
+
+    /// Whether it may end here.
+    fn end(&self) -> Result<(), ExchangeError> {
+        match self.left {
+            None | Some(0) => Ok(()),
+            Some(_) => Err(length_error("shorter")),
+        }
+    }
+}
+
+fn length_error(than: &str) -> ExchangeError {
+    let error = format!("the body is {than} than its Content-Length");
+    ExchangeError::RequestBody(error.into())
+}
+
+/// Says how long a body is whose length is known, also where there is none and that is unusual.
+fn set_length(request: &mut Request<()>, length: Option<u64>) {
+    let Some(length) = length else { return };
+    let usual = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    if length > 0 || usual {
+        request.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    }
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

@@ -1,0 +1,257 @@
+//! An HTTP/2 connection that many requests share, and the tasks that keep it going.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Response, request};
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{Lead, Line};
+use crate::{
+    body::{Interim, RequestBody},
+    connect::{Mark, TargetStream},
+    http2,
+};
+
+/// Streams that one HTTP/2 connection carries at most, if its peer allows as many. More than
+/// this goes to a further connection, so that one lost packet does not hold up everything.
+const MAX_STREAMS: usize = 100;
+
+/// For how long a peer's first SETTINGS are awaited before others share its connection all the same.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A handle on an HTTP/2 connection: the pool's, or one stream.
+pub struct Http2 {
+    client: http2::Client,
+    /// Its connection.
+    pub line: Arc<Line>,
+    streams: Arc<Streams>,
+    is_stream: bool,
+    /// The request on this stream.
+    exchange: Option<Box<http2::Exchange>>,
+}
+
+/// What all handles on one HTTP/2 connection share.
+#[derive(Debug)]
+struct Streams {
+    open: AtomicUsize,
+    /// How many there may be; [`UNKNOWN`] until the peer has said so.
+    limit: AtomicUsize,
+    /// Those who wait for the connection learn of it when its limit is known. Were they to use it
+    /// before, those past the limit would wait for the others' streams to end.
+    flight: Mutex<Option<Lead>>,
+    /// Nothing more is read or written.
+    ended: AtomicBool,
+    /// Milliseconds between `since` and the last time at which a stream began or ended.
+    used: AtomicU64,
+    since: Instant,
+}
+
+const UNKNOWN: usize = usize::MAX;
+
+impl Http2 {
+    /// Starts HTTP/2. The task that drives it ends with the connection, at the latest when `kill` is
+    /// cancelled.
+    pub(super) async fn start(
+        stream: TargetStream,
+        line: Arc<Line>,
+        kill: CancellationToken,
+    ) -> Result<Self, http2::ExchangeError> {
+        let (client, connection, keep_alive) = http2::handshake(stream, MAX_STREAMS).await?;
+        let streams = Arc::new(Streams::new());
+        let mark = line.wire.mark();
+        let ended = Ended(streams.clone());
+        let driver = Driver { connection, streams: ended, mark, line: line.clone() };
+        tokio::spawn(watch(driver, keep_alive, kill));
+        Ok(Self { client, line, streams, is_stream: true, exchange: None })
+    }
+
+    /// Sends a request and gives its response's head.
+    pub(super) async fn send(
+        &mut self,
+        head: &request::Parts,
+        body: RequestBody,
+        interim: Option<&Arc<dyn Interim>>,
+    ) -> Result<Response<()>, http2::ExchangeError> {
+        let mark = self.line.wire.mark();
+        let exchange = self.exchange.insert(Box::new(self.client.begin(head, body)?));
+        let head = poll_fn(|cx| exchange.poll_head(cx, interim)).await;
+        head.map_err(|error| self.judge(error, mark))
+    }
+
+    /// The request on this stream.
+    pub(super) fn exchange(&self) -> Option<&http2::Exchange> {
+        self.exchange.as_deref()
+    }
+
+    /// The same, to go on with.
+    pub(super) fn exchange_mut(&mut self) -> Option<&mut http2::Exchange> {
+        self.exchange.as_deref_mut()
+    }
+
+    /// What an error means that a request has met which was begun at `mark`.
+    fn judge(&self, error: http2::ExchangeError, mark: Mark) -> http2::ExchangeError {
+        match error {
+            // Nothing will be written any more, and nothing was, by whatever stream.
+            http2::ExchangeError::Connection(error)
+                if self.streams.ended.load(Ordering::Acquire)
+                    && !self.line.wire.has_written_since(mark) =>
+            {
+                http2::ExchangeError::NotSent(error)
+            }
+            error => error,
+        }
+    }
+
+    /// One more stream of the same connection, unless it is full or closing.
+    pub fn share(&self) -> Option<Self> {
+        let limit = self.streams.limit.load(Ordering::Relaxed);
+        let has_room = limit != UNKNOWN && self.streams.open.load(Ordering::Relaxed) < limit;
+        if !has_room || self.is_closed() {
+            return None;
+        }
+        self.streams.open.fetch_add(1, Ordering::Relaxed);
+        let mut stream = self.handle();
+        stream.is_stream = true;
+        Some(stream)
+    }
+
+    /// A further handle, for the pool.
+    pub(super) fn handle(&self) -> Self {
+        Self {
+            client: self.client.clone(),
+            line: self.line.clone(),
+            streams: self.streams.clone(),
+            is_stream: false,
+            exchange: None,
+        }
+    }
+
+    /// Ends the flight that made it, once it is known how many may share it.
+    pub(super) fn land(&self, flight: Lead) {
+        // Under the lock, so that the limit does not become known in between, nor the connection end.
+        let mut waiting = self.streams.flight.lock();
+        let ended = self.streams.ended.load(Ordering::Acquire);
+        if self.streams.limit.load(Ordering::Relaxed) == UNKNOWN && !ended {
+            *waiting = Some(flight);
+        }
+    }
+
+    /// Whether no further streams can be begun.
+    pub fn is_closed(&self) -> bool {
+        self.streams.ended.load(Ordering::Acquire) || !self.client.is_open()
+    }
+
+    /// For how long no stream has been open.
+    pub fn idle_for(&self, now: Instant) -> Option<Duration> {
+        let streams = &self.streams;
+        (streams.open.load(Ordering::Relaxed) == 0).then(|| {
+            let used = Duration::from_millis(streams.used.load(Ordering::Relaxed));
+            now.saturating_duration_since(streams.since + used)
+        })
+    }
+}
+
+impl fmt::Debug for Http2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http2").field("line", &self.line).field("streams", &self.streams).finish()
+    }
+}
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        if self.is_stream {
+            let used = self.streams.since.elapsed().as_millis() as u64;
+            self.streams.used.store(used, Ordering::Relaxed);
+            self.streams.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Streams {
+    /// Of a new connection with one stream.
+    fn new() -> Self {
+        Self {
+            open: AtomicUsize::new(1),
+            limit: AtomicUsize::new(UNKNOWN),
+            flight: Mutex::default(),
+            ended: AtomicBool::new(false),
+            used: AtomicU64::new(0),
+            since: Instant::now(),
+        }
+    }
+
+    /// Takes note of how many streams the peer allows.
+    fn learn(&self, limit: usize) {
+        let limit = limit.min(MAX_STREAMS);
+        if self.limit.load(Ordering::Relaxed) != limit {
+            let mut flight = self.flight.lock();
+            self.limit.store(limit, Ordering::Relaxed);
+            flight.take();
+        }
+    }
+}
+
+/// Polls an HTTP/2 connection until it ends, and holds its line that long.
+struct Driver {
+    // Dropped before the end is told: after it, nothing is written any more.
+    connection: http2::Connection<TargetStream>,
+    streams: Ended,
+    mark: Mark,
+    line: Arc<Line>,
+}
+
+/// Tells of a connection's end when it is dropped.
+struct Ended(Arc<Streams>);
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = Pin::new(&mut self.connection).poll(cx);
+        // RFC 9113 §3.4: the first that comes are the peer's SETTINGS.
+        if self.line.wire.has_received_since(self.mark) {
+            self.streams.0.learn(self.connection.max_streams());
+        }
+        ended
+    }
+}
+
+/// Has an HTTP/2 connection driven until it ends, is to end, or its peer is gone. Apart from its driver,
+/// which is woken by every frame.
+async fn watch(driver: Driver, keep_alive: http2::KeepAlive, kill: CancellationToken) {
+    let (streams, wire) = (driver.streams.0.clone(), driver.line.wire.clone());
+    let mut driven = tokio::spawn(driver);
+    let lost = async {
+        sleep(SETTINGS_TIMEOUT).await;
+        streams.learn(streams.limit.load(Ordering::Relaxed));
+        let mut mark = wire.mark();
+        let has_spoken = || wire.has_received_since(std::mem::replace(&mut mark, wire.mark()));
+        keep_alive.lost(|| streams.open.load(Ordering::Relaxed) > 0, has_spoken).await;
+    };
+    tokio::select! {
+        _ = &mut driven => return,
+        () = kill.cancelled() => {}
+        () = lost => {}
+    }
+    driven.abort();
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+        // Those who wait for it look for another.
+        self.0.flight.lock().take();
+    }
+}
