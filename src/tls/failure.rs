@@ -311,7 +311,6 @@ pub(super) fn reason(error: &webpki::Error, self_issued: bool) -> Reason {
         CertNotValidYet { .. } => return Reason::NotYetValid,
         UnknownIssuer | CaUsedAsEndEntity if self_issued => return Reason::SelfSigned,
         UnknownIssuer => return Reason::UnknownIssuer,
-        CertRevoked => return Reason::Revoked,
         RequiredEkuNotFoundContext(_) => return Reason::WrongUsage,
         InvalidSignatureForPublicKey => return Reason::BadSignature,
         BadDer | BadDerTime | TrailingData(_) => "it is not correctly encoded",
@@ -325,18 +324,26 @@ pub(super) fn reason(error: &webpki::Error, self_issued: bool) -> Reason {
         PathLenConstraintViolated => "there are more CAs in its chain than one of them allows",
         UnsupportedCertVersion => "it is of X.509 version 1 or 2, which has no names to verify",
         NameConstraintViolation => "its issuer may not issue certificates for this name",
-        InvalidCrlSignatureForPublicKey => {
-            "a list in `tls.crls` names its issuer, but is not signed by it"
+        MaximumPathDepthExceeded => "there are more than six CAs between it and a trusted one",
+        MaximumPathBuildCallsExceeded
+        | MaximumSignatureChecksExceeded
+        | MaximumNameConstraintComparisonsExceeded => {
+            "too many certificates of its chain could have issued each other"
         }
-        IssuerNotCrlSigner => "a list in `tls.crls` is signed by a CA that may not sign such lists",
         error => return Reason::Other(error.to_string()),
     };
     Reason::Other(other.to_owned())
 }
 
-/// Texts of a stranger's certificate go to logs and headers: no control characters, no great length.
+/// Texts of a stranger's certificate go to logs and headers: no control characters, nothing that has a terminal
+/// show what follows in another order, no great length.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(TEXT_KEPT).collect()
+    text.chars().filter(|c| !c.is_control() && !turns_text(*c)).take(TEXT_KEPT).collect()
+}
+
+/// The bidirectional controls of Unicode.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Unix seconds as RFC 3339.

@@ -1,13 +1,24 @@
 //! Certificate revocation lists: read from files, and asked for a certificate.
 
+mod signature;
+
 use std::{path::Path, sync::Arc};
 
-use rustls::pki_types::{CertificateRevocationListDer, UnixTime, pem::PemObject};
-use webpki::{CertRevocationList, OwnedCertRevocationList};
-use x509_parser::{prelude::FromDer, revocation_list::CertificateRevocationList};
+use rustls::{
+    crypto::WebPkiSupportedAlgorithms,
+    pki_types::{CertificateRevocationListDer, SubjectPublicKeyInfoDer, UnixTime, pem::PemObject},
+};
+use webpki::{Cert, CertRevocationList, OwnedCertRevocationList};
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::{ParsedExtension, X509Extension},
+    prelude::FromDer,
+    revocation_list::CertificateRevocationList,
+};
 
+use self::signature::{Signed, Verdict};
 use super::{
-    failure::Date,
+    failure::{Date, Reason},
     roots::read_up_to,
     shared::{Digest, Shared},
 };
@@ -26,6 +37,9 @@ pub(super) struct Lists(Vec<Arc<Vec<List>>>);
 
 struct List {
     parsed: CertRevocationList<'static>,
+    signed: Signed,
+    /// Which of its issuer's keys it says to be signed with.
+    key_id: Option<Vec<u8>>,
     /// Unix seconds: when the next one is due.
     next_update: Option<i64>,
 }
@@ -40,8 +54,37 @@ impl Lists {
         Ok(())
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &CertRevocationList<'static>> {
-        self.0.iter().flat_map(|lists| lists.iter()).map(|list| &list.parsed)
+    /// Fails where a list revokes the certificate, of whose issuer this is the key.
+    ///
+    /// A CA that was renewed with another key has two keys under one name, and a list for each; and some CAs have
+    /// their name by chance. webpki asks the first list of the name, whoever signed it.
+    pub(super) fn check(
+        &self,
+        certificate: &Cert<'_>,
+        issuer: &SubjectPublicKeyInfoDer<'_>,
+        algorithms: &WebPkiSupportedAlgorithms,
+    ) -> Result<(), Reason> {
+        let mut lists = self.of(certificate.issuer()).peekable();
+        if lists.peek().is_none() {
+            return Ok(());
+        }
+        let key_id = issuer_key_id(certificate);
+        let (mut is_known, mut unknown) = (false, None);
+        for list in lists {
+            let is_of_key =
+                key_id.as_ref().zip(list.key_id.as_ref()).map(|(one, other)| one == other);
+            let verdict = match is_of_key {
+                Some(false) => continue,
+                _ => list.signed.verdict(issuer, algorithms),
+            };
+            match verdict {
+                Verdict::Good if list.names(certificate.serial()) => return Err(Reason::Revoked),
+                Verdict::Good => is_known = true,
+                bad if is_of_key == Some(true) => return Err(bad.reason()),
+                bad => unknown = Some(bad),
+            }
+        }
+        unknown.filter(|_| !is_known).map_or(Ok(()), |bad| Err(bad.reason()))
     }
 
     /// Whether a list of this issuer names the serial number.
@@ -49,9 +92,14 @@ impl Lists {
     /// For certificates that are trusted by themselves: nobody's signature stands above them, and the lists are the
     /// operator's own files, so that a match of names is enough to refuse one.
     pub(super) fn revoke(&self, issuer: &[u8], serial: &[u8]) -> bool {
-        self.iter()
-            .filter(|list| list.issuer() == issuer)
-            .any(|list| !matches!(list.find_serial(serial), Ok(None)))
+        self.of(issuer).any(|list| list.names(serial))
+    }
+
+    fn of<'a>(&'a self, issuer: &'a [u8]) -> impl Iterator<Item = &'a List> {
+        self.0
+            .iter()
+            .flat_map(|lists| lists.iter())
+            .filter(move |list| list.parsed.issuer() == issuer)
     }
 
     #[cfg(test)]
@@ -62,6 +110,10 @@ impl Lists {
 }
 
 impl List {
+    fn names(&self, serial: &[u8]) -> bool {
+        !matches!(self.parsed.find_serial(serial), Ok(None))
+    }
+
     /// A list that should have been replaced still revokes what it revokes, but is silent on what came later.
     fn warn_if_due(&self, path: &Path) {
         let now = UnixTime::now().as_secs() as i64;
@@ -87,11 +139,28 @@ fn parse(path: &Path, content: Vec<u8>) -> Result<Vec<List>, TlsConfigError> {
     let parse = |list: CertificateRevocationListDer<'_>| {
         let parsed = OwnedCertRevocationList::from_der(&list)
             .map_err(|error| bad(format!("the TLS library cannot read it ({error})")))?;
-        let next_update = match CertificateRevocationList::from_der(&list) {
-            Ok((_, list)) => list.next_update().map(|time| time.timestamp()),
-            Err(_) => None,
-        };
-        Ok(List { parsed: parsed.into(), next_update })
+        let (_, read) = CertificateRevocationList::from_der(&list)
+            .map_err(|error| bad(format!("it is damaged ({error})")))?;
+        Ok(List {
+            parsed: parsed.into(),
+            signed: Signed::parse(&list).ok_or_else(|| bad("it is damaged".to_owned()))?,
+            key_id: key_id(read.extensions()),
+            next_update: read.next_update().map(|time| time.timestamp()),
+        })
     };
     lists.into_iter().map(parse).collect()
+}
+
+/// Which key of its issuer a certificate says to be signed with.
+fn issuer_key_id(certificate: &Cert<'_>) -> Option<Vec<u8>> {
+    let der = certificate.der();
+    let (_, read) = X509Certificate::from_der(&der).ok()?;
+    key_id(read.extensions())
+}
+
+fn key_id(extensions: &[X509Extension<'_>]) -> Option<Vec<u8>> {
+    extensions.iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(of) => Some(of.key_identifier.as_ref()?.0.to_vec()),
+        _ => None,
+    })
 }

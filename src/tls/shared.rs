@@ -1,7 +1,7 @@
 //! What is made of the same bytes, kept once for as long as anybody uses it.
 //!
 //! Each alias follows its own files, and many aliases name the same ones: the roots of a machine take
-//! hundreds of kilobytes, a revocation list six times its file.
+//! hundreds of kilobytes, a revocation list several times its file.
 
 use std::sync::{Arc, Weak};
 

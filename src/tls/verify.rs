@@ -17,10 +17,7 @@ use std::{
     fmt::{self, Debug, Formatter},
     sync::Arc,
 };
-use webpki::{
-    EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
-    VerifiedPath,
-};
+use webpki::{Cert, EndEntityCert, KeyUsage, VerifiedPath, spki_for_anchor};
 
 /// webpki's verdict as far as somebody is trusted, then the pins; refusals are [`VerifyFailure`]s.
 pub(super) struct Verifier {
@@ -94,18 +91,9 @@ impl Trusted {
         let self_issued = Leaf::parse(asked.leaf).is_some_and(|leaf| leaf.is_self_issued());
         let told = |error| reason(&error, self_issued);
         let leaf = EndEntityCert::try_from(asked.leaf).map_err(told)?;
-        let lists: Vec<_> = self.lists.iter().collect();
-        // Without a list there is nothing to look into.
-        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-            options
-                .with_depth(RevocationCheckDepth::Chain)
-                // A list speaks for its own issuer only; the others' certificates are not thereby suspect.
-                .with_status_policy(UnknownStatusPolicy::Allow)
-                .build()
-        });
         let refused = RefCell::new(None);
         let judge = |path: &VerifiedPath<'_>| {
-            self.judge(path, asked.now, &verifier.pins).map_err(|reason| {
+            self.judge(path, asked.now, verifier).map_err(|reason| {
                 *refused.borrow_mut() = Some(reason);
                 webpki::Error::UnknownIssuer
             })
@@ -116,22 +104,29 @@ impl Trusted {
             intermediates,
             asked.now,
             KeyUsage::server_auth(),
-            revocation,
+            None,
             Some(&judge),
         )
         .map_err(|error| refused.take().unwrap_or_else(|| told(error)))?;
         leaf.verify_is_valid_for_subject_name(asked.name).map_err(told)
     }
 
-    /// What webpki leaves to its callers: the root's own terms, all lists, the pins.
-    fn judge(&self, path: &VerifiedPath<'_>, now: UnixTime, pins: &Pins) -> Result<(), Reason> {
+    /// What webpki leaves to its callers: the root's own terms, the pins; and the lists, as it asks only one of
+    /// those of a name.
+    fn judge(
+        &self,
+        path: &VerifiedPath<'_>,
+        now: UnixTime,
+        verifier: &Verifier,
+    ) -> Result<(), Reason> {
         let anchor = path.anchor();
-        let intermediates = path.intermediate_certificates();
-        // webpki asks the first list of an issuer only, and there may be an older and a newer one.
-        let certificates = [&**path.end_entity()].into_iter().chain(intermediates);
-        if certificates.into_iter().any(|it| self.lists.revoke(it.issuer(), it.serial())) {
-            return Err(Reason::Revoked);
+        let mut certificate: &Cert<'_> = path.end_entity();
+        for issuer in path.intermediate_certificates() {
+            let key = issuer.subject_public_key_info();
+            self.lists.check(certificate, &key, &verifier.algorithms)?;
+            certificate = issuer;
         }
+        self.lists.check(certificate, &spki_for_anchor(anchor), &verifier.algorithms)?;
         if let Some(fault) = self.roots.fault(anchor, now, &self.lists) {
             return Err(Reason::Issuer(fault));
         }
@@ -140,7 +135,7 @@ impl Trusted {
                 "there are more CAs in its chain than its root allows".to_owned(),
             ));
         }
-        pins.admit(path)
+        verifier.pins.admit(path)
     }
 
     /// Puts the blame where it belongs: webpki does not say which certificate of a chain it refused.

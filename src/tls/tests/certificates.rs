@@ -309,13 +309,14 @@ async fn a_certificate_without_its_key_is_refused() {
 
 #[tokio::test]
 async fn what_a_stranger_wrote_into_a_certificate_is_bounded_and_printable() {
-    let ca = Ca::new("Evil\r\nSet-Cookie: a=b");
+    let ca = Ca::new("Evil\r\nSet-Cookie: a=b\u{202e}\u{2066}");
     let tls = Settings::trusting(&Ca::new("Root")).load();
     let names: Vec<String> = (0..500).map(|n| format!("n{n}.example.com")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let failure = refusal(ca.issue(&names).server(), &tls, NAME).await;
     let text = failure.to_string();
     assert!(!text.contains(char::is_control), "{text:?}");
+    assert!(!text.contains(['\u{202e}', '\u{2066}']), "{text:?}");
     assert!(text.len() < 1_000, "{text}");
     assert_eq!(failure.presented.len(), 100);
 }

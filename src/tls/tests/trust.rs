@@ -32,7 +32,7 @@ fn cross_signed(issuer: &Ca, other: &Ca, name: &str, change: Change) -> Certific
     params.signed_by(other.0.key(), &issuer.0).unwrap().der().clone()
 }
 
-fn list(issuer: &Ca, revoked: &[u64]) -> String {
+pub(super) fn list(issuer: &Ca, revoked: &[u64]) -> String {
     let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
         serial_number: SerialNumber::from(*serial),
         revocation_time: date_time_ymd(2024, 1, 1),
@@ -228,6 +228,65 @@ async fn every_list_of_an_issuer_is_looked_into() {
 }
 
 #[tokio::test]
+async fn a_list_counts_for_the_key_that_signed_it_and_no_other_of_that_name() {
+    let (old, new) = (Ca::new("Root"), Ca::new("Root"));
+    for has_key_id in [true, false] {
+        let with_serial = |ca: &Ca, serial: u64| {
+            ca.issue_with(&[NAME], |params| {
+                params.serial_number = Some(SerialNumber::from(serial));
+                params.use_authority_key_identifier_extension = has_key_id;
+            })
+        };
+        for order in [["old.pem", "new.pem"], ["new.pem", "old.pem"]] {
+            let mut settings = Settings::trusting(&old);
+            let new_root = settings.file("new-root.pem", new.pem());
+            settings.tls.ca.files.push(new_root);
+            settings.file("old.pem", list(&old, &[666]));
+            settings.file("new.pem", list(&new, &[777]));
+            settings.tls.crls = order.map(|name| settings.directory.path().join(name)).to_vec();
+            let tls = settings.load();
+            for (ca, revoked, good) in [(&old, 666, 777), (&new, 777, 666)] {
+                let failure = refusal(with_serial(ca, revoked).server(), &tls, NAME).await;
+                assert_eq!(failure.reason, Reason::Revoked, "{failure}");
+                accepted(with_serial(ca, good).server(), &tls, NAME).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_another_key_of_the_same_name_signed_makes_nobody_suspect() {
+    let (root, other) = (Ca::new("Root"), Ca::new("Root"));
+    let mut settings = Settings::trusting(&root);
+    settings.tls.crls = vec![settings.file("list.pem", list(&other, &[666]))];
+    let change = |params: &mut CertificateParams| {
+        params.serial_number = Some(SerialNumber::from(666));
+        params.use_authority_key_identifier_extension = true;
+    };
+    accepted(root.issue_with(&[NAME], change).server(), &settings.load(), NAME).await;
+}
+
+#[tokio::test]
+async fn a_list_whose_signature_does_not_match_lets_nobody_pass() {
+    let root = Ca::new("Root");
+    let mut settings = Settings::trusting(&root);
+    let (_, list) = x509_parser::pem::parse_x509_pem(list(&root, &[666]).as_bytes()).unwrap();
+    let mut list = list.contents;
+    // Within the signature, which comes last.
+    let end = list.len() - 1;
+    list[end] ^= 1;
+    settings.tls.crls = vec![settings.file("list.der", list)];
+    for has_key_id in [true, false] {
+        let change = |params: &mut CertificateParams| {
+            params.use_authority_key_identifier_extension = has_key_id
+        };
+        let server = root.issue_with(&[NAME], change).server();
+        let failure = refusal(server, &settings.load(), NAME).await;
+        assert!(failure.to_string().contains("is not signed by it"), "{failure}");
+    }
+}
+
+#[tokio::test]
 async fn a_revoked_issuer_vouches_for_nobody_though_it_is_trusted_itself() {
     let root = Ca::new("Root");
     let mut params = Ca::params("Intermediate");
@@ -239,6 +298,25 @@ async fn a_revoked_issuer_vouches_for_nobody_though_it_is_trusted_itself() {
     settings.tls.crls = vec![settings.file("list.pem", list(&root, &[666]))];
     let failure = refusal(intermediate.issue(&[NAME]).server(), &settings.load(), NAME).await;
     assert!(failure.to_string().contains("is revoked"), "{failure}");
+}
+
+#[tokio::test]
+async fn six_cas_between_are_followed_and_a_seventh_is_explained() {
+    let root = Ca::new("Root");
+    let tls = Settings::trusting(&root).load();
+    let mut chain = vec![root];
+    for count in 1..=7 {
+        let next = chain[0].intermediate(&format!("CA {count}"));
+        chain.insert(0, next);
+        let mut identity = chain[0].issue(&[NAME]);
+        identity.chain.extend(chain[..count].iter().map(Ca::der));
+        if count <= 6 {
+            accepted(identity.server(), &tls, NAME).await;
+        } else {
+            let failure = refusal(identity.server(), &tls, NAME).await;
+            assert!(failure.to_string().contains("more than six CAs"), "{failure}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,119 @@
+//! Whose signature a revocation list bears.
+
+use parking_lot::Mutex;
+use rustls::{crypto::WebPkiSupportedAlgorithms, pki_types::SubjectPublicKeyInfoDer};
+use x509_parser::{asn1_rs::Any, prelude::FromDer};
+
+use crate::tls::failure::Reason;
+
+/// Keys of one name. A CA has one or two.
+const KEYS: usize = 16;
+
+/// A list's signature, with what it is over.
+pub(super) struct Signed {
+    data: Vec<u8>,
+    /// The contents of its identifier in DER, as are all of `pki_types`.
+    algorithm: Vec<u8>,
+    signature: Vec<u8>,
+    /// By public key: a list may have megabytes, and is asked in every handshake.
+    verdicts: Mutex<Vec<(Vec<u8>, Verdict)>>,
+}
+
+/// Whether a list is signed with a given key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is.
+    Good,
+    /// It is not.
+    OtherKey,
+    /// Nobody can say: the algorithm is too old, or unknown.
+    Unsupported,
+}
+
+impl Signed {
+    /// Of a list in DER.
+    pub(super) fn parse(list: &[u8]) -> Option<Self> {
+        let (data, rest) = split(split(list)?.0.contents)?;
+        let (algorithm, rest) = split(rest)?;
+        let (signature, _) = split(rest)?;
+        Some(Self {
+            data: data.whole.to_vec(),
+            algorithm: algorithm.contents.to_vec(),
+            signature: bits(signature.contents)?.to_vec(),
+            verdicts: Mutex::default(),
+        })
+    }
+
+    /// Whether this is the key that it was signed with.
+    pub(super) fn verdict(
+        &self,
+        key: &SubjectPublicKeyInfoDer<'_>,
+        algorithms: &WebPkiSupportedAlgorithms,
+    ) -> Verdict {
+        let known = |verdicts: &[(Vec<u8>, Verdict)]| {
+            verdicts.iter().find(|(known, _)| **known == **key).map(|(_, verdict)| *verdict)
+        };
+        if let Some(verdict) = known(&self.verdicts.lock()) {
+            return verdict;
+        }
+        // Without the lock: it takes a while.
+        let verdict = self.verify(key, algorithms).unwrap_or(Verdict::OtherKey);
+        let mut verdicts = self.verdicts.lock();
+        if verdicts.len() < KEYS && known(&verdicts).is_none() {
+            verdicts.push((key.to_vec(), verdict));
+        }
+        verdict
+    }
+
+    fn verify(
+        &self,
+        key: &SubjectPublicKeyInfoDer<'_>,
+        algorithms: &WebPkiSupportedAlgorithms,
+    ) -> Option<Verdict> {
+        let (key_algorithm, rest) = split(split(key)?.0.contents)?;
+        let key = bits(split(rest)?.0.contents)?;
+        let fitting = || {
+            let all = algorithms.all.iter();
+            all.filter(|one| one.signature_alg_id().as_ref() == self.algorithm)
+        };
+        let is_good = fitting()
+            .filter(|one| one.public_key_alg_id().as_ref() == key_algorithm.contents)
+            .any(|one| one.verify_signature(key, &self.data, &self.signature).is_ok());
+        Some(match is_good {
+            true => Verdict::Good,
+            false if fitting().next().is_none() => Verdict::Unsupported,
+            false => Verdict::OtherKey,
+        })
+    }
+}
+
+impl Verdict {
+    /// Why nobody passes where the list that ought to be signed with the key is not.
+    pub(super) fn reason(self) -> Reason {
+        let why = match self {
+            Verdict::Unsupported => {
+                "a list in `tls.crls` names its issuer, and is signed with an algorithm that is too old (SHA-1) or unknown"
+            }
+            _ => "a list in `tls.crls` names its issuer, but is not signed by it",
+        };
+        Reason::Other(why.to_owned())
+    }
+}
+
+/// A value in DER.
+struct Value<'a> {
+    whole: &'a [u8],
+    contents: &'a [u8],
+}
+
+/// The first value, and what follows it.
+fn split(der: &[u8]) -> Option<(Value<'_>, &[u8])> {
+    let (rest, value) = Any::from_der(der).ok()?;
+    let contents = value.data;
+    Some((Value { whole: &der[..der.len() - rest.len()], contents }, rest))
+}
+
+/// Those of a bit string, all in whole bytes.
+fn bits(contents: &[u8]) -> Option<&[u8]> {
+    contents.split_first().filter(|(unused, _)| **unused == 0).map(|(_, bits)| bits)
+}
