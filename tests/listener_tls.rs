@@ -30,9 +30,12 @@ async fn plaintext_and_tls_share_a_port() {
     let world = World::new("").await;
     let plain = client::get(world.address, ALIAS, "/").await;
     assert_eq!(plain.text(), "ok");
-    for (name, arguments) in
-        [(ALIAS, &["--http1.1"][..]), (ALIAS_IN_DNS, &["--http2"]), (ALIAS, &["--tls-max", "1.2"])]
-    {
+    for (name, arguments) in [
+        (ALIAS, &["--http1.1"][..]),
+        (ALIAS, &["--http1.0"]),
+        (ALIAS_IN_DNS, &["--http2"]),
+        (ALIAS, &["--tls-max", "1.2"]),
+    ] {
         let answer = world.curl(name, arguments).await;
         assert_eq!((answer.code, answer.stdout.as_str()), (0, "ok"), "{name}: {answer:?}");
     }
@@ -43,7 +46,7 @@ async fn plaintext_and_tls_share_a_port() {
         )
     };
     assert_eq!(world.proxy.metric(&count("http/1.1", false)).await, Some(1.0));
-    assert_eq!(world.proxy.metric(&count("http/1.1", true)).await, Some(1.0));
+    assert_eq!(world.proxy.metric(&count("http/1.1", true)).await, Some(2.0));
     assert_eq!(world.proxy.metric(&count("h2", true)).await, Some(2.0));
 }
 
@@ -90,6 +93,8 @@ async fn alpn_chooses_the_protocol() {
         (&["h2", "http/1.1"][..], Some("h2")),
         (&["http/1.1", "h2"], Some("h2")),
         (&["http/1.1"], Some("http/1.1")),
+        (&["http/1.0", "http/1.1"], Some("http/1.1")),
+        (&["http/1.0"], Some("http/1.0")),
         (&[], None),
     ] {
         let mut peer = world.connect(ALIAS, offered).await.unwrap();

@@ -197,7 +197,8 @@ impl ServerTls {
             .map_err(library)?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // `curl --http1.0` offers the last alone.
+        config.alpn_protocols = [&b"h2"[..], b"http/1.1", b"http/1.0"].map(<[u8]>::to_vec).to_vec();
         // Stateless tickets under keys that rotate every six hours.
         config.ticketer = Ticketer::new().map_err(library)?;
         Ok(Self { config: Arc::new(config), certificates: ArcSwap::default() })
