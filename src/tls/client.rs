@@ -4,7 +4,7 @@ use super::{
     failure::Leaf,
     lists::Lists,
     pins::Pins,
-    roots::{RootStores, certificates, read, warn_of_dates},
+    roots::{RootStores, certificates, pem_error, read, warn_of_dates},
     sessions::Sessions,
     verify::{Trusted, Verifier, Whom},
 };
@@ -300,13 +300,14 @@ fn client_certificate(
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsConfigError> {
-    PrivateKeyDer::from_pem_slice(&read(path, KEY)?).map_err(|error| key_error(path, &error))
+    PrivateKeyDer::from_pem_slice(&read(path, KEY)?)
+        .map_err(|error| key_error(path, pem_error(&error)))
 }
 
 const KEY: &str = "tls.client_certificate.key";
 
-fn key_error(path: &Path, why: &dyn std::error::Error) -> TlsConfigError {
-    TlsConfigError::of(KEY, path, |path| TlsFault::PrivateKey { path, detail: why.to_string() })
+fn key_error(path: &Path, detail: String) -> TlsConfigError {
+    TlsConfigError::of(KEY, path, |path| TlsFault::PrivateKey { path, detail })
 }
 
 fn pair_error(pair: &config::ClientCertificate, error: &Error) -> TlsConfigError {
@@ -318,6 +319,6 @@ fn pair_error(pair: &config::ClientCertificate, error: &Error) -> TlsConfigError
         Error::InvalidCertificate(error) => {
             both(TlsFault::ClientCertificate { cert: pair.cert.clone(), detail: error.to_string() })
         }
-        error => key_error(&pair.key, error),
+        error => key_error(&pair.key, error.to_string()),
     }
 }

@@ -12,7 +12,10 @@ use crate::{
     tls::{TlsConfigError, TlsFault},
 };
 use parking_lot::Mutex;
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
+use rustls::pki_types::{
+    CertificateDer, TrustAnchor, UnixTime,
+    pem::{self, PemObject},
+};
 use std::{
     collections::HashSet,
     env,
@@ -23,6 +26,9 @@ use webpki::anchor_from_trusted_cert;
 
 /// The largest file of certificates that is read: a hundred times the public roots.
 const MAX_CERTIFICATES: usize = 16 << 20;
+
+/// Of UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Seconds: a certificate is said to expire soon in the last third of its life, but no earlier than this.
 const SOON: i64 = 30 * 24 * 60 * 60;
@@ -257,12 +263,23 @@ pub(super) fn certificates(
     let text = read(path, key)?;
     let certificates: Vec<_> =
         CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|error| {
-            TlsConfigError::of(key, path, |path| TlsFault::Pem { path, detail: error.to_string() })
+            TlsConfigError::of(key, path, |path| TlsFault::Pem { path, detail: pem_error(&error) })
         })?;
     if certificates.is_empty() {
         return Err(TlsConfigError::of(key, path, |path| TlsFault::NoCertificate { path }));
     }
     Ok(certificates)
+}
+
+/// Why a file is not PEM, for people.
+pub(super) fn pem_error(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => {
+            "its last block has no `-----END` line: the file is cut off".to_owned()
+        }
+        pem::Error::NoItemsFound => "it contains no such PEM block".to_owned(),
+        error => error.to_string(),
+    }
 }
 
 pub(super) fn read(path: &Path, key: &'static str) -> Result<Vec<u8>, TlsConfigError> {
@@ -274,6 +291,11 @@ pub(super) fn read_up_to(
     path: &Path,
     key: &'static str,
 ) -> Result<Vec<u8>, TlsConfigError> {
-    read_file(path, limit)
-        .map_err(|source| TlsConfigError::of(key, path, |path| TlsFault::Read { path, source }))
+    let mut contents = read_file(path, limit)
+        .map_err(|source| TlsConfigError::of(key, path, |path| TlsFault::Read { path, source }))?;
+    // Windows' editors put it first, and the first line would not count as one of PEM.
+    if contents.starts_with(BYTE_ORDER_MARK) {
+        contents.drain(..BYTE_ORDER_MARK.len());
+    }
+    Ok(contents)
 }

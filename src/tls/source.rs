@@ -7,15 +7,16 @@ use std::{
 };
 
 use rustls::{
+    Error,
     crypto::aws_lc_rs,
     pki_types::{PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
 
 use super::{
-    TlsConfigError,
+    TlsConfigError, TlsFault,
     authority::{AuthorityError, Subject},
-    roots::{certificates, read},
+    roots::{certificates, pem_error, read},
     server::{Certificates, is_valid_for},
     store::{Serving, Store, StoreError},
 };
@@ -158,6 +159,8 @@ fn fingerprint(files: [&Path; 2]) -> u64 {
     hasher.finish()
 }
 
+const KEY: &str = "listener.tls.key";
+
 fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, SourceError> {
     let no_pair = |detail: String| SourceError::Pair {
         certificate: certificate.into(),
@@ -165,8 +168,15 @@ fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, SourceE
         detail,
     };
     let chain = certificates(certificate, "listener.tls.certificate")?;
-    let der = PrivateKeyDer::from_pem_slice(&read(key, "listener.tls.key")?)
-        .map_err(|error| no_pair(format!("the key: {error}")))?;
-    CertifiedKey::from_der(chain, der, &aws_lc_rs::default_provider())
-        .map_err(|error| no_pair(error.to_string()))
+    let no_key = |detail: String| {
+        TlsConfigError::of(KEY, key, |path| TlsFault::PrivateKey { path, detail }).into()
+    };
+    let der = PrivateKeyDer::from_pem_slice(&read(key, KEY)?)
+        .map_err(|error| no_key(pem_error(&error)))?;
+    CertifiedKey::from_der(chain, der, &aws_lc_rs::default_provider()).map_err(
+        |error| match error {
+            Error::General(detail) => no_key(detail),
+            error => no_pair(error.to_string()),
+        },
+    )
 }

@@ -1,7 +1,11 @@
 //! What is loaded, what is shared, and what is refused with which words.
 
+use super::trust::list;
 use super::*;
-use crate::tls::anchor::{Terms, Use};
+use crate::tls::{
+    anchor::{Terms, Use},
+    source::Source,
+};
 use std::sync::Arc;
 
 #[test]
@@ -29,6 +33,42 @@ async fn files_add_to_the_system_roots() {
     let known: Vec<_> = roots.anchors.iter().map(|root| &root.subject_public_key_info).collect();
     assert!(expected.roots.iter().all(|root| known.contains(&&root.subject_public_key_info)));
     accepted(ca.issue(&[NAME]).server(), &settings.load(), NAME).await;
+}
+
+#[tokio::test]
+async fn a_byte_order_mark_hides_no_certificate_key_or_list() {
+    let (first, second) = (Ca::new("First"), Ca::new("Second"));
+    let mut settings = Settings::trusting_pem(&format!("\u{feff}{}{}", first.pem(), second.pem()));
+    let key = KeyPair::generate().unwrap();
+    let client = leaf_params(&["client"]).signed_by(&key, &second.0).unwrap();
+    settings.tls.client_certificate = Some(config::ClientCertificate {
+        cert: settings.file("client.pem", format!("\u{feff}{}", client.pem())),
+        key: settings.file("client.key", format!("\u{feff}{}", key.serialize_pem())),
+    });
+    settings.tls.crls = vec![settings.file("list.pem", format!("\u{feff}{}", list(&first, &[])))];
+    for ca in [&first, &second] {
+        accepted(ca.issue(&[NAME]).server(), &settings.load(), NAME).await;
+    }
+}
+
+#[test]
+fn a_listeners_key_that_cannot_be_used_is_told_apart_from_one_of_another_certificate() {
+    let settings = Settings::trusting_nobody();
+    let certificate = settings.file("cert.pem", Ca::new("Listener").pem());
+    let other = KeyPair::generate().unwrap().serialize_pem();
+    for (key, said) in [
+        (
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+            "openssl pkey",
+        ),
+        ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "openssl pkey"),
+        ("-----BEGIN PRIVATE KEY-----\nAAAA\n", "cut off"),
+        (&other, "do not belong together"),
+    ] {
+        let key = settings.file("key.pem", key);
+        let error = Source::files(&certificate, &key).certificates().unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("key.pem"), "{error}");
+    }
 }
 
 /// rustls-native-certs takes the variable for the whole of the system's roots, so it must not
