@@ -215,6 +215,21 @@ async fn files_are_trusted_beside_those_of_ssl_cert_file() {
 }
 
 #[tokio::test]
+async fn roots_of_the_system_that_cannot_be_read_are_missed_in_the_log() {
+    let scene = Scene::new(1).await;
+    for (name, contents) in [("nothing.pem", None), ("empty.pem", Some(""))] {
+        let mut setup = Setup::new(&scene.yaml("tls: {ca: {files: [\"$FOLDER/root.pem\"]}}"));
+        if let Some(contents) = contents {
+            setup = setup.file(name, contents);
+        }
+        let setup = setup.variable("SSL_CERT_FILE", name).variable("SSL_CERT_DIR", "");
+        let proxy = setup.start().await;
+        let line = proxy.logged("CA certificates of the system cannot be read").await;
+        assert!(line.contains(name) && line.contains("\"warn\""), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_root_that_nobody_named_is_not_trusted() {
     let mut scene = Scene::new(1).await;
     let other = Authority::new("another root").unwrap();

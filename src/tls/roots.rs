@@ -19,6 +19,7 @@ use rustls::pki_types::{
 use std::{
     collections::HashSet,
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
 };
@@ -121,8 +122,21 @@ impl RootStores {
         let borrowed = last.upgrade().filter(|_| self.borrows_system);
         let system = borrowed.unwrap_or_else(|| {
             let found = rustls_native_certs::load_native_certs();
-            for error in found.errors {
+            for error in &found.errors {
                 tracing::debug!(%error, "some of the system's root certificates cannot be read");
+            }
+            // A machine may well have none, and some of a distribution's be damaged; but not where somebody said
+            // which they are.
+            let is_told = told_place().is_some();
+            let is_lacking = is_told || !found.errors.is_empty();
+            if found.certs.is_empty() && is_lacking || is_told && !found.errors.is_empty() {
+                tracing::warn!(
+                    place = %place_of_system().display(),
+                    error = found.errors.first().map(tracing::field::display),
+                    trusted = found.certs.len(),
+                    "CA certificates of the system cannot be read and are not trusted: mend the file or folder, \
+                     have `SSL_CERT_FILE` or `SSL_CERT_DIR` name another, or set `tls.ca.system: false`",
+                );
             }
             Arc::new(found.certs)
         });
@@ -134,8 +148,12 @@ impl RootStores {
 
 /// Where rustls-native-certs looks first, for people.
 fn place_of_system() -> PathBuf {
-    let told = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().find_map(env::var_os);
-    told.map_or_else(|| "/etc/ssl/certs".into(), PathBuf::from)
+    told_place().map_or_else(|| "/etc/ssl/certs".into(), PathBuf::from)
+}
+
+/// Where a variable says that they are.
+fn told_place() -> Option<OsString> {
+    ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().find_map(env::var_os)
 }
 
 impl Roots {
