@@ -1,6 +1,11 @@
 //! What is wrong with a configuration, and where.
 
-use std::{collections::HashSet, error::Error, fmt, rc::Rc};
+use std::{
+    collections::HashSet,
+    error::Error,
+    fmt::{self, Write},
+    rc::Rc,
+};
 
 use super::tree::Node;
 
@@ -57,7 +62,14 @@ impl fmt::Display for Problems {
             if let Some(Position { line, column }) = problem.position {
                 write!(f, ":{line}:{column}")?;
             }
-            write!(f, ": {}", problem.message)?;
+            f.write_str(": ")?;
+            for character in problem.message.chars() {
+                // A value may hold anything: line breaks, or what a terminal obeys.
+                match character.is_control() {
+                    true => write!(f, "{}", character.escape_default())?,
+                    false => f.write_char(character)?,
+                }
+            }
         }
         Ok(())
     }

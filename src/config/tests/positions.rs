@@ -40,6 +40,17 @@ allow_non_loopback: yes
     );
 }
 
+/// Regression: what a value held reached the terminal, and one problem took several lines.
+#[test]
+fn a_problem_is_one_line_whatever_the_value_holds() {
+    assert_wrong(
+        "version: 1\nadmin:\n  listen: \"a\\nt.yaml:9:9: b\\e[31m\\0ü\"\n",
+        &[
+            "t.yaml:3:11: admin.listen: `a\\nt.yaml:9:9: b\\u{1b}[31m\\u{0}ü` is not an address to listen on; write an IP with a port, such as `127.0.0.1:8080`, `[::1]:8080`, or `8080` for port 8080 of 127.0.0.1",
+        ],
+    );
+}
+
 #[test]
 fn a_file_says_its_version() {
     assert_wrong(
