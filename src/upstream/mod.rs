@@ -7,6 +7,8 @@ mod generation;
 mod happy_eyeballs;
 mod lease;
 mod material;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -410,8 +412,9 @@ impl Upstream {
             ticks.tick().await;
             self.close_unusable();
             self.report_failures();
-            // After a reload nobody knows at first which endpoints stay.
-            if !self.targets.iter().any(|target| target.state().is_pending()) {
+            // After a reload nobody knows at first which endpoints stay; also not while what DNS says is known, and not
+            // yet applied.
+            if !self.targets.iter().any(|target| target.applied.borrow().is_pending()) {
                 self.forget_endpoints();
             }
         }
