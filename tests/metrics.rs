@@ -11,7 +11,10 @@ use crate::support::{
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
-use truename::{demo::dns, error::ProxyErrorType};
+use truename::{
+    demo::dns::{self, Answer, RecordType},
+    error::ProxyErrorType,
+};
 
 #[tokio::test]
 async fn every_metric_is_there_once_and_parses() {
@@ -204,6 +207,21 @@ async fn every_counter_of_an_alias_begins_at_0() {
     let refused =
         format!("truename_upstream_errors_total{{alias=\"{ALIAS}\",error=\"connection_refused\"}}");
     assert_eq!(errors, [(refused.as_str(), 1.0)]);
+}
+
+/// Regression: a question that was given up, as the other family's addresses had come, was never counted.
+#[tokio::test]
+async fn a_server_that_is_silent_about_one_family_shows_in_the_lookups() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    for name in [ALIAS_IN_DNS, TRUE_NAME] {
+        scene.dns.answer_type(name, RecordType::AAAA, Answer::Silence);
+    }
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    let timeouts = "truename_dns_lookups_total{result=\"timeout\"}";
+    until(&proxy, timeouts, |count| *count >= Some(1.0)).await;
 }
 
 #[tokio::test]

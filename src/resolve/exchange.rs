@@ -96,12 +96,18 @@ impl<'a> Asked<'a> {
         let socket = connected(server).await.map_err(|error| failure(server, &error))?;
         let mut buffer = vec![0; BUFFER];
         let mut strangers = 0;
-        let mut pause = FIRST_RESEND;
-        while Instant::now() < until {
-            // Some firewalls drop what they do not know: twice is enough with EDNS.
-            let octets = if pause <= 2 * FIRST_RESEND { &self.octets } else { &self.plain };
+        let mut now = Instant::now();
+        // Where many servers share the time, there is still a second try.
+        let first = FIRST_RESEND.min(until.saturating_duration_since(now) / 2);
+        let mut pause = first;
+        while now < until {
+            // One more would have too little time.
+            let is_last = now + pause + first > until;
+            // Some firewalls drop what they do not know: twice is enough with EDNS, and the last try is without.
+            let is_plain = pause > 2 * first || is_last && pause > first;
+            let octets = if is_plain { &self.plain } else { &self.octets };
             socket.send(octets).await.map_err(|error| failure(server, &error))?;
-            let resend = until.min(Instant::now() + pause);
+            let resend = if is_last { until } else { now + pause };
             pause *= 2;
             while let Ok(received) = timeout_at(resend, socket.recv(&mut buffer)).await {
                 let length = received.map_err(|error| failure(server, &error))?;
@@ -122,6 +128,7 @@ impl<'a> Asked<'a> {
                     return Ok(Heard::AskOverTcp(WhyTcp::Strangers));
                 }
             }
+            now = resend;
         }
         Err(match strangers {
             0 => Failure::Timeout,

@@ -134,6 +134,7 @@ impl Client {
     pub async fn both(&self, name: &str, place: Place) -> Round {
         let (a, aaaa) = (self.walk(name, place, Family::V4), self.walk(name, place, Family::V6));
         tokio::pin!(a, aaaa);
+        let started = Instant::now();
         let (mut v4, mut v6) = (None, None);
         let grace = sleep(WALK);
         tokio::pin!(grace);
@@ -148,6 +149,8 @@ impl Client {
             }
         }
         let late = || {
+            // Its question is given up, and with it whoever would have counted it.
+            count("timeout", started);
             Err(ResolveError::Lookup {
                 chain: vec![Arc::from(fold(name))],
                 place,
@@ -203,8 +206,7 @@ impl Client {
         let started = Instant::now();
         let result = self.ask_together(name, family, deadline).await;
         let label = result.as_ref().map_or_else(LookupError::label, |_| "ok");
-        metrics::counter!("truename_dns_lookups_total", "result" => label).increment(1);
-        metrics::histogram!("truename_dns_lookup_duration_seconds").record(started.elapsed());
+        count(label, started);
         tracing::debug!(name, %family, result = label, "asked DNS");
         result
     }
@@ -374,6 +376,12 @@ impl Answer {
             _ => Failure::NxDomain,
         }
     }
+}
+
+/// Counts a question that has ended.
+fn count(result: &'static str, started: Instant) {
+    metrics::counter!("truename_dns_lookups_total", "result" => result).increment(1);
+    metrics::histogram!("truename_dns_lookup_duration_seconds").record(started.elapsed());
 }
 
 /// As the RFCs write it.

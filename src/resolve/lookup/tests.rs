@@ -586,3 +586,15 @@ async fn a_server_that_denies_names_of_another_is_not_asked_first_for_ever() {
     client.answered(1, 1);
     assert_eq!(walk().await.unwrap().addresses(), [IpAddr::from(IP)]);
 }
+
+/// Regression: with five servers or more, the time of each was over before it was asked without EDNS.
+#[tokio::test]
+async fn each_of_many_servers_is_asked_without_edns_where_that_is_dropped() {
+    let udp = |r: Reply| if r.knows_edns { Vec::new() } else { vec![r.good().octets()] };
+    let server = serve(udp, None).await;
+    for count in [4, 5, 7, 20] {
+        let client = Client::new(&vec![server; count]);
+        let chain = client.walk(NAME, Place::Alias, Family::V4).await;
+        assert!(chain.is_ok(), "{count}: {chain:?}");
+    }
+}
