@@ -1,22 +1,28 @@
 //! Where names are resolved: the configuration, completed from resolv.conf.
 
 use super::names::{absolute, fold};
-use crate::config;
+use crate::{config, files::reading};
 use nix::net::if_::if_nametoindex;
 use parking_lot::Mutex;
 use std::{
     fs::File,
     io::{self, Read},
     net::{Ipv6Addr, SocketAddr, SocketAddrV6},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::time::sleep;
+use tokio::{
+    sync,
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep, timeout_at},
+};
 
 /// A file that is being written is looked at again after this long: two looks that agree are believed.
 const SETTLE: Duration = Duration::from_millis(100);
 /// Looks at a file that changes all the time, for one lookup.
 const MAX_LOOKS: usize = 5;
+/// How long lookups wait for a file on a volume that does not respond; then what it said before holds.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Of a larger file, what stands behind this is not read.
 const MAX_SIZE: u64 = 64 * 1024;
 
@@ -72,6 +78,15 @@ impl Environment {
 pub struct Source {
     file: ResolvConf,
     known: Mutex<Known>,
+    /// Held while the file is read. One read that does not come back is all that there is.
+    pending: sync::Mutex<Option<Pending>>,
+}
+
+/// The file is being read, on another thread.
+#[derive(Debug)]
+struct Pending {
+    text: JoinHandle<io::Result<Vec<u8>>>,
+    deadline: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -92,36 +107,64 @@ struct Reading {
 impl Source {
     /// Nothing is read yet.
     pub fn new(file: ResolvConf) -> Source {
-        Source { file, known: Mutex::default() }
+        Source { file, known: Mutex::default(), pending: sync::Mutex::default() }
     }
 
-    /// As it is known now. Reads the file only if nothing is known.
+    /// As it is known now. Reads the file only if nothing is known, and the configuration leaves something open: then
+    /// this blocks.
     pub fn known(&self, dns: &config::Dns) -> Environment {
-        let known = self.known.lock().reading.clone();
-        let reading = known.or_else(|| {
-            let first = self.look()?;
-            self.know(first.clone());
-            Some(first)
-        });
-        Environment::new(dns, reading.unwrap_or_default())
+        let is_unknown = self.known.lock().reading.is_none();
+        if is_unknown && is_needed(dns) {
+            let text = read(&self.file.path);
+            if let Some(first) = self.look(text) {
+                self.know(first);
+            }
+        }
+        self.environment(dns)
     }
 
     /// As it is now. The file is small and read anew each time, so that a change is never missed; one that changed is
     /// read until two looks agree, for it may be half-written.
     pub async fn read(&self, dns: &config::Dns) -> Environment {
-        let mut before = self.known.lock().reading.clone();
-        for _ in 0..MAX_LOOKS {
-            if self.is_settled(&mut before) {
-                break;
+        if is_needed(dns) {
+            let mut before = self.known.lock().reading.clone();
+            for _ in 0..MAX_LOOKS {
+                let text = self.text().await;
+                if self.is_settled(text, &mut before) {
+                    break;
+                }
+                sleep(SETTLE).await;
             }
-            sleep(SETTLE).await;
         }
-        self.known(dns)
+        self.environment(dns)
+    }
+
+    fn environment(&self, dns: &config::Dns) -> Environment {
+        Environment::new(dns, self.known.lock().reading.clone().unwrap_or_default())
+    }
+
+    /// Reads the file without blocking this thread. A read that hangs is waited for once, not by each lookup, and the
+    /// file is not read again before it has ended.
+    async fn text(&self) -> io::Result<Vec<u8>> {
+        let mut pending = self.pending.lock().await;
+        let read = pending.get_or_insert_with(|| {
+            let path = self.file.path.clone();
+            Pending {
+                text: spawn_blocking(move || read(&path)),
+                deadline: Instant::now() + PATIENCE,
+            }
+        });
+        let Ok(text) = timeout_at(read.deadline, &mut read.text).await else {
+            let reason = "the volume or pipe it is on does not respond";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+        };
+        *pending = None;
+        text?
     }
 
     /// Looks once more: whether the file says what it said at the look before, or nothing.
-    fn is_settled(&self, before: &mut Option<Reading>) -> bool {
-        let Some(now) = self.look() else { return true };
+    fn is_settled(&self, text: io::Result<Vec<u8>>, before: &mut Option<Reading>) -> bool {
+        let Some(now) = self.look(text) else { return true };
         if before.as_ref().is_some_and(|before| *before != now) {
             *before = Some(now);
             return false;
@@ -131,8 +174,7 @@ impl Source {
     }
 
     /// What the file says now, completed by what it said before; none if it says nothing.
-    fn look(&self) -> Option<Reading> {
-        let text = read(&self.file);
+    fn look(&self, text: io::Result<Vec<u8>>) -> Option<Reading> {
         let mut known = self.known.lock();
         let text = match text {
             Ok(text) => text,
@@ -189,9 +231,15 @@ impl Reading {
     }
 }
 
-fn read(file: &ResolvConf) -> io::Result<Vec<u8>> {
+/// Whether the configuration leaves anything open that the file says.
+fn is_needed(dns: &config::Dns) -> bool {
+    dns.servers.is_empty() || dns.namespace.is_none() || dns.cluster_domain.is_none()
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let _reading = reading(path);
     let mut text = Vec::new();
-    File::open(&file.path)?.take(MAX_SIZE).read_to_end(&mut text)?;
+    File::open(path)?.take(MAX_SIZE).read_to_end(&mut text)?;
     Ok(text)
 }
 

@@ -1,7 +1,9 @@
 use super::*;
 use crate::resolve::names::tests::settings;
-use std::{fs, path::Path};
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use std::{fs, path::Path, sync::mpsc, thread};
 use tempfile::TempDir;
+use tokio::runtime;
 
 const POD: &str = "search prod.svc.k8s.corp svc.k8s.corp k8s.corp\nnameserver 10.96.0.10\n\
     nameserver fd00::a\noptions ndots:5\n";
@@ -151,7 +153,53 @@ fn a_file_that_is_still_being_written_is_not_believed() {
     ] {
         assert_eq!(namespace_and_domain(), "prod.k8s.corp");
         file.write(text);
-        assert_eq!(file.source.is_settled(&mut before), is_settled, "{text:?}");
+        let looked = read(file.path());
+        assert_eq!(file.source.is_settled(looked, &mut before), is_settled, "{text:?}");
     }
     assert_eq!(namespace_and_domain(), "qa.k8s.corp.example");
+}
+
+/// Regression: the control thread read the file itself, and hung with it: probes, signals and reloads too.
+#[test]
+fn a_file_that_hangs_keeps_neither_lookups_nor_the_thread() {
+    let file = File::new();
+    let (done, ended) = mpsc::channel();
+    let fifo = file.path().to_owned();
+    thread::spawn(move || {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let known = runtime.block_on(async {
+            file.write(POD);
+            assert_eq!(file.read().await, pod());
+            fs::remove_file(file.path()).unwrap();
+            // Opening it waits for a writer.
+            mkfifo(file.path(), Mode::S_IRWXU).unwrap();
+            let mut known = Vec::new();
+            for _ in 0..20 {
+                known.push(file.read().await);
+            }
+            known
+        });
+        done.send(known).unwrap();
+        runtime.shutdown_background();
+    });
+    let known = ended.recv_timeout(Duration::from_secs(10)).expect("it waits for the file");
+    assert_eq!(known, vec![pod(); 20]);
+    // So that the thread that reads ends.
+    fs::OpenOptions::new().read(true).write(true).open(fifo).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_of_which_nothing_is_needed_is_not_read() {
+    let file = File::new();
+    file.write(POD);
+    let dns = config::Dns {
+        servers: vec!["127.0.0.1:53".parse().unwrap()],
+        cluster_domain: Some("cluster.local".into()),
+        namespace: Some("qa".into()),
+        ..settings()
+    };
+    assert_eq!(file.source.read(&dns).await, file.source.known(&dns));
+    assert_eq!(file.source.known.lock().reading, None);
+    // Other settings after a reload may need it.
+    assert_eq!(file.source.known(&settings()).namespace, "prod");
 }
