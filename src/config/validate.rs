@@ -70,7 +70,7 @@ struct Taken<'a> {
 impl<'a> Taken<'a> {
     fn overlapping(&self, address: SocketAddr) -> Vec<&'a Bound> {
         let Some(by_address) = self.by_port.get(&address.port()) else { return Vec::new() };
-        let ip = address.ip();
+        let ip = address.ip().to_canonical();
         if ip.is_unspecified() {
             let all = by_address.values().flatten().copied();
             return all.filter(|bound| overlap(bound.address, address)).collect();
@@ -85,7 +85,7 @@ impl<'a> Taken<'a> {
 
     fn add(&mut self, bound: &'a Bound) {
         let at_port = self.by_port.entry(bound.address.port()).or_default();
-        let here = at_port.entry(bound.address.ip()).or_default();
+        let here = at_port.entry(bound.address.ip().to_canonical()).or_default();
         // HTTP aliases share an address: the first of them and the latest stand for all.
         match here.as_mut_slice() {
             [first, .., latest] if first.shares_with(bound) && latest.is_http() => *latest = bound,
@@ -391,10 +391,12 @@ fn can_be_allowed(alias: &Alias, name: &str) -> bool {
 
 /// Whether both cannot be bound at once. Port 0 is another port each time.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let same_family = a.is_ipv4() == b.is_ipv4();
+    // An IPv4-mapped address is the IPv4 address.
+    let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
+    let same_family = one.is_ipv4() == other.is_ipv4();
     a.port() == b.port()
         && a.port() != 0
-        && (a.ip() == b.ip() || same_family && (a.ip().is_unspecified() || b.ip().is_unspecified()))
+        && (one == other || same_family && (one.is_unspecified() || other.is_unspecified()))
 }
 
 /// Whether a connection to `target` would arrive at the listener on `bound`.

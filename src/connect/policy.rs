@@ -99,7 +99,8 @@ impl AddressPolicy {
         Self {
             deny: policy.deny_addresses.clone(),
             allow: policy.allow_addresses.clone(),
-            listeners: listeners.into_iter().collect(),
+            // One on an IPv4-mapped address takes connections to the IPv4 address.
+            listeners: listeners.into_iter().map(canonical).collect(),
         }
     }
 
@@ -132,7 +133,9 @@ impl AddressPolicy {
     pub fn check_connected(&self, local: SocketAddr, endpoint: SocketAddr) -> Result<(), Denied> {
         let wildcard =
             |own: &SocketAddr| own.port() == endpoint.port() && own.ip().is_unspecified();
-        match local.ip() == endpoint.ip() && self.listeners.iter().any(wildcard) {
+        match local.ip().to_canonical() == endpoint.ip().to_canonical()
+            && self.listeners.iter().any(wildcard)
+        {
             true => Err(Denied::OwnListener(endpoint)),
             false => Ok(()),
         }
@@ -148,6 +151,10 @@ impl AddressPolicy {
                     || endpoint.ip().is_unspecified())
         })
     }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn belongs(address: IpAddr, class: AddressClass) -> bool {

@@ -160,6 +160,20 @@ fn an_allowed_network_overrides_a_class_but_never_an_own_listener() {
     }
 }
 
+/// Regression: a proxy that listens there could be led to itself, until it was out of descriptors.
+#[test]
+fn a_listener_on_an_ipv4_mapped_address_is_its_own_in_both_forms() {
+    let listeners = ["[::ffff:10.0.0.9]:80", "[::ffff:0.0.0.0]:81"];
+    let listeners = listeners.map(|address| address.parse().unwrap());
+    let policy = AddressPolicy::new(&config::Policy::default(), listeners);
+    for own in ["10.0.0.9:80", "[::ffff:10.0.0.9]:80", "[64:ff9b::10.0.0.9]:80", "127.0.0.1:81"] {
+        let own = own.parse().unwrap();
+        assert_eq!(policy.check(own), Err(Denied::OwnListener(own)));
+    }
+    let [local, own] = ["10.0.0.5:40000", "10.0.0.5:81"].map(|address| address.parse().unwrap());
+    assert_eq!(policy.check_connected(local, own), Err(Denied::OwnListener(own)));
+}
+
 #[test]
 fn a_wildcard_listener_makes_every_loopback_address_its_own() {
     let policy = AddressPolicy::new(&config::Policy::default(), ["0.0.0.0:80".parse().unwrap()]);
