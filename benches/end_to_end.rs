@@ -41,7 +41,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use truename::{
-    app::App,
+    App,
     config::{Alias, Config, Target, Trust},
     demo::authority::{Authority, LeafOptions},
 };

@@ -164,11 +164,6 @@ impl Listeners {
         }
         token
     }
-
-    /// Connections now, for each worker.
-    pub fn loads(&self) -> Vec<usize> {
-        self.seats.seats.iter().map(|seat| seat.connections.load(Ordering::Relaxed)).collect()
-    }
 }
 
 impl Drop for Listeners {

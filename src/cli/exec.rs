@@ -70,8 +70,11 @@ const SIGNALS: [Signal; 6] = [
 /// reads proxy variables since versions 22.21 and 24.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Exec {
-    /// Aliases: NAME (resolved by DNS) or NAME=TARGET[:PORT]
-    #[arg(value_name = "ALIAS[=TARGET[:PORT]]")]
+    /// The aliases.
+    #[arg(
+        value_name = "ALIAS[=TARGET[:PORT]]",
+        help = "Aliases: NAME (resolved by DNS) or NAME=TARGET[:PORT]"
+    )]
     pub aliases: Vec<String>,
 
     /// A configuration file: its aliases and settings are used, its listeners are not

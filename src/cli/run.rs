@@ -33,8 +33,13 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// Run the proxy
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Run {
-    /// Aliases to serve: NAME (resolved by DNS) or NAME=TARGET[:PORT]
-    #[arg(value_name = "ALIAS[=TARGET[:PORT]]", env = "TRUENAME_ALIASES", value_delimiter = ',')]
+    /// The aliases to serve.
+    #[arg(
+        value_name = "ALIAS[=TARGET[:PORT]]",
+        env = "TRUENAME_ALIASES",
+        value_delimiter = ',',
+        help = "Aliases to serve: NAME (resolved by DNS) or NAME=TARGET[:PORT]"
+    )]
     pub aliases: Vec<String>,
 
     /// The configuration file
