@@ -33,6 +33,7 @@ mod http2_upstream;
 mod life;
 mod listener_certificate;
 mod listener_tls;
+mod listeners;
 mod metrics;
 mod moves;
 mod names;

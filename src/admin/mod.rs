@@ -97,7 +97,7 @@ impl Turns {
 
 /// Serves until the runtime ends.
 pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
-    let listener = match bound.into_tokio() {
+    let listener = match bound.to_tokio() {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(%error, "the admin listener has ended");

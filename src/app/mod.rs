@@ -3,6 +3,7 @@
 
 mod certificates;
 mod plan;
+mod sockets;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -18,12 +19,13 @@ use tokio::{
     runtime::{self, Runtime},
     sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
-    time::{interval, timeout},
+    time::{Instant, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use certificates::Certificates;
-use plan::{Inventory, Loaded, Plan, Running, Sockets};
+use plan::{Inventory, Loaded, Plan, Running};
+use sockets::{Purpose, Sockets, is_ipv6_only};
 
 use crate::{
     admin::{self, Snapshot},
@@ -33,7 +35,7 @@ use crate::{
     drain::Drain,
     files,
     forward::Passthrough,
-    listener::{Bound, Listeners},
+    listener::{Bound, Workers},
     resolve::Resolver,
     route::Routes,
     serve::{ForwardProxy, Server},
@@ -46,6 +48,9 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// How often it is asked whether a failure goes on or has ended.
 const FAILURE_REPORTS: Duration = Duration::from_secs(1);
+
+/// How long a socket is kept that narrower ones have taken the place of: handshakes may be under way.
+const HANDSHAKES: Duration = Duration::from_secs(1);
 
 /// How often the file of `proxy.credentials` is looked at; a change is taken at the second look.
 const CREDENTIALS_CHECK: Duration = Duration::from_millis(500);
@@ -85,10 +90,10 @@ impl App {
                 return Err(error);
             }
         };
-        let address = |configured| control.bound.get(configured).map(|bound| bound.address);
+        let address = |configured: &_| control.sockets.address(Purpose::Aliases(*configured));
         let configured = control.config.aliases.iter().flat_map(|alias| &alias.listen);
         let listeners = configured.filter_map(address).collect();
-        let proxy = control.proxy.as_ref().map(|listening| listening.address);
+        let proxy = control.proxy_address(&control.config);
         let admin_address = admin.as_ref().map(|bound| bound.address);
         let (end, ended) = watch::channel(false);
         thread::Builder::new().name("control".into()).spawn(move || {
@@ -130,12 +135,6 @@ impl App {
     }
 }
 
-/// A socket at work.
-struct Listening {
-    address: SocketAddr,
-    stop: CancellationToken,
-}
-
 /// The control thread's own.
 struct Control {
     config: Config,
@@ -143,10 +142,10 @@ struct Control {
     resolver: Arc<Resolver>,
     policy: Arc<ArcSwap<AddressPolicy>>,
     server: Arc<Server>,
-    listeners: Listeners,
-    bound: HashMap<SocketAddr, Listening>,
-    /// The forward proxy's.
-    proxy: Option<Listening>,
+    threads: Workers,
+    sockets: Sockets,
+    /// Since when some of them are closing.
+    closing_since: Instant,
     running: Vec<Running>,
     /// Aliases that were removed or changed, while requests of theirs go on.
     leaving: Vec<Weak<Upstream>>,
@@ -167,20 +166,22 @@ impl Control {
         let server = Arc::new(Server {
             routes: ArcSwap::default(),
             settings: ArcSwap::from_pointee(config.listener.clone()),
+            sockets: ArcSwap::default(),
             proxy: ArcSwapOption::empty(),
             tls: ServerTls::new()?,
             failures: Failures::default(),
             accept_failures: Failures::default(),
             drain: Drain::default(),
         });
-        let admin = config.admin.listen.map(Bound::bind).transpose().map_err(StartError::Admin)?;
+        let bind = |address| Bound::listening(address, is_ipv6_only(&config, None, address));
+        let admin = config.admin.listen.map(bind).transpose().map_err(StartError::Admin)?;
         let mut control = Self {
             workers,
             resolver: Resolver::new(config.dns.clone()),
             policy: Arc::default(),
-            listeners: Listeners::start(&server, workers, config.listener.max_connections)?,
-            bound: HashMap::new(),
-            proxy: None,
+            threads: Workers::start(&server, workers, config.listener.max_connections)?,
+            sockets: Sockets::default(),
+            closing_since: Instant::now(),
             running: Vec::new(),
             leaving: Vec::new(),
             admin: admin.as_ref().map(|bound| bound.address),
@@ -190,12 +191,7 @@ impl Control {
             certificates: None,
             config: Config::default(),
         };
-        let now = control.inventory();
-        let plan = Sockets::bind(&config, &now).and_then(|sockets| {
-            let loaded = Loaded::load(&config, &now)?;
-            Ok(Plan { config, sockets, loaded })
-        });
-        match plan {
+        match Plan::first(config, &control.inventory()) {
             Ok(plan) => control.commit(plan),
             Err(error) => {
                 // The threads have started already, with nothing to do.
@@ -213,7 +209,8 @@ impl Control {
             workers: self.workers,
             resolver: self.resolver.clone(),
             policy: self.policy.clone(),
-            bound: self.bound.keys().copied().collect(),
+            sockets: self.sockets.clone(),
+            admin: self.admin,
             running: self.running.clone(),
             certificates: self.certificates.as_ref().map(|current| current.keeper().clone()),
         }
@@ -223,39 +220,26 @@ impl Control {
     fn commit(&mut self, plan: Plan) {
         let Plan { config, sockets, loaded } = plan;
         let Loaded { resolver, credentials, aliases, certificates, shown } = loaded;
-        let (bounds, new_proxy) = (sockets.aliases, sockets.proxy);
-        let wanted = plan::addresses(&config);
         self.server.tls.serve(shown);
         self.certificates = Some(certificates);
-        let kept = self.bound.iter().filter(|(configured, _)| wanted.contains(configured));
-        let addresses = kept.map(|(_, listening)| listening.address);
-        let new_addresses = bounds.iter().map(|bound| bound.address);
-        let kept_proxy = self.proxy.as_ref().filter(|_| config.proxy.listen.is_some());
-        let proxy = new_proxy.as_ref().map(|bound| bound.address);
-        let proxy = proxy.or(kept_proxy.map(|listening| listening.address));
-        let own = addresses.chain(new_addresses).chain(proxy).chain(self.admin);
+        let addresses = sockets.at_work.iter().map(|listening| listening.bound.address);
+        let own = addresses.chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
         let upstreams: Vec<_> = aliases.iter().map(|(upstream, _)| upstream.clone()).collect();
         self.server.routes.store(Arc::new(Routes::new(&upstreams)));
         self.server.settings.store(Arc::new(config.listener.clone()));
-        self.server.proxy.store(proxy.map(|listen| {
+        let old_sockets = std::mem::replace(&mut self.sockets, sockets);
+        self.server.proxy.store(self.proxy_address(&config).map(|listen| {
             let allowed = config.proxy.passthrough == config::Passthrough::Allow;
             let passthrough =
                 allowed.then(|| Passthrough::new(resolver.clone(), self.policy.clone()));
             Arc::new(ForwardProxy { listen, passthrough, credentials })
         }));
-        for bound in bounds {
-            self.listen(bound);
-        }
-        self.replace_proxy(new_proxy, proxy.is_some());
-        self.announce(&config);
-        self.bound.retain(|configured, listening| {
-            let keep = wanted.contains(configured);
-            if !keep {
-                listening.stop.cancel();
-            }
-            keep
-        });
+        self.server.sockets.store(Arc::new(self.sockets.uses()));
+        self.sockets.new.iter().for_each(|bound| self.threads.accept(bound));
+        old_sockets.close_all_but(&self.sockets);
+        self.closing_since = Instant::now();
+        self.announce(&config, &old_sockets);
         let running = aliases.into_iter().map(|(upstream, running)| {
             let stop = running.unwrap_or_else(|| {
                 let stop = CancellationToken::new();
@@ -281,37 +265,30 @@ impl Control {
         self.config = config;
     }
 
-    fn listen(&mut self, bound: Bound) {
-        let (configured, address) = (bound.configured, bound.address);
-        let stop = self.listeners.add(bound);
-        self.bound.insert(configured, Listening { address, stop });
+    /// Where the forward proxy listens.
+    fn proxy_address(&self, config: &Config) -> Option<SocketAddr> {
+        self.sockets.address(Purpose::Proxy(config.proxy.listen?))
     }
 
-    /// Puts `new` in the place of the forward proxy's socket; without one, `keep` says whether the
-    /// old one stays.
-    fn replace_proxy(&mut self, new: Option<Bound>, keep: bool) {
-        if new.is_none() && keep {
-            return;
-        }
-        let new = new.map(|mut bound| {
-            // Port 0 is another port for each who asks for it: what was bound tells them apart.
-            bound.configured = bound.address;
-            let address = bound.address;
-            tracing::info!(%address, "forward proxy listening");
-            Listening { address, stop: self.listeners.add(bound) }
-        });
-        if let Some(old) = std::mem::replace(&mut self.proxy, new) {
-            old.stop.cancel();
+    /// Closes sockets whose place others have taken, once nobody is on the way through them.
+    fn close_replaced(&mut self) {
+        if self.closing_since.elapsed() >= HANDSHAKES {
+            self.sockets.closing.drain(..).for_each(|bound| bound.close());
         }
     }
 
     /// Says where each alias listens, as far as that is new.
-    fn announce(&self, new: &Config) {
+    fn announce(&self, new: &Config, old_sockets: &Sockets) {
         if is_open(&new.proxy) && !is_open(&self.config.proxy) {
             tracing::warn!(
                 "whoever reaches the forward proxy may use it: name a file of USER:PASSWORD lines \
                  in `proxy.credentials`",
             );
+        }
+        let old_proxy = self.config.proxy.listen.map(Purpose::Proxy);
+        let old_proxy = old_proxy.and_then(|purpose| old_sockets.address(purpose));
+        if let Some(address) = self.proxy_address(new).filter(|new| old_proxy != Some(*new)) {
+            tracing::info!(%address, "forward proxy listening");
         }
         let old: HashMap<&str, &config::Alias> =
             self.config.aliases.iter().map(|alias| (alias.name.as_str(), alias)).collect();
@@ -319,8 +296,9 @@ impl Control {
             let before = old.get(alias.name.as_str());
             for configured in &alias.listen {
                 let is_new = before.is_none_or(|before| !before.listen.contains(configured));
-                if let Some(listening) = self.bound.get(configured).filter(|_| is_new) {
-                    tracing::info!(address = %listening.address, alias = alias.name, "listening");
+                let address = self.sockets.address(Purpose::Aliases(*configured));
+                if let Some(address) = address.filter(|_| is_new) {
+                    tracing::info!(%address, alias = alias.name, "listening");
                 }
             }
         }
@@ -371,7 +349,12 @@ impl Control {
                     let _ = reply.send(plan.map(|plan| self.reload(plan)));
                 }
                 _ = upkeep.tick() => self.metrics.upkeep(),
-                _ = reports.tick() => self.server.report_failures(),
+                _ = reports.tick() => {
+                    self.server.report_failures();
+                    if reloads.planning.is_none() {
+                        self.close_replaced();
+                    }
+                }
                 shown = changed(&mut self.certificates) => self.server.tls.serve(shown),
             }
         }

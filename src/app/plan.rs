@@ -1,22 +1,20 @@
 //! A configuration made ready to be put to work. All that can fail is here, and all that can block.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::certificates::{Certificates, Keeper};
+use super::{
+    certificates::{Certificates, Keeper},
+    sockets::Sockets,
+};
 use crate::{
     command::StartError,
     config::{self, Config},
     connect::AddressPolicy,
     files,
-    listener::Bound,
     resolve::Resolver,
     serve::Credentials,
     telemetry::AliasSeries,
@@ -30,8 +28,9 @@ pub struct Inventory {
     pub workers: usize,
     pub resolver: Arc<Resolver>,
     pub policy: Arc<ArcSwap<AddressPolicy>>,
-    /// The addresses that are bound for aliases, as configured.
-    pub bound: HashSet<SocketAddr>,
+    pub sockets: Sockets,
+    /// Where the admin listener is.
+    pub admin: Option<SocketAddr>,
     pub running: Vec<Running>,
     /// None before the first configuration is at work.
     pub certificates: Option<Keeper>,
@@ -51,14 +50,6 @@ pub struct Plan {
     pub loaded: Loaded,
 }
 
-/// New sockets.
-pub struct Sockets {
-    /// Of aliases.
-    pub aliases: Vec<Bound>,
-    /// Of the forward proxy.
-    pub proxy: Option<Bound>,
-}
-
 /// What comes of the files that a configuration names.
 pub struct Loaded {
     pub resolver: Arc<Resolver>,
@@ -71,36 +62,28 @@ pub struct Loaded {
 
 impl Plan {
     /// Makes `config` ready. The files are read on another thread, as one may hang; not so the
-    /// sockets, which must be free again when it is given up.
+    /// sockets, which must be free again when it is given up. They listen last, as what comes to them
+    /// then has to be served.
     pub async fn make(config: Config, now: Inventory) -> Result<Self, StartError> {
-        let sockets = Sockets::bind(&config, &now)?;
+        let sockets = Sockets::bind(&config, &now.sockets, now.admin)?;
         let runtime = Handle::current();
-        let (config, loaded) = files::work(move || {
+        let (config, now, loaded) = files::work(move || {
             let _guard = runtime.enter();
             let loaded = Loaded::load(&config, &now);
-            (config, loaded)
+            (config, now, loaded)
         })
         .await?;
-        Ok(Self { config, sockets, loaded: loaded? })
+        let loaded = loaded?;
+        sockets.listen(&now.sockets, now.admin)?;
+        Ok(Self { config, sockets, loaded })
     }
-}
 
-impl Sockets {
-    /// Binds those that are not bound yet.
-    pub fn bind(config: &Config, now: &Inventory) -> Result<Self, StartError> {
-        if config.aliases.is_empty() {
-            return Err(StartError::NoAlias);
-        }
-        let wanted = addresses(config);
-        let new = wanted.difference(&now.bound);
-        let aliases = new.map(|address| Bound::bind(*address)).collect::<Result<_, _>>()?;
-        let proxy = match config.proxy.listen {
-            Some(listen) if now.config.proxy.listen != Some(listen) => {
-                Some(Bound::bind(listen).map_err(StartError::Proxy)?)
-            }
-            _ => None,
-        };
-        Ok(Self { aliases, proxy })
+    /// The same at the start, when nothing is at work that a file could hold up.
+    pub fn first(config: Config, now: &Inventory) -> Result<Self, StartError> {
+        let sockets = Sockets::bind(&config, &now.sockets, now.admin)?;
+        let loaded = Loaded::load(&config, now)?;
+        sockets.listen(&now.sockets, now.admin)?;
+        Ok(Self { config, sockets, loaded })
     }
 }
 
@@ -138,11 +121,6 @@ impl Loaded {
             Certificates::issue(config, subjects.collect(), now.certificates.as_ref())?;
         Ok(Self { resolver, credentials, aliases, certificates, shown })
     }
-}
-
-/// Where a configuration's aliases listen.
-pub fn addresses(config: &Config) -> HashSet<SocketAddr> {
-    config.aliases.iter().flat_map(|alias| alias.listen.iter().copied()).collect()
 }
 
 impl Inventory {

@@ -5,6 +5,7 @@ mod http1;
 mod patience;
 mod proxy;
 mod socket;
+mod sockets;
 
 use std::{
     convert::Infallible,
@@ -33,6 +34,7 @@ use tokio::{
 
 pub use credentials::Credentials;
 pub use proxy::ForwardProxy;
+pub use sockets::{SocketId, SocketUse, Sockets, covers};
 
 use http1::Line;
 use socket::{SocketStream, linger};
@@ -64,6 +66,8 @@ const GOODBYE: Duration = Duration::from_millis(250);
 pub struct Server {
     /// The routes of now.
     pub routes: ArcSwap<Routes>,
+    /// The listening sockets.
+    pub sockets: ArcSwap<Sockets>,
     /// The listeners' settings.
     pub settings: ArcSwap<config::Listener>,
     /// The forward proxy, where there is one.
@@ -107,6 +111,11 @@ impl Client<'_> {
 }
 
 impl Server {
+    /// The listener that a new connection on a socket is of; `None` where it is nobody's any more.
+    pub fn listener_of(&self, socket: SocketId, stream: &TcpStream) -> Option<SocketAddr> {
+        self.sockets.load().get(&socket)?.listener(stream)
+    }
+
     /// Serves a connection to its end. A tunnel that it becomes may outlast this, and holds its place.
     pub async fn connection(
         self: Arc<Self>,
@@ -480,6 +489,7 @@ mod tests {
     async fn futures_keep_their_size() {
         let server = Arc::new(Server {
             routes: ArcSwap::default(),
+            sockets: ArcSwap::default(),
             settings: ArcSwap::default(),
             proxy: ArcSwapOption::empty(),
             tls: ServerTls::new().unwrap(),

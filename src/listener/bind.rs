@@ -1,0 +1,201 @@
+//! Listening sockets: bound when a configuration is planned, listening when it is put to work.
+//!
+//! The kernel gives a connection to the socket with the narrowest address, and resets what waits in a
+//! socket's queue when that closes. So a listener that widens (127.0.0.1:80 → 0.0.0.0:80) keeps its
+//! narrow socket beside the wide one, and one that narrows keeps the wide one for a moment.
+
+use std::{
+    io,
+    net::{Ipv6Addr, SocketAddr, TcpListener as StdListener},
+    sync::Arc,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+use crate::serve::{SocketId, covers};
+
+/// Connections that the kernel keeps while nobody accepts.
+const BACKLOG: i32 = 1024;
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}; {}", way_out(.source, *.is_of_admin))]
+pub struct BindError {
+    /// As configured.
+    pub address: SocketAddr,
+    /// What the kernel said.
+    pub source: io::Error,
+    /// The admin listener of this process is what stands in the way.
+    pub is_of_admin: bool,
+}
+
+fn way_out(error: &io::Error, is_of_admin: bool) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "choose a port above 1023, or let pods bind low ones with the sysctl \
+             net.ipv4.ip_unprivileged_port_start=0"
+        }
+        io::ErrorKind::AddrInUse if is_of_admin => {
+            "this proxy's admin listener has it until the next start: choose another port, or restart"
+        }
+        io::ErrorKind::AddrInUse => {
+            "another process has it: choose another port (0 takes any free one)"
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+        _ => "choose another address",
+    }
+}
+
+/// A socket that is bound, and to what.
+#[derive(Debug)]
+pub struct Bound {
+    /// Which socket.
+    pub id: SocketId,
+    /// The address as configured: what routes are found by.
+    pub configured: SocketAddr,
+    /// The address that the kernel gave: the port, where 0 was asked for.
+    pub address: SocketAddr,
+    /// Whether it is `[::]` without the addresses of IPv4.
+    ipv6_only: bool,
+    socket: StdListener,
+    closing: CancellationToken,
+}
+
+impl Bound {
+    /// Binds, and listens.
+    pub fn listening(configured: SocketAddr, ipv6_only: bool) -> Result<Self, BindError> {
+        let bound = Self::new(configured, ipv6_only, &[])?;
+        bound.listen(&[])?;
+        Ok(bound)
+    }
+
+    /// Binds, beside sockets of ours that may have a part of the same addresses. `ipv6_only`: where that
+    /// is `[::]`, not those of IPv4.
+    pub fn new(
+        configured: SocketAddr,
+        ipv6_only: bool,
+        ours: &[Arc<Self>],
+    ) -> Result<Self, BindError> {
+        let error = |source| BindError { address: configured, source, is_of_admin: false };
+        let ipv6_only = ipv6_only && configured.ip() == Ipv6Addr::UNSPECIFIED;
+        let together = Together::new(ours, configured.port());
+        let socket = bind(configured, ipv6_only, together.has_others()).map_err(error)?;
+        Ok(Self {
+            id: SocketId::unique(),
+            configured,
+            address: socket.local_addr().map_err(error)?,
+            ipv6_only,
+            socket,
+            closing: CancellationToken::new(),
+        })
+    }
+
+    /// Takes connections from now on, and from no socket of `ours` with a narrower address.
+    pub fn listen(&self, ours: &[Arc<Self>]) -> Result<(), BindError> {
+        let together = Together::new(ours, self.address.port());
+        let socket = SockRef::from(&self.socket);
+        let shared = socket.set_reuse_port(together.has_others());
+        let listening = shared.and_then(|()| socket.listen(BACKLOG));
+        let listening = listening.and_then(|()| socket.set_reuse_port(false));
+        let error = |source| BindError { address: self.configured, source, is_of_admin: false };
+        listening.map_err(error)
+    }
+
+    /// Whether it takes every connection that one would that is bound like this.
+    pub fn takes_all_of(&self, address: SocketAddr, ipv6_only: bool) -> bool {
+        self.address == address && (!self.ipv6_only || ipv6_only)
+    }
+
+    /// Whether `address` is one of several that this socket takes connections for, or the same one.
+    pub fn covers(&self, address: SocketAddr) -> bool {
+        covers(self.address, self.ipv6_only, address)
+    }
+
+    /// A listener on it for this runtime. There may be several.
+    pub fn to_tokio(&self) -> io::Result<TcpListener> {
+        TcpListener::from_std(self.socket.try_clone()?)
+    }
+
+    /// Asks those who accept on it to stop: it closes once they have dropped it.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// Waits for [`close`](Self::close).
+    pub fn closing(&self) -> WaitForCancellationFuture<'_> {
+        self.closing.cancelled()
+    }
+}
+
+fn bind(address: SocketAddr, ipv6_only: bool, shares: bool) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the connections of the last run to leave TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    // Connections inherit it.
+    socket.set_tcp_nodelay(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(ipv6_only)?;
+    }
+    socket.set_reuse_port(shares)?;
+    socket.bind(&address.into())?;
+    socket.set_reuse_port(false)?;
+    Ok(socket.into())
+}
+
+/// Lets sockets of ours share a port while this lives. Not longer: another process of the same user
+/// could share it, too.
+struct Together<'a>(Vec<&'a Bound>);
+
+impl<'a> Together<'a> {
+    fn new(ours: &'a [Arc<Bound>], port: u16) -> Self {
+        let at_port = ours.iter().map(Arc::as_ref).filter(|bound| bound.address.port() == port);
+        let together = Self(at_port.collect());
+        together.share(true);
+        together
+    }
+
+    fn has_others(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    fn share(&self, may_share: bool) {
+        for bound in &self.0 {
+            // Where that fails, so does the bind.
+            let _ = SockRef::from(&bound.socket).set_reuse_port(may_share);
+        }
+    }
+}
+
+impl Drop for Together<'_> {
+    fn drop(&mut self) {
+        self.share(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_cannot_be_bound_is_told_with_the_way_out() {
+        let told = |kind: io::ErrorKind, is_of_admin| {
+            let address = ([127, 0, 0, 1], 443).into();
+            BindError { address, source: kind.into(), is_of_admin }.to_string()
+        };
+        let denied = told(io::ErrorKind::PermissionDenied, false);
+        assert!(
+            denied.starts_with("cannot listen on 127.0.0.1:443: permission denied; "),
+            "{denied}"
+        );
+        assert!(denied.contains("a port above 1023"), "{denied}");
+        assert!(denied.contains("net.ipv4.ip_unprivileged_port_start"), "{denied}");
+        assert!(told(io::ErrorKind::AddrInUse, false).contains("another process has it"));
+        assert!(
+            told(io::ErrorKind::AddrInUse, true).contains("this proxy's admin listener has it")
+        );
+        assert!(told(io::ErrorKind::AddrNotAvailable, false).contains("no such address"));
+    }
+}

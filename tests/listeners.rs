@@ -1,0 +1,221 @@
+//! Listeners that widen, narrow, move and change places under a running proxy.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::{net::TcpStream, task::JoinHandle};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::support::{
+    client, loopback,
+    message::Message,
+    proxy::{Proxy, Setup},
+    raw_origin::RawOrigin,
+    scene::{ALIAS, Scene},
+    scripts, within,
+};
+
+/// A second alias, which leads to the same origin.
+const OTHER: &str = "other";
+
+#[tokio::test]
+async fn a_reload_that_would_narrow_a_listener_and_fails_refuses_nobody() {
+    let world = World::start("0.0.0.0:0").await;
+    let port = world.proxy.address(ALIAS).await.port();
+    let client = Busy::connecting(local(port), ALIAS);
+    let narrow = world.listening(&[&local(port).to_string()]);
+    let broken =
+        format!("{narrow}listener: {{tls: {{certificate: $FOLDER/no, key: $FOLDER/no}}}}\n");
+    for _ in 0..4 {
+        assert_eq!(world.try_reload(&broken).await.status(), 422);
+        let outside = SocketAddr::from(([127, 0, 0, 2], port));
+        assert_eq!(client::get(outside, ALIAS, "/").await.text(), "ok");
+    }
+    assert_ne!(client.stop().await, 0);
+}
+
+#[tokio::test]
+async fn aliases_and_the_forward_proxy_change_places_and_no_client_is_refused() {
+    let world = World::start("127.0.0.1:0").await;
+    let [one, two, three] = free_addresses();
+    let rotated = |alias: SocketAddr, other: SocketAddr, proxy: SocketAddr| {
+        let other =
+            format!("  - name: {OTHER}\n    target: 127.0.0.1:1\n    listen: [\"{other}\"]\n");
+        let first = world.listening(&[&alias.to_string()]);
+        format!("{first}{other}proxy: {{listen: \"{proxy}\"}}\n")
+    };
+    world.reload(&rotated(one, two, three)).await;
+    let clients = [one, two, three].map(Busy::opening);
+    for _ in 0..3 {
+        for [alias, other, proxy] in [[two, three, one], [three, one, two], [one, two, three]] {
+            world.reload(&rotated(alias, other, proxy)).await;
+            assert_eq!(client::get(alias, ALIAS, "/").await.text(), "ok");
+            assert_eq!(client::get(other, ALIAS, "/").await.status(), 404);
+            let absolute = format!("http://{ALIAS}/");
+            assert_eq!(client::get(proxy, ALIAS, &absolute).await.text(), "ok");
+            assert_eq!(client::get(proxy, ALIAS, "/").await.status(), 400);
+        }
+    }
+    for client in clients {
+        assert_ne!(client.stop().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn wildcards_of_both_families_listen_side_by_side() {
+    let port = free_wildcard_port();
+    let both = [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
+    let (v4, v6) = (local(port), SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
+    let world = World::start(&both.join("\", \"")).await;
+    for address in [v4, v6] {
+        assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
+    }
+
+    // Alone, that of IPv6 stands for both families, and it becomes that and ceases to be it.
+    let clients = [Busy::connecting(v4, ALIAS), Busy::connecting(v6, ALIAS)];
+    let listens: [&[&str]; 3] = [&[&both[1]], &[&both[0], &both[1]], &[&both[1]]];
+    for listen in listens {
+        world.reload(&world.listening(listen)).await;
+        for address in [v4, v6, SocketAddr::from(([127, 0, 0, 2], port))] {
+            assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok", "{listen:?}");
+        }
+    }
+    for client in clients {
+        assert_ne!(client.stop().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_wildcard_of_ipv6_stands_beside_an_address_of_ipv4() {
+    let port = free_wildcard_port();
+    let _world = World::start(&format!("127.0.0.1:{port}\", \"[::]:{port}")).await;
+    let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    for address in [local(port), v6] {
+        assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
+    }
+    assert!(TcpStream::connect(("127.0.0.2", port)).await.is_err(), "it was not asked for");
+}
+
+#[tokio::test]
+async fn a_port_that_cannot_be_had_is_explained_by_who_has_it() {
+    let world = World::start("127.0.0.1:0").await;
+    let foreign = loopback::listen_anywhere();
+    let foreign = foreign.local_addr().unwrap();
+    let answer = world.try_reload(&world.listening(&[&foreign.to_string()])).await;
+    assert_eq!(answer.status(), 422);
+    assert!(answer.text().contains("another process has it"), "{}", answer.text());
+
+    // The admin listener moves at the next start only.
+    let admin = world.proxy.admin().await;
+    let moved = world
+        .listening(&[&admin.to_string()])
+        .replace("admin: {listen: \"127.0.0.1:0\"}", "admin: {listen: null}");
+    let answer = world.try_reload(&moved).await;
+    assert_eq!(answer.status(), 422);
+    assert!(answer.text().contains("this proxy's admin listener has it"), "{}", answer.text());
+}
+
+/// An alias with an origin, and a proxy that is reloaded.
+struct World {
+    scene: Scene,
+    proxy: Proxy,
+    _origins: Vec<RawOrigin>,
+}
+
+impl World {
+    async fn start(listen: &str) -> Self {
+        let mut scene = Scene::new(1).await;
+        let origins = scene.script(scripts::answer);
+        let proxy = Setup::new(&listening(&scene, &[listen])).start().await;
+        Self { scene, proxy, _origins: origins }
+    }
+
+    /// The configuration with these addresses of the alias.
+    fn listening(&self, listen: &[&str]) -> String {
+        listening(&self.scene, listen)
+    }
+
+    #[track_caller]
+    fn reload(&self, yaml: &str) -> impl Future<Output = ()> {
+        let reload = self.try_reload(yaml);
+        within("a reload", async move {
+            let answer = reload.await;
+            assert_eq!(answer.text(), "reloaded\n");
+        })
+    }
+
+    fn try_reload(&self, yaml: &str) -> impl Future<Output = Message> {
+        self.proxy.rewrite(yaml);
+        async {
+            let mut peer = client::connect(self.proxy.admin().await).await;
+            peer.send("POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+                .await;
+            peer.response_to("POST").await
+        }
+    }
+}
+
+fn listening(scene: &Scene, listen: &[&str]) -> String {
+    let yaml = scene.yaml("").replacen("127.0.0.1:0", &listen.join("\", \""), 1);
+    // The origins are not where a wildcard listener would find itself.
+    format!("allow_non_loopback: true\nadmin: {{listen: \"127.0.0.1:0\"}}\n{yaml}")
+}
+
+/// A client that comes again and again, and never accepts that it cannot.
+struct Busy {
+    rounds: JoinHandle<usize>,
+    stop: DropGuard,
+}
+
+impl Busy {
+    /// With a request each time.
+    fn connecting(address: SocketAddr, host: &'static str) -> Self {
+        Self::repeating(move || async move {
+            assert_eq!(client::get(address, host, "/").await.text(), "ok");
+        })
+    }
+
+    /// Whoever listens there.
+    fn opening(address: SocketAddr) -> Self {
+        Self::repeating(move || async move {
+            client::get(address, ALIAS, "/").await;
+        })
+    }
+
+    fn repeating<F>(visit: impl Fn() -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let rounds = tokio::spawn(async move {
+            let mut rounds = 0;
+            while !stopped.is_cancelled() {
+                visit().await;
+                rounds += 1;
+            }
+            rounds
+        });
+        Self { rounds, stop: stop.drop_guard() }
+    }
+
+    /// How many times it has come.
+    async fn stop(self) -> usize {
+        drop(self.stop);
+        self.rounds.await.unwrap()
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// Addresses that nobody else uses.
+fn free_addresses<const N: usize>() -> [SocketAddr; N] {
+    std::array::from_fn(|_| SocketAddr::new(loopback::address(), 8080))
+}
+
+/// A port that is free on all addresses of both families.
+fn free_wildcard_port() -> u16 {
+    let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
