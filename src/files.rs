@@ -2,6 +2,8 @@
 //! neither signals nor DNS nor probes wait for them.
 //!
 //! A read that hangs cannot be called back. Its thread is left behind, and ends with the process.
+//!
+//! And files that change: what is still being written is not taken ([`Settling`]).
 
 use std::{
     fmt, io,
@@ -126,6 +128,47 @@ impl Drop for Reading {
     }
 }
 
+/// What files held when they were looked at. A change counts once two looks in a row have found the same:
+/// half of a file that is being written may well be a whole one, too.
+#[derive(Clone, Debug)]
+pub struct Settling<T> {
+    settled: T,
+    /// Something else, at the last look.
+    unsettled: Option<T>,
+}
+
+impl<T: PartialEq> Settling<T> {
+    /// Of files that are in use as they were found.
+    pub fn new(settled: T) -> Self {
+        Self { settled, unsettled: None }
+    }
+
+    /// A look has found `now`: whether that is a change which the look before has found, too. It is one
+    /// until it is [taken](Self::take).
+    pub fn has_changed(&mut self, now: T) -> bool {
+        if now == self.settled {
+            self.unsettled = None;
+            return false;
+        }
+        let same = self.unsettled.as_ref() == Some(&now);
+        self.unsettled = Some(now);
+        same
+    }
+
+    /// Whether another look should follow soon.
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled.is_some()
+    }
+
+    /// What was found last is what counts from now on.
+    pub fn take(&mut self) -> &T {
+        if let Some(now) = self.unsettled.take() {
+            self.settled = now;
+        }
+        &self.settled
+    }
+}
+
 /// A thread's place among [`MAX_THREADS`].
 struct Slot;
 
@@ -139,5 +182,29 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         THREADS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_counts_at_the_second_look_that_finds_it() {
+        let mut files = Settling::new("old");
+        assert!(!files.has_changed("old"));
+        // It grows from look to look.
+        for found in ["n", "ne", "new"] {
+            assert!(!files.has_changed(found));
+        }
+        assert!(files.has_changed("new"));
+        assert!(files.has_changed("new"), "it was not taken");
+        assert_eq!(files.take(), &"new");
+        assert!(!files.has_changed("new"));
+        // It was there for a moment, and again.
+        for found in ["half", "new", "half"] {
+            assert!(!files.has_changed(found));
+        }
+        assert!(files.has_changed("half"));
     }
 }

@@ -13,6 +13,7 @@ use crate::support::{
 };
 use arc_swap::ArcSwap;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rustls::{ServerConfig, crypto::aws_lc_rs, server::WebPkiClientVerifier};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinSet};
@@ -225,6 +226,35 @@ async fn roots_change_with_their_file_and_stay_while_it_is_broken() {
         volume.publish(&[("ca.crt", next)]);
         until(address, "the new root", |answer| answer.status() == 200).await;
     }
+}
+
+/// Regression: whatever the file held at one look was taken, and what its rest vouches for was refused.
+#[tokio::test]
+async fn a_bundle_that_is_written_slowly_is_taken_whole() {
+    let authorities = ["one", "two"].map(|name| Authority::new(name).unwrap());
+    let mut scene = Scene::new(1).await;
+    let origin = leaf_of(&authorities[0]).server_config(&["http/1.1"]).unwrap();
+    let origin = Gatekeeper::start(scene.take_listeners().remove(0), origin);
+    let setup = Setup::new(&scene.yaml(&tls("$FOLDER/ca.pem", "")));
+    let proxy = setup.file("ca.pem", authorities[0].root_pem()).start().await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(get(address).await.status(), 200);
+
+    let file = proxy.folder().join("ca.pem");
+    let looks = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
+    fs::write(&file, authorities[1].root_pem()).unwrap();
+    looks.add_watch(&file, AddWatchFlags::IN_CLOSE_NOWRITE).unwrap();
+    let looked = tokio::task::spawn_blocking(move || looks.read_events().unwrap());
+    within("a look at the half of it", looked).await.unwrap();
+    let whole = authorities.each_ref().map(Authority::root_pem).concat();
+    fs::write(&file, whole).unwrap();
+
+    let in_force = "certificate files have changed and are in force";
+    proxy.logged(in_force).await;
+    assert_eq!(get(address).await.status(), 200, "the half was taken");
+    origin.tls.store(leaf_of(&authorities[1]).server_config(&["http/1.1"]).unwrap());
+    assert_eq!(get(address).await.status(), 200, "the half was all that was taken");
+    assert_eq!(proxy.log().matches(in_force).count(), 1);
 }
 
 #[tokio::test]

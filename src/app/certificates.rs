@@ -130,9 +130,13 @@ impl Keeper {
         let looked = match self.source.look(&self.subjects, false) {
             Ok(false) => return None,
             Ok(true) => {
+                let loaded = self.source.certificates();
+                if !self.source.take() {
+                    return None;
+                }
                 // Whatever is said now, it is about other files than before.
                 self.failure = None;
-                self.source.certificates()
+                loaded
             }
             Err(error) => Err(error),
         };

@@ -11,7 +11,10 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use parking_lot::Mutex;
 
-use crate::config::{CredentialsError, read_credentials};
+use crate::{
+    config::{CredentialsError, read_credentials},
+    files::Settling,
+};
 
 /// SHA-256 of `USER:PASSWORD`. Digests are of one length, so that comparing them tells nothing of
 /// the secret's.
@@ -21,22 +24,15 @@ type Digest = [u8; SHA256_OUTPUT_LEN];
 pub struct Credentials {
     file: PathBuf,
     accepted: ArcSwap<Vec<Digest>>,
-    looks: Mutex<Looks>,
-}
-
-/// What the file held when it was looked at: digests, or what is wrong with it.
-struct Looks {
-    /// Taken, or refused.
-    settled: Result<Vec<Digest>, String>,
-    /// Something new at the last look.
-    unsettled: Option<Result<Vec<Digest>, String>>,
+    /// Digests, or what is wrong with the file.
+    looks: Mutex<Settling<Result<Vec<Digest>, String>>>,
 }
 
 impl Credentials {
     /// Reads them for the first time.
     pub fn load(file: PathBuf) -> Result<Self, CredentialsError> {
         let digests = read_credentials(&file).map(digests)?;
-        let looks = Looks { settled: Ok(digests.clone()), unsettled: None };
+        let looks = Settling::new(Ok(digests.clone()));
         Ok(Self { file, accepted: ArcSwap::from_pointee(digests), looks: Mutex::new(looks) })
     }
 
@@ -45,17 +41,11 @@ impl Credentials {
     pub fn refresh(&self) {
         let Some(mut looks) = self.looks.try_lock() else { return };
         let now = read_credentials(&self.file).map(digests).map_err(|error| error.to_string());
-        if now == looks.settled {
-            looks.unsettled = None;
-            return;
-        }
-        // Half of a file that is being written may be one, too, whose last password is half of one.
-        if looks.unsettled.as_ref() != Some(&now) {
-            looks.unsettled = Some(now);
+        if !looks.has_changed(now) {
             return;
         }
         let file = self.file.display();
-        match &now {
+        match looks.take() {
             Ok(digests) => {
                 self.accepted.store(digests.clone().into());
                 tracing::info!(%file, "the forward proxy's credentials have changed");
@@ -66,7 +56,6 @@ impl Credentials {
                 "`proxy.credentials` cannot be used any more; the last good ones stay",
             ),
         }
-        *looks = Looks { settled: now, unsettled: None };
     }
 
     /// Whether a request bears credentials that are accepted.

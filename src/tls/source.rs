@@ -20,6 +20,7 @@ use super::{
     server::{Certificates, is_valid_for},
     store::{Serving, Store, StoreError},
 };
+use crate::files::Settling;
 
 /// Where the certificates for aliases come from. Everything it does may block.
 #[derive(Clone)]
@@ -30,8 +31,8 @@ pub enum Source {
         certificate: PathBuf,
         /// Its key as PEM.
         key: PathBuf,
-        /// Of the files' contents when they were last looked at, usable or not.
-        seen: u64,
+        /// Of the files' contents, usable or not.
+        looks: Settling<u64>,
     },
     /// Local authorities.
     Local {
@@ -73,8 +74,8 @@ impl Source {
     /// One certificate for all names.
     pub fn files(certificate: &Path, key: &Path) -> Self {
         // Of before they are read: a change in between has to show.
-        let seen = fingerprint([certificate, key]);
-        Self::Files { certificate: certificate.into(), key: key.into(), seen }
+        let looks = Settling::new(fingerprint([certificate, key]));
+        Self::Files { certificate: certificate.into(), key: key.into(), looks }
     }
 
     /// Local authorities in `directory`; where none is configured, those of a temporary folder or of this
@@ -123,13 +124,12 @@ impl Source {
         names.filter(|name| !is_valid_for(key, name)).map(String::as_str).collect()
     }
 
-    /// Looks at the files and the clock. Whether there is something else to be shown. `subjects` may be
-    /// others than before where that is said to be `new`.
+    /// Looks at the files and the clock. Whether there is something else to be shown, until that is
+    /// [taken](Self::take). `subjects` may be others than before where that is said to be `new`.
     pub fn look(&mut self, subjects: &[Subject], new: bool) -> Result<bool, SourceError> {
         match self {
-            Self::Files { certificate, key, seen } => {
-                let now = fingerprint([certificate.as_path(), key.as_path()]);
-                Ok(std::mem::replace(seen, now) != now)
+            Self::Files { certificate, key, looks } => {
+                Ok(looks.has_changed(fingerprint([certificate.as_path(), key.as_path()])))
             }
             Self::Local { store, serving } => {
                 let unchanged = store.as_ref().is_none_or(Store::is_unchanged);
@@ -145,6 +145,16 @@ impl Source {
                 Ok(changed)
             }
         }
+    }
+
+    /// Says that the certificates are loaded; `false` where the files have changed meanwhile.
+    pub fn take(&mut self) -> bool {
+        let Self::Files { certificate, key, looks } = self else { return true };
+        let is_same = looks.has_changed(fingerprint([certificate.as_path(), key.as_path()]));
+        if is_same {
+            looks.take();
+        }
+        is_same
     }
 }
 

@@ -9,16 +9,20 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
-use tokio::{task::spawn_blocking, time::interval};
+use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
     config::{self, read_file},
+    files::Settling,
     tls::{ClientTls, RootStores, TlsConfigErrors},
 };
 
 /// How often the files are compared. By content, for a ConfigMap or a Secret arrives by a swap of
 /// links whose targets may well be of the same second.
 const FILE_CHECK: Duration = Duration::from_secs(2);
+
+/// When they are compared again after a change.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// No file that can be loaded is larger.
 const MAX_COMPARED: usize = 64 << 20;
@@ -28,8 +32,8 @@ pub struct Material {
     settings: config::Tls,
     files: Vec<PathBuf>,
     loaded: ArcSwapOption<ClientTls>,
-    /// Of the files' contents when they were last looked at, loadable or not.
-    seen: Mutex<u64>,
+    /// Of the files' contents, loadable or not.
+    looks: Mutex<Settling<u64>>,
 }
 
 impl Material {
@@ -40,11 +44,11 @@ impl Material {
         if let Some(pair) = &settings.client_certificate {
             files.extend([pair.cert.clone(), pair.key.clone()]);
         }
-        let seen = fingerprint(&files);
+        let looks = Settling::new(fingerprint(&files));
         Ok(Self {
             loaded: ArcSwapOption::new(ClientTls::load(settings, roots)?.map(Arc::new)),
             settings: settings.clone(),
-            seen: Mutex::new(seen),
+            looks: Mutex::new(looks),
             files,
         })
     }
@@ -62,9 +66,9 @@ impl Material {
         if self.files.is_empty() {
             return std::future::pending().await;
         }
-        let mut checks = interval(FILE_CHECK);
         loop {
-            checks.tick().await;
+            let next = if self.looks.lock().is_unsettled() { SECOND_LOOK } else { FILE_CHECK };
+            sleep(next).await;
             let material = self.clone();
             // Reading trust stores takes milliseconds, which the control thread does not have.
             match spawn_blocking(move || material.reload()).await {
@@ -85,11 +89,16 @@ impl Material {
 
     fn reload(&self) -> Result<bool, TlsConfigErrors> {
         let now = fingerprint(&self.files);
-        if std::mem::replace(&mut *self.seen.lock(), now) == now {
+        if !self.looks.lock().has_changed(now) {
             return Ok(false);
         }
-        let tls = ClientTls::load(&self.settings, &mut RootStores::of_changed_files())?;
-        self.loaded.store(tls.map(Arc::new));
+        let tls = ClientTls::load(&self.settings, &mut RootStores::of_changed_files());
+        // They were read once more for that.
+        if fingerprint(&self.files) != now {
+            return Ok(false);
+        }
+        self.looks.lock().take();
+        self.loaded.store(tls?.map(Arc::new));
         Ok(true)
     }
 }
@@ -101,4 +110,41 @@ fn fingerprint(files: &[PathBuf]) -> u64 {
         read_file(file, MAX_COMPARED).ok().hash(&mut hasher);
     }
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::demo::authority::Authority;
+
+    /// Regression: half of a bundle is one, too, and servers of the other half were refused.
+    #[test]
+    fn a_bundle_that_is_still_being_written_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let [old, one, two] =
+            ["old", "one", "two"].map(|name| Authority::new(name).unwrap().root_pem().to_owned());
+        fs::write(&file, &old).unwrap();
+        let mut settings = config::Alias::named("a").tls;
+        settings.ca = config::Trust { system: false, webpki: false, files: vec![file.clone()] };
+        let material = Material::load(&settings, &mut RootStores::default()).unwrap();
+        let first = material.current().unwrap();
+        let is_first = || Arc::ptr_eq(&first, &material.current().unwrap());
+
+        assert!(!material.reload().unwrap());
+        fs::write(&file, &one).unwrap();
+        assert!(!material.reload().unwrap() && is_first());
+        fs::write(&file, one.clone() + &two).unwrap();
+        assert!(!material.reload().unwrap() && is_first());
+        assert!(material.reload().unwrap() && !is_first());
+        assert!(!material.reload().unwrap());
+
+        // What cannot be used is told once.
+        fs::write(&file, "no certificate").unwrap();
+        assert!(!material.reload().unwrap());
+        assert!(material.reload().is_err());
+        assert!(!material.reload().unwrap());
+    }
 }
