@@ -249,7 +249,7 @@ async fn a_bundle_that_is_written_slowly_is_taken_whole() {
     let whole = authorities.each_ref().map(Authority::root_pem).concat();
     fs::write(&file, whole).unwrap();
 
-    let in_force = "certificate files have changed and are in force";
+    let in_force = "certificate files changed and are now in use";
     proxy.logged(in_force).await;
     assert_eq!(get(address).await.status(), 200, "the half was taken");
     origin.tls.store(leaf_of(&authorities[1]).server_config(&["http/1.1"]).unwrap());
