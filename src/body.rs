@@ -14,7 +14,6 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderName, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep};
 
@@ -60,11 +59,20 @@ pub trait Connection: Debug + Send + Sync {
 
 /// A request body that streams, and that can be started over as long as little of it was sent.
 #[derive(Debug)]
-pub struct RequestBody(Option<Arc<Mutex<Stream>>>);
+pub struct RequestBody {
+    /// None where there is none.
+    stream: Option<Arc<Mutex<Stream>>>,
+    /// Which try this handle reads for: one that was started over after it gets no more.
+    attempt: u32,
+    /// Who passes on to the client what comes ahead of the response; none where it cannot be told.
+    interim: Option<Arc<dyn Interim>>,
+}
 
 #[derive(Debug)]
 struct Stream {
     source: Source,
+    /// The try that may read.
+    attempt: u32,
     /// What the source said of its size before anything was read from it.
     size: SizeHint,
     /// Frames read from the source, for another try. Unused once `keep` is off.
@@ -92,7 +100,6 @@ struct Stream {
 
 #[derive(Debug)]
 enum Source {
-    Incoming(Incoming),
     Boxed(UnsyncBoxBody<Bytes, BoxError>),
     Http1 { connection: Arc<dyn Connection>, request: u64, size: SizeHint },
 }
@@ -109,12 +116,7 @@ struct Gate {
 impl RequestBody {
     /// No body at all.
     pub fn empty() -> Self {
-        Self(None)
-    }
-
-    /// The body of a request that hyper's server received.
-    pub fn incoming(body: Incoming) -> Self {
-        if body.is_end_stream() { Self::empty() } else { Self::stream(Source::Incoming(body)) }
+        Self { stream: None, attempt: 0, interim: None }
     }
 
     /// The body of the request number `request` on an HTTP/1 connection, of this size.
@@ -122,7 +124,7 @@ impl RequestBody {
         Self::stream(Source::Http1 { connection, request, size })
     }
 
-    /// Any body, from a caller of the library face.
+    /// Any other body.
     pub fn boxed<B>(body: B) -> Self
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -136,9 +138,10 @@ impl RequestBody {
     }
 
     fn stream(source: Source) -> Self {
-        Self(Some(Arc::new(Mutex::new(Stream {
+        let stream = Stream {
             size: source.size_hint(),
             source,
+            attempt: 0,
             kept: Vec::new(),
             kept_bytes: 0,
             keep: true,
@@ -151,26 +154,48 @@ impl RequestBody {
             nominated: Vec::new(),
             idle: None,
             timer: IdleTimer::default(),
-        }))))
+        };
+        Self { stream: Some(Arc::new(Mutex::new(stream))), ..Self::empty() }
+    }
+
+    /// The same, with the way back for what comes ahead of the response.
+    pub fn with_interim(self, interim: Arc<dyn Interim>) -> Self {
+        Self { interim: Some(interim), ..self }
+    }
+
+    /// Who passes on what comes ahead of the response.
+    pub fn interim(&self) -> Option<&Arc<dyn Interim>> {
+        self.interim.as_ref()
     }
 
     /// A second handle on the same body, to be kept while the first is being sent.
     pub fn handle(&self) -> Self {
-        Self(self.0.clone())
+        Self { stream: self.stream.clone(), attempt: self.attempt, interim: self.interim.clone() }
     }
 
     /// Starts the body over for another try. `false` where too much of it has gone, or its trailers.
     pub fn rewind(&self) -> bool {
-        let Some(stream) = &self.0 else { return true };
+        let Some(stream) = &self.stream else { return true };
         let mut stream = stream.lock();
         stream.position = 0;
         stream.ended = false;
         stream.keep
     }
 
+    /// The body for the next try, once it was started over: whoever still reads for the one before gets no
+    /// more of it, as that would be missing in this one.
+    pub fn next_try(mut self) -> Self {
+        if let Some(stream) = &self.stream {
+            let mut stream = stream.lock();
+            stream.attempt = stream.attempt.wrapping_add(1);
+            self.attempt = stream.attempt;
+        }
+        self
+    }
+
     /// Ready once the present try has come to the body's end.
     pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(stream) = &self.0 else { return Poll::Ready(()) };
+        let Some(stream) = &self.stream else { return Poll::Ready(()) };
         let mut stream = stream.lock();
         if stream.ended {
             return Poll::Ready(());
@@ -186,12 +211,12 @@ impl RequestBody {
 
     /// Bytes read from the sender so far.
     pub fn bytes(&self) -> u64 {
-        self.0.as_ref().map_or(0, |stream| stream.lock().bytes)
+        self.stream.as_ref().map_or(0, |stream| stream.lock().bytes)
     }
 
     /// Says that the request will not be repeated: nothing more is kept.
     pub fn settle(&self) {
-        let Some(stream) = &self.0 else { return };
+        let Some(stream) = &self.stream else { return };
         let mut stream = stream.lock();
         if stream.position == stream.kept.len() {
             stream.forget();
@@ -201,19 +226,19 @@ impl RequestBody {
     /// Says how long neither its sender nor its reader may do anything; none once a response has begun:
     /// then that one's sender counts too.
     pub fn set_idle(&self, idle: Option<Duration>) {
-        if let Some(stream) = &self.0 {
+        if let Some(stream) = &self.stream {
             stream.lock().idle = idle;
         }
     }
 
     /// What was said of that.
     pub fn idle(&self) -> Option<Duration> {
-        self.0.as_ref().and_then(|stream| stream.lock().idle)
+        self.stream.as_ref().and_then(|stream| stream.lock().idle)
     }
 
     /// Says which fields the request's head confined to its connection, among its trailers too.
     pub fn confine(&self, nominated: Vec<HeaderName>) {
-        if let Some(stream) = &self.0
+        if let Some(stream) = &self.stream
             && !nominated.is_empty()
         {
             stream.lock().nominated = nominated;
@@ -222,19 +247,19 @@ impl RequestBody {
 
     /// Holds the body back until [`proceed`](Self::proceed), for a second at most.
     pub fn hold(&self) {
-        if let Some(stream) = &self.0 {
+        if let Some(stream) = &self.stream {
             stream.lock().gate = Some(Gate { waker: None, timer: None });
         }
     }
 
     /// Whether the body is held back.
     pub fn is_held(&self) -> bool {
-        self.0.as_ref().is_some_and(|stream| stream.lock().gate.is_some())
+        self.stream.as_ref().is_some_and(|stream| stream.lock().gate.is_some())
     }
 
     /// Lets a held body flow.
     pub fn proceed(&self) {
-        let Some(stream) = &self.0 else { return };
+        let Some(stream) = &self.stream else { return };
         if let Some(Gate { waker: Some(waker), .. }) = stream.lock().gate.take() {
             waker.wake();
         }
@@ -249,18 +274,24 @@ impl Body for RequestBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &self.0 {
-            Some(stream) => stream.lock().poll_frame(cx),
+        match &self.stream {
+            Some(stream) => {
+                let mut stream = stream.lock();
+                if stream.attempt != self.attempt {
+                    return Poll::Ready(Some(Err("the request is being sent again".into())));
+                }
+                stream.poll_frame(cx)
+            }
             None => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|stream| stream.lock().ended)
+        self.stream.as_ref().is_none_or(|stream| stream.lock().ended)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or(SizeHint::with_exact(0), |stream| {
+        self.stream.as_ref().map_or(SizeHint::with_exact(0), |stream| {
             let stream = stream.lock();
             if stream.position == 0 { stream.size } else { SizeHint::default() }
         })
@@ -373,7 +404,6 @@ impl Source {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self {
-            Self::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Boxed(body) => Pin::new(body).poll_frame(cx),
             Self::Http1 { connection, request, .. } => connection.poll_frame(*request, idle, cx),
         }
@@ -381,7 +411,6 @@ impl Source {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Incoming(body) => body.is_end_stream(),
             Self::Boxed(body) => body.is_end_stream(),
             Self::Http1 { connection, request, .. } => connection.is_end_stream(*request),
         }
@@ -389,7 +418,6 @@ impl Source {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Incoming(body) => body.size_hint(),
             Self::Boxed(body) => body.size_hint(),
             Self::Http1 { size, .. } => *size,
         }

@@ -135,7 +135,6 @@ impl Client {
             worker: 0,
             drain: Drain::default(),
             connection: None,
-            interim: None,
         };
         let routes = Routes::new(&upstreams);
         Ok(Self { shared: Arc::new(Shared { routes, arrival, only, _stop: stop.drop_guard() }) })

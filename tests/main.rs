@@ -29,6 +29,7 @@ mod fuzz;
 mod headers;
 mod http;
 mod http2;
+mod http2_clients;
 mod http2_upstream;
 mod life;
 mod listener_certificate;

@@ -73,9 +73,25 @@ fn a_body_in_pieces_of_a_byte_is_kept_in_few() {
     let mut body = body(&vec![b"x".to_vec(); REPLAY_LIMIT], false);
     let (data, ..) = read(&mut body, REPLAY_LIMIT);
     assert_eq!(data.len(), REPLAY_LIMIT);
-    assert_eq!(body.0.as_ref().unwrap().lock().kept.len(), REPLAY_LIMIT / KEPT_AS_ONE);
+    assert_eq!(body.stream.as_ref().unwrap().lock().kept.len(), REPLAY_LIMIT / KEPT_AS_ONE);
     assert!(body.rewind());
     assert_eq!(read(&mut body, REPLAY_LIMIT), (vec![b'x'; REPLAY_LIMIT], false, true));
+}
+
+/// Its bytes would be missing in the midst of what the next one sends.
+#[test]
+fn a_try_that_is_over_reads_nothing_more_of_the_body() {
+    let mut first = body(&[b"a".to_vec(), b"b".to_vec()], false);
+    let second = first.handle();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(matches!(Pin::new(&mut first).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+    assert!(second.rewind());
+    // There may be no budget for another try after all.
+    assert!(matches!(Pin::new(&mut first).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+    assert!(second.rewind());
+    let mut second = second.next_try();
+    assert!(matches!(Pin::new(&mut first).poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
+    assert_eq!(read(&mut second, 9), (b"ab".to_vec(), false, true));
 }
 
 #[test]

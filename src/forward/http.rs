@@ -14,10 +14,10 @@ use super::{
     deadline,
     headers::{self, ClientView, Repaired, TargetView},
     retry::{Tries, is_idle_timeout},
-    upgrade::{self, ClientSide},
+    upgrade::{self, Upgrade},
 };
 use crate::{
-    body::{Interim, RequestBody},
+    body::RequestBody,
     config::{HostHeader, HttpVersion},
     drain::Drain,
     route::Routes,
@@ -45,8 +45,6 @@ pub struct Arrival {
     pub drain: Drain,
     /// The connection in the metrics; none where a program called without one.
     pub connection: Option<Arc<DownstreamConnection>>,
-    /// Who passes on what comes ahead of an answer; none where the client cannot be told.
-    pub interim: Option<Arc<dyn Interim>>,
 }
 
 /// Answers a request from wherever: with the origin's answer, or with an explanation.
@@ -151,7 +149,7 @@ struct Answer {
     lease: Lease,
     client: ClientView,
     /// The client's side, of a request to switch protocols.
-    upgrade: Option<ClientSide>,
+    upgrade: Option<Upgrade>,
     /// The request was an extended CONNECT.
     extended: bool,
 }
@@ -176,7 +174,7 @@ impl Journey<'_> {
         let extended = upgrade::translate_extended_connect(&mut head);
         // Without the client's side of it (a library caller has none) an upgrade cannot be made.
         let asked = extended || headers::upgrade(&head).is_some();
-        let on_upgrade = asked.then(|| ClientSide::take(&mut head.extensions)).flatten();
+        let on_upgrade = asked.then(|| Upgrade::take(&mut head.extensions)).flatten();
         let switching = on_upgrade.is_some();
         body.confine(headers::strip_request(&mut head.headers, switching));
         headers::add_forwarded(
@@ -272,7 +270,7 @@ impl Journey<'_> {
                 body.hold();
             }
             body.set_idle(Some(config.timeouts.idle));
-            let interim = self.arrival.interim.as_ref();
+            let interim = handle.interim();
 
             let result = match config.timeouts.response {
                 None => lease.send(&head, body, interim).await,
@@ -300,7 +298,7 @@ impl Journey<'_> {
                         && self.may_repeat("reuse", true, &mut tries)
                     {
                         tries.fresh = true;
-                        body = handle;
+                        body = handle.next_try();
                         continue;
                     }
                     if self.may_repeat_status(status, &head.method, &handle)
@@ -308,7 +306,7 @@ impl Journey<'_> {
                         && self.may_retry("status", &mut tries)
                     {
                         tries.failed.push(lease.endpoint());
-                        body = handle;
+                        body = handle.next_try();
                         continue;
                     }
                     handle.settle();
@@ -334,7 +332,7 @@ impl Journey<'_> {
                 && self.may_repeat(reason, reused, &mut tries)
             {
                 tries.fresh = true;
-                body = handle;
+                body = handle.next_try();
                 continue;
             }
             return Err(match error {

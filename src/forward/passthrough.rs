@@ -17,7 +17,7 @@ use super::{
     headers, tunnel::tunnel,
 };
 use crate::{
-    body::{Interim, RequestBody},
+    body::RequestBody,
     config::{Alias, Timeouts},
     connect::{AddressPolicy, ConnectError, Deadline, Session, TargetStream},
     drain::Drain,
@@ -98,13 +98,12 @@ impl Passthrough {
         &self,
         request: Request<RequestBody>,
         destination: &Destination,
-        interim: Option<&Arc<dyn Interim>>,
         started: Instant,
     ) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut record = Record::of_host(&head, destination, started);
         record.reads(&body);
-        match self.exchange(head, body, destination, &mut record, interim).await {
+        match self.exchange(head, body, destination, &mut record).await {
             Ok((response, client, nominated)) => {
                 let origin = Origin::Host(client);
                 response.map(|()| Body::streaming(origin, record, self.timeouts.idle, nominated))
@@ -119,7 +118,6 @@ impl Passthrough {
         body: RequestBody,
         destination: &Destination,
         record: &mut Record,
-        interim: Option<&Arc<dyn Interim>>,
     ) -> Result<(Response<()>, Client<TargetStream>, Vec<HeaderName>), ForwardError> {
         body.confine(headers::strip_request(&mut head.headers, false));
         headers::strip_proxy(&mut head.headers);
@@ -139,6 +137,7 @@ impl Passthrough {
         // Like an alias' requests, it may take its time to begin: `timeouts.response` is off.
         let mut client = Client::new(session.stream);
         body.set_idle(Some(self.timeouts.idle));
+        let interim = record.request().interim();
         let mut response = client.send(&head, body, false, interim).await.map_err(failed)?;
         record.request().set_idle(None);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -9,20 +9,11 @@ use ::http::{
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use hyper::{
-    ext::Protocol,
-    upgrade::{OnUpgrade, Upgraded},
-};
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{Arrival, Body, Record, tunnel::tunnel};
-use crate::{
-    error::ProxyErrorType,
-    socket::{ByteStream, Socket},
-    upstream::Lease,
-};
+use crate::{error::ProxyErrorType, http2::Protocol, socket::ByteStream, upstream::Lease};
 
 /// The client's side of a connection that may come to speak another protocol: an extension of the
 /// request that asks for it.
@@ -41,41 +32,15 @@ impl Upgrade {
         (handover, Self(Arc::new(Mutex::new(Some(stream)))))
     }
 
+    /// What the server left for a request that asks to switch; none for a caller of the library.
+    pub(super) fn take(extensions: &mut Extensions) -> Option<Self> {
+        extensions.remove()
+    }
+
     /// The stream; `None` where it is not handed over.
     pub async fn stream(self) -> Option<Stream> {
         let stream = self.0.lock().take();
         stream?.await.ok()
-    }
-}
-
-/// The client's side, of whichever version of HTTP.
-#[derive(Debug)]
-pub(super) enum ClientSide {
-    Http1(Upgrade),
-    Http2(OnUpgrade),
-}
-
-impl ClientSide {
-    /// What the server left for a request that asks to switch; none for a caller of the library.
-    pub(super) fn take(extensions: &mut Extensions) -> Option<Self> {
-        let http1 = extensions.remove().map(Self::Http1);
-        http1.or_else(|| extensions.remove().map(Self::Http2))
-    }
-
-    async fn stream(self) -> Option<Stream> {
-        match self {
-            Self::Http1(upgrade) => upgrade.stream().await,
-            Self::Http2(upgrade) => {
-                let upgraded = upgrade.await.ok()?;
-                Some(Box::new(TokioIo::new(upgraded)))
-            }
-        }
-    }
-}
-
-impl ByteStream for TokioIo<Upgraded> {
-    fn socket(&self) -> Option<&Socket> {
-        None
     }
 }
 
@@ -117,7 +82,7 @@ pub fn translate_switch<B>(response: &mut Response<B>) {
 /// Passes the `101` on and joins the two connections in a task of their own.
 pub(super) fn switch(
     response: Response<()>,
-    client: ClientSide,
+    client: Upgrade,
     mut lease: Lease,
     mut record: Box<Record>,
     idle: Duration,

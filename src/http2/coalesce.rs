@@ -31,6 +31,7 @@ pub fn coalesced<S>(stream: S) -> (Coalesced<S>, Writer<S>) {
         buffer: BytesMut::new(),
         is_held_up: false,
         unwritten: IdleTimer::default(),
+        received: 0,
     }));
     (Coalesced(buffered.clone()), Writer(buffered))
 }
@@ -51,6 +52,8 @@ struct Buffered<S> {
     is_held_up: bool,
     /// Measures how long the peer has taken nothing of it.
     unwritten: IdleTimer,
+    /// Bytes that have come.
+    received: u64,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
@@ -77,6 +80,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
     pub fn is_flushed(&self) -> bool {
         let buffered = self.0.lock();
         buffered.buffer.is_empty() && !buffered.is_held_up
+    }
+
+    /// How many bytes have come.
+    pub fn received(&self) -> u64 {
+        self.0.lock().received
     }
 
     /// For a driver that waits: ready once the peer has taken nothing for `limit` of what there is for it.
@@ -146,7 +154,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Coalesced<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.lock().stream).poll_read(cx, buf)
+        let mut buffered = self.0.lock();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut buffered.stream).poll_read(cx, buf);
+        buffered.received += (buf.filled().len() - before) as u64;
+        read
     }
 }
 

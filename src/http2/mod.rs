@@ -8,12 +8,28 @@
 //! * [`ReceiveWindow`]: how much the peer may send ahead of slow readers, such that no stream that is not
 //!   read keeps the others waiting, and that all connections together stay within [`UNREAD_STREAMS`]
 
+//! * [`Incoming`], [`Sender`], [`Tunnel`]: the two sides of a stream, and both as bytes
+//!
+//! The server's half is in [`server`].
+
 mod client;
 mod coalesce;
+mod frames;
+mod incoming;
+mod keep_alive;
+mod sender;
+pub mod server;
+mod tunnel;
 mod window;
+
+pub use h2::{Reason, ext::Protocol};
 
 pub use client::{Client, Connection, Exchange, ExchangeError, KeepAlive, handshake};
 pub use coalesce::{Coalesced, Writer, coalesced};
+pub use frames::Flood;
+pub use incoming::{Incoming, ReceiveError};
+pub use sender::{Gone, Output, SEND_BUFFER, Sender};
+pub use tunnel::Tunnel;
 pub use window::{Credit, ReceiveWindow, Unread};
 
 /// How much a peer may send on one stream ahead of whoever reads it.

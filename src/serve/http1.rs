@@ -226,6 +226,7 @@ impl<S: ByteStream + 'static> Line<S> {
             }
         };
         drop(state);
+        let body = if http11 { body.with_interim(self.clone()) } else { body };
         Ok((asked, Request::from_parts(head, body)))
     }
 

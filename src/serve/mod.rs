@@ -2,34 +2,21 @@
 
 mod credentials;
 mod http1;
+mod http2;
 mod patience;
 mod proxy;
 mod socket;
 mod sockets;
 
-use std::{
-    convert::Infallible,
-    future::pending,
-    io::ErrorKind,
-    net::SocketAddr,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
-use ::http::{Method, Request, Response, header::CONTENT_LENGTH};
+use ::http::{Request, Response};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-use http_body::Body as _;
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 pub use credentials::Credentials;
@@ -54,13 +41,6 @@ use crate::{
     },
     upstream::Upstream,
 };
-
-/// HTTP/2 keep-alive towards applications: one that vanished does not hold its streams for ever.
-const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
-const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How long a client of HTTP/2 that has asked for nothing has to leave by itself at the end.
-const GOODBYE: Duration = Duration::from_millis(250);
 
 /// What every connection is served with.
 pub struct Server {
@@ -240,8 +220,7 @@ impl Server {
         let listener = client.listener();
         let connection = Some(self.counted(listener, worker, protocol, scheme == "https"));
         let drain = self.drain.clone();
-        let interim = None;
-        Arrival { listener, peer, local, scheme, server_name, worker, drain, connection, interim }
+        Arrival { listener, peer, local, scheme, server_name, worker, drain, connection }
     }
 
     /// The connection in the metrics.
@@ -343,77 +322,17 @@ impl Server {
     }
 
     /// HTTP/1 requests for the listener's aliases.
-    async fn requests<S>(&self, stream: S, mut arrival: Arrival, settings: &config::Listener) -> End
+    async fn requests<S>(&self, stream: S, arrival: Arrival, settings: &config::Listener) -> End
     where
         S: ByteStream + 'static,
     {
         let line = Line::new(stream);
-        arrival.interim = Some(line.clone());
         let tls = arrival.scheme == "https";
         let answer = |request| self.respond(request, &arrival);
         line.serve(tls, settings, &self.drain, answer).await
     }
 
-    async fn http2<S>(
-        self: &Arc<Self>,
-        stream: S,
-        arrival: Arrival,
-        settings: &config::Listener,
-    ) -> End
-    where
-        S: ByteStream + 'static,
-    {
-        let arrival = Arc::new(arrival);
-        let since = Instant::now();
-        let was_used = Arc::new(AtomicBool::new(false));
-        // A stream is a task of hyper's own, and owns what it needs.
-        let service = {
-            let (server, arrival, was_used) = (self.clone(), arrival.clone(), was_used.clone());
-            service_fn(move |request: Request<Incoming>| {
-                was_used.store(true, Ordering::Relaxed);
-                let (server, arrival) = (server.clone(), arrival.clone());
-                let is_head = request.method() == Method::HEAD;
-                let request = request.map(RequestBody::incoming);
-                async move {
-                    let mut response = server.respond(request, &arrival).await;
-                    if is_head {
-                        omit_content(&mut response);
-                    }
-                    Ok::<_, Infallible>(response)
-                }
-            })
-        };
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .auto_date_header(false)
-            .enable_connect_protocol()
-            .max_header_list_size(settings.max_header_size.try_into().unwrap_or(u32::MAX))
-            .timer(TokioTimer::new())
-            .keep_alive_interval(H2_PING_INTERVAL)
-            .keep_alive_timeout(H2_PING_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
-        let mut connection = pin!(connection);
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = self.drain.unused(since) => {
-                connection.as_mut().graceful_shutdown();
-                // hyper says GOAWAY, and waits for a client that may never answer it.
-                let silent = async {
-                    sleep(GOODBYE).await;
-                    if was_used.load(Ordering::Relaxed) {
-                        pending::<()>().await;
-                    }
-                };
-                tokio::select! {
-                    result = connection => result,
-                    () = silent => Ok(()),
-                }
-            }
-        };
-        explain(result, &arrival);
-        End::Done
-    }
-
-    /// Reads an HTTP/2 client's preface: hyper would wait for it without end. `None` where it does not
+    /// Reads an HTTP/2 client's preface: `h2` would wait for it without end. `None` where it does not
     /// come in time.
     async fn preface<S: AsyncRead + Unpin>(
         &self,
@@ -425,7 +344,7 @@ impl Server {
             read = timeout_at(deadline, stream.read_exact(&mut preface)) => read.ok()?.ok()?,
             () = self.drain.unused(Instant::now()) => return None,
         };
-        // Whether it is one is for hyper to say.
+        // Whether it is one is for `h2` to say.
         Some(Prefixed::new(Bytes::copy_from_slice(&preface), stream))
     }
 
@@ -453,29 +372,6 @@ fn local_address(stream: &TcpStream, listener: SocketAddr) -> Option<SocketAddr>
         return stream.local_addr().ok();
     }
     Some(listener)
-}
-
-/// Makes a response of truename's own one to HEAD: hyper would send its content.
-fn omit_content(response: &mut Response<forward::Body>) {
-    if response.body().is_own()
-        && let Some(length @ 1..) = response.body().size_hint().exact()
-    {
-        response.headers_mut().insert(CONTENT_LENGTH, length.into());
-        response.body_mut().omit_own_content();
-    }
-}
-
-fn explain(result: Result<(), hyper::Error>, arrival: &Arrival) {
-    if let Err(error) = result {
-        let source = std::error::Error::source(&error).map(ToString::to_string);
-        tracing::debug!(
-            listener = %arrival.listener,
-            peer = %arrival.peer,
-            %error,
-            source,
-            "connection ended",
-        );
-    }
 }
 
 #[cfg(test)]

@@ -58,9 +58,8 @@ impl Server {
         S: ByteStream + 'static,
     {
         let handover = Handover::default();
-        let mut arrival = self.arrival(client, "http/1.1", "http", None);
+        let arrival = self.arrival(client, "http/1.1", "http", None);
         let line = Line::new(stream);
-        arrival.interim = Some(line.clone());
         let end = {
             let answer = |request| self.answer(proxy, request, &arrival, &handover);
             line.serve(false, settings, &self.drain, answer).await
@@ -144,8 +143,7 @@ impl Server {
                     connection.belongs_to(AliasMetrics::of_no_alias());
                 }
                 let request = Request::from_parts(head, body);
-                let interim = arrival.interim.as_ref();
-                return passthrough.forward(request, &destination, interim, started).await;
+                return passthrough.forward(request, &destination, started).await;
             }
         };
         // Every CONNECT comes with one.

@@ -1,0 +1,299 @@
+//! Counts a client's frames. What `h2` does not bound by itself is bounded here: frames that cost the client
+//! little, and that a client with requests to make sends few of.
+//!
+//! `h2` itself limits CONTINUATION frames, empty and tiny DATA frames, streams reset before they were accepted
+//! and streams that it had to reset. The figures here are Envoy's, or stricter.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+use crate::socket::{ByteStream, Socket};
+
+const HEADER: usize = 9;
+const PREFACE: usize = 24;
+
+/// PRIORITY frames for each stream, and as many at first.
+const PRIORITIES: u64 = 100;
+
+/// WINDOW_UPDATE frames at first, for each stream, and for each DATA frame that the client was sent.
+const UPDATES_AT_FIRST: u64 = 5;
+const UPDATES_A_STREAM: u64 = 2;
+const UPDATES_A_FRAME: u64 = 20;
+
+/// Frames that ask for nothing (PING, SETTINGS, RST_STREAM, ...): at first, and for each second. Besides,
+/// there may be one for each stream and each DATA frame in either direction.
+const QUIET_AT_FIRST: u64 = 1000;
+const QUIET_A_SECOND: u64 = 10;
+
+/// What a client sends too much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Flood {
+    /// PRIORITY.
+    #[error("too many PRIORITY frames")]
+    Priorities,
+    /// WINDOW_UPDATE.
+    #[error("too many WINDOW_UPDATE frames")]
+    Updates,
+    /// PING, SETTINGS, RST_STREAM and others.
+    #[error("too many PING, SETTINGS or other control frames")]
+    Control,
+}
+
+/// Frame types (RFC 9113 §6).
+mod kind {
+    pub const DATA: u8 = 0;
+    pub const HEADERS: u8 = 1;
+    pub const PRIORITY: u8 = 2;
+    pub const SETTINGS: u8 = 4;
+    pub const PING: u8 = 6;
+    pub const WINDOW_UPDATE: u8 = 8;
+    pub const CONTINUATION: u8 = 9;
+}
+
+const END_HEADERS: u8 = 4;
+const ACK: u8 = 1;
+
+/// A client's frames, as their headers pass by.
+#[derive(Debug)]
+pub struct Frames {
+    since: Instant,
+    /// The next frame's header, as far as it has come.
+    header: [u8; HEADER],
+    header_length: usize,
+    /// What is to come of the frame at hand, or of the preface.
+    left: usize,
+    kind: u8,
+    /// A header block goes on in the next frame.
+    in_block: bool,
+    last_stream: u32,
+    streams: u64,
+    data: u64,
+    priorities: u64,
+    updates: u64,
+    quiet: u64,
+}
+
+impl Frames {
+    /// Of a connection of which nothing was read, not even the preface.
+    pub fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            header: [0; HEADER],
+            header_length: 0,
+            left: PREFACE,
+            kind: kind::DATA,
+            in_block: false,
+            last_stream: 0,
+            streams: 0,
+            data: 0,
+            priorities: 0,
+            updates: 0,
+            quiet: 0,
+        }
+    }
+
+    /// Takes note of the next bytes.
+    pub fn read(&mut self, mut bytes: &[u8]) {
+        loop {
+            let skipped = self.left.min(bytes.len());
+            self.left -= skipped;
+            bytes = &bytes[skipped..];
+            let length = (HEADER - self.header_length).min(bytes.len());
+            if length == 0 {
+                return;
+            }
+            self.header[self.header_length..][..length].copy_from_slice(&bytes[..length]);
+            self.header_length += length;
+            bytes = &bytes[length..];
+            if self.header_length == HEADER {
+                self.header_length = 0;
+                self.begin();
+            }
+        }
+    }
+
+    /// A frame's header is complete.
+    fn begin(&mut self) {
+        let [a, b, c, kind, flags, stream @ ..] = self.header;
+        self.left = u32::from_be_bytes([0, a, b, c]) as usize;
+        self.kind = kind;
+        match kind {
+            kind::DATA if self.left > 0 => self.data += 1,
+            kind::HEADERS | kind::CONTINUATION => {
+                self.in_block = flags & END_HEADERS == 0;
+                let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
+                if stream > self.last_stream {
+                    self.last_stream = stream;
+                    self.streams += 1;
+                }
+            }
+            kind::PRIORITY => self.priorities += 1,
+            kind::WINDOW_UPDATE => self.updates += 1,
+            kind::PING | kind::SETTINGS if flags & ACK != 0 => {}
+            _ => self.quiet += 1,
+        }
+    }
+
+    /// Whether there were too many of a kind. `sent`: DATA frames that the client was sent.
+    pub fn flood(&self, sent: u64) -> Option<Flood> {
+        if self.priorities > PRIORITIES * (1 + self.streams) {
+            return Some(Flood::Priorities);
+        }
+        let updates = UPDATES_A_STREAM * self.streams + UPDATES_A_FRAME * sent;
+        if self.updates > UPDATES_AT_FIRST + updates {
+            return Some(Flood::Updates);
+        }
+        // Most connections never ask what time it is.
+        let quiet = QUIET_AT_FIRST + self.streams + self.data + sent;
+        let is_flood = self.quiet > quiet
+            && self.quiet > quiet + QUIET_A_SECOND * self.since.elapsed().as_secs();
+        is_flood.then_some(Flood::Control)
+    }
+
+    /// Whether a frame or a header block has begun and not ended. What is missing of a DATA frame is for its
+    /// stream to wait for.
+    pub fn is_midway(&self) -> bool {
+        self.header_length > 0 || self.in_block || self.left > 0 && self.kind != kind::DATA
+    }
+}
+
+/// A stream whose frames are counted as they are read.
+#[derive(Debug)]
+pub struct Inspected<S> {
+    stream: S,
+    frames: Frames,
+}
+
+impl<S> Inspected<S> {
+    /// Of a stream whose preface was not read.
+    pub fn new(stream: S) -> Self {
+        Self { stream, frames: Frames::new() }
+    }
+
+    /// What was read.
+    pub fn frames(&self) -> &Frames {
+        &self.frames
+    }
+}
+
+impl<S: ByteStream> ByteStream for Inspected<S> {
+    fn socket(&self) -> Option<&Socket> {
+        self.stream.socket()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Inspected<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.frames.read(&buf.filled()[before..]);
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Inspected<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: usize) -> Vec<u8> {
+        let length = u32::try_from(payload).unwrap().to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags];
+        frame.extend_from_slice(&stream.to_be_bytes());
+        frame.resize(HEADER + payload, 0);
+        frame
+    }
+
+    fn after(frames: impl IntoIterator<Item = Vec<u8>>) -> Frames {
+        let mut read = Frames::new();
+        read.read(&[b'x'; PREFACE]);
+        frames.into_iter().for_each(|frame| read.read(&frame));
+        read
+    }
+
+    #[test]
+    fn a_flood_of_each_kind_is_told_and_what_clients_do_is_none() {
+        let pings = |count| after(vec![frame(kind::PING, 0, 0, 8); count]);
+        assert_eq!(pings(1000).flood(0), None);
+        assert_eq!(pings(1001).flood(0), Some(Flood::Control));
+        assert_eq!(pings(1001).flood(1), None, "one for each frame that it was sent");
+        let replies = after(vec![frame(kind::PING, ACK, 0, 8); 5000]);
+        assert_eq!(replies.flood(0), None);
+        let settings = after(vec![frame(kind::SETTINGS, 0, 0, 0); 1001]);
+        assert_eq!(settings.flood(0), Some(Flood::Control));
+        let unknown = after(vec![frame(0xfe, 0, 0, 0); 1001]);
+        assert_eq!(unknown.flood(0), Some(Flood::Control));
+
+        let priorities = |count| after(vec![frame(kind::PRIORITY, 0, 1, 5); count]);
+        assert_eq!(priorities(100).flood(0), None);
+        assert_eq!(priorities(101).flood(0), Some(Flood::Priorities));
+        let updates = |count| after(vec![frame(kind::WINDOW_UPDATE, 0, 0, 4); count]);
+        assert_eq!(updates(5).flood(0), None);
+        assert_eq!(updates(6).flood(0), Some(Flood::Updates));
+        assert_eq!(updates(25).flood(1), None);
+
+        // A stream for each, as a client has that resets what it no longer needs.
+        let requests = (0..3000).flat_map(|number| {
+            let stream = 2 * number + 1;
+            [frame(kind::HEADERS, 5, stream, 20), frame(3, 0, stream, 4)]
+        });
+        assert_eq!(after(requests).flood(0), None);
+    }
+
+    #[test]
+    fn what_has_begun_and_not_ended_is_told_but_for_data() {
+        assert!(Frames::new().left == PREFACE && !Frames::new().is_midway());
+        assert!(!after([frame(kind::HEADERS, END_HEADERS, 1, 5)]).is_midway());
+        assert!(after([frame(kind::HEADERS, 0, 1, 5)]).is_midway());
+        let block = [frame(kind::HEADERS, 0, 1, 5), frame(kind::CONTINUATION, END_HEADERS, 1, 5)];
+        assert!(!after(block).is_midway());
+        let cut = |kind, length| after([frame(kind, 4, 1, 20)[..length].to_vec()]).is_midway();
+        assert!(cut(kind::DATA, 5) && !cut(kind::DATA, 12) && !cut(kind::DATA, 29));
+        assert!(cut(kind::HEADERS, 12) && cut(kind::PING, 28) && !cut(kind::PING, 29));
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_not_matter_in_which_pieces_frames_come(
+            frames in prop::collection::vec((0_u8..11, any::<u8>(), 0_u32..9, 0_usize..40), 0..40),
+            piece in 1_usize..30,
+        ) {
+            let frames: Vec<_> = frames.into_iter().map(|(k, f, s, p)| frame(k, f, s, p)).collect();
+            let whole = after(frames.clone());
+            let parts = after(frames.concat().chunks(piece).map(<[u8]>::to_vec));
+            prop_assert_eq!(whole.is_midway(), parts.is_midway());
+            let counts = |f: &Frames| (f.streams, f.data, f.priorities, f.updates, f.quiet);
+            prop_assert_eq!(counts(&whole), counts(&parts));
+        }
+    }
+}

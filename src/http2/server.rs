@@ -1,0 +1,288 @@
+//! The server's half: a client's connection, and the streams that it opens.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{Request, Response, request};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{
+    Coalesced, Credit, Incoming, MAX_STREAMS, Output, ReceiveWindow, SEND_BUFFER, STREAM_WINDOW,
+    Sender, Writer, coalesced,
+    frames::{Flood, Inspected},
+    keep_alive::KeepAlive,
+};
+use crate::{
+    idle::IdleTimer,
+    socket::{ByteStream, Socket},
+};
+
+/// A client that vanished does not hold its streams for ever.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a client may take nothing of what there is for it, on any stream.
+const UNREAD: Duration = Duration::from_secs(60);
+
+/// A stream reset this soon counts as [`ConnectionError::Resets`], where its response had not begun.
+const EARLY: Duration = Duration::from_secs(1);
+
+/// From so many streams on a client is judged by how many of them it has reset.
+const JUDGED_FROM: usize = 500;
+
+/// How a connection fails.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// It broke the protocol's rules, or ended in the midst of something.
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+    /// Its socket did.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// No reply to a PING, nor anything else.
+    #[error("nothing came for {PING_INTERVAL:?}, nor a reply to a PING within {PING_TIMEOUT:?}")]
+    Silent,
+    /// It reads nothing.
+    #[error("the client read nothing for {UNREAD:?}")]
+    Unread,
+    /// It sends what costs it little and its peer much.
+    #[error(transparent)]
+    Flood(#[from] Flood),
+    /// It gives up on most of its requests at once.
+    #[error("the client reset {resets} of its {streams} streams within {EARLY:?}")]
+    Resets {
+        /// So many.
+        resets: usize,
+        /// Of so many.
+        streams: usize,
+    },
+    /// A head, or another frame, that does not come to its end.
+    #[error("the rest of a frame did not come within `listener.header_timeout`")]
+    Slow,
+}
+
+/// A client's connection, for the task that drives it.
+pub struct Connection<S: ByteStream> {
+    h2: h2::server::Connection<Coalesced<Inspected<S>>, Bytes>,
+    writer: Writer<Inspected<S>>,
+    window: ReceiveWindow,
+    output: Arc<Output>,
+    keep_alive: KeepAlive,
+    /// How long a frame may take to come.
+    header_timeout: Duration,
+    midway: IdleTimer,
+    /// Streams so far.
+    streams: usize,
+    /// Those that were reset early.
+    resets: Arc<AtomicUsize>,
+    /// Why it is being ended.
+    fault: Option<ConnectionError>,
+}
+
+/// A request, and the way back for its response.
+pub struct Exchange {
+    /// The request's head.
+    pub head: request::Parts,
+    /// Its body; `None` where its head says that there is none.
+    pub body: Option<Incoming>,
+    /// For its response.
+    pub responder: Responder,
+}
+
+/// Sends a response's head, and what comes ahead of it. Clones are of the same stream.
+#[derive(Clone, Debug)]
+pub struct Responder(Arc<Responding>);
+
+#[derive(Debug)]
+struct Responding {
+    stream: Mutex<SendResponse<Bytes>>,
+    output: Arc<Output>,
+    since: Instant,
+    /// The connection's streams that were reset early.
+    resets: Arc<AtomicUsize>,
+}
+
+impl<S: ByteStream> Connection<S> {
+    /// Of a client that has sent the preface, or is about to: it is waited for without end.
+    pub async fn handshake(
+        stream: S,
+        max_header_size: usize,
+        header_timeout: Duration,
+    ) -> Result<Self, ConnectionError> {
+        let (stream, writer) = coalesced(Inspected::new(stream));
+        let handshake = h2::server::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_header_list_size(max_header_size.try_into().unwrap_or(u32::MAX))
+            .enable_connect_protocol()
+            .handshake(stream);
+        let mut handshake = pin!(handshake);
+        let mut h2 =
+            poll_fn(|cx| writer.poll_driven(cx, |cx| handshake.as_mut().poll(cx))).await??;
+        let keep_alive = KeepAlive::new(h2.ping_pong(), PING_INTERVAL, PING_TIMEOUT);
+        Ok(Self {
+            h2,
+            writer,
+            window: ReceiveWindow::default(),
+            output: Arc::default(),
+            keep_alive,
+            header_timeout,
+            midway: IdleTimer::default(),
+            streams: 0,
+            resets: Arc::default(),
+            fault: None,
+        })
+    }
+
+    /// The next request; `None` at the connection's end. To be awaited again and again: this is also what
+    /// drives the streams that are open.
+    pub async fn accept(&mut self) -> Option<Result<Exchange, ConnectionError>> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Exchange, ConnectionError>>> {
+        loop {
+            let h2 = &mut self.h2;
+            match self.writer.poll_driven(cx, |cx| pin!(h2.accept()).poll(cx)) {
+                Poll::Ready(Ok(Some(Ok((request, respond))))) => {
+                    return Poll::Ready(Some(Ok(self.exchange(request, respond))));
+                }
+                Poll::Ready(Ok(Some(Err(error)))) => return Poll::Ready(Some(Err(error.into()))),
+                Poll::Ready(Ok(None)) => return Poll::Ready(self.fault.take().map(Err)),
+                Poll::Ready(Err(error)) => return self.failed(error.into()),
+                Poll::Pending => {}
+            }
+            if let Some(fault) = self.fault.take() {
+                // It does not even take the GOAWAY.
+                return self.failed(fault);
+            }
+            if self.writer.is_flushed() {
+                self.output.flushed();
+            } else if self.writer.poll_unread(cx, UNREAD).is_ready() {
+                return self.failed(ConnectionError::Unread);
+            }
+            if let Poll::Ready(fault) = self.poll_fault(cx) {
+                self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                self.fault = Some(fault);
+                continue;
+            }
+            let resized = self.window.poll_resized(cx);
+            if let Some(size) = resized {
+                self.h2.set_target_window_size(size);
+            }
+            match self.keep_alive.poll(cx, self.writer.received()) {
+                Poll::Ready(Err(_)) => return self.failed(ConnectionError::Silent),
+                Poll::Pending if resized.is_none() => return Poll::Pending,
+                // There is something to write.
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+    }
+
+    /// Ready once the client asks for too much, or takes too long to ask.
+    fn poll_fault(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionError> {
+        let sent = self.output.sent();
+        let look = |stream: &Inspected<S>| {
+            let frames = stream.frames();
+            (frames.flood(sent), frames.is_midway())
+        };
+        let (flood, is_midway) = self.writer.with_stream(look);
+        if let Some(flood) = flood {
+            return Poll::Ready(flood.into());
+        }
+        let (streams, resets) = (self.streams, self.resets.load(Ordering::Relaxed));
+        if streams > JUDGED_FROM && resets * 2 > streams {
+            return Poll::Ready(ConnectionError::Resets { resets, streams });
+        }
+        if !is_midway {
+            self.midway.moved();
+            return Poll::Pending;
+        }
+        self.midway.poll(cx, self.header_timeout).map(|()| ConnectionError::Slow)
+    }
+
+    fn exchange(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Exchange {
+        self.streams += 1;
+        let (head, body) = request.into_parts();
+        let responder = Responder(Arc::new(Responding {
+            stream: Mutex::new(respond),
+            output: self.output.clone(),
+            since: Instant::now(),
+            resets: self.resets.clone(),
+        }));
+        let body = (!body.is_end_stream()).then(|| Incoming::new(body, self.credit().open()));
+        Exchange { head, body, responder }
+    }
+
+    fn credit(&self) -> &Arc<Credit> {
+        self.window.credit()
+    }
+
+    /// What is still on its way would look like an end, or stay with the kernel.
+    fn failed<T>(&self, error: ConnectionError) -> Poll<Option<Result<T, ConnectionError>>> {
+        self.writer
+            .with_stream(|stream| stream.socket().into_iter().for_each(Socket::reset_on_close));
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// Tells the client that no further streams are served (GOAWAY).
+    pub fn graceful_shutdown(&mut self) {
+        self.h2.graceful_shutdown();
+    }
+
+    /// Whether any stream is open.
+    pub fn has_streams(&self) -> bool {
+        self.h2.has_streams()
+    }
+
+    /// Gives back what a connection without streams does not need.
+    pub fn rest(&self) {
+        self.writer.rest();
+        self.writer.with_stream(|stream| stream.socket().into_iter().for_each(Socket::rest));
+    }
+}
+
+impl Responder {
+    /// Sends a `1xx`. One that cannot be sent, or no longer, is of no use to anybody.
+    pub fn send_informational(&self, head: Response<()>) {
+        if let Err(error) = self.0.stream.lock().send_informational(head) {
+            tracing::debug!(%error, "a 1xx was not passed on");
+        }
+    }
+
+    /// Sends the response's head; what follows it is for the sender.
+    pub fn respond(&self, head: Response<()>, is_end: bool) -> Result<Sender, h2::Error> {
+        let stream = self.0.stream.lock().send_response(head, is_end)?;
+        Ok(Sender::new(stream, self.0.output.clone()))
+    }
+
+    /// Ready once the client has given up on the response. To be asked before that is sent.
+    pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.0.stream.lock().poll_reset(cx)).ok();
+        if self.0.since.elapsed() < EARLY {
+            self.0.resets.fetch_add(1, Ordering::Relaxed);
+        }
+        Poll::Ready(())
+    }
+
+    /// Refuses the request.
+    pub fn reset(&self, reason: Reason) {
+        self.0.stream.lock().send_reset(reason);
+    }
+}

@@ -1,0 +1,265 @@
+//! An application's HTTP/2 connection: a task for each of its streams.
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+};
+
+use ::http::{HeaderMap, Method, Request, Response, StatusCode, header::CONTENT_LENGTH, response};
+use bytes::Bytes;
+use http_body::Body as _;
+use tokio::{
+    task::yield_now,
+    time::{Duration, Instant, sleep},
+};
+
+use super::{End, Server};
+use crate::{
+    body::{Interim, RequestBody},
+    config,
+    forward::{self, Arrival, Upgrade, headers},
+    http2::{
+        Protocol, Reason, Sender, Tunnel,
+        server::{Connection, ConnectionError, Exchange, Responder},
+    },
+    idle::IdleTimer,
+    socket::ByteStream,
+};
+
+/// How long a client that has no stream open has to leave by itself at the end.
+const GOODBYE: Duration = Duration::from_millis(250);
+
+/// Passes `1xx` on.
+#[derive(Debug)]
+struct Ahead(Responder);
+
+/// How a response's body ended.
+enum Pumped {
+    /// All of it was sent.
+    Whole,
+    /// The client wants no more of it.
+    Gone,
+    /// The client opens its window no further.
+    Unread,
+    /// It broke off.
+    Broken,
+}
+
+impl Server {
+    /// HTTP/2 requests for the listener's aliases.
+    pub(super) async fn http2<S>(
+        self: &Arc<Self>,
+        stream: S,
+        arrival: Arrival,
+        settings: &config::Listener,
+    ) -> End
+    where
+        S: ByteStream + 'static,
+    {
+        let arrival = Arc::new(arrival);
+        if let Err(error) = self.streams(stream, &arrival, settings).await {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::debug!(
+                listener = %arrival.listener,
+                peer = %arrival.peer,
+                %error,
+                source,
+                "connection ended",
+            );
+        }
+        End::Done
+    }
+
+    async fn streams<S>(
+        self: &Arc<Self>,
+        stream: S,
+        arrival: &Arc<Arrival>,
+        settings: &config::Listener,
+    ) -> Result<(), ConnectionError>
+    where
+        S: ByteStream + 'static,
+    {
+        let (max_size, timeout) = (settings.max_header_size, settings.header_timeout);
+        let mut connection = Connection::handshake(stream, max_size, timeout).await?;
+        {
+            let mut unused = pin!(self.drain.unused(Instant::now()));
+            loop {
+                let next = tokio::select! {
+                    next = connection.accept() => next,
+                    () = unused.as_mut() => break,
+                };
+                let Some(exchange) = next else { return Ok(()) };
+                self.begin(exchange?, arrival);
+            }
+        }
+        connection.graceful_shutdown();
+        // The client may never reply to the GOAWAY, and has asked for nothing more.
+        loop {
+            let next = tokio::select! {
+                next = connection.accept() => next,
+                () = sleep(GOODBYE) => match connection.has_streams() {
+                    true => continue,
+                    false => return Ok(()),
+                },
+            };
+            let Some(exchange) = next else { return Ok(()) };
+            self.begin(exchange?, arrival);
+        }
+    }
+
+    fn begin(self: &Arc<Self>, exchange: Exchange, arrival: &Arc<Arrival>) {
+        let (server, arrival) = (self.clone(), arrival.clone());
+        tokio::spawn(async move { server.exchange(exchange, &arrival).await });
+    }
+
+    /// A stream, from its request's head to its response's end.
+    async fn exchange(&self, exchange: Exchange, arrival: &Arrival) {
+        let Exchange { mut head, body, responder } = exchange;
+        let is_head = head.method == Method::HEAD;
+        let connects =
+            head.method == Method::CONNECT && head.extensions.get::<Protocol>().is_some();
+        let Ok(length) = content_length(&mut head.headers, connects) else {
+            return responder.reset(Reason::PROTOCOL_ERROR);
+        };
+        let (mut handover, mut tunnelled) = (None, None);
+        let body = match body {
+            body if connects => {
+                let (sender, upgrade) = Upgrade::new();
+                head.extensions.insert(upgrade);
+                (handover, tunnelled) = (Some(sender), Some(body));
+                RequestBody::empty()
+            }
+            None => RequestBody::empty(),
+            Some(mut body) => {
+                body.expect(length);
+                if headers::expects_continue(&head.headers) {
+                    body.tell_to_go_on(responder.clone());
+                }
+                RequestBody::boxed(body)
+            }
+        };
+        let body = body.with_interim(Arc::new(Ahead(responder.clone())));
+        let response = {
+            let mut responding = pin!(self.respond(Request::from_parts(head, body), arrival));
+            poll_fn(|cx| match responding.as_mut().poll(cx) {
+                Poll::Ready(response) => Poll::Ready(Some(response)),
+                // A client that has given up takes its request along.
+                Poll::Pending => responder.poll_gone(cx).map(|()| None),
+            })
+            .await
+        };
+        let Some(response) = response else { return };
+        let (mut head, body) = response.into_parts();
+        if let (Some(handover), Some(incoming)) = (handover, tunnelled)
+            && head.status.is_success()
+        {
+            if let Ok(sender) = responder.respond(Response::from_parts(head, ()), false) {
+                // Nobody waits for it where the switch came to nothing.
+                let _ = handover.send(Box::new(Tunnel::new(incoming, sender)));
+            }
+            return;
+        }
+        let has_body = complete(&mut head, &body, is_head);
+        let Ok(sender) = responder.respond(Response::from_parts(head, ()), !has_body) else {
+            return;
+        };
+        if has_body {
+            pump(body, sender).await;
+        }
+    }
+}
+
+/// Completes a response's head; whether a body follows it.
+fn complete(head: &mut response::Parts, body: &forward::Body, is_head: bool) -> bool {
+    let length = body.size_hint().exact();
+    if is_head || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status) {
+        // Of a body that was left out nothing is known but what the origin said.
+        if is_head && let Some(length @ 1..) = length {
+            head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+        return false;
+    }
+    if body.is_end_stream() {
+        return false;
+    }
+    if let Some(length) = length {
+        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    true
+}
+
+/// Sends a response's body, as fast as the client takes it.
+async fn pump(mut body: forward::Body, mut sender: Sender) {
+    let idle = body.idle();
+    let mut unread = IdleTimer::default();
+    let (mut piece, mut is_last) = (Bytes::new(), false);
+    let pumped = poll_fn(|cx| {
+        loop {
+            if !piece.is_empty() || is_last {
+                match sender.poll_send(cx, &mut piece, is_last) {
+                    Poll::Ready(Ok(())) if is_last => return Poll::Ready(Pumped::Whole),
+                    Poll::Ready(Ok(())) => unread.moved(),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Pumped::Gone),
+                    Poll::Pending => {
+                        // The request may go on meanwhile.
+                        body.poll_progress(cx);
+                        if unread.poll(cx, idle).is_ready() {
+                            return Poll::Ready(Pumped::Unread);
+                        }
+                        return sender.poll_gone(cx).map(|()| Pumped::Gone);
+                    }
+                }
+            }
+            match Pin::new(&mut body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => (piece, is_last) = (data, body.is_end_stream()),
+                    Err(frame) => {
+                        let Ok(trailers) = frame.into_trailers() else { continue };
+                        return Poll::Ready(match sender.send_trailers(trailers) {
+                            Ok(()) => Pumped::Whole,
+                            Err(_) => Pumped::Broken,
+                        });
+                    }
+                },
+                Poll::Ready(None) => is_last = true,
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Pumped::Broken),
+                Poll::Pending => return sender.poll_gone(cx).map(|()| Pumped::Gone),
+            }
+        }
+    })
+    .await;
+    match pumped {
+        Pumped::Whole | Pumped::Gone => {}
+        Pumped::Unread => {
+            tracing::debug!(?idle, "a client reads nothing of its response");
+            sender.reset(Reason::CANCEL);
+        }
+        Pumped::Broken => {
+            // What came of it is still worth writing: a reset drops what is not.
+            yield_now().await;
+            sender.reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+/// How long a request's body will be, where its head says so. Malformed: a length of what is no message.
+fn content_length(fields: &mut HeaderMap, connects: bool) -> Result<Option<u64>, ()> {
+    let Some(length) = fields.get(CONTENT_LENGTH) else { return Ok(None) };
+    if connects {
+        return Err(());
+    }
+    // Where there are several they are the same: `h2` refuses others.
+    let length = length.clone();
+    let size = length.to_str().ok().and_then(|length| length.parse().ok());
+    fields.insert(CONTENT_LENGTH, length);
+    Ok(size)
+}
+
+impl Interim for Ahead {
+    fn pass_on(&self, mut head: response::Parts) {
+        headers::strip_response(&mut head.headers, false);
+        self.0.send_informational(Response::from_parts(head, ()));
+    }
+}
