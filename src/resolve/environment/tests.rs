@@ -1,7 +1,12 @@
 use super::*;
 use crate::resolve::names::tests::settings;
 use nix::{sys::stat::Mode, unistd::mkfifo};
-use std::{fs, path::Path, sync::mpsc, thread};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, mpsc},
+    thread,
+};
 use tempfile::TempDir;
 use tokio::runtime;
 
@@ -162,9 +167,9 @@ fn a_file_that_is_still_being_written_is_not_believed() {
 /// Regression: the control thread read the file itself, and hung with it: probes, signals and reloads too.
 #[test]
 fn a_file_that_hangs_keeps_neither_lookups_nor_the_thread() {
-    let file = File::new();
+    let kept = Arc::new(File::new());
     let (done, ended) = mpsc::channel();
-    let fifo = file.path().to_owned();
+    let file = kept.clone();
     thread::spawn(move || {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let known = runtime.block_on(async {
@@ -185,7 +190,7 @@ fn a_file_that_hangs_keeps_neither_lookups_nor_the_thread() {
     let known = ended.recv_timeout(Duration::from_secs(10)).expect("it waits for the file");
     assert_eq!(known, vec![pod(); 20]);
     // So that the thread that reads ends.
-    fs::OpenOptions::new().read(true).write(true).open(fifo).unwrap();
+    fs::OpenOptions::new().read(true).write(true).open(kept.path()).unwrap();
 }
 
 #[tokio::test]
