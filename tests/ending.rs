@@ -268,9 +268,25 @@ async fn a_proxy_that_is_interrupted_twice_leaves_no_key_behind() {
     assert_eq!(names_in(&tmp), BTreeSet::new());
 }
 
+/// SIGQUIT is Ctrl-\\; the others end whatever does not expect them.
 #[tokio::test]
-async fn a_demo_that_loses_its_terminal_or_its_reader_leaves_no_key_behind() {
-    for lost in ["terminal", "reader", "terminal and reader"] {
+async fn a_proxy_that_another_signal_ends_leaves_no_key_behind() {
+    let scene = Scene::new(1).await;
+    for signal in [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGALRM, Signal::SIGXCPU] {
+        let proxy = Setup::new(&scene.yaml("")).variable("XDG_STATE_HOME", "/proc/nowhere");
+        let proxy = proxy.variable("TMPDIR", "tmp").shell("mkdir tmp; ").start().await;
+        let tmp = proxy.folder().join("tmp");
+        assert_eq!(names_in(&tmp).len(), 1, "the private folder");
+        proxy.signal(signal);
+        assert_eq!(proxy.exit().await.code(), Some(128 + signal as i32), "{signal}");
+        assert_eq!(names_in(&tmp), BTreeSet::new(), "{signal}");
+        assert!(proxy.log().contains(&format!("ended by {signal}")), "{}", proxy.log());
+    }
+}
+
+#[tokio::test]
+async fn a_demo_that_loses_its_terminal_its_reader_or_its_user_s_patience_leaves_no_key_behind() {
+    for lost in ["terminal", "reader", "terminal and reader", "patience"] {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_truename"));
         command.arg("demo").env("TMPDIR", folder.path()).stdin(Stdio::null());
@@ -286,6 +302,9 @@ async fn a_demo_that_loses_its_terminal_or_its_reader_leaves_no_key_behind() {
         }
         if lost.contains("terminal") {
             signal(&child, Signal::SIGHUP);
+        }
+        if lost == "patience" {
+            signal(&child, Signal::SIGQUIT);
         }
         ended(&mut child).await;
         assert_eq!(names_in(folder.path()), BTreeSet::new(), "{lost}");

@@ -69,6 +69,21 @@ impl Stage {
         exec
     }
 
+    /// The same on a terminal: see [`TERMINAL`].
+    fn on_terminal(&self, command: &[&str]) -> Command {
+        self.within(&["python3", "-c", TERMINAL], &self.exec(command))
+    }
+
+    /// `inner`, run by another program.
+    fn within(&self, program: &[&str], inner: &Command) -> Command {
+        let inner = inner.as_std();
+        let mut outer = Command::new(program[0]);
+        outer.args(&program[1..]).arg(inner.get_program()).args(inner.get_args());
+        outer.env("TMPDIR", self.path("tmp")).current_dir(self.folder.path());
+        outer.stdin(Stdio::null());
+        outer
+    }
+
     /// Runs it, and gives what it printed; it must succeed.
     async fn prints(&self, command: &[&str]) -> String {
         succeeded(output(&mut self.exec(command)).await)
@@ -385,9 +400,14 @@ async fn bad_usage_ends_with_2_and_runs_nothing() {
 #[tokio::test]
 async fn signals_are_the_commands() {
     let stage = Stage::new().await;
-    for signal in
-        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1]
-    {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGUSR1,
+        Signal::SIGALRM,
+    ] {
         let name = signal.as_str().trim_start_matches("SIG");
         let script = format!(
             "trap 'echo got {name}; exit 3' {name}; echo ready; while :; do sleep 0.05; done"
@@ -406,14 +426,15 @@ async fn signals_are_the_commands() {
     }
 }
 
-/// Runs its arguments on a terminal of their own, types Ctrl-C when they are ready, and prints all
-/// they said.
+/// Runs its arguments on a terminal of their own, types Ctrl-C when they are ready, or sends them what
+/// `SIGNAL` says, and prints all they said.
 const TERMINAL: &str = r#"
 import os, pty, signal, sys
 pid, terminal = pty.fork()
 if pid == 0:
     # Whoever started the tests in the background had it ignored.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     os.execvp(sys.argv[1], sys.argv[1:])
 said, typed = b"", False
 while True:
@@ -425,7 +446,9 @@ while True:
         break
     said += more
     if not typed and b"ready" in said:
-        typed = os.write(terminal, b"\x03")
+        name = os.environ.get("SIGNAL")
+        typed = True
+        os.kill(pid, signal.Signals[name]) if name else os.write(terminal, b"\x03")
 print(said.decode())
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 "#;
@@ -453,12 +476,7 @@ os._exit(5)
 #[tokio::test]
 async fn what_is_typed_reaches_the_command_once() {
     let stage = Stage::new().await;
-    let inner = stage.exec(&["python3", "-c", COUNTER]);
-    let mut command = Command::new("python3");
-    command.args(["-c", TERMINAL]).arg(inner.as_std().get_program());
-    command.args(inner.as_std().get_args()).env("TMPDIR", stage.path("tmp"));
-    command.current_dir(stage.folder.path()).stdin(Stdio::null());
-    let output = output(&mut command).await;
+    let output = output(&mut stage.on_terminal(&["python3", "-c", COUNTER])).await;
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(5), "{said}");
     assert!(said.contains("count 1 terminal True"), "{said}");
@@ -469,24 +487,60 @@ async fn what_is_typed_reaches_the_command_once() {
 async fn what_is_typed_reaches_a_command_in_a_session_of_its_own() {
     let stage = Stage::new().await;
     let script = "trap 'exit 5' INT; echo ready; while :; do sleep 0.05; done";
-    let inner = stage.exec(&["setsid", "sh", "-c", script]);
-    let mut command = Command::new("python3");
-    command.args(["-c", TERMINAL]).arg(inner.as_std().get_program());
-    command.args(inner.as_std().get_args()).env("TMPDIR", stage.path("tmp"));
-    command.current_dir(stage.folder.path()).stdin(Stdio::null());
-    let output = output(&mut command).await;
+    let output = output(&mut stage.on_terminal(&["setsid", "sh", "-c", script])).await;
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(5), "{said}");
+}
+
+/// As `docker stop` does it, where there is a terminal and the image says `STOPSIGNAL SIGINT`.
+#[tokio::test]
+async fn what_was_sent_and_not_typed_reaches_a_command_on_a_terminal() {
+    let stage = Stage::new().await;
+    for name in ["INT", "QUIT"] {
+        let script = format!("trap 'exit 5' {name}; echo ready; while :; do sleep 0.05; done");
+        let mut command = stage.on_terminal(&["sh", "-c", &script]);
+        let output = output(command.env("SIGNAL", format!("SIG{name}"))).await;
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(5), "{name}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_gets_no_signal_s_mask_from_us() {
+    let stage = Stage::new().await;
+    let said = stage.prints(&["grep", "SigBlk", "/proc/self/status"]).await;
+    assert_eq!(said, "SigBlk:\t0000000000000000\n");
+}
+
+/// As under a parent that does not want to hear of the end of its own children.
+#[tokio::test]
+async fn the_status_is_passed_on_where_the_end_of_children_is_ignored() {
+    let stage = Stage::new().await;
+    let script = "import os, signal, sys\n\
+                  signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n\
+                  os.execv(sys.argv[1], sys.argv[1:])\n";
+    let inner = stage.exec(&["sh", "-c", "exit 7"]);
+    let mut command = stage.within(&["python3", "-c", script], &inner);
+    let output = output(&mut command).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{said}");
+}
+
+#[tokio::test]
+async fn where_no_private_folder_can_be_made_the_variable_that_mends_it_is_named() {
+    let stage = Stage::new().await;
+    let output = output(stage.exec(&["true"]).env("TMPDIR", "/proc/nowhere")).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("/proc/nowhere") && said.contains("TMPDIR"), "{said}");
+    assert!(!said.contains("ca.directory"), "{said}");
 }
 
 #[tokio::test]
 async fn a_signal_that_was_ignored_stays_ignored() {
     let stage = Stage::new().await;
     let inner = stage.exec(&["sh", "-c", "kill -HUP $PPID; kill -HUP $$; echo survived"]);
-    let inner = inner.as_std();
-    let mut nohup = Command::new("nohup");
-    nohup.arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
-    nohup.env("TMPDIR", stage.path("tmp")).current_dir(stage.folder.path());
+    let mut nohup = stage.within(&["nohup"], &inner);
     assert_eq!(succeeded(output(&mut nohup).await), "survived\n");
 }
 

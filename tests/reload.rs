@@ -148,6 +148,20 @@ async fn a_new_file_that_cannot_be_read_is_refused_once_for_each_reason() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_loaded_at_a_reload_is_named_with_its_place_in_the_file() {
+    let (scene, _origins, proxy) = running().await;
+    fs::write(proxy.folder().join("garbage"), "garbage").unwrap();
+    proxy.rewrite(&yaml(&scene, "tls: {crls: [\"$FOLDER/garbage\"]}"));
+    let line = proxy.logged("the running one stays").await;
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let error = line["error"].as_str().unwrap();
+    let place = error.split_once("truename.yaml:").expect(error).1;
+    let (row, column) = (place.split(':').next(), place.split(':').nth(1));
+    assert!([row, column].iter().all(|n| n.unwrap().parse::<usize>().is_ok()), "{error}");
+    assert!(error.contains(".tls.crls[0]: "), "{error}");
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_put_to_work_changes_nothing() {
     let (scene, _origins, proxy) = running().await;
     let address = proxy.address(ALIAS).await;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{BufRead as _, BufReader, PipeReader, pipe},
+    io::{BufRead as _, BufReader, PipeReader, Write as _, pipe},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, Stdio},
@@ -79,11 +79,8 @@ async fn a_log_that_nobody_reads_stops_no_request_and_what_was_dropped_is_counte
         peer.send(format!("GET /{number}/{path} HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
         assert_eq!(peer.response().await.status(), 200);
     }
-    let metrics = client::get(proxy.admin, "localhost", "/metrics").await;
-    let dropped = metrics.text().lines().find_map(|line| {
-        line.strip_prefix("truename_log_lines_dropped_total ")?.parse::<u64>().ok()
-    });
-    assert!(dropped.is_some_and(|dropped| dropped > 512), "{dropped:?}");
+    let dropped = proxy.dropped().await;
+    assert!(dropped > 512, "{dropped}");
 
     let lines = thread::spawn(move || -> Vec<String> {
         BufReader::new(log).lines().map(|line| line.unwrap()).collect()
@@ -93,7 +90,7 @@ async fn a_log_that_nobody_reads_stops_no_request_and_what_was_dropped_is_counte
         lines.join().unwrap().iter().map(|line| serde_json::from_str(line).expect(line)).collect();
     let sum: u64 = lines.iter().filter_map(|line| line["lines"].as_u64()).sum();
     let written = lines.iter().filter(|line| line["message"] == "request").count() as u64;
-    assert_eq!((sum, sum + written), (dropped.unwrap(), 2048), "every line is written or counted");
+    assert_eq!((sum, sum + written), (dropped, 2048), "every line is written or counted");
 }
 
 #[tokio::test]
@@ -111,6 +108,52 @@ async fn a_log_that_nobody_reads_does_not_keep_a_process_from_its_end() {
     assert_eq!(proxy.terminate().await, Some(0));
 }
 
+/// `clap` writes by itself.
+#[tokio::test]
+async fn what_is_wrong_with_the_arguments_waits_for_no_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_reader, mut writer) = pipe().unwrap();
+    let size = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap();
+    writer.write_all(&vec![b'x'; size.try_into().unwrap()]).unwrap();
+    for arguments in [&["run", "--lisen"][..], &["no-command"], &[]] {
+        let stderr = writer.try_clone().unwrap();
+        let mut command = truename(folder.path(), arguments);
+        let mut child = command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        assert_eq!(ended(&mut child).await, Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn help_that_cannot_be_written_is_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["--help"][..], &["--version"], &["run", "--help"]] {
+        for (lost, expected) in [("full", 1), ("closed", 0), ("without a reader", 0)] {
+            let output = truename_without(folder.path(), arguments, 1, lost).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(expected), "{arguments:?} {lost}: {said}");
+        }
+    }
+}
+
+/// `ulimit -f`, as by `LimitFSIZE` of a unit file: the kernel has a signal for who goes beyond it.
+#[tokio::test]
+async fn a_log_that_may_grow_no_further_stops_no_request() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let folder = tempfile::tempdir().unwrap();
+    let log = fs::File::create(folder.path().join("log")).unwrap();
+    let mut proxy = Unread::with(&scene, "ulimit -f 1024; ", log).await;
+    let path = "x".repeat(8 * 1024);
+    let mut peer = client::connect(proxy.address).await;
+    for _ in 0..256 {
+        peer.send(format!("GET /{path} HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+        assert_eq!(peer.response().await.status(), 200);
+    }
+    drop(peer);
+    assert!(proxy.dropped().await > 0);
+    assert_eq!(proxy.terminate().await, Some(0));
+}
+
 /// A proxy whose stderr is a pipe that nobody reads yet.
 struct Unread {
     address: SocketAddr,
@@ -121,6 +164,12 @@ struct Unread {
 
 impl Unread {
     async fn start(scene: &Scene) -> (Self, PipeReader) {
+        let (reader, writer) = pipe().unwrap();
+        (Self::with(scene, "", writer).await, reader)
+    }
+
+    /// With another stderr, and commands for the shell that starts it.
+    async fn with(scene: &Scene, shell: &str, stderr: impl Into<Stdio>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let free = || loopback::listen_anywhere().local_addr().unwrap();
         let (address, admin) = (free(), free());
@@ -128,9 +177,12 @@ impl Unread {
         let yaml = yaml.replace("$FOLDER", folder.path().to_str().unwrap());
         fs::write(folder.path().join("root.pem"), trust::authority().root_pem()).unwrap();
         fs::write(folder.path().join("truename.yaml"), yaml).unwrap();
-        let (reader, writer) = pipe().unwrap();
-        let mut command = truename(folder.path(), &["run", "--config", "truename.yaml"]);
-        let child = command.args(["--admin", &admin.to_string()]).stderr(writer).spawn().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{shell}exec \"$0\" \"$@\"")]);
+        command.args([env!("CARGO_BIN_EXE_truename"), "run", "--config", "truename.yaml"]);
+        command.args(["--admin", &admin.to_string()]);
+        let mut command = dressed(command, folder.path());
+        let child = command.stderr(stderr).spawn().unwrap();
         // The writing end that the test has goes with `command`.
         drop(command);
         within("the proxy to listen", async {
@@ -141,20 +193,20 @@ impl Unread {
             }
         })
         .await;
-        (Self { address, admin, child, _folder: folder }, reader)
+        Self { address, admin, child, _folder: folder }
+    }
+
+    /// Lines that were dropped so far.
+    async fn dropped(&self) -> u64 {
+        let metrics = client::get(self.admin, "localhost", "/metrics").await;
+        let mut lines = metrics.text().lines();
+        let value = lines.find_map(|line| line.strip_prefix("truename_log_lines_dropped_total "));
+        value.unwrap().parse().unwrap()
     }
 
     async fn terminate(&mut self) -> Option<i32> {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-        within("the proxy to end", async {
-            loop {
-                if let Some(status) = self.child.try_wait().unwrap() {
-                    return status.code();
-                }
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
+        ended(&mut self.child).await
     }
 }
 
@@ -163,6 +215,19 @@ impl Drop for Unread {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// Waits for its end, and gives its exit code.
+async fn ended(child: &mut Child) -> Option<i32> {
+    within("the process to end", async {
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.code();
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
 }
 
 /// The binary, with one of its streams lost.

@@ -50,6 +50,19 @@ async fn the_address_that_is_told_goes_before_the_file() {
 }
 
 #[tokio::test]
+async fn without_time_it_asks_once() {
+    let proxy = Proxy::start(&configuration("127.0.0.1:0")).await;
+    let admin = proxy.admin().await.to_string();
+    ready(&mut wait(&["--timeout", "0s", "--admin", &admin])).await;
+
+    let (listener, mut asked) = asked_and_closed().await;
+    let output = wait(&["--timeout", "0s", "--admin", &listener.address.to_string()]).output();
+    assert_eq!(within("its end", output).await.unwrap().status.code(), Some(1));
+    assert_eq!(asked.recv().await, Some(()));
+    assert!(asked.try_recv().is_err(), "asked more than once");
+}
+
+#[tokio::test]
 async fn it_waits_for_a_proxy_that_starts_later() {
     // What stands there first sees that it is asked, and is gone before the proxy begins.
     let (listener, mut asked) = asked_and_closed().await;

@@ -13,6 +13,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+use super::signals::{FATAL, arrivals, outlive_file_size_limit};
 use crate::{
     app::App,
     command::StartError,
@@ -64,14 +65,21 @@ impl Demo {
             .into_iter()
             .collect::<Result<Vec<_>, _>>()
             .map_err(DemoError::Runtime)?;
-        let mut stopped =
-            pin!(select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))));
+        let mut fatal = arrivals(&FATAL).map_err(DemoError::Runtime)?;
+        outlive_file_size_limit().map_err(DemoError::Runtime)?;
+        let mut stopped = pin!(async {
+            let ending = select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv())));
+            tokio::select! {
+                _ = ending => {}
+                Some(_) = fatal.recv() => {}
+            }
+        });
 
         let world = &World::start()?;
         let proxy = App::start(world.config())?;
         let story = tokio::select! {
             story = self.tell(world, &proxy) => story,
-            _ = &mut stopped => Err(DemoError::Interrupted),
+            () = &mut stopped => Err(DemoError::Interrupted),
         };
         if story.is_ok() && !self.once {
             stopped.await;

@@ -5,7 +5,8 @@ mod environment;
 use std::{
     env,
     ffi::OsString,
-    fs, io,
+    fs::File,
+    io,
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
@@ -24,7 +25,10 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{EXIT_INTERNAL, EXIT_USAGE, run};
+use super::{
+    EXIT_INTERNAL, EXIT_USAGE, run,
+    signals::{self, Keyboard, outlive_file_size_limit},
+};
 use crate::{
     app::App,
     command::StartError,
@@ -42,8 +46,6 @@ use crate::{
 const EXIT_NOT_EXECUTABLE: u8 = 126;
 /// As shells have it.
 const EXIT_NOT_FOUND: u8 = 127;
-/// As shells have it: and the signal's number.
-const EXIT_SIGNAL: i32 = 128;
 
 /// Who started the command is gone with it: nobody is left to wait for.
 const GRACE: Duration = Duration::from_secs(1);
@@ -52,13 +54,14 @@ const GRACE: Duration = Duration::from_secs(1);
 const BEFORE_COMMAND: Duration = Duration::from_millis(200);
 
 /// What is passed on to the command.
-const SIGNALS: [Signal; 6] = [
+const SIGNALS: [Signal; 7] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
     Signal::SIGTERM,
     Signal::SIGUSR1,
     Signal::SIGUSR2,
+    Signal::SIGALRM,
 ];
 
 /// Run a command through a private proxy and exit with its status
@@ -97,6 +100,8 @@ enum ExecError {
     Config(#[from] run::ConfigError),
     #[error("{0}")]
     Start(#[from] StartError),
+    #[error("cannot make a private folder: {0}; name a folder that can be written in TMPDIR")]
+    Folder(io::Error),
     #[error("{0}")]
     Store(#[from] StoreError),
     #[error("the private proxy is not listening")]
@@ -117,7 +122,7 @@ impl Exec {
             Err(error) => {
                 telemetry::say(format_args!("truename exec: {error}"));
                 ExitCode::from(match &error {
-                    ExecError::Config(_) => EXIT_USAGE,
+                    ExecError::Config(_) | ExecError::Folder(_) => EXIT_USAGE,
                     ExecError::Start(StartError::Io(_) | StartError::Ended) => EXIT_INTERNAL,
                     ExecError::Start(_) => EXIT_USAGE,
                     ExecError::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => {
@@ -132,18 +137,23 @@ impl Exec {
     }
 
     fn perform(&self) -> Result<ExitStatus, ExecError> {
+        // Before there is another thread.
+        let keyboard = Keyboard::new()?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let result = runtime.block_on(async {
             // Before there is a command: a signal that comes early must find its handler.
-            let mut signals = signals()?;
+            let mut arrivals = Arrivals::new(&keyboard)?;
+            outlive_file_size_limit()?;
+            // Where these are ignored, nobody can be told how a command ended.
+            let _children = signal(SignalKind::child())?;
             let exec = self.clone();
             let ready = tokio::select! {
                 ready = files::work(move || exec.prepare()) => ready.map_err(StartError::from)??,
-                Some(signal) = signals.recv() => return Err(ExecError::Interrupted(signal)),
+                Some((signal, _)) = arrivals.next() => return Err(ExecError::Interrupted(signal)),
             };
             let Ready { app, mut command, .. } = ready;
-            let result = match command.spawn() {
-                Ok(child) => attend(child, signals).await.map_err(ExecError::Io),
+            let result = match keyboard.start(|| command.spawn()) {
+                Ok(child) => attend(child, arrivals).await.map_err(ExecError::Io),
                 Err(source) => {
                     let command = self.command.first().cloned().unwrap_or_default();
                     Err(ExecError::Spawn { command, source })
@@ -159,7 +169,10 @@ impl Exec {
 
     /// Starts the proxy, and makes the command ready. Blocking, as files are read.
     fn prepare(&self) -> Result<Ready, ExecError> {
-        let folder = Store::temporary()?;
+        let folder = Store::temporary().map_err(|error| match error {
+            StoreError::Io { source, .. } => ExecError::Folder(source),
+            error => error.into(),
+        })?;
         let config = self.configuration(folder.directory())?;
         telemetry::init_log(&config.log);
         let names = names_of(&config);
@@ -225,16 +238,15 @@ struct Ready {
 }
 
 /// Passes signals on until the command ends.
-async fn attend(mut child: Child, mut signals: mpsc::Receiver<Signal>) -> io::Result<ExitStatus> {
+async fn attend(mut child: Child, mut arrivals: Arrivals) -> io::Result<ExitStatus> {
     let pid = child.id().and_then(|pid| pid.try_into().ok()).map(Pid::from_raw);
     loop {
         tokio::select! {
             status = child.wait() => return status,
-            Some(signal) = signals.recv() => {
+            Some((signal, typed)) = arrivals.next() => {
                 // The terminal gives these to the command, too: twice would be once too often.
-                let from_terminal = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
                 if let Some(pid) = pid
-                    && !(from_terminal && is_in_foreground(pid))
+                    && !(typed && is_in_foreground(pid))
                 {
                     // It may have ended just now, which the next turn sees.
                     let _ = kill(pid, signal);
@@ -244,34 +256,33 @@ async fn attend(mut child: Child, mut signals: mpsc::Receiver<Signal>) -> io::Re
     }
 }
 
-/// The signals that arrive. One that was ignored when we were started (`nohup`) stays so.
-fn signals() -> io::Result<mpsc::Receiver<Signal>> {
-    let ignored = ignored_signals();
-    let (sender, receiver) = mpsc::channel(SIGNALS.len());
-    for number in SIGNALS {
-        if ignored & (1 << (number as u32 - 1)) != 0 {
-            continue;
-        }
-        let mut arrivals = signal(SignalKind::from_raw(number as i32))?;
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            while arrivals.recv().await.is_some() && sender.send(number).await.is_ok() {}
-        });
-    }
-    Ok(receiver)
+/// The signals that arrive.
+struct Arrivals {
+    keyboard: mpsc::Receiver<(Signal, bool)>,
+    others: mpsc::Receiver<Signal>,
 }
 
-/// The mask in `/proc/self/status`: asking the kernel directly takes unsafe code.
-fn ignored_signals() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+impl Arrivals {
+    fn new(keyboard: &Keyboard) -> io::Result<Self> {
+        Ok(Self { keyboard: keyboard.arrivals()?, others: signals::arrivals(&SIGNALS)? })
+    }
+
+    /// The next, and whether it may have been typed.
+    async fn next(&mut self) -> Option<(Signal, bool)> {
+        tokio::select! {
+            arrival = self.keyboard.recv() => arrival,
+            // Of the keyboard's, only what arrives just while the command is being started.
+            signal = self.others.recv() => {
+                Some(signal?).map(|signal| (signal, matches!(signal, Signal::SIGINT | Signal::SIGQUIT)))
+            }
+        }
+    }
 }
 
 /// Whether the command gets what is typed, as we do: it may have left for a session of its own.
 fn is_in_foreground(command: Pid) -> bool {
     let ours = getpgrp();
-    let terminal = fs::File::open("/dev/tty");
+    let terminal = File::open("/dev/tty");
     getpgid(Some(command)) == Ok(ours)
         && terminal.is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(ours))
 }
@@ -282,7 +293,7 @@ fn code(status: ExitStatus) -> u8 {
 }
 
 fn of_signal(number: i32) -> u8 {
-    u8::try_from(EXIT_SIGNAL + number).unwrap_or(EXIT_INTERNAL)
+    signals::exit_code(number).unwrap_or(EXIT_INTERNAL)
 }
 
 /// All names of all aliases.

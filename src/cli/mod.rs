@@ -6,10 +6,11 @@ pub mod demo;
 pub mod exec;
 pub mod run;
 pub mod schema;
+mod signals;
 pub mod wait;
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     panic,
     path::PathBuf,
     process::{self, ExitCode},
@@ -17,6 +18,7 @@ use std::{
 };
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
+use tokio::runtime;
 
 use crate::{folder, telemetry};
 
@@ -39,7 +41,10 @@ pub fn main() -> ExitCode {
             process::exit(EXIT_INTERNAL.into());
         }));
     }
-    let code = Cli::told().run();
+    let code = match Cli::told() {
+        Ok(cli) => cli.run(),
+        Err(error) => show(&error),
+    };
     end();
     code
 }
@@ -84,10 +89,10 @@ enum Command {
 }
 
 impl Cli {
-    /// What arguments and variables say. Ends the process where that is nothing to go by.
-    fn told() -> Self {
-        let matches = without_empty_variables(Self::command()).get_matches();
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    /// What arguments and variables say; an error where that is a wish for help, or makes no sense.
+    fn told() -> Result<Self, clap::Error> {
+        let matches = without_empty_variables(Self::command()).try_get_matches()?;
+        Self::from_arg_matches(&matches)
     }
 
     /// Does what the command line says.
@@ -117,6 +122,36 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     command
         .mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg })
         .mut_subcommands(without_empty_variables)
+}
+
+/// Shows help, or what is wrong with the arguments, and gives the exit code. `clap` would wait for a
+/// reader of stderr that does not read, and not notice that stdout cannot be written.
+fn show(error: &clap::Error) -> ExitCode {
+    let text = error.render();
+    let shown = |terminal: &dyn Fn() -> bool| match telemetry::is_coloured(terminal()) {
+        true => text.ansi().to_string(),
+        false => text.to_string(),
+    };
+    let code = u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE);
+    if error.use_stderr() {
+        telemetry::say(shown(&|| io::stderr().is_terminal()).trim_end());
+        return ExitCode::from(code);
+    }
+    print(|out| out.write_all(shown(&|| io::stdout().is_terminal()).as_bytes()).map(|()| code))
+}
+
+/// Runs a command on a runtime of its own. No exit waits for a file that hangs.
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            telemetry::say(format_args!("truename: cannot start: {error}"));
+            return ExitCode::from(EXIT_INTERNAL);
+        }
+    };
+    let code = runtime.block_on(command);
+    runtime.shutdown_background();
+    code
 }
 
 /// Runs a command that writes to stdout, whose reader may leave early.

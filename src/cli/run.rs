@@ -12,14 +12,14 @@ use std::{
 
 use metrics::counter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{
-    runtime,
-    signal::unix::{Signal, SignalKind, signal},
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use file::{ConfigFile, Look};
 
-use super::{EXIT_INTERNAL, EXIT_USAGE};
+use super::{
+    EXIT_INTERNAL, EXIT_USAGE,
+    signals::{FATAL, arrivals, exit_code, outlive_file_size_limit},
+};
 use crate::{
     app::App,
     command::StartError,
@@ -84,28 +84,29 @@ enum NotStarted {
 impl Run {
     /// Runs the proxy to its end.
     pub fn run(&self) -> ExitCode {
-        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                telemetry::say(format_args!("truename: cannot start: {error}"));
-                return ExitCode::from(EXIT_INTERNAL);
-            }
-        };
-        let code = runtime.block_on(self.perform());
-        // No exit waits for a file that hangs.
-        runtime.shutdown_background();
-        code
+        super::block_on(self.perform())
     }
 
     async fn perform(&self) -> ExitCode {
         // Before anything else: a signal that comes early must find its handler.
-        let (mut signals, hangup) = match Signals::new() {
+        let signals = Signals::new().and_then(|signals| Ok((signals, arrivals(&FATAL)?)));
+        let ((signals, hangup), mut fatal) = match signals {
             Ok(signals) => signals,
             Err(error) => {
                 telemetry::say(format_args!("truename: cannot start: {error}"));
                 return ExitCode::from(EXIT_INTERNAL);
             }
         };
+        tokio::select! {
+            code = self.live(signals, hangup) => code,
+            Some(signal) = fatal.recv() => {
+                telemetry::say(format_args!("truename: ended by {signal}"));
+                ExitCode::from(exit_code(signal as i32).unwrap_or(EXIT_INTERNAL))
+            }
+        }
+    }
+
+    async fn live(&self, mut signals: Signals, hangup: Signal) -> ExitCode {
         let started = tokio::select! {
             started = self.start() => started,
             // Nobody is being served yet.
@@ -218,7 +219,10 @@ impl Run {
             Ok((file, config)) => {
                 *seen = file;
                 match config {
-                    Ok(config) => app.commands().reload(config).await.map_err(|e| e.to_string()),
+                    Ok(config) => match app.commands().reload(config).await {
+                        Ok(()) => Ok(()),
+                        Err(error) => Err(explained(error, seen.clone()).await),
+                    },
                     Err(error) => Err(error.to_string()),
                 }
             }
@@ -242,6 +246,15 @@ impl Run {
         counter!("truename_config_reloads_total", "result" => label).increment(1);
         result
     }
+}
+
+/// Why a configuration was refused: at their places in the file, where those can be found.
+async fn explained(error: StartError, file: Option<ConfigFile>) -> String {
+    let places = files::work(move || {
+        let found = file.map_or(Ok(()), |file| file.loadable(&error));
+        found.map_or_else(|problems| problems.to_string(), |()| error.to_string())
+    });
+    places.await.unwrap_or_else(|error| error.to_string())
 }
 
 /// The file, if there is one, and the aliases that the command line tells besides.
@@ -301,6 +314,7 @@ struct Signals {
 impl Signals {
     /// And the one that has it read its file again.
     fn new() -> io::Result<(Self, Signal)> {
+        outlive_file_size_limit()?;
         let terminate = signal(SignalKind::terminate())?;
         let interrupt = signal(SignalKind::interrupt())?;
         Ok((Self { terminate, interrupt }, signal(SignalKind::hangup())?))

@@ -11,12 +11,11 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    runtime,
     time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
-    EXIT_FAILED, EXIT_INTERNAL, EXIT_USAGE,
+    EXIT_FAILED, EXIT_USAGE,
     run::{self, ConfigError},
 };
 use crate::{
@@ -83,17 +82,7 @@ enum NotReady {
 impl Wait {
     /// Waits, and gives the exit code.
     pub fn run(&self) -> ExitCode {
-        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                telemetry::say(format_args!("truename: cannot start: {error}"));
-                return ExitCode::from(EXIT_INTERNAL);
-            }
-        };
-        let code = runtime.block_on(self.perform());
-        // No exit waits for a file that hangs.
-        runtime.shutdown_background();
-        code
+        super::block_on(self.perform())
     }
 
     async fn perform(&self) -> ExitCode {

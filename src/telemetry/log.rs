@@ -49,7 +49,7 @@ pub fn init(config: &Log) {
     let wanted =
         FilterFn::new(move |metadata: &Metadata<'_>| access || metadata.target() != access::TARGET);
     let layer = if text {
-        let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let colour = is_coloured(io::stderr().is_terminal());
         tracing_subscriber::fmt::layer()
             .with_writer(ToStderr)
             .with_ansi(colour)
@@ -68,6 +68,12 @@ pub fn init(config: &Log) {
         };
         let _ = SET_LEVEL.set(Box::new(set));
     }
+}
+
+/// Whether what goes to a terminal, or not to one, may have colours.
+pub fn is_coloured(terminal: bool) -> bool {
+    // no-color.org: present and not empty.
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Changes the level of a running process.

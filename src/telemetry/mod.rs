@@ -13,7 +13,7 @@ mod stderr;
 pub use access::Access;
 pub use failures::{Failures, RequestFailure};
 pub use families::{Family, Lines, SERIES};
-pub use log::{init as init_log, set_level as set_log_level};
+pub use log::{init as init_log, is_coloured, set_level as set_log_level};
 pub use metrics::Metrics;
 pub use series::{AliasMetrics, AliasSeries, DownstreamConnection, EndpointSeries, RequestTotals};
 pub use stderr::{flush, say};
