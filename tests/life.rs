@@ -287,6 +287,55 @@ async fn where_no_more_files_may_be_opened_it_is_said_once_and_no_endpoint_is_bl
     assert_eq!(log.matches("accepting failed").count(), 1, "{log}");
 }
 
+/// Each worker has a descriptor of its own for a listener.
+#[tokio::test]
+async fn a_listener_that_comes_while_no_more_files_may_be_opened_is_served_once_they_may() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let address = loopback::listen_anywhere().local_addr().unwrap();
+    let yaml = scene.yaml("") + "workers: 4\nadmin: {listen: \"127.0.0.1:0\"}\n";
+    let proxy = Proxy::start(&yaml).await;
+    // One for the socket, and some for the files that are read before the workers have it.
+    let files = (0..100).map(|_| proxy.open_files()).min().unwrap();
+    proxy.limit_open_files(Some(files + 3));
+    proxy.rewrite(&yaml.replace("127.0.0.1:0\"]", &format!("127.0.0.1:0\", \"{address}\"]")));
+    within("the reload", async {
+        // Whatever else reads a file at that moment may leave none for it.
+        let mut refused = 0;
+        while !proxy.log().contains("configuration reloaded") {
+            let now = proxy.log().matches("the running one stays").count();
+            if std::mem::replace(&mut refused, now) < now {
+                proxy.signal(Signal::SIGHUP);
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let line = json(&proxy.logged("accepting failed").await);
+    assert_eq!(line["listener"], address.to_string(), "{line}");
+    proxy.limit_open_files(None);
+    assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
+    proxy.logged("accepting no longer fails").await;
+}
+
+/// A drain may last for hours.
+#[tokio::test]
+async fn failures_are_counted_in_the_log_while_it_drains() {
+    let (_scene, _origin, mut streams, proxy) = streaming("shutdown_grace: 10m").await;
+    let address = proxy.address(ALIAS).await;
+    let (mut slow, stream) = begin(address, &mut streams).await;
+    proxy.signal(Signal::SIGTERM);
+    proxy.logged("\"draining\"").await;
+    let mut peer = client::connect(address).await;
+    peer.send("\x16\x03\x01\x00\x05hello").await;
+    proxy.logged("TLS with a client failed").await;
+    let line = json(&proxy.logged("TLS with clients no longer fails for this reason").await);
+    assert_eq!(line["failures"], 1, "{line}");
+    drop(stream);
+    assert_eq!(slow.response().await.status(), 200);
+    assert_eq!(proxy.exit().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn the_access_log_can_be_silenced() {
     let mut scene = Scene::new(1).await;

@@ -8,7 +8,7 @@ mod sockets;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Weak},
     thread,
     time::Duration,
@@ -313,9 +313,7 @@ impl Control {
             }
             tokio::spawn(follow_credentials(self.server.clone()));
             self.obey(queue).await;
-            let grace = self.config.shutdown_grace;
-            tracing::info!(connections = self.server.drain.alive(), ?grace, "draining");
-            let left = self.server.drain.finish(grace).await;
+            let left = self.drain().await;
             if left > 0 {
                 tracing::warn!(
                     connections = left,
@@ -355,6 +353,25 @@ impl Control {
                         self.close_replaced();
                     }
                 }
+                shown = changed(&mut self.certificates) => self.server.tls.serve(shown),
+            }
+        }
+    }
+
+    /// Lets what goes on end, within `shutdown_grace`; gives how many connections were cut off. That may
+    /// take long: who is served meanwhile is looked after as before.
+    async fn drain(&mut self) -> usize {
+        let grace = self.config.shutdown_grace;
+        tracing::info!(connections = self.server.drain.alive(), ?grace, "draining");
+        let server = self.server.clone();
+        let mut finished = pin!(server.drain.finish(grace));
+        let mut upkeep = interval(METRICS_UPKEEP);
+        let mut reports = interval(FAILURE_REPORTS);
+        loop {
+            tokio::select! {
+                left = &mut finished => return left,
+                _ = upkeep.tick() => self.metrics.upkeep(),
+                _ = reports.tick() => self.server.report_failures(),
                 shown = changed(&mut self.certificates) => self.server.tls.serve(shown),
             }
         }

@@ -15,43 +15,59 @@ impl Worker {
     pub(super) async fn accept(&self, bound: &Bound) {
         let address = bound.configured;
         tokio::select! {
-            result = self.accept_all(bound) => if let Err(error) = result {
-                tracing::error!(%address, %error, "listening has ended");
-            },
+            () = self.accept_all(bound) => {}
             () = bound.closing() => tracing::debug!(%address, "no longer listening"),
         }
     }
 
-    async fn accept_all(&self, bound: &Bound) -> io::Result<()> {
-        let listener = bound.to_tokio()?;
-        let mut back_off = BACK_OFF.0;
+    async fn accept_all(&self, bound: &Bound) {
+        let mut back_off = BackOff::new();
+        // Each worker's own takes a descriptor, and there may be none left, as for a connection.
+        let listener = loop {
+            match bound.to_tokio() {
+                Ok(listener) => break listener,
+                Err(error) => self.accepting_failed(bound, &error, &mut back_off).await,
+            }
+        };
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    back_off = BACK_OFF.0;
+                    back_off = BackOff::new();
                     // What is over the limit waits in the kernel's backlog, behind this one. A
                     // permit taken before would be kept from other sockets while nobody comes here.
-                    let Some(permit) = self.permit().await else { return Ok(()) };
+                    let Some(permit) = self.permit().await else { return };
                     match self.server.listener_of(bound.id, &stream) {
                         Some(listener) => self.take(stream, peer, listener, permit),
                         None => refuse(&stream),
                     }
                 }
                 Err(error) if is_clients_own(&error) => {}
-                Err(error) => {
-                    let kind = (bound.configured, error.to_string());
-                    if self.server.accept_failures.begins(kind, "") {
-                        tracing::warn!(
-                            listener = %bound.configured,
-                            %error,
-                            "accepting failed; trying again",
-                        );
-                    }
-                    sleep(back_off).await;
-                    back_off = (back_off * 2).min(BACK_OFF.1);
-                }
+                Err(error) => self.accepting_failed(bound, &error, &mut back_off).await,
             }
         }
+    }
+
+    /// Says so, where that is new, and waits before the next try.
+    async fn accepting_failed(&self, bound: &Bound, error: &io::Error, back_off: &mut BackOff) {
+        let listener = bound.configured;
+        if self.server.accept_failures.begins((listener, error.to_string()), "") {
+            tracing::warn!(%listener, %error, "accepting failed; trying again");
+        }
+        back_off.wait().await;
+    }
+}
+
+/// How long to wait before the next try.
+struct BackOff(Duration);
+
+impl BackOff {
+    fn new() -> Self {
+        Self(BACK_OFF.0)
+    }
+
+    async fn wait(&mut self) {
+        sleep(self.0).await;
+        self.0 = (self.0 * 2).min(BACK_OFF.1);
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
@@ -32,6 +33,10 @@ pub struct BindError {
 }
 
 fn way_out(error: &io::Error, is_of_admin: bool) -> &'static str {
+    let lacking = [Errno::EMFILE, Errno::ENFILE].map(|errno| errno as i32);
+    if error.raw_os_error().is_some_and(|errno| lacking.contains(&errno)) {
+        return "raise the limit of open files (`ulimit -Hn`)";
+    }
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
             "choose a port above 1023, or let pods bind low ones with the sysctl \
@@ -197,5 +202,9 @@ mod tests {
             told(io::ErrorKind::AddrInUse, true).contains("this proxy's admin listener has it")
         );
         assert!(told(io::ErrorKind::AddrNotAvailable, false).contains("no such address"));
+        let source = io::Error::from(Errno::EMFILE);
+        let address = ([127, 0, 0, 1], 8080).into();
+        let lacking = BindError { address, source, is_of_admin: false }.to_string();
+        assert!(lacking.ends_with("; raise the limit of open files (`ulimit -Hn`)"), "{lacking}");
     }
 }

@@ -240,6 +240,19 @@ impl Proxy {
         (words.next().unwrap(), words.next().unwrap())
     }
 
+    /// How many files the process has open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().count()
+    }
+
+    /// Has the process open no more files than these; without a number, as many as it may.
+    pub fn limit_open_files(&self, limit: Option<usize>) {
+        let limit = limit.map_or_else(|| self.file_limit().1, |limit| limit.to_string());
+        let mut command = Command::new("prlimit");
+        command.args(["--pid", &self.pid.to_string(), &format!("--nofile={limit}:")]);
+        assert!(command.status().unwrap().success(), "prlimit, of util-linux");
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid, signal).unwrap();
