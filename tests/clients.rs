@@ -22,7 +22,7 @@ const IN_FLIGHT: &str = "truename_http_requests_in_flight{alias=\"webscaler-manu
 const IDLE: &str = "truename_upstream_connections_idle{alias=\"webscaler-manual\"}";
 
 /// An origin that answers, and a proxy that gives heads a moment.
-async fn hasty(header_timeout: &str) -> (RawOrigin, Proxy, SocketAddr, Scene) {
+pub(crate) async fn hasty(header_timeout: &str) -> (RawOrigin, Proxy, SocketAddr, Scene) {
     let mut scene = Scene::new(1).await;
     let origin = scene.script(scripts::answer).remove(0);
     let listener = format!("listener: {{header_timeout: {header_timeout}}}\n");
@@ -52,18 +52,18 @@ async fn until_metric(proxy: &Proxy, series: &str, value: f64) {
 }
 
 /// An HTTP/2 connection that does as it pleases: HPACK literals, and frames by hand.
-struct Frames(Peer);
+pub(crate) struct Frames(pub Peer);
 
 impl Frames {
-    const DATA: u8 = 0;
-    const HEADERS: u8 = 1;
-    const RST_STREAM: u8 = 3;
-    const SETTINGS: u8 = 4;
-    const GOAWAY: u8 = 7;
-    const END_STREAM: u8 = 1;
-    const END_HEADERS: u8 = 4;
+    pub const DATA: u8 = 0;
+    pub const HEADERS: u8 = 1;
+    pub const RST_STREAM: u8 = 3;
+    pub const SETTINGS: u8 = 4;
+    pub const GOAWAY: u8 = 7;
+    pub const END_STREAM: u8 = 1;
+    pub const END_HEADERS: u8 = 4;
 
-    async fn connect(address: SocketAddr) -> Self {
+    pub async fn connect(address: SocketAddr) -> Self {
         let mut peer = client::connect(address).await;
         peer.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         let mut frames = Self(peer);
@@ -71,7 +71,7 @@ impl Frames {
         frames
     }
 
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
         frame.extend([kind, flags]);
         frame.extend(stream.to_be_bytes());
@@ -79,11 +79,11 @@ impl Frames {
         frame
     }
 
-    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         self.0.send(Self::frame(kind, flags, stream, payload)).await;
     }
 
-    fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
+    pub fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
         let mut block = Vec::new();
         for text in fields.iter().flat_map(|(name, value)| [None, Some(*name), Some(*value)]) {
             match text {
@@ -108,13 +108,13 @@ impl Frames {
         block
     }
 
-    async fn get(&mut self, stream: u32, fields: &[(&str, &str)]) {
+    pub async fn get(&mut self, stream: u32, fields: &[(&str, &str)]) {
         let flags = Self::END_HEADERS | Self::END_STREAM;
         self.send(Self::HEADERS, flags, stream, &Self::fields(fields)).await;
     }
 
     /// The next frame that is not about the connection itself; `None` at the connection's end.
-    async fn next(&mut self) -> Option<(u8, u32, Vec<u8>)> {
+    pub async fn next(&mut self) -> Option<(u8, u32, Vec<u8>)> {
         loop {
             let head = within("a frame", self.0.try_exactly(9)).await?;
             let length =

@@ -56,7 +56,7 @@ async fn uploads_that_nobody_reads_stop_no_other_on_their_connection() {
         let mut conversation = arrival.open().await.unwrap();
         let head = conversation.peer.head().await.unwrap();
         if head.starts_with("POST /stuck ") {
-            return conversation.peer.until_broken().await;
+            return std::future::pending().await;
         }
         let length = head.split_once("content-length: ").unwrap().1;
         let length = length.split_once("\r\n").unwrap().0.parse().unwrap();

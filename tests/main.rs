@@ -30,6 +30,7 @@ mod headers;
 mod http;
 mod http2;
 mod http2_clients;
+mod http2_floods;
 mod http2_upstream;
 mod life;
 mod listener_certificate;

@@ -31,7 +31,7 @@ pub fn coalesced<S>(stream: S) -> (Coalesced<S>, Writer<S>) {
         buffer: BytesMut::new(),
         is_held_up: false,
         unwritten: IdleTimer::default(),
-        received: 0,
+        moved: 0,
     }));
     (Coalesced(buffered.clone()), Writer(buffered))
 }
@@ -52,8 +52,8 @@ struct Buffered<S> {
     is_held_up: bool,
     /// Measures how long the peer has taken nothing of it.
     unwritten: IdleTimer,
-    /// Bytes that have come.
-    received: u64,
+    /// Bytes that have come or gone.
+    moved: u64,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
@@ -82,9 +82,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
         buffered.buffer.is_empty() && !buffered.is_held_up
     }
 
-    /// How many bytes have come.
-    pub fn received(&self) -> u64 {
-        self.0.lock().received
+    /// How many bytes have come, or were taken by the peer.
+    pub fn moved(&self) -> u64 {
+        self.0.lock().moved
     }
 
     /// For a driver that waits: ready once the peer has taken nothing for `limit` of what there is for it.
@@ -117,7 +117,10 @@ impl<S: AsyncWrite + Unpin> Buffered<S> {
         while self.buffer.len() >= left {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.buffer))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.buffer.advance(written),
+                written => {
+                    self.buffer.advance(written);
+                    self.moved += written as u64;
+                }
             }
             self.unwritten.moved();
         }
@@ -157,7 +160,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Coalesced<S> {
         let mut buffered = self.0.lock();
         let before = buf.filled().len();
         let read = Pin::new(&mut buffered.stream).poll_read(cx, buf);
-        buffered.received += (buf.filled().len() - before) as u64;
+        buffered.moved += (buf.filled().len() - before) as u64;
         read
     }
 }

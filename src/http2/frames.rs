@@ -74,6 +74,7 @@ pub struct Frames {
     /// A header block goes on in the next frame.
     in_block: bool,
     last_stream: u32,
+    frames: u64,
     streams: u64,
     data: u64,
     priorities: u64,
@@ -92,6 +93,7 @@ impl Frames {
             kind: kind::DATA,
             in_block: false,
             last_stream: 0,
+            frames: 0,
             streams: 0,
             data: 0,
             priorities: 0,
@@ -125,6 +127,7 @@ impl Frames {
         let [a, b, c, kind, flags, stream @ ..] = self.header;
         self.left = u32::from_be_bytes([0, a, b, c]) as usize;
         self.kind = kind;
+        self.frames += 1;
         match kind {
             kind::DATA if self.left > 0 => self.data += 1,
             kind::HEADERS | kind::CONTINUATION => {
@@ -158,10 +161,12 @@ impl Frames {
         is_flood.then_some(Flood::Control)
     }
 
-    /// Whether a frame or a header block has begun and not ended. What is missing of a DATA frame is for its
-    /// stream to wait for.
-    pub fn is_midway(&self) -> bool {
-        self.header_length > 0 || self.in_block || self.left > 0 && self.kind != kind::DATA
+    /// The number of the frame that has begun and not ended, or whose header block has not. What is missing of
+    /// a DATA frame is for its stream to wait for.
+    pub fn midway(&self) -> Option<u64> {
+        let is_midway =
+            self.header_length > 0 || self.in_block || self.left > 0 && self.kind != kind::DATA;
+        is_midway.then_some(self.frames)
     }
 }
 
@@ -272,12 +277,13 @@ mod tests {
 
     #[test]
     fn what_has_begun_and_not_ended_is_told_but_for_data() {
-        assert!(Frames::new().left == PREFACE && !Frames::new().is_midway());
-        assert!(!after([frame(kind::HEADERS, END_HEADERS, 1, 5)]).is_midway());
-        assert!(after([frame(kind::HEADERS, 0, 1, 5)]).is_midway());
+        assert!(Frames::new().left == PREFACE && Frames::new().midway().is_none());
+        assert!(after([frame(kind::HEADERS, END_HEADERS, 1, 5)]).midway().is_none());
+        assert!(after([frame(kind::HEADERS, 0, 1, 5)]).midway().is_some());
         let block = [frame(kind::HEADERS, 0, 1, 5), frame(kind::CONTINUATION, END_HEADERS, 1, 5)];
-        assert!(!after(block).is_midway());
-        let cut = |kind, length| after([frame(kind, 4, 1, 20)[..length].to_vec()]).is_midway();
+        assert!(after(block).midway().is_none());
+        let cut =
+            |kind, length| after([frame(kind, 4, 1, 20)[..length].to_vec()]).midway().is_some();
         assert!(cut(kind::DATA, 5) && !cut(kind::DATA, 12) && !cut(kind::DATA, 29));
         assert!(cut(kind::HEADERS, 12) && cut(kind::PING, 28) && !cut(kind::PING, 29));
     }
@@ -291,7 +297,7 @@ mod tests {
             let frames: Vec<_> = frames.into_iter().map(|(k, f, s, p)| frame(k, f, s, p)).collect();
             let whole = after(frames.clone());
             let parts = after(frames.concat().chunks(piece).map(<[u8]>::to_vec));
-            prop_assert_eq!(whole.is_midway(), parts.is_midway());
+            prop_assert_eq!(whole.midway(), parts.midway());
             let counts = |f: &Frames| (f.streams, f.data, f.priorities, f.updates, f.quiet);
             prop_assert_eq!(counts(&whole), counts(&parts));
         }

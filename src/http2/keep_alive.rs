@@ -15,10 +15,12 @@ pub struct KeepAlive {
     interval: Duration,
     timeout: Duration,
     timer: Pin<Box<Sleep>>,
-    /// How much had come when the timer was set.
-    received: u64,
+    /// How much had come and gone when the timer was set.
+    moved: u64,
     /// It was asked, and has not replied.
     is_asked: bool,
+    /// What asks it has just been written.
+    has_just_asked: bool,
 }
 
 /// The peer is gone.
@@ -28,26 +30,30 @@ impl KeepAlive {
     /// Asks after `interval` without a byte, and waits for `timeout`.
     pub fn new(ping: Option<PingPong>, interval: Duration, timeout: Duration) -> Self {
         let timer = Box::pin(sleep(interval));
-        Self { ping, interval, timeout, timer, received: 0, is_asked: false }
+        Self { ping, interval, timeout, timer, moved: 0, is_asked: false, has_just_asked: false }
     }
 
-    /// To be polled with the connection. `received` is how many bytes have come. Ready where a PING is to
-    /// be written, or with an error where the peer is gone.
-    pub fn poll(&mut self, cx: &mut Context<'_>, received: u64) -> Poll<Result<(), Silent>> {
+    /// To be polled with the connection. `moved` is how many bytes have come, or were taken by the peer: one
+    /// that is slow to read sees the PING late. Ready where a PING is to be written, or with an error where
+    /// the peer is gone.
+    pub fn poll(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<Result<(), Silent>> {
         let Some(ping) = &mut self.ping else { return Poll::Pending };
+        if std::mem::take(&mut self.has_just_asked) {
+            self.moved = moved;
+        }
         if self.is_asked && ping.poll_pong(cx).is_ready() {
             self.is_asked = false;
         }
         while self.timer.as_mut().poll(cx).is_ready() {
-            let came = std::mem::replace(&mut self.received, received) != received;
-            if came {
+            let is_alive = std::mem::replace(&mut self.moved, moved) != moved;
+            if is_alive {
                 self.timer.as_mut().reset(Instant::now() + self.interval);
             } else if self.is_asked {
                 return Poll::Ready(Err(Silent));
             } else {
                 // It fails at the connection's end only, which is noticed elsewhere.
                 let is_sent = ping.send_ping(Ping::opaque()).is_ok();
-                self.is_asked = is_sent;
+                (self.is_asked, self.has_just_asked) = (is_sent, is_sent);
                 self.timer.as_mut().reset(Instant::now() + self.timeout);
                 if is_sent {
                     return Poll::Ready(Ok(()));

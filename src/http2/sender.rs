@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -26,6 +26,8 @@ const MAX_FRAME: u64 = 16 * 1024;
 #[derive(Debug, Default)]
 pub struct Output {
     queued: AtomicUsize,
+    /// The peer takes nothing at the moment, of any stream.
+    is_blocked: AtomicBool,
     /// DATA frames so far.
     sent: AtomicU64,
     /// The streams that wait until it is.
@@ -45,9 +47,12 @@ pub struct Sender {
 }
 
 impl Output {
-    /// For the connection's task: all of it is written.
-    pub fn flushed(&self) {
-        if self.queued.swap(0, Ordering::Relaxed) >= QUEUED {
+    /// For the connection's task: whether all of it is written.
+    pub fn written(&self, all: bool) {
+        if self.is_blocked.load(Ordering::Relaxed) == all {
+            self.is_blocked.store(!all, Ordering::Relaxed);
+        }
+        if all && self.queued.swap(0, Ordering::Relaxed) >= QUEUED {
             self.waiting.lock().drain(..).for_each(Waker::wake);
         }
     }
@@ -125,6 +130,11 @@ impl Sender {
                 Some(Err(_)) | None => return Poll::Ready(Err(Gone)),
             }
         }
+    }
+
+    /// Whether the connection as a whole, rather than this stream's window, is what is waited for.
+    pub fn waits_for_connection(&self) -> bool {
+        self.output.is_blocked.load(Ordering::Relaxed)
     }
 
     /// Ends the stream with trailers.

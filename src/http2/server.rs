@@ -82,7 +82,9 @@ pub struct Connection<S: ByteStream> {
     keep_alive: KeepAlive,
     /// How long a frame may take to come.
     header_timeout: Duration,
-    midway: IdleTimer,
+    slow: IdleTimer,
+    /// The one that has begun, when it was last looked at.
+    midway: Option<u64>,
     /// Streams so far.
     streams: usize,
     /// Those that were reset early.
@@ -140,7 +142,8 @@ impl<S: ByteStream> Connection<S> {
             output: Arc::default(),
             keep_alive,
             header_timeout,
-            midway: IdleTimer::default(),
+            slow: IdleTimer::default(),
+            midway: None,
             streams: 0,
             resets: Arc::default(),
             fault: None,
@@ -172,9 +175,9 @@ impl<S: ByteStream> Connection<S> {
                 // It does not even take the GOAWAY.
                 return self.failed(fault);
             }
-            if self.writer.is_flushed() {
-                self.output.flushed();
-            } else if self.writer.poll_unread(cx, UNREAD).is_ready() {
+            let is_flushed = self.writer.is_flushed();
+            self.output.written(is_flushed);
+            if !is_flushed && self.writer.poll_unread(cx, UNREAD).is_ready() {
                 return self.failed(ConnectionError::Unread);
             }
             if let Poll::Ready(fault) = self.poll_fault(cx) {
@@ -186,11 +189,12 @@ impl<S: ByteStream> Connection<S> {
             if let Some(size) = resized {
                 self.h2.set_target_window_size(size);
             }
-            match self.keep_alive.poll(cx, self.writer.received()) {
+            match self.keep_alive.poll(cx, self.writer.moved()) {
                 Poll::Ready(Err(_)) => return self.failed(ConnectionError::Silent),
                 Poll::Pending if resized.is_none() => return Poll::Pending,
-                // There is something to write.
-                Poll::Ready(Ok(())) | Poll::Pending => {}
+                Poll::Pending => {}
+                // It is to be written, on a connection where nothing else happens.
+                Poll::Ready(Ok(())) => self.rest(),
             }
         }
     }
@@ -200,9 +204,9 @@ impl<S: ByteStream> Connection<S> {
         let sent = self.output.sent();
         let look = |stream: &Inspected<S>| {
             let frames = stream.frames();
-            (frames.flood(sent), frames.is_midway())
+            (frames.flood(sent), frames.midway())
         };
-        let (flood, is_midway) = self.writer.with_stream(look);
+        let (flood, midway) = self.writer.with_stream(look);
         if let Some(flood) = flood {
             return Poll::Ready(flood.into());
         }
@@ -210,11 +214,14 @@ impl<S: ByteStream> Connection<S> {
         if streams > JUDGED_FROM && resets * 2 > streams {
             return Poll::Ready(ConnectionError::Resets { resets, streams });
         }
-        if !is_midway {
-            self.midway.moved();
-            return Poll::Pending;
+        if midway != self.midway {
+            self.midway = midway;
+            self.slow.moved();
         }
-        self.midway.poll(cx, self.header_timeout).map(|()| ConnectionError::Slow)
+        match midway {
+            Some(_) => self.slow.poll(cx, self.header_timeout).map(|()| ConnectionError::Slow),
+            None => Poll::Pending,
+        }
     }
 
     fn exchange(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Exchange {
@@ -251,8 +258,13 @@ impl<S: ByteStream> Connection<S> {
         self.h2.has_streams()
     }
 
-    /// Gives back what a connection without streams does not need.
-    pub fn rest(&self) {
+    /// Whether there were any.
+    pub fn was_used(&self) -> bool {
+        self.streams > 0
+    }
+
+    /// Gives back what a connection on which nothing happens does not need.
+    fn rest(&self) {
         self.writer.rest();
         self.writer.with_stream(|stream| stream.socket().into_iter().for_each(Socket::rest));
     }

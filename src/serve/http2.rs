@@ -28,8 +28,11 @@ use crate::{
     socket::ByteStream,
 };
 
-/// How long a client that has no stream open has to leave by itself at the end.
+/// How long a client that has asked for nothing has to leave by itself at the end.
 const GOODBYE: Duration = Duration::from_millis(250);
+
+/// The same for one that has: what it asks for may be on its way.
+const GOODBYE_AFTER_USE: Duration = Duration::from_secs(5);
 
 /// Passes `1xx` on.
 #[derive(Debug)]
@@ -95,11 +98,12 @@ impl Server {
             }
         }
         connection.graceful_shutdown();
-        // The client may never reply to the GOAWAY, and has asked for nothing more.
+        // The client may never reply to the GOAWAY.
         loop {
+            let patience = if connection.was_used() { GOODBYE_AFTER_USE } else { GOODBYE };
             let next = tokio::select! {
                 next = connection.accept() => next,
-                () = sleep(GOODBYE) => match connection.has_streams() {
+                () = sleep(patience) => match connection.has_streams() {
                     true => continue,
                     false => return Ok(()),
                 },
@@ -198,15 +202,24 @@ async fn pump(mut body: forward::Body, mut sender: Sender) {
     let pumped = poll_fn(|cx| {
         loop {
             if !piece.is_empty() || is_last {
-                match sender.poll_send(cx, &mut piece, is_last) {
+                let left = piece.len();
+                let sent = sender.poll_send(cx, &mut piece, is_last);
+                if piece.len() < left {
+                    unread.moved();
+                }
+                match sent {
                     Poll::Ready(Ok(())) if is_last => return Poll::Ready(Pumped::Whole),
-                    Poll::Ready(Ok(())) => unread.moved(),
+                    Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(_)) => return Poll::Ready(Pumped::Gone),
                     Poll::Pending => {
                         // The request may go on meanwhile.
                         body.poll_progress(cx);
-                        if unread.poll(cx, idle).is_ready() {
-                            return Poll::Ready(Pumped::Unread);
+                        while unread.poll(cx, idle).is_ready() {
+                            // The client may be slow to read what its other streams have for it.
+                            if !sender.waits_for_connection() {
+                                return Poll::Ready(Pumped::Unread);
+                            }
+                            unread.moved();
                         }
                         return sender.poll_gone(cx).map(|()| Pumped::Gone);
                     }
