@@ -41,9 +41,8 @@ use truename::{
         chain::{Chain, MAX_STEPS, Record, Rule, Walked},
     },
     route::Routes,
-    telemetry::AliasSeries,
-    tls::{Negotiated, RootStores},
-    upstream::Upstream,
+    tls::Negotiated,
+    upstream::Registry,
 };
 
 /// How often a part is done in one run. `bench/instructions` divides by the same number.
@@ -73,18 +72,18 @@ fn routing() -> Routing {
     let resolver = Resolver::new(dns);
     let policy = AddressPolicy::new(&config::Policy::default(), []);
     let policy = Arc::new(ArcSwap::from_pointee(policy));
-    let mut roots = RootStores::default();
     let names = [ALIAS, "orders", "users", "stock", "search", "mail", "maps", "pay"];
-    let upstreams = names.map(|name| {
+    let aliases = names.map(|name| {
         let mut alias = config::Alias::named(name);
         alias.listen = vec![LISTENER];
         // No trust store is read for it.
         alias.tls.mode = TlsMode::Plaintext;
-        let series = AliasSeries::new(name, 1);
-        let upstream =
-            Upstream::new(Arc::new(alias), &resolver, &mut roots, policy.clone(), series);
-        Arc::new(upstream.unwrap())
+        alias
     });
+    let mut registry = Registry::new(resolver.clone(), policy, 1);
+    let dns = resolver.settings();
+    let upstreams = registry.inventory().plan(&aliases, &dns).unwrap();
+    registry.commit(&upstreams, &dns);
     drop(entered);
     let routes = Routes::new(&upstreams);
     Routing { _runtime: runtime, routes, heads: heads() }

@@ -31,20 +31,18 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header::HOST};
 use http_body::Body;
 use tokio::runtime::Handle;
-use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::Service;
 
 use crate::{
     body::{BoxError, RequestBody},
-    config::{Config, Problems},
+    config::{self, Config, Problems},
     connect::AddressPolicy,
     drain::Drain,
     forward::{self, Arrival},
     resolve::Resolver,
     route::Routes,
-    telemetry::AliasSeries,
-    tls::{RootStores, TlsConfigErrors},
-    upstream::Upstream,
+    tls::TlsConfigErrors,
+    upstream::Registry,
 };
 
 /// Stands for the listener that there is none of.
@@ -83,7 +81,7 @@ struct Shared {
     arrival: Arrival,
     /// The Host of requests that name none, where one alias alone can be meant.
     only: Option<HeaderValue>,
-    _stop: DropGuard,
+    _registry: Registry,
 }
 
 impl Client {
@@ -103,18 +101,12 @@ impl Client {
         config.validate("the program")?;
         let policy = AddressPolicy::new(&config.policy, []);
         let policy = Arc::new(ArcSwap::from_pointee(policy));
-        let mut roots = RootStores::default();
-        let mut upstreams = Vec::with_capacity(config.aliases.len());
-        for alias in &config.aliases {
-            let mut alias = alias.clone();
-            alias.listen = vec![NOWHERE];
-            let name = alias.name.clone();
-            let series = AliasSeries::new(&name, 1);
-            let upstream =
-                Upstream::new(Arc::new(alias), resolver, &mut roots, policy.clone(), series)
-                    .map_err(|source| ClientError::Tls { alias: name, source })?;
-            upstreams.push(Arc::new(upstream));
-        }
+        let mut registry = Registry::new(resolver.clone(), policy, 1);
+        let aliases = config.aliases.iter().cloned();
+        let aliases = aliases.map(|alias| config::Alias { listen: vec![NOWHERE], ..alias });
+        let dns = resolver.settings();
+        let planned = registry.inventory().plan(&aliases.collect::<Vec<_>>(), &dns);
+        let upstreams = planned.map_err(|(alias, source)| ClientError::Tls { alias, source })?;
         let only = match upstreams.as_slice() {
             [] => return Err(ClientError::NoAlias),
             // A name that passed validation is a Host.
@@ -122,10 +114,7 @@ impl Client {
             _ => None,
         };
 
-        let stop = CancellationToken::new();
-        for upstream in &upstreams {
-            tokio::spawn(upstream.clone().run(stop.clone()));
-        }
+        registry.commit(&upstreams, &dns);
         let arrival = Arrival {
             listener: NOWHERE,
             peer: NOWHERE,
@@ -137,7 +126,7 @@ impl Client {
             connection: None,
         };
         let routes = Routes::new(&upstreams);
-        Ok(Self { shared: Arc::new(Shared { routes, arrival, only, _stop: stop.drop_guard() }) })
+        Ok(Self { shared: Arc::new(Shared { routes, arrival, only, _registry: registry }) })
     }
 
     /// Sends a request to the alias that its URI or `Host` names, and gives the answer, whose body

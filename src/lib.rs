@@ -105,6 +105,7 @@ mod drain;
 mod files;
 mod folder;
 mod idle;
+mod limit;
 mod listener;
 mod serve;
 mod socket;

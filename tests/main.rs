@@ -15,6 +15,7 @@ mod clients;
 mod commands;
 mod connection_limit;
 mod connections;
+mod continuity;
 mod demo;
 mod dns;
 mod embed;

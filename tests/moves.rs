@@ -234,6 +234,38 @@ async fn what_is_open_ends_as_on_change_says_also_where_the_name_was_gone_before
     open.is_cut_off().await;
 }
 
+/// Regression: what was open to a target that a reload took away went on for ever.
+#[tokio::test]
+async fn what_is_open_to_a_target_that_a_reload_takes_away_ends_as_on_change_says() {
+    async fn ends(on_change: &str, after: impl Fn(&str) -> String) {
+        let mut open = Open::begin(on_change).await;
+        open.proxy.rewrite(&after(&open.yaml));
+        open.proxy.reload().await;
+        if on_change.contains("close") {
+            return open.is_cut_off().await;
+        }
+        open.still_flows().await;
+        if !on_change.contains("keep") {
+            open.is_cut_off().await;
+        }
+    }
+    let moved = |yaml: &str| yaml.to_owned() + "    target: other.example\n";
+    let gone = |yaml: &str| yaml.replace(&format!("name: {ALIAS}"), "name: another");
+    for on_change in ["on_change: close", "on_change: drain\ndrain: 3s", "on_change: keep"] {
+        tokio::join!(ends(on_change, moved), ends(on_change, gone));
+    }
+}
+
+#[tokio::test]
+async fn a_reload_that_forbids_the_true_name_ends_what_is_open_to_it_as_on_change_says() {
+    let mut open = Open::begin("on_change: close").await;
+    open.proxy.rewrite(&(open.yaml.clone() + "    allow: [\"*.elsewhere.example\"]\n"));
+    open.proxy.reload().await;
+    open.is_cut_off().await;
+    let address = open.proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 403);
+}
+
 #[tokio::test]
 async fn a_rotated_address_keeps_its_open_connections_and_gets_no_new_ones() {
     let mut scene = Scene::new(2).await;
@@ -302,6 +334,7 @@ struct Open {
     scene: Scene,
     _origins: [RawOrigin; 2],
     proxy: Proxy,
+    yaml: String,
     gate: Arc<Semaphore>,
     stream: Peer,
     tunnel: Peer,
@@ -317,6 +350,7 @@ impl Open {
         let (scene, old, new) = two_targets(&[TRUE_NAME], gated(gate.clone())).await;
         let dns = format!("namespace: default, {dns}");
         let yaml = scene.restless_yaml(keys).replace("namespace: default", &dns);
+        let yaml = format!("admin: {{listen: \"127.0.0.1:0\"}}\n{yaml}");
         let proxy = Proxy::start(&yaml).await;
         let address = proxy.address(ALIAS).await;
         let mut stream = client::connect(address).await;
@@ -331,7 +365,7 @@ impl Open {
             ))
             .await;
         assert!(tunnel.head().await.unwrap().starts_with("HTTP/1.1 101"));
-        Self { scene, _origins: [old, new], proxy, gate, stream, tunnel }
+        Self { scene, _origins: [old, new], proxy, yaml, gate, stream, tunnel }
     }
 
     async fn move_away(&self) {

@@ -17,7 +17,7 @@ use super::status::word;
 use crate::{
     balance::State,
     telemetry::{AliasMetrics, Family, Lines, SERIES},
-    upstream::{EndpointStatus, Target, Upstream},
+    upstream::{EndpointStatus, Upstream},
 };
 
 /// A piece has a little more than this.
@@ -141,7 +141,7 @@ const UPSTREAM: [Family<Upstream>; 6] = [
         help: "1 for the current true name.",
         write: |upstream, lines| {
             // Targets may share a name, as those of two ports do.
-            let states = upstream.targets().iter().map(Target::state);
+            let states = upstream.targets().iter().map(|target| target.state());
             let names: BTreeSet<String> = states
                 .filter_map(|state| Some(state.current.as_ref()?.true_name.to_string()))
                 .collect();
@@ -155,7 +155,7 @@ const UPSTREAM: [Family<Upstream>; 6] = [
         kind: "gauge",
         help: "Age of the stale DNS response in use; 0 if it is fresh.",
         write: |upstream, lines| {
-            let states = upstream.targets().iter().map(Target::state);
+            let states = upstream.targets().iter().map(|target| target.state());
             let since = states.filter_map(|state| state.stale_since).min();
             let age = since.map(|since| Instant::now().saturating_duration_since(since));
             lines.add(&[], age.unwrap_or_default().as_secs_f64());

@@ -6,10 +6,10 @@ mod plan;
 mod sockets;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::{Arc, Weak},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use certificates::Certificates;
-use plan::{Inventory, Loaded, Plan, Running};
+use plan::{Inventory, Loaded, Plan};
 use sockets::{Purpose, Sockets, is_ipv6_only};
 
 use crate::{
@@ -41,7 +41,7 @@ use crate::{
     serve::{ForwardProxy, Server},
     telemetry::{Failures, Metrics, set_log_level},
     tls::server::{self, ServerTls},
-    upstream::Upstream,
+    upstream::{Registry, Upstream},
 };
 
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -138,17 +138,13 @@ impl App {
 /// The control thread's own.
 struct Control {
     config: Config,
-    workers: usize,
-    resolver: Arc<Resolver>,
+    registry: Registry,
     policy: Arc<ArcSwap<AddressPolicy>>,
     server: Arc<Server>,
     threads: Workers,
     sockets: Sockets,
     /// Since when some of them are closing.
     closing_since: Instant,
-    running: Vec<Running>,
-    /// Aliases that were removed or changed, while requests of theirs go on.
-    leaving: Vec<Weak<Upstream>>,
     admin: Option<SocketAddr>,
     snapshot: Arc<Snapshot>,
     metrics: Metrics,
@@ -175,15 +171,14 @@ impl Control {
         });
         let bind = |address| Bound::listening(address, is_ipv6_only(&config, None, address));
         let admin = config.admin.listen.map(bind).transpose().map_err(StartError::Admin)?;
+        let policy = Arc::<ArcSwap<AddressPolicy>>::default();
+        let resolver = Resolver::new(config.dns.clone());
         let mut control = Self {
-            workers,
-            resolver: Resolver::new(config.dns.clone()),
-            policy: Arc::default(),
+            registry: Registry::new(resolver, policy.clone(), workers),
+            policy,
             threads: Workers::start(&server, workers, config.listener.max_connections)?,
             sockets: Sockets::default(),
             closing_since: Instant::now(),
-            running: Vec::new(),
-            leaving: Vec::new(),
             admin: admin.as_ref().map(|bound| bound.address),
             snapshot: Arc::new(Snapshot::new(commands, metrics.clone())),
             server,
@@ -206,12 +201,9 @@ impl Control {
     fn inventory(&self) -> Inventory {
         Inventory {
             config: self.config.clone(),
-            workers: self.workers,
-            resolver: self.resolver.clone(),
-            policy: self.policy.clone(),
+            upstream: self.registry.inventory(),
             sockets: self.sockets.clone(),
             admin: self.admin,
-            running: self.running.clone(),
             certificates: self.certificates.as_ref().map(|current| current.keeper().clone()),
         }
     }
@@ -219,20 +211,19 @@ impl Control {
     /// Puts a plan to work, which was made with what is at work now. Nothing here fails or waits.
     fn commit(&mut self, plan: Plan) {
         let Plan { config, sockets, loaded } = plan;
-        let Loaded { resolver, credentials, aliases, certificates, shown } = loaded;
+        let Loaded { credentials, aliases, certificates, shown } = loaded;
         self.server.tls.serve(shown);
         self.certificates = Some(certificates);
         let addresses = sockets.at_work.iter().map(|listening| listening.bound.address);
         let own = addresses.chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
-        let upstreams: Vec<_> = aliases.iter().map(|(upstream, _)| upstream.clone()).collect();
-        self.server.routes.store(Arc::new(Routes::new(&upstreams)));
+        self.put_to_work(&aliases, &config);
         self.server.settings.store(Arc::new(config.listener.clone()));
         let old_sockets = std::mem::replace(&mut self.sockets, sockets);
         self.server.proxy.store(self.proxy_address(&config).map(|listen| {
             let allowed = config.proxy.passthrough == config::Passthrough::Allow;
-            let passthrough =
-                allowed.then(|| Passthrough::new(resolver.clone(), self.policy.clone()));
+            let resolver = self.registry.resolver().clone();
+            let passthrough = allowed.then(|| Passthrough::new(resolver, self.policy.clone()));
             Arc::new(ForwardProxy { listen, passthrough, credentials })
         }));
         self.server.sockets.store(Arc::new(self.sockets.uses()));
@@ -240,29 +231,17 @@ impl Control {
         old_sockets.close_all_but(&self.sockets);
         self.closing_since = Instant::now();
         self.announce(&config, &old_sockets);
-        let running = aliases.into_iter().map(|(upstream, running)| {
-            let stop = running.unwrap_or_else(|| {
-                let stop = CancellationToken::new();
-                tokio::spawn(upstream.clone().run(stop.clone()));
-                stop
-            });
-            Running { upstream, stop }
-        });
-        let kept: HashSet<*const Upstream> = upstreams.iter().map(Arc::as_ptr).collect();
-        for old in std::mem::replace(&mut self.running, running.collect()) {
-            if !kept.contains(&Arc::as_ptr(&old.upstream)) {
-                old.stop.cancel();
-                self.leaving.push(Arc::downgrade(&old.upstream));
-            }
-        }
-        self.leaving.retain(|upstream| upstream.strong_count() > 0);
-        if config.policy != self.config.policy {
-            let leaving = self.leaving.iter().filter_map(Weak::upgrade);
-            upstreams.iter().cloned().chain(leaving).for_each(|upstream| upstream.enforce_policy());
-        }
-        self.resolver = resolver;
-        self.snapshot.update(upstreams, config.clone());
+        self.snapshot.update(aliases, config.clone());
         self.config = config;
+    }
+
+    /// Puts the aliases of a configuration to work, and sends requests to them.
+    fn put_to_work(&mut self, aliases: &[Arc<Upstream>], config: &Config) {
+        self.registry.commit(aliases, &config.dns);
+        self.server.routes.store(Arc::new(Routes::new(aliases)));
+        if config.policy != self.config.policy {
+            aliases.iter().for_each(|alias| alias.enforce_policy());
+        }
     }
 
     /// Where the forward proxy listens.
@@ -320,9 +299,7 @@ impl Control {
                     "`shutdown_grace` is over: closed the connections that were left",
                 );
             }
-            for running in &self.running {
-                running.stop.cancel();
-            }
+            drop(self.registry);
             if let Some(certificates) = self.certificates.take() {
                 certificates.close().await;
             }

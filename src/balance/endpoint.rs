@@ -33,6 +33,8 @@ pub struct Endpoint {
     retiring: AtomicBool,
     latency: PeakEwma,
     outlier: Outlier,
+    /// Whether TLS was the last failure: a matter of identity and trust, which may change.
+    distrusted: AtomicBool,
     /// Whether failures lead to an ejection at all.
     ejectable: bool,
     /// Whom to ask whether another endpoint could take over.
@@ -53,6 +55,23 @@ impl Endpoint {
             retiring: AtomicBool::new(false),
             latency: PeakEwma::new(latency, 0),
             outlier: Outlier::new(),
+            distrusted: AtomicBool::new(false),
+            ejectable: set.health.failures > 0,
+            set: Arc::downgrade(set),
+        }
+    }
+
+    /// The same address in another set, with what is known of it here.
+    pub(super) fn heir(&self, set: &Arc<Set>) -> Endpoint {
+        let trusted = !self.distrusted.load(Relaxed);
+        Endpoint {
+            address: self.address,
+            born: self.born,
+            in_flight: AtomicU32::new(0),
+            retiring: AtomicBool::new(false),
+            latency: self.latency.clone(),
+            outlier: if trusted { self.outlier.clone() } else { Outlier::new() },
+            distrusted: AtomicBool::new(false),
             ejectable: set.health.failures > 0,
             set: Arc::downgrade(set),
         }
@@ -90,6 +109,17 @@ impl Endpoint {
         // Its time out is the whole sentence: it returns as an unknown, not as a known bad one.
         self.latency.forget();
         Some(ejected)
+    }
+
+    /// Says whether TLS was what failed: new settings may be about just that.
+    pub fn distrust(&self, distrusted: bool) {
+        self.distrusted.store(distrusted, Relaxed);
+    }
+
+    pub(super) fn trust_anew(&self) {
+        if self.distrusted.swap(false, Relaxed) {
+            self.outlier.succeeded();
+        }
     }
 
     /// The endpoint answered: its failures are forgotten.

@@ -32,6 +32,12 @@ pub(super) const STALE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct PeakEwma(AtomicU64);
 
+impl Clone for PeakEwma {
+    fn clone(&self) -> PeakEwma {
+        PeakEwma(AtomicU64::new(self.0.load(Relaxed)))
+    }
+}
+
 impl PeakEwma {
     /// Starts at `seed`, or with nothing known.
     pub(super) fn new(seed: Option<Duration>, now: u64) -> PeakEwma {

@@ -51,6 +51,27 @@ impl Balancer {
         Balancer { policy, turn: AtomicUsize::new(0), set: Arc::new(set) }
     }
 
+    /// One with the same endpoints and what is known of them, for another identity at the same addresses
+    /// or by other settings. What is in flight is not its own.
+    pub fn heir(&self, policy: config::Balance, health: config::PassiveHealth) -> Balancer {
+        let heir = Balancer::new(policy, health);
+        let members = self.set.members.load();
+        let inherited = members.iter().map(|endpoint| Arc::new(endpoint.heir(&heir.set)));
+        heir.set.members.store(Arc::new(inherited.collect()));
+        heir
+    }
+
+    /// Whether it was made with these settings.
+    pub fn has_settings(&self, policy: config::Balance, health: &config::PassiveHealth) -> bool {
+        self.policy == policy && self.set.health == *health
+    }
+
+    /// What TLS has failed at may succeed now: it is not held against any endpoint.
+    pub fn trust_anew(&self) {
+        let members = self.set.members.load();
+        members.iter().for_each(|endpoint| endpoint.trust_anew());
+    }
+
     /// Makes `addresses` the set. An address that stays keeps its endpoint with all that is known of
     /// it; one that left is marked retiring and is not picked again.
     pub fn update(&self, addresses: &[SocketAddr], now: Instant) {

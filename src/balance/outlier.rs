@@ -35,6 +35,16 @@ impl Outlier {
         }
     }
 
+    pub(super) fn clone(&self) -> Outlier {
+        Outlier {
+            failures: AtomicU32::new(self.failures.load(Relaxed)),
+            ejections: AtomicU32::new(self.ejections.load(Relaxed)),
+            until: AtomicU64::new(self.until.load(Relaxed)),
+            spared: AtomicBool::new(self.spared.load(Relaxed)),
+            healthy: AtomicBool::new(self.healthy.load(Relaxed)),
+        }
+    }
+
     /// Counts a failure and returns how many there are in a row.
     pub(super) fn failed(&self) -> u32 {
         let counted = |failures: u32| Some(failures.saturating_add(1));

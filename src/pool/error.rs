@@ -51,4 +51,13 @@ impl AcquireError {
             | Self::ConnectionLimit { endpoint, .. } => Some(*endpoint),
         }
     }
+
+    /// Whether it speaks against the endpoint: neither this process' limits nor its lack of files does.
+    pub fn is_of_endpoint(&self) -> bool {
+        match self {
+            Self::NoEndpoint | Self::Http { .. } | Self::Late { .. } => true,
+            Self::Connect(error) => !error.is_own_lack(),
+            Self::ConnectionLimit { .. } => false,
+        }
+    }
 }

@@ -13,7 +13,10 @@ mod permit;
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -56,9 +59,10 @@ pub struct PoolKey {
 pub struct Pool {
     /// Whoever asks is one of ours: the keys need no defence against collisions made on purpose.
     slots: Mutex<HashMap<PoolKey, Slot, RandomState>>,
-    limits: config::Pool,
     /// This worker's share of `pool.max_idle`.
-    max_idle: usize,
+    max_idle: AtomicUsize,
+    /// `pool.idle_timeout`, in milliseconds.
+    idle_timeout: AtomicU64,
     queue: Queue,
 }
 
@@ -82,16 +86,29 @@ struct Idle {
 impl Pool {
     /// `workers` share `limits.max_idle` among them.
     pub fn new(limits: &config::Pool, workers: usize) -> Self {
-        Self {
+        let pool = Self {
             slots: Mutex::default(),
-            limits: limits.clone(),
-            max_idle: if limits.max_idle == 0 {
-                0
-            } else {
-                limits.max_idle.div_ceil(workers.max(1))
-            },
+            max_idle: AtomicUsize::new(0),
+            idle_timeout: AtomicU64::new(0),
             queue: Queue::default(),
-        }
+        };
+        pool.configure(limits, workers);
+        pool
+    }
+
+    /// Goes on by other limits.
+    pub fn configure(&self, limits: &config::Pool, workers: usize) {
+        self.max_idle.store(limits.max_idle.div_ceil(workers.max(1)), Relaxed);
+        let idle_timeout = u64::try_from(limits.idle_timeout.as_millis()).unwrap_or(u64::MAX);
+        self.idle_timeout.store(idle_timeout, Relaxed);
+    }
+
+    fn max_idle(&self) -> usize {
+        self.max_idle.load(Relaxed)
+    }
+
+    fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout.load(Relaxed))
     }
 
     /// A connection that is idle, or has room for one more stream.
@@ -122,12 +139,13 @@ impl Pool {
     /// long it will keep it.
     pub fn give(&self, key: PoolKey, connection: Http1, keep_alive: Option<Duration>) {
         let now = Instant::now();
-        if self.max_idle == 0 || !connection.is_free() {
+        if self.max_idle() == 0 || !connection.is_free() {
             return;
         }
         // A second less than the origin's: the two clocks do not start together.
-        let idle = keep_alive.map_or(self.limits.idle_timeout, |origin| {
-            origin.saturating_sub(Duration::from_secs(1)).min(self.limits.idle_timeout)
+        let idle_timeout = self.idle_timeout();
+        let idle = keep_alive.map_or(idle_timeout, |origin| {
+            origin.saturating_sub(Duration::from_secs(1)).min(idle_timeout)
         });
         let until = (now + idle).min(connection.line.expires);
         let endpoint = connection.line.counted.endpoint().clone();
@@ -207,6 +225,7 @@ impl Pool {
     /// identity.
     pub fn reap(&self, now: Instant, keep: impl Fn(&PoolKey) -> bool) {
         let mut closing = Vec::new();
+        let (max_idle, idle_timeout) = (self.max_idle(), self.idle_timeout());
         let mut slots = self.slots.lock();
         slots.retain(|key, slot| {
             let keep = keep(key);
@@ -214,7 +233,7 @@ impl Pool {
             for index in (0..slot.idle.len()).rev() {
                 let idle = &mut slot.idle[index];
                 let rests = idle.since + LULL <= now;
-                let surplus = kept >= self.max_idle && rests;
+                let surplus = kept >= max_idle && rests;
                 let useless = idle.until <= now || !idle.connection.is_still_free();
                 if !keep || surplus || useless {
                     closing.push(Connection::Http1(slot.idle.remove(index).connection));
@@ -227,7 +246,7 @@ impl Pool {
             }
             for index in (0..slot.shared.len()).rev() {
                 let shared = &slot.shared[index];
-                let idle = shared.idle_for(now).is_some_and(|idle| idle > self.limits.idle_timeout);
+                let idle = shared.idle_for(now).is_some_and(|idle| idle > idle_timeout);
                 if !keep || idle || shared.is_closed() || shared.line.expires <= now {
                     closing.push(Connection::Http2(slot.shared.remove(index)));
                 }

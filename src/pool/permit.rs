@@ -10,11 +10,11 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit},
     time::sleep,
 };
 
-use crate::telemetry::EndpointSeries;
+use crate::{limit::Limit, telemetry::EndpointSeries};
 
 /// How often a request that waits looks for a connection that is idle and could make way, or that has
 /// room for one more stream: an HTTP/2 one becomes either without a word to anyone.
@@ -26,7 +26,7 @@ pub struct EndpointConnections {
     series: Arc<EndpointSeries>,
     /// Requests that wait for `pool.max_connections` to let one in.
     waiting: AtomicUsize,
-    limit: Option<Arc<Semaphore>>,
+    limit: Limit,
 }
 
 /// Leave to make one more connection to an endpoint.
@@ -60,8 +60,12 @@ pub(super) struct Queue {
 impl EndpointConnections {
     /// `max_connections` 0 is no limit.
     pub fn new(series: Arc<EndpointSeries>, max_connections: usize) -> Self {
-        let limit = (max_connections > 0).then(|| Arc::new(Semaphore::new(max_connections)));
-        Self { series, waiting: AtomicUsize::new(0), limit }
+        Self { series, waiting: AtomicUsize::new(0), limit: Limit::new(max_connections) }
+    }
+
+    /// Sets another limit. Must run inside of a runtime.
+    pub fn resize(&self, max_connections: usize) {
+        self.limit.resize(max_connections);
     }
 
     /// What it counts.
@@ -101,7 +105,7 @@ impl Queue {
         make_way: impl Fn(),
     ) -> Room<T> {
         let free = |held| Room::Free(Permit { endpoint: endpoint.clone(), _held: held });
-        let Some(limit) = &endpoint.limit else { return free(None) };
+        let Some(limit) = endpoint.limit.permits() else { return free(None) };
         if let Ok(permit) = limit.clone().try_acquire_owned() {
             return free(Some(permit));
         }

@@ -22,8 +22,7 @@ const LONGEST_RETRY_UNSERVED: Duration = Duration::from_secs(5);
 pub struct Memory {
     question: Arc<Question>,
     limits: Limits,
-    v4: Remembered,
-    v6: Remembered,
+    answers: Answers,
     /// The true name of the newest generation, also while it has no addresses left.
     newest: Option<TrueName>,
     generation: u64,
@@ -32,6 +31,28 @@ pub struct Memory {
     /// Whether the name that was asked for, or any it led through, is the cluster's.
     in_cluster: bool,
     state: State,
+}
+
+/// What DNS has said of one name, whatever question and settings it is judged by.
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    /// None before the first answer.
+    name: Option<Arc<str>>,
+    /// The cluster's, when it was asked for.
+    cluster_domain: String,
+    v4: Remembered,
+    v6: Remembered,
+}
+
+/// What a round comes to for a question.
+enum Finding {
+    /// There is a true name, that of the first good family. Should the families differ in it, one of them rules: mixed
+    /// addresses would be called by a wrong name.
+    Good { leading: Good, v4: Result<Good, ResolveError>, v6: Result<Good, ResolveError> },
+    /// There is one that `allow` does not list.
+    Refused(Good),
+    /// There is none.
+    Failed { v4: ResolveError, v6: ResolveError },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +79,7 @@ pub enum Outlook {
 }
 
 /// One family's last good answer, and since when it has had no newer one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Remembered {
     good: Option<Good>,
     failing: Option<Failing>,
@@ -79,26 +100,45 @@ struct Failing {
     denied_now: bool,
 }
 
+impl Answers {
+    /// The name that was asked for; none before the first answer.
+    pub fn name(&self) -> Option<&Arc<str>> {
+        self.name.as_ref()
+    }
+
+    fn families(&self) -> [&Remembered; 2] {
+        [&self.v4, &self.v6]
+    }
+
+    /// What is good of either family, the leading one first.
+    fn good(&self) -> impl Iterator<Item = &Good> {
+        self.families().into_iter().filter_map(|family| family.good.as_ref())
+    }
+}
+
 impl Memory {
     /// Nothing known yet.
     pub fn new(question: Arc<Question>, dns: &config::Dns) -> Memory {
         Memory {
             question,
-            limits: Limits {
-                min_ttl: dns.min_ttl,
-                max_ttl: dns.max_ttl,
-                cluster_max_ttl: dns.cluster_max_ttl,
-                stale: dns.stale,
-                nxdomain_hold: dns.nxdomain_hold,
-            },
-            v4: Remembered::default(),
-            v6: Remembered::default(),
+            limits: Limits::new(dns),
+            answers: Answers::default(),
             newest: None,
             generation: 0,
             ttl: None,
             in_cluster: false,
             state: State::default(),
         }
+    }
+
+    /// What it is about.
+    pub fn question(&self) -> &Arc<Question> {
+        &self.question
+    }
+
+    /// What DNS has said so far.
+    pub fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// What to publish.
@@ -109,7 +149,9 @@ impl Memory {
     /// What to expect until the next round.
     pub fn outlook(&self) -> Outlook {
         match self.ttl {
-            Some(ttl) if self.v4.is_missing() || self.v6.is_missing() => Outlook::Partial(ttl),
+            Some(ttl) if self.answers.families().iter().any(|family| family.is_missing()) => {
+                Outlook::Partial(ttl)
+            }
             Some(ttl) => Outlook::Whole(ttl),
             None if self.state.current.is_none() => {
                 Outlook::Failed { longest: LONGEST_RETRY_UNSERVED }
@@ -124,49 +166,140 @@ impl Memory {
     /// Takes in what both families came to.
     pub fn absorb(&mut self, round: Round, cluster_domain: &str, now: Instant) {
         self.in_cluster = round.names().any(|name| in_domain(name, cluster_domain));
+        self.is_about(round.names().next(), cluster_domain);
+        match Finding::of(round, &self.question, cluster_domain, now) {
+            Finding::Good { leading, v4, v6 } => self.accept(&leading, v4, v6, now),
+            Finding::Refused(good) => self.refuse(&good, now),
+            Finding::Failed { v4, v6 } => self.fail(v4, v6, now),
+        }
+    }
+
+    /// Goes on by another question about the same target, and by other settings. What is known is judged anew.
+    pub fn adopt(&mut self, question: Arc<Question>, dns: &config::Dns, now: Instant) {
+        self.limits = Limits::new(dns);
+        if *question != *self.question {
+            self.question = question;
+            self.judge_anew(now);
+        }
+        self.expire(now);
+    }
+
+    /// Takes over what DNS has said of the name for others. Nothing may be known yet.
+    pub fn recall(&mut self, answers: Answers, now: Instant) {
+        let domain = &answers.cluster_domain;
+        self.in_cluster = answers
+            .good()
+            .any(|good| good.chain.names().iter().any(|name| in_domain(name, domain)));
+        self.answers = answers;
+        self.judge_anew(now);
+        if self.state.current.is_some() {
+            let failing = self.answers.families().into_iter().filter_map(|family| family.failing);
+            self.state.stale_since = failing.map(|failing| failing.since).min();
+        }
+        self.expire(now);
+    }
+
+    /// Answers about another name are none to this question: another namespace is another tenant's.
+    fn is_about(&mut self, name: Option<&Arc<str>>, cluster_domain: &str) {
+        let Some(name) = name else { return };
+        if self.answers.name.as_ref().is_some_and(|before| before != name) {
+            self.answers = Answers::default();
+        }
+        self.answers.name = Some(name.clone());
+        cluster_domain.clone_into(&mut self.answers.cluster_domain);
+    }
+
+    /// Finds the true names of the answers that are known.
+    fn judge_anew(&mut self, now: Instant) {
         let question = self.question.clone();
-        let rule = Rule {
-            cluster_domain,
-            server_name: question.server_name.as_deref(),
-            chain_match: &question.chain_match,
-            told: question.target.is_some(),
-            plaintext: question.plaintext,
-        };
-        let [v4, v6] = [round.v4, round.v6].map(|walked| good(walked, &rule, now));
-        // Should the families differ in the true name, one of them rules: mixed addresses would be called by a wrong one.
-        let Some(fresh) = v4.as_ref().or(v6.as_ref()).ok().cloned() else {
-            for (family, result) in [(&mut self.v4, &v4), (&mut self.v6, &v6)] {
-                let denied = result.as_ref().is_err_and(ResolveError::is_denial);
-                family.fail(denied, now);
+        let rule = question.rule(&self.answers.cluster_domain);
+        let mut refused = None;
+        let mut leading: Option<Good> = None;
+        for family in [&mut self.answers.v4, &mut self.answers.v6] {
+            let judged = family.good.take().and_then(|good| {
+                let true_name = rule.true_name(good.chain.names()).ok()?;
+                Some(Good { true_name, ..good })
+            });
+            match judged {
+                Some(good) if !question.allows(&good.true_name) => refused = Some(good),
+                Some(good) if leading.as_ref().is_none_or(|l| l.true_name == good.true_name) => {
+                    leading.get_or_insert_with(|| good.clone());
+                    family.good = Some(good);
+                }
+                _ => {}
             }
-            let errors = [v4, v6].into_iter().filter_map(Result::err);
-            return self.failed(errors.max_by_key(telling), now);
-        };
-        let allow = &question.allow;
-        if !allow.is_empty() && !allow.iter().any(|p| p.matches(fresh.true_name.as_str())) {
-            return self.refused(&fresh, now);
         }
+        if let Some(leading) = leading {
+            if self.state.refused.take().is_some() {
+                self.state.error = None;
+                self.state.stale_since = None;
+            }
+            return self.combine(&leading);
+        }
+        self.state = State::default();
+        if let Some(refused) = refused {
+            self.refuse(&refused, now);
+        }
+    }
+
+    fn accept(
+        &mut self,
+        leading: &Good,
+        v4: Result<Good, ResolveError>,
+        v6: Result<Good, ResolveError>,
+        now: Instant,
+    ) {
         let limits = self.limits;
-        for (family, result) in [(&mut self.v4, v4), (&mut self.v6, v6)] {
-            family.update(result, &fresh.true_name, &limits, now);
+        for (family, result) in [(&mut self.answers.v4, v4), (&mut self.answers.v6, v6)] {
+            family.update(result, &leading.true_name, &limits, now);
         }
-        self.combine(&fresh);
+        self.combine(leading);
         self.ttl = self.state.current.as_ref().map(|current| current.ttl);
         self.state.error = None;
         self.state.refused = None;
         self.state.stale_since = None;
     }
 
+    /// The last good answer stays however long the refusal lasts: whoever listed `allow` trusts it more than DNS.
+    fn refuse(&mut self, good: &Good, now: Instant) {
+        self.ttl = Some(self.limits.clamp(good.chain.ttl(), self.in_cluster));
+        self.answers.v4.failing = None;
+        self.answers.v6.failing = None;
+        let refusal = Arc::new(Refusal {
+            true_name: good.true_name.clone(),
+            chain: good.chain.names().to_vec(),
+            allow: self.question.allow.clone(),
+        });
+        if self.state.current.is_some() {
+            self.state.stale_since.get_or_insert(now);
+        }
+        self.state.error = Some(Arc::new(ResolveError::NotAllowed(refusal.clone())));
+        self.state.refused = Some(refusal);
+    }
+
+    fn fail(&mut self, v4: ResolveError, v6: ResolveError, now: Instant) {
+        self.answers.v4.fail(v4.is_denial(), now);
+        self.answers.v6.fail(v6.is_denial(), now);
+        let error = if telling(&v4) > telling(&v6) { v4 } else { v6 };
+        self.ttl = None;
+        self.state.refused = None;
+        self.state.error = Some(Arc::new(error));
+        if self.state.current.is_some() {
+            self.state.stale_since.get_or_insert(now);
+        }
+        self.expire(now);
+    }
+
     /// Lets go of what may not serve any longer.
     pub fn expire(&mut self, now: Instant) {
         let limits = self.limits;
-        for family in [&mut self.v4, &mut self.v6] {
+        for family in [&mut self.answers.v4, &mut self.answers.v6] {
             if family.expiry(&limits).is_some_and(|expiry| expiry <= now) {
                 family.good = None;
             }
         }
-        let left = self.v4.good.as_ref().or(self.v6.good.as_ref());
-        match left.cloned() {
+        let left = self.answers.good().next().cloned();
+        match left {
             Some(good) => self.combine(&good),
             None => {
                 self.state.current = None;
@@ -177,35 +310,7 @@ impl Memory {
 
     /// When [`expire`](Memory::expire) will next have something to do, unless a good answer comes before.
     pub fn expiry(&self) -> Option<Instant> {
-        let families = [&self.v4, &self.v6].into_iter();
-        families.filter_map(|family| family.expiry(&self.limits)).min()
-    }
-
-    fn failed(&mut self, error: Option<ResolveError>, now: Instant) {
-        self.ttl = None;
-        self.state.refused = None;
-        self.state.error = error.map(Arc::new);
-        if self.state.current.is_some() {
-            self.state.stale_since.get_or_insert(now);
-        }
-        self.expire(now);
-    }
-
-    /// The last good answer stays however long the refusal lasts: whoever listed `allow` trusts it more than DNS.
-    fn refused(&mut self, fresh: &Good, now: Instant) {
-        self.ttl = Some(self.limits.clamp(fresh.chain.ttl(), self.in_cluster));
-        self.v4.failing = None;
-        self.v6.failing = None;
-        let refusal = Arc::new(Refusal {
-            true_name: fresh.true_name.clone(),
-            chain: fresh.chain.names().to_vec(),
-            allow: self.question.allow.clone(),
-        });
-        if self.state.current.is_some() {
-            self.state.stale_since.get_or_insert(now);
-        }
-        self.state.error = Some(Arc::new(ResolveError::NotAllowed(refusal.clone())));
-        self.state.refused = Some(refusal);
+        self.answers.families().iter().filter_map(|family| family.expiry(&self.limits)).min()
     }
 
     /// Makes the resolution out of both families' answers, `leading` giving the chain.
@@ -214,8 +319,7 @@ impl Memory {
             self.generation += 1;
             self.newest = Some(leading.true_name.clone());
         }
-        let good: Vec<&Good> =
-            [&self.v4, &self.v6].into_iter().filter_map(|f| f.good.as_ref()).collect();
+        let good: Vec<&Good> = self.answers.good().collect();
         let ttl = good.iter().map(|good| good.chain.ttl()).min().unwrap_or(0);
         let mut addresses: Vec<IpAddr> = Vec::new();
         for ip in good.iter().flat_map(|good| good.chain.addresses()) {
@@ -234,7 +338,32 @@ impl Memory {
     }
 }
 
+impl Finding {
+    fn of(round: Round, question: &Question, cluster_domain: &str, now: Instant) -> Finding {
+        let rule = question.rule(cluster_domain);
+        let (leading, v4, v6) = match [round.v4, round.v6].map(|walked| good(walked, &rule, now)) {
+            [Err(v4), Err(v6)] => return Finding::Failed { v4, v6 },
+            [Ok(v4), v6] => (v4.clone(), Ok(v4), v6),
+            [v4, Ok(v6)] => (v6.clone(), v4, Ok(v6)),
+        };
+        if !question.allows(&leading.true_name) {
+            return Finding::Refused(leading);
+        }
+        Finding::Good { leading, v4, v6 }
+    }
+}
+
 impl Limits {
+    fn new(dns: &config::Dns) -> Limits {
+        Limits {
+            min_ttl: dns.min_ttl,
+            max_ttl: dns.max_ttl,
+            cluster_max_ttl: dns.cluster_max_ttl,
+            stale: dns.stale,
+            nxdomain_hold: dns.nxdomain_hold,
+        }
+    }
+
     /// The cluster's DNS knows of a change at once, but a cache before it hands out one TTL for its records and for those
     /// behind them.
     fn clamp(&self, seconds: u32, in_cluster: bool) -> Duration {

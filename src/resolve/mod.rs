@@ -23,6 +23,7 @@ pub use error::{Refusal, ResolveError};
 pub use refresh::{Resolver, Subscription};
 
 use crate::config::{self, NamePattern, TargetHost, TlsMode};
+use chain::Rule;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -45,15 +46,30 @@ pub struct Question {
 
 impl Question {
     /// The question for one target of an alias: none for the alias itself.
-    pub fn new(alias: &config::Alias, target: Option<&config::Target>) -> Question {
+    pub fn new(alias: &config::Alias, target: Option<TargetHost>) -> Question {
         Question {
             alias: Arc::from(alias.name.as_str()),
-            target: target.map(|target| target.host.clone()),
+            target,
             server_name: alias.tls.server_name.clone(),
             chain_match: alias.tls.chain_match.clone(),
             allow: alias.allow.clone(),
             plaintext: alias.tls.mode == TlsMode::Plaintext,
         }
+    }
+
+    /// How a chain becomes the true name.
+    fn rule<'a>(&'a self, cluster_domain: &'a str) -> Rule<'a> {
+        Rule {
+            cluster_domain,
+            server_name: self.server_name.as_deref(),
+            chain_match: &self.chain_match,
+            told: self.target.is_some(),
+            plaintext: self.plaintext,
+        }
+    }
+
+    fn allows(&self, true_name: &TrueName) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|p| p.matches(true_name.as_str()))
     }
 }
 
@@ -91,5 +107,10 @@ impl State {
     /// Whether no answer has come yet, neither a good nor a bad one.
     pub fn is_pending(&self) -> bool {
         self.current.is_none() && self.error.is_none()
+    }
+
+    /// Whether DNS gives this name and `allow` refuses it.
+    pub fn refuses(&self, true_name: &TrueName) -> bool {
+        self.refused.as_ref().is_some_and(|refused| refused.true_name == *true_name)
     }
 }

@@ -5,15 +5,18 @@ use super::{
     environment::{Environment, ResolvConf, Source},
     error::Place,
     lookup::{Client, Round},
-    memory::{Memory, Outlook},
+    memory::{Answers, Memory, Outlook},
     names::{NameError, candidates, in_domain, normalise},
     report::Report,
 };
 use crate::config::{self, TargetHost};
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    pin::pin,
+    sync::{Arc, Weak},
     time::Duration,
 };
 use tokio::{
@@ -25,11 +28,14 @@ use tokio::{
 const LEAST_GAP: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 
-/// Resolves the questions of all aliases with one set of DNS settings. Lives on the control thread.
+/// Resolves the questions of all aliases. Lives on the control thread, for as long as the process does: what it knows
+/// outlives settings.
 pub struct Resolver {
-    dns: config::Dns,
-    resolv_conf: Arc<Source>,
+    dns: ArcSwap<config::Dns>,
+    resolv_conf: Source,
     client: Mutex<Arc<Client>>,
+    /// Who has had answers about a name: whoever asks for it next begins with them.
+    informed: Mutex<HashMap<Arc<str>, Weak<Inquiry>>>,
 }
 
 impl Resolver {
@@ -40,44 +46,87 @@ impl Resolver {
 
     /// With another file in place of `/etc/resolv.conf`.
     pub fn with_resolv_conf(dns: config::Dns, resolv_conf: ResolvConf) -> Arc<Resolver> {
-        Resolver::of(dns, Arc::new(Source::new(resolv_conf)))
+        Arc::new(Resolver {
+            dns: ArcSwap::from_pointee(dns),
+            resolv_conf: Source::new(resolv_conf),
+            client: Mutex::new(Arc::new(Client::new(&[]))),
+            informed: Mutex::default(),
+        })
     }
 
-    /// With other settings. What resolv.conf has said before still holds.
-    pub fn with_settings(&self, dns: config::Dns) -> Arc<Resolver> {
-        Resolver::of(dns, self.resolv_conf.clone())
+    /// Other settings, for all that is asked from now on. [`Subscription::adopt`] tells those that wait for the next
+    /// round.
+    pub fn configure(&self, dns: config::Dns) {
+        self.dns.store(Arc::new(dns));
     }
 
-    fn of(dns: config::Dns, resolv_conf: Arc<Source>) -> Arc<Resolver> {
-        Arc::new(Resolver { dns, resolv_conf, client: Mutex::new(Arc::new(Client::new(&[]))) })
+    /// The settings of now.
+    pub fn settings(&self) -> Arc<config::Dns> {
+        self.dns.load_full()
     }
 
     /// Servers, namespace and cluster domain as they were at the last lookup.
     pub fn environment(&self) -> Environment {
-        self.resolv_conf.known(&self.dns)
+        self.environment_with(&self.settings())
+    }
+
+    /// The same with other settings.
+    pub fn environment_with(&self, dns: &config::Dns) -> Environment {
+        self.resolv_conf.known(dns)
     }
 
     /// Starts resolving in the background, on the current runtime, until the last copy of the subscription is dropped.
     pub fn watch(self: &Arc<Self>, question: Question) -> Subscription {
-        let (sender, state) = watch::channel(Arc::default());
-        let wish = Arc::new(Notify::new());
+        let subscription = self.inquire(question);
+        tokio::spawn(Refresh::new(&subscription).run());
+        subscription
+    }
+
+    /// The same before it starts.
+    fn inquire(self: &Arc<Self>, question: Question) -> Subscription {
         let question = Arc::new(question);
-        let refresh = Refresh {
+        let settings = self.settings();
+        let mut memory = Memory::new(question.clone(), &settings);
+        if let Some(answers) = self.known_answers(&question) {
+            memory.recall(answers, Instant::now());
+        }
+        let (sender, state) = watch::channel(Arc::new(memory.state().clone()));
+        let inquiry = Arc::new(Inquiry {
             resolver: self.clone(),
-            memory: Memory::new(question.clone(), &self.dns),
-            report: Report::new(question.clone()),
-            question,
+            settings: Mutex::new(settings),
+            report: Mutex::new(Report::new(question, memory.state())),
+            memory: Mutex::new(memory),
             sender,
-            wish: wish.clone(),
-            pace: Pace::default(),
+            wish: Notify::new(),
+            anew: Notify::new(),
+        });
+        Subscription { state, inquiry }
+    }
+
+    /// What DNS has said of the name that the question asks for, to whoever asks for it already.
+    fn known_answers(&self, question: &Question) -> Option<Answers> {
+        let Ok(Asked::Name(name, _)) = name_to_ask(question, &self.environment()) else {
+            return None;
         };
-        tokio::spawn(refresh.run());
-        Subscription { state, wish }
+        let inquiry = self.informed.lock().get(name.as_str())?.upgrade()?;
+        let memory = inquiry.memory.lock();
+        let answers = memory.answers();
+        (answers.name().map(|name| &**name) == Some(name.as_str())).then(|| answers.clone())
+    }
+
+    /// An inquiry has had answers about a name.
+    fn inform(&self, name: &Arc<str>, inquiry: &Arc<Inquiry>) {
+        let mut informed = self.informed.lock();
+        if informed.len() == informed.capacity() {
+            // Before it grows: so it is never longer than twice what is asked for.
+            informed.retain(|_, inquiry| inquiry.strong_count() > 0);
+        }
+        informed.insert(name.clone(), Arc::downgrade(inquiry));
     }
 
     /// Resolves once, for `explain`: what a subscription's first state would be.
     pub async fn resolve(&self, question: &Question) -> State {
-        let mut memory = Memory::new(Arc::new(question.clone()), &self.dns);
+        let mut memory = Memory::new(Arc::new(question.clone()), &self.settings());
         let (round, cluster_domain) = self.ask(question).await;
         memory.absorb(round, &cluster_domain, Instant::now());
         memory.state().clone()
@@ -89,7 +138,7 @@ impl Resolver {
         if host == "localhost" || host.ends_with(".localhost") {
             return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
         }
-        let environment = self.resolv_conf.read(&self.dns).await;
+        let environment = self.resolv_conf.read(&self.settings()).await;
         let client = self.client(&environment.servers);
         let (first, second) = candidates(host, &environment.namespace, &environment.cluster_domain);
         let answer = client.both(&first, Place::Client).await.into_addresses();
@@ -104,7 +153,7 @@ impl Resolver {
 
     /// One round, and the cluster domain that it is to be judged by.
     async fn ask(&self, question: &Question) -> (Round, String) {
-        let environment = self.resolv_conf.read(&self.dns).await;
+        let environment = self.resolv_conf.read(&self.settings()).await;
         let round = match name_to_ask(question, &environment) {
             Ok(Asked::Ip(ip)) => Round::of_ip(ip),
             Ok(Asked::Name(name, place)) => {
@@ -150,20 +199,13 @@ fn name_to_ask(question: &Question, environment: &Environment) -> Result<Asked, 
 }
 
 /// The latest [`State`] of a question, and a way to ask for a newer one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Subscription {
     state: watch::Receiver<Arc<State>>,
-    wish: Arc<Notify>,
+    inquiry: Arc<Inquiry>,
 }
 
 impl Subscription {
-    /// A subscription that is fed by hand rather than from DNS.
-    pub fn pushed() -> (watch::Sender<Arc<State>>, Subscription) {
-        let (sender, state) = watch::channel(Arc::default());
-        let wish = Arc::new(Notify::new());
-        (sender, Subscription { state, wish })
-    }
-
     /// What is known now.
     pub fn state(&self) -> Arc<State> {
         self.state.borrow().clone()
@@ -183,77 +225,133 @@ impl Subscription {
 
     /// Asks DNS again soon rather than at the TTL's end: for when no endpoint answers.
     pub fn refresh(&self) {
-        self.wish.notify_one();
+        self.inquiry.wish.notify_one();
+    }
+
+    /// Goes on with another question about the same target, and with the resolver's settings of now. What is known is
+    /// judged anew at once, and DNS is asked again.
+    pub fn adopt(&self, question: Question) {
+        let inquiry = &self.inquiry;
+        let settings = inquiry.resolver.settings();
+        let before = std::mem::replace(&mut *inquiry.settings.lock(), settings.clone());
+        let mut memory = inquiry.memory.lock();
+        if before == settings && **memory.question() == question {
+            return;
+        }
+        let question = Arc::new(question);
+        memory.adopt(question.clone(), &settings, Instant::now());
+        inquiry.report.lock().adopt(question);
+        inquiry.publish(&memory);
+        inquiry.anew.notify_one();
     }
 }
 
-struct Refresh {
+/// A question that is asked again and again.
+struct Inquiry {
     resolver: Arc<Resolver>,
-    question: Arc<Question>,
-    memory: Memory,
-    report: Report,
+    /// Those that the memory goes by.
+    settings: Mutex<Arc<config::Dns>>,
+    memory: Mutex<Memory>,
+    report: Mutex<Report>,
     sender: watch::Sender<Arc<State>>,
-    wish: Arc<Notify>,
+    /// Somebody wishes for a newer answer.
+    wish: Notify,
+    /// The question or the settings are new.
+    anew: Notify,
+}
+
+impl Inquiry {
+    fn publish(&self, memory: &Memory) {
+        let new = Arc::new(memory.state().clone());
+        let old = self.sender.send_replace(new.clone());
+        self.report.lock().change(&old, &new);
+    }
+
+    fn expiry(&self) -> Option<Instant> {
+        self.memory.lock().expiry()
+    }
+}
+
+/// The task of an [`Inquiry`].
+struct Refresh {
+    inquiry: Arc<Inquiry>,
     pace: Pace,
 }
 
 impl Refresh {
+    fn new(subscription: &Subscription) -> Refresh {
+        Refresh { inquiry: subscription.inquiry.clone(), pace: Pace::default() }
+    }
+
     async fn run(mut self) {
         while self.ask().await.is_some() && self.wait().await.is_some() {}
     }
 
     /// One round; none when nobody listens any more.
     async fn ask(&mut self) -> Option<()> {
-        let (resolver, question) = (self.resolver.clone(), self.question.clone());
-        let attempt = resolver.ask(&question);
-        tokio::pin!(attempt);
+        let inquiry = self.inquiry.clone();
         let (round, cluster_domain) = loop {
-            tokio::select! {
-                asked = &mut attempt => break asked,
-                () = at(self.memory.expiry()) => {
-                    self.expire();
+            let question = inquiry.memory.lock().question().clone();
+            let mut attempt = pin!(inquiry.resolver.ask(&question));
+            let asked = loop {
+                tokio::select! {
+                    asked = &mut attempt => break Some(asked),
+                    () = at(inquiry.expiry()) => {
+                        self.expire();
+                    }
+                    () = inquiry.anew.notified() => break None,
+                    () = inquiry.sender.closed() => return None,
                 }
-                () = self.sender.closed() => return None,
+            };
+            if let Some(asked) = asked {
+                break asked;
             }
         };
-        self.memory.absorb(round, &cluster_domain, Instant::now());
-        self.publish();
+        let mut memory = inquiry.memory.lock();
+        memory.absorb(round, &cluster_domain, Instant::now());
+        inquiry.publish(&memory);
+        let name = memory.answers().name().cloned();
+        drop(memory);
+        if let Some(name) = name {
+            inquiry.resolver.inform(&name, &inquiry);
+        }
         Some(())
     }
 
     /// Until it is time for the next round; none when nobody listens any more.
     async fn wait(&mut self) -> Option<()> {
+        let inquiry = self.inquiry.clone();
         let now = Instant::now();
-        let mut next = now + self.pace.pause(self.memory.outlook(), fastrand::f64());
+        let outlook = inquiry.memory.lock().outlook();
+        let mut next = now + self.pace.pause(outlook, fastrand::f64());
         loop {
             tokio::select! {
                 () = sleep_until(next) => return Some(()),
-                () = self.wish.notified() => next = next.min(now + LEAST_GAP),
-                () = at(self.memory.expiry()) => if self.expire() {
+                () = inquiry.wish.notified() => next = next.min(now + LEAST_GAP),
+                () = inquiry.anew.notified() => {
+                    self.pace = Pace::default();
+                    return Some(());
+                }
+                () = at(inquiry.expiry()) => if self.expire() {
                     // What was fetched while it served may be old by many seconds.
                     return Some(());
                 },
-                () = self.sender.closed() => return None,
+                () = inquiry.sender.closed() => return None,
             }
         }
     }
 
     /// Says whether requests fail from now on.
     fn expire(&mut self) -> bool {
-        let was_served = self.memory.state().current.is_some();
-        self.memory.expire(Instant::now());
-        self.publish();
-        let is_over = was_served && self.memory.state().current.is_none();
+        let mut memory = self.inquiry.memory.lock();
+        let was_served = memory.state().current.is_some();
+        memory.expire(Instant::now());
+        self.inquiry.publish(&memory);
+        let is_over = was_served && memory.state().current.is_none();
         if is_over {
             self.pace = Pace::default();
         }
         is_over
-    }
-
-    fn publish(&mut self) {
-        let new = Arc::new(self.memory.state().clone());
-        let old = self.sender.send_replace(new.clone());
-        self.report.change(&old, &new);
     }
 }
 
@@ -343,17 +441,11 @@ mod tests {
         let nxdomain_hold = Duration::from_millis(300);
         let dns = config::Dns { servers: vec![server.address()], nxdomain_hold, ..settings() };
         let nowhere = ResolvConf { path: "/nonexistent".into(), ..ResolvConf::default() };
-        let question = Arc::new(Question::new(&config::Alias::named("db"), None));
-        let (sender, mut state) = watch::channel(Arc::default());
-        let mut refresh = Refresh {
-            resolver: Resolver::with_resolv_conf(dns.clone(), nowhere),
-            memory: Memory::new(question.clone(), &dns),
-            report: Report::new(question.clone()),
-            question,
-            sender,
-            wish: Arc::default(),
-            pace: Pace::default(),
-        };
+        let question = Question::new(&config::Alias::named("db"), None);
+        let resolver = Resolver::with_resolv_conf(dns, nowhere);
+        let subscription = resolver.inquire(question);
+        let mut state = subscription.state.clone();
+        let mut refresh = Refresh::new(&subscription);
         refresh.ask().await.unwrap();
         // It has been denied for long: the next question but one is half a minute away.
         server.remove(ALIAS);

@@ -12,8 +12,15 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(question: Arc<Question>) -> Report {
-        Report { question, generation: 0 }
+    /// `known` was said before.
+    pub(super) fn new(question: Arc<Question>, known: &State) -> Report {
+        let generation = known.current.as_ref().map_or(0, |current| current.generation);
+        Report { question, generation }
+    }
+
+    /// Goes on with another question.
+    pub(super) fn adopt(&mut self, question: Arc<Question>) {
+        self.question = question;
     }
 
     /// Compares what was published with what is published now.

@@ -520,8 +520,8 @@ async fn new_settings_keep_what_resolv_conf_has_said() {
     let resolver = Resolver::with_resolv_conf(settings(Vec::new()), resolv_conf(file.path()));
     assert_eq!(resolver.environment().namespace, "prod");
     std::fs::write(file.path(), "").unwrap();
-    let reloaded = resolver.with_settings(settings(vec!["192.0.2.53:53".parse().unwrap()]));
-    assert_eq!(reloaded.environment().namespace, "prod");
+    resolver.configure(settings(vec!["192.0.2.53:53".parse().unwrap()]));
+    assert_eq!(resolver.environment().namespace, "prod");
 }
 
 #[tokio::test]

@@ -3,8 +3,7 @@ use crate::{
     config::{self, Alias, TlsMode},
     connect::AddressPolicy,
     resolve::{ResolvConf, Resolver, names::absolute},
-    telemetry::AliasSeries,
-    tls::RootStores,
+    upstream::Registry,
 };
 use arc_swap::ArcSwap;
 use proptest::{
@@ -70,14 +69,8 @@ fn routes(aliases: &[Alias]) -> Routes {
     let nowhere = ResolvConf { path: "/nonexistent/resolv.conf".into(), ..ResolvConf::default() };
     let resolver = Resolver::with_resolv_conf(dns, nowhere);
     let policy = Arc::new(ArcSwap::from_pointee(AddressPolicy::default()));
-    let upstreams: Vec<_> = aliases
-        .iter()
-        .map(|alias| {
-            let (alias, mut roots) = (Arc::new(alias.clone()), RootStores::default());
-            let series = AliasSeries::new(&alias.name, 1);
-            Arc::new(Upstream::new(alias, &resolver, &mut roots, policy.clone(), series).unwrap())
-        })
-        .collect();
+    let inventory = Registry::new(resolver.clone(), policy, 1).inventory();
+    let upstreams = inventory.plan(aliases, &resolver.settings()).unwrap();
     Routes::new(&upstreams)
 }
 

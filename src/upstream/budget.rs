@@ -23,7 +23,8 @@ const BESIDES: u64 = 3;
 /// what is shared is written by retries only.
 #[derive(Debug)]
 pub struct Budget {
-    share: f64,
+    /// The bits of an `f64`.
+    share: AtomicU64,
     began: Instant,
     requests: Vec<Seconds>,
     shared: Seconds,
@@ -34,7 +35,7 @@ impl Budget {
     /// `share` is from 0 to 1: at 0 nothing is sent again.
     pub fn new(share: f64, workers: usize, now: Instant) -> Self {
         Self {
-            share,
+            share: AtomicU64::new(share.to_bits()),
             began: now,
             requests: (0..workers.max(1)).map(|_| Seconds::default()).collect(),
             shared: Seconds::default(),
@@ -42,22 +43,32 @@ impl Budget {
         }
     }
 
+    /// Goes on with another share.
+    pub fn set_share(&self, share: f64) {
+        self.share.store(share.to_bits(), Ordering::Relaxed);
+    }
+
+    fn share(&self) -> f64 {
+        f64::from_bits(self.share.load(Ordering::Relaxed))
+    }
+
     /// Counts a request.
     pub fn deposit(&self, worker: usize, now: Instant) {
-        if self.share > 0.0 {
+        if self.share() > 0.0 {
             self.requests[worker % self.requests.len()].add(self.second(now));
         }
     }
 
     /// Whether one more retry is granted, which is then counted.
     pub fn withdraw(&self, now: Instant) -> bool {
-        if self.share <= 0.0 {
+        let share = self.share();
+        if share <= 0.0 {
             return false;
         }
         let second = self.second(now);
         let requests: u64 = self.requests.iter().map(|seconds| seconds.sum(second, WINDOW)).sum();
         // A share that is no binary fraction must not lose a retry to its last bit.
-        let granted = (self.share * requests as f64 + 1e-6) as u64;
+        let granted = (share * requests as f64 + 1e-6) as u64;
         self.shared.take(second, WINDOW, granted) || self.besides.take(second, 1, BESIDES)
     }
 

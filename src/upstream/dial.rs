@@ -168,7 +168,7 @@ impl DialRequest<'_> {
         let connections = self.upstream.connections(address);
         // An idle connection of a sibling counts too: it makes way.
         let make_way = || {
-            let siblings = self.upstream.workers.iter();
+            let siblings = self.upstream.workers().iter();
             siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
         };
         let room = worker.pool.room(&connections, || kept(&endpoint), make_way);
@@ -199,6 +199,7 @@ impl DialRequest<'_> {
             Err(error) => {
                 if !error.is_own_lack() {
                     let text = error.to_string();
+                    endpoint.distrust(matches!(error, ConnectError::Tls { .. }));
                     self.upstream.endpoint_failed(self.generation, &endpoint, &text);
                 }
                 Err(AcquireError::Connect(Arc::new(error)))

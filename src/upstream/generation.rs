@@ -26,10 +26,12 @@ use crate::{
     tls::{self, ClientTls, Negotiated, TlsError},
 };
 
-/// Everything that follows from one [`TrueName`]: SNI, verified name, `Host`, endpoints.
+/// Everything that follows from one [`TrueName`] and the settings: SNI, verified name, `Host`, endpoints.
 ///
 /// **Invariant:** all of it is derived here, from the same resolution.
 pub struct Generation {
+    /// Which of the alias' targets it is of.
+    target: u32,
     number: u64,
     true_name: TrueName,
     port: u16,
@@ -50,12 +52,32 @@ struct Open {
 }
 
 impl Generation {
+    /// Of the target with this number, under the true name of `resolution`. What is known of the endpoints
+    /// of the one `before` stays.
+    ///
     /// Fails where the true name cannot be a TLS server name or a `Host`.
     pub fn new(
         alias: &config::Alias,
+        target: (u32, u16),
         resolution: Arc<Resolution>,
-        port: u16,
         tls: Option<Arc<ClientTls>>,
+        before: Option<&Self>,
+    ) -> Result<Self, TlsError> {
+        let (policy, health) = (alias.balance, alias.health.passive.clone());
+        let balancer = match before {
+            Some(before) => before.balancer.heir(policy, health),
+            None => Balancer::new(policy, health),
+        };
+        let generation = Self::build(target, resolution.clone(), tls, Arc::new(balancer))?;
+        generation.rotate(resolution);
+        Ok(generation)
+    }
+
+    fn build(
+        (target, port): (u32, u16),
+        resolution: Arc<Resolution>,
+        tls: Option<Arc<ClientTls>>,
+        balancer: Arc<Balancer>,
     ) -> Result<Self, TlsError> {
         let true_name = resolution.true_name.clone();
         let default_port = if tls.is_some() { 443 } else { 80 };
@@ -72,41 +94,44 @@ impl Generation {
             Some(tls) => Some((tls, tls::server_name(&true_name)?)),
             None => None,
         };
-        let balancer = Arc::new(Balancer::new(alias.balance, alias.health.passive.clone()));
-        let generation = Self {
+        Ok(Self {
+            target,
             number: resolution.generation,
             port,
             tls,
             authority: Authority::try_from(authority).map_err(|_| unusable())?,
             host,
             balancer,
-            resolution: ArcSwap::new(resolution.clone()),
+            resolution: ArcSwap::new(resolution),
             retired: AtomicBool::new(false),
             kill: CancellationToken::new(),
             wires: Arc::default(),
             true_name,
-        };
-        generation.rotate(resolution);
-        Ok(generation)
+        })
     }
 
-    /// The same with other TLS material: endpoints and what is known of them stay, and so does
+    /// Whether new requests may go by it under these settings.
+    pub fn is_of(&self, alias: &config::Alias, tls: Option<&Arc<ClientTls>>) -> bool {
+        let trust = tls.map_or(0, |tls| tls.generation());
+        trust == self.trust() && self.balancer.has_settings(alias.balance, &alias.health.passive)
+    }
+
+    /// The same with other TLS material and settings: endpoints and what is known of them stay, and so does
     /// what ends its connections.
-    pub fn renew(&self, tls: Option<Arc<ClientTls>>) -> Self {
-        let name = self.tls.as_ref().map(|(_, name)| name.clone());
-        Self {
-            number: self.number,
-            true_name: self.true_name.clone(),
-            port: self.port,
-            tls: tls.zip(name),
-            authority: self.authority.clone(),
-            host: self.host.clone(),
-            resolution: ArcSwap::new(self.resolution()),
-            balancer: self.balancer.clone(),
-            retired: AtomicBool::new(false),
-            kill: self.kill.clone(),
-            wires: self.wires.clone(),
-        }
+    pub fn renew(
+        &self,
+        alias: &config::Alias,
+        tls: Option<Arc<ClientTls>>,
+    ) -> Result<Self, TlsError> {
+        let (policy, health) = (alias.balance, &alias.health.passive);
+        let balancer = match self.balancer.has_settings(policy, health) {
+            true => self.balancer.clone(),
+            false => Arc::new(self.balancer.heir(policy, health.clone())),
+        };
+        balancer.trust_anew();
+        let target = (self.target, self.port);
+        let renewed = Self::build(target, self.resolution(), tls, balancer)?;
+        Ok(Self { kill: self.kill.clone(), wires: self.wires.clone(), ..renewed })
     }
 
     /// Takes over the addresses of a newer answer with the same true name.
@@ -118,6 +143,11 @@ impl Generation {
             .collect();
         self.balancer.update(&endpoints, Instant::now());
         self.resolution.store(resolution);
+    }
+
+    /// The number of its target.
+    pub fn target(&self) -> u32 {
+        self.target
     }
 
     /// Which of the target's true names this is.
@@ -274,6 +304,6 @@ mod tests {
             ttl: std::time::Duration::from_secs(60),
             resolved_at: Instant::now(),
         };
-        Generation::new(alias, Arc::new(resolution), port, tls.map(Arc::new)).unwrap()
+        Generation::new(alias, (1, port), Arc::new(resolution), tls.map(Arc::new), None).unwrap()
     }
 }

@@ -362,7 +362,7 @@ impl Lease {
     pub fn give_back(self, keep_alive: Option<Duration>) {
         if let Connection::Http1(http1) = self.connection
             && self.reusable
-            && !self.generation.is_retired()
+            && (!self.generation.is_retired() || self.upstream.makes(&self.key))
             && self.upstream.policy.load().check(self.key.endpoint).is_ok()
         {
             self.upstream.worker(self.worker).pool.give(self.key, http1, keep_alive);

@@ -1,12 +1,9 @@
-use std::{
-    future::{Future, poll_fn},
-    pin::pin,
-    task::Poll,
-};
+use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::*;
+use crate::resolve::Resolver;
 
 /// Regression: a reload forgot what was counted of endpoints, where DNS answered just before the timer that forgets
 /// those that have left.
@@ -19,25 +16,19 @@ async fn endpoints_are_counted_on_while_what_dns_says_is_not_applied_yet() {
         namespace: Some("default".into()),
         ..config::Config::default().dns
     };
-    let resolver = Resolver::new(dns);
     let target = Some("192.0.2.1".parse().unwrap());
-    let alias = Arc::new(config::Alias { target, ..config::Alias::named("a") });
+    let alias = config::Alias { target, ..config::Alias::named("a") };
     // The timer comes first in one of a few.
     for _ in 0..50 {
-        let series = AliasSeries::new("a", 1);
+        let mut registry = Registry::new(Resolver::new(dns.clone()), Arc::default(), 1);
+        let planned = registry.inventory().plan(&[alias.clone()], &dns).unwrap();
+        let series = planned[0].series().clone();
         let counts = series.endpoint(endpoint);
         counts.opened();
         counts.closed();
-        let mut roots = RootStores::default();
-        let upstream =
-            Upstream::new(alias.clone(), &resolver, &mut roots, Arc::default(), series.clone());
-        let mut run = pin!(Arc::new(upstream.unwrap()).run(CancellationToken::new()));
-        for _ in 0..2 {
-            let is_pending = poll_fn(|cx| Poll::Ready(run.as_mut().poll(cx).is_pending()));
-            assert!(is_pending.await);
-            // The timer is due by then, and what was asked for is answered.
-            sleep(Duration::from_millis(5)).await;
-        }
+        registry.commit(&planned, &dns);
+        // The timer is due by then, and what was asked for is answered.
+        sleep(Duration::from_millis(5)).await;
         assert_eq!(series.endpoint(endpoint).total(), 1);
     }
 }

@@ -224,6 +224,14 @@ impl Proxy {
         write_config(self.folder.path(), yaml);
     }
 
+    /// Puts the file to work, which must succeed.
+    pub async fn reload(&self) {
+        let mut peer = client::connect(self.admin().await).await;
+        let head = "POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+        peer.send(head).await;
+        assert_eq!(peer.response_to("POST").await.text(), "reloaded\n");
+    }
+
     /// The most memory that the process has had so far (Linux' `VmHWM`), in bytes.
     pub fn peak_memory(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();

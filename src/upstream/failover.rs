@@ -1,0 +1,137 @@
+//! Which target a request goes to.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::time::Instant;
+
+use super::{Generation, NoTarget, Target, Upstream};
+
+impl Upstream {
+    /// The target that new requests go to: the first with a usable endpoint.
+    ///
+    /// Waits only while DNS has never answered yet, and no longer than `timeouts.connect`: for each target
+    /// as long as for an only one.
+    pub async fn target(&self) -> Result<Arc<Generation>, NoTarget> {
+        if let Some(generation) = self.choose() {
+            return Ok(generation);
+        }
+        let limit = self.config.timeouts.connect;
+        let deadline = Instant::now() + limit;
+        while let Some(pending) = self.pending() {
+            // Those behind it have been waited for all along.
+            if !pending.answered(deadline).await && !self.pass_over(pending) {
+                return Err(NoTarget::Pending(limit));
+            }
+            if let Some(generation) = self.choose() {
+                return Ok(generation);
+            }
+        }
+        // Requests fail until DNS gives something new: this one shows that somebody waits for it.
+        self.refresh();
+        Err(self.lack())
+    }
+
+    /// Asks DNS again soon: the endpoints known do not work.
+    pub fn refresh(&self) {
+        self.targets.iter().for_each(|target| target.refresh());
+    }
+
+    /// What requests go to now, or none where DNS has yet to say of a target that comes first, or of any.
+    fn choose(&self) -> Option<Arc<Generation>> {
+        if let [only] = self.targets.as_slice() {
+            return only.generation.load_full();
+        }
+        let now = Instant::now();
+        let (left, in_order) = self.targets.split_at(self.active(now));
+        for target in in_order {
+            match target.generation.load_full() {
+                Some(generation) if generation.balancer().has_healthy(now) => {
+                    return Some(generation);
+                }
+                None if target.is_pending() => return None,
+                _ => {}
+            }
+        }
+        let known = || left.iter().filter_map(|target| target.generation.load_full());
+        let healthy = known().find(|generation| generation.balancer().has_healthy(now));
+        let unhealthy = || in_order.iter().find_map(|target| target.generation.load_full());
+        healthy.or_else(unhealthy).or_else(|| known().next())
+    }
+
+    /// The target that `generation` stands behind, or one behind it that has endpoints: where a request
+    /// goes whose next attempt is its last.
+    pub fn behind(&self, generation: &Generation) -> Option<Arc<Generation>> {
+        let now = Instant::now();
+        let index = self.position(generation.target())?;
+        let mut behind = self.targets[index + 1..].iter().filter_map(|t| t.generation.load_full());
+        behind.find(|generation| generation.balancer().has_healthy(now))
+    }
+
+    /// A request has failed at all these endpoints. Where the target has no other, those to come go to the
+    /// next one for a while; where it is the last, the first has its turn.
+    pub fn failed_at(&self, generation: &Generation, tried: &[SocketAddr]) {
+        let now = Instant::now();
+        if self.targets.len() < 2 || generation.balancer().has_untried(now, tried) {
+            return;
+        }
+        let Some(index) = self.position(generation.target()) else { return };
+        let next = self.targets.get(index + 1);
+        if self.active(now) == index {
+            self.activate(index, next, self.config.health.passive.eject, now);
+        }
+        if let Some(generation) = next.and_then(|next| next.generation.load_full()) {
+            tracing::debug!(
+                alias = self.config.name,
+                true_name = generation.true_name().as_str(),
+                "requests go to the next target",
+            );
+        }
+    }
+
+    /// DNS says nothing of a target for too long: whether there is one behind it, which then has its turn.
+    fn pass_over(&self, target: &Target) -> bool {
+        let now = Instant::now();
+        let Some(index) = self.position(target.number()) else { return false };
+        let Some(next) = self.targets.get(index + 1) else { return false };
+        self.activate(self.active(now), Some(next), self.config.timeouts.connect, now);
+        true
+    }
+
+    /// The first target in order that DNS has yet to say anything of.
+    fn pending(&self) -> Option<&Arc<Target>> {
+        self.targets[self.active(Instant::now())..].iter().find(|target| target.is_pending())
+    }
+
+    /// The index of the target that the order begins with now.
+    fn active(&self, now: Instant) -> usize {
+        self.state.active.get(now).and_then(|number| self.position(number)).unwrap_or(0)
+    }
+
+    fn activate(
+        &self,
+        current: usize,
+        next: Option<&Arc<Target>>,
+        time: std::time::Duration,
+        now: Instant,
+    ) {
+        let number = |index: usize| (index > 0).then(|| self.targets[index].number());
+        self.state.active.change(number(current), next.map(|next| next.number()), time, now);
+    }
+
+    fn position(&self, number: u32) -> Option<usize> {
+        self.targets.iter().position(|target| target.number() == number)
+    }
+
+    /// Why there is no target.
+    fn lack(&self) -> NoTarget {
+        if let Some(error) = self.targets.iter().find_map(|target| target.unusable.load_full()) {
+            return NoTarget::Unusable(error);
+        }
+        let state = self.targets[0].applied();
+        match (&state.refused, &state.error) {
+            (Some(refusal), _) => NoTarget::Refused(refusal.clone()),
+            (None, Some(error)) => NoTarget::Resolve(error.clone()),
+            (None, None) => NoTarget::Pending(self.config.timeouts.connect),
+        }
+    }
+}

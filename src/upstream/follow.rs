@@ -1,0 +1,271 @@
+//! What goes on in the background for an alias: it follows DNS and certificate files, and closes what is
+//! idle. On the control thread.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{Generation, Target, Upstream};
+use crate::{
+    config::OnChange,
+    pool::PoolKey,
+    resolve::{Resolution, Resolver, State},
+};
+
+/// How often connections that were idle too long are closed.
+const REAP_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Upstream {
+    /// Makes these settings those of its targets: DNS is asked for what is new, and each has the generation
+    /// that follows from what is known.
+    pub(super) fn put_to_work(&self, resolver: &Arc<Resolver>) {
+        for target in &self.targets {
+            let state = target.ask(&self.config, resolver);
+            self.renew_generations(target);
+            self.apply(target, &state);
+            target.has_applied(state);
+        }
+    }
+
+    /// Follows DNS and closes what is idle, until `stop`.
+    pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let follow = self.targets.iter().map(|target| self.follow(target));
+        tokio::select! {
+            // First: what comes after it is for other settings to judge.
+            biased;
+            () = stop.cancelled() => {}
+            _ = futures_util::future::join_all(follow) => {}
+            () = self.reap() => {}
+            () = self.follow_files() => {}
+        }
+    }
+
+    async fn follow(&self, target: &Target) {
+        let Some(mut subscription) = target.subscription() else { return };
+        // Of the true name seen last: one that comes back after a failure is not a new one.
+        let mut generation = target.applied().current.as_ref().map(|current| current.generation);
+        loop {
+            let state = subscription.state();
+            self.count(&mut generation, &target.applied(), &state);
+            self.apply(target, &state);
+            target.has_applied(state);
+            if subscription.changed().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn count(&self, generation: &mut Option<u64>, old: &State, new: &State) {
+        if let Some(current) = &new.current {
+            let before = generation.replace(current.generation);
+            let moves = before.map_or(0, |before| current.generation.saturating_sub(before));
+            self.state.series.true_name_changed(moves);
+        }
+        if new.refused.is_some() && new.refused != old.refused {
+            self.state.series.true_name_refused();
+        }
+    }
+
+    /// A new true name is a failover: a new generation, and the old one ends as `on_change`
+    /// says. New addresses are a rotation: the balancer's set changes.
+    fn apply(&self, target: &Target, state: &State) {
+        target.unusable.store(None);
+        let Some(resolution) = &state.current else {
+            let last = target.generation.swap(None);
+            return match last {
+                // `allow` was changed under it: the alias must not lead there any more.
+                Some(last) if state.refuses(last.true_name()) => self.retire(last),
+                Some(last) => target.unserved.store(Some(last)),
+                None => {}
+            };
+        };
+        let unserved = target.unserved.swap(None);
+        let current = target.generation.load_full().or(unserved);
+        if let Some(current) = &current
+            && current.number() == resolution.generation
+        {
+            current.rotate(resolution.clone());
+            target.generation.store(Some(current.clone()));
+            return;
+        }
+        target.generation.store(self.generation(target, resolution, current.as_deref()));
+        if let Some(old) = current {
+            self.retire(old);
+        }
+    }
+
+    fn generation(
+        &self,
+        target: &Target,
+        resolution: &Arc<Resolution>,
+        before: Option<&Generation>,
+    ) -> Option<Arc<Generation>> {
+        let (of, tls) = ((target.number(), target.port()), self.material.current());
+        match Generation::new(&self.config, of, resolution.clone(), tls, before) {
+            Ok(generation) => Some(Arc::new(generation)),
+            // A failover all the same: the alias does not lead to the old name any more.
+            Err(error) => {
+                tracing::error!(
+                    alias = self.config.name,
+                    true_name = resolution.true_name.as_str(),
+                    %error,
+                    "the true name cannot be used",
+                );
+                target.unusable.store(Some(Arc::new(error)));
+                None
+            }
+        }
+    }
+
+    /// Follows certificate files.
+    async fn follow_files(&self) {
+        loop {
+            self.material.renewed(&self.config.name).await;
+            self.targets.iter().for_each(|target| self.renew_generations(target));
+            self.close_unusable();
+        }
+    }
+
+    /// What was made with other TLS material is not used again, and ends when it ends.
+    fn renew_generations(&self, target: &Target) {
+        let tls = self.material.current();
+        for generation in [&target.generation, &target.unserved] {
+            let Some(old) = generation.load_full() else { continue };
+            if old.is_of(&self.config, tls.as_ref()) {
+                continue;
+            }
+            match old.renew(&self.config, tls.clone()) {
+                Ok(new) => generation.store(Some(Arc::new(new))),
+                Err(error) => {
+                    generation.store(None);
+                    target.unusable.store(Some(Arc::new(error)));
+                }
+            }
+            old.retire();
+        }
+    }
+
+    /// A target is none of the alias' any more: what is open to it ends as `on_change` says.
+    pub(super) fn leave(&self, target: &Target) {
+        target.ask_no_more();
+        for generation in target.generations() {
+            self.retire(generation);
+        }
+    }
+
+    fn retire(&self, old: Arc<Generation>) {
+        old.retire();
+        self.close_unusable();
+        self.on_change(move || old.kill());
+    }
+
+    /// Ends the connections to addresses that the policy denies now: idle ones at once, those in use
+    /// as `on_change` says. No further request is sent on either.
+    pub fn enforce_policy(&self) {
+        self.close_unusable();
+        for generation in self.targets.iter().flat_map(|target| target.generations()) {
+            let policy = self.policy.load_full();
+            self.on_change(move || generation.cut(|endpoint| policy.check(endpoint).is_err()));
+        }
+    }
+
+    /// Ends what is open, when `on_change` says.
+    fn on_change(&self, end: impl FnOnce() + Send + 'static) {
+        match self.config.on_change {
+            OnChange::Close => end(),
+            OnChange::Keep => {}
+            OnChange::Drain => {
+                let drain = self.config.drain;
+                tokio::spawn(async move {
+                    sleep(drain).await;
+                    end();
+                });
+            }
+        }
+    }
+
+    async fn reap(&self) {
+        let mut ticks = interval(REAP_INTERVAL);
+        loop {
+            ticks.tick().await;
+            self.close_unusable();
+            self.report_failures();
+            // At first nobody knows which endpoints there are.
+            if !self.targets.iter().any(|target| target.is_pending()) {
+                self.state.forget_endpoints(|endpoint| self.has_endpoint(endpoint));
+            }
+        }
+    }
+
+    /// Logs what became of requests that failed.
+    fn report_failures(&self) {
+        for report in self.state.failures.reports() {
+            let alias = self.config.name.as_str();
+            let kind = report.kind.as_ref();
+            let true_name = kind.map(|kind| kind.true_name.as_str());
+            let error = kind.map_or("various", |kind| kind.error);
+            let fix = kind.and_then(|kind| kind.fix.as_deref());
+            let (failures, seconds) = (report.count, report.lasted.as_secs());
+            if report.has_ended {
+                tracing::info!(
+                    alias,
+                    true_name,
+                    error,
+                    failures,
+                    seconds,
+                    "requests no longer fail for this reason",
+                );
+            } else {
+                tracing::warn!(
+                    alias,
+                    true_name,
+                    error,
+                    failures,
+                    seconds,
+                    fix,
+                    "requests go on failing; the latest: {}",
+                    report.detail,
+                );
+            }
+        }
+    }
+
+    /// Logs the failures that go on, for these settings end: other settings may have ended their cause.
+    pub(super) fn report_ended_failures(&self) {
+        for report in self.state.failures.take() {
+            let kind = report.kind.as_ref();
+            tracing::info!(
+                alias = self.config.name,
+                true_name = kind.map(|kind| kind.true_name.as_str()),
+                error = kind.map_or("various", |kind| kind.error),
+                failures = report.count,
+                seconds = report.lasted.as_secs(),
+                "requests failed for this reason until the alias was changed or removed",
+            );
+        }
+    }
+
+    /// Closes idle connections that no request will ask for, that were idle too long, or that go to
+    /// an address that the policy denies.
+    fn close_unusable(&self) {
+        let now = Instant::now();
+        let generations = self.targets.iter().filter_map(|target| target.generation.load_full());
+        let generations: Vec<_> = generations.filter(|g| !g.is_retired()).collect();
+        let policy = self.policy.load();
+        let keep = |key: &PoolKey| {
+            generations.iter().any(|generation| generation.makes(key))
+                && policy.check(key.endpoint).is_ok()
+        };
+        for worker in &self.state.workers {
+            worker.pool.reap(now, keep);
+        }
+    }
+
+    fn has_endpoint(&self, endpoint: SocketAddr) -> bool {
+        self.targets.iter().any(|target| {
+            let generation = target.generation.load();
+            generation.as_ref().is_some_and(|generation| generation.has_endpoint(endpoint))
+        })
+    }
+}

@@ -1,0 +1,85 @@
+//! What is kept of an alias from one configuration to the next.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{active::Active, budget::Budget};
+use crate::{
+    config,
+    limit::Limit,
+    pool::{EndpointConnections, Pool},
+    telemetry::{AliasMetrics, AliasSeries, Failures, RequestFailure},
+};
+
+/// An alias without its settings. Belongs to the name: a reload takes it over.
+pub struct AliasState {
+    pub(super) series: Arc<AliasSeries>,
+    pub(super) workers: Vec<Worker>,
+    pub(super) budget: Budget,
+    pub(super) requests: Limit,
+    pub(super) failures: Failures<RequestFailure>,
+    /// Which of the targets requests go to.
+    pub(super) active: Active,
+    connections: Mutex<HashMap<SocketAddr, Arc<EndpointConnections>>>,
+}
+
+/// What a worker has for itself.
+pub struct Worker {
+    /// Its connections.
+    pub pool: Pool,
+    /// Its part of the alias' series.
+    pub metrics: AliasMetrics,
+}
+
+impl AliasState {
+    /// Of an alias that is new, with the settings that it begins with.
+    pub(super) fn new(config: &config::Alias, workers: usize) -> Arc<Self> {
+        let series = AliasSeries::new(&config.name, workers);
+        let worker = |worker| Worker {
+            pool: Pool::new(&config.pool, workers),
+            metrics: AliasMetrics::new(&series, worker),
+        };
+        let now = Instant::now();
+        Arc::new(Self {
+            workers: (0..workers).map(worker).collect(),
+            budget: Budget::new(config.retry.budget, workers, now),
+            requests: Limit::new(config.limits.requests),
+            failures: Failures::default(),
+            active: Active::new(now),
+            connections: Mutex::default(),
+            series,
+        })
+    }
+
+    /// Goes on by other settings.
+    pub(super) fn configure(&self, config: &config::Alias) {
+        self.budget.set_share(config.retry.budget);
+        self.requests.resize(config.limits.requests);
+        for worker in &self.workers {
+            worker.pool.configure(&config.pool, self.workers.len());
+        }
+        for connections in self.connections.lock().values() {
+            connections.resize(config.pool.max_connections);
+        }
+    }
+
+    /// What is counted of the connections to an endpoint.
+    pub(super) fn connections(
+        &self,
+        endpoint: SocketAddr,
+        limit: usize,
+    ) -> Arc<EndpointConnections> {
+        let new = || Arc::new(EndpointConnections::new(self.series.endpoint(endpoint), limit));
+        self.connections.lock().entry(endpoint).or_insert_with(new).clone()
+    }
+
+    /// Forgets the endpoints that neither stay nor have connections.
+    pub(super) fn forget_endpoints(&self, stays: impl Fn(SocketAddr) -> bool) {
+        self.series.retain_endpoints(&stays);
+        self.connections
+            .lock()
+            .retain(|endpoint, connections| connections.series().active() > 0 || stays(*endpoint));
+    }
+}

@@ -1,0 +1,169 @@
+//! A target of an alias: what is asked and at which port, and what is known of it. It outlives
+//! configurations.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+use super::Generation;
+use crate::{
+    config::{self, TargetHost},
+    resolve::{Question, Refusal, ResolveError, Resolver, State, Subscription},
+    tls::TlsError,
+};
+
+/// What tells the targets of an alias apart. No settings: with others it is the same target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetKey {
+    /// Which of the alias' targets it is in the file; none is the alias itself, which DNS is asked for.
+    asked: Option<TargetHost>,
+    port: u16,
+}
+
+/// The alias' own target, or one of `failover`.
+pub struct Target {
+    key: TargetKey,
+    /// No other target of this process has it; never 0.
+    number: u32,
+    /// None before the target is at work, and once it is not any more, though requests may go on.
+    subscription: ArcSwapOption<Subscription>,
+    pub(super) generation: ArcSwapOption<Generation>,
+    /// The last generation, while there is none because DNS has failed for too long. Connections of it may be open.
+    pub(super) unserved: ArcSwapOption<Generation>,
+    /// Why there is no generation for a true name that DNS gave.
+    pub(super) unusable: ArcSwapOption<TlsError>,
+    /// What `generation` was made from: published after it.
+    applied: watch::Sender<Arc<State>>,
+}
+
+/// Why there is nobody to send a request to.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NoTarget {
+    /// The alias leads nowhere that is known.
+    #[error("{0}")]
+    Resolve(Arc<ResolveError>),
+    /// The alias leads to a name that `allow` does not list, and no earlier name is known.
+    #[error("{}", .0.what())]
+    Refused(Arc<Refusal>),
+    /// The alias leads to a name that no server can prove.
+    #[error("{0}")]
+    Unusable(Arc<TlsError>),
+    /// DNS has said nothing yet.
+    #[error("no DNS server has answered for this alias within {0:?}")]
+    Pending(Duration),
+}
+
+impl TargetKey {
+    /// The keys of an alias' targets, in order of preference.
+    pub(super) fn of_alias(config: &config::Alias) -> impl Iterator<Item = Self> {
+        let asked = [config.target.as_ref()].into_iter().chain(config.failover.iter().map(Some));
+        asked.map(|target| Self {
+            asked: target.map(|target| target.host.clone()),
+            port: target.and_then(|target| target.port).unwrap_or(config.port),
+        })
+    }
+}
+
+impl Target {
+    /// One that is not at work yet.
+    pub(super) fn new(key: TargetKey) -> Arc<Self> {
+        static NUMBERS: AtomicU32 = AtomicU32::new(1);
+        Arc::new(Self {
+            key,
+            number: NUMBERS.fetch_add(1, Relaxed),
+            subscription: ArcSwapOption::empty(),
+            generation: ArcSwapOption::empty(),
+            unserved: ArcSwapOption::empty(),
+            unusable: ArcSwapOption::empty(),
+            applied: watch::Sender::default(),
+        })
+    }
+
+    pub(super) fn key(&self) -> &TargetKey {
+        &self.key
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The port that its endpoints are dialled at.
+    pub fn port(&self) -> u16 {
+        self.key.port
+    }
+
+    /// What DNS says of it.
+    pub fn state(&self) -> Arc<State> {
+        match &*self.subscription.load() {
+            Some(subscription) => subscription.state(),
+            None => self.applied.borrow().clone(),
+        }
+    }
+
+    /// Begins to ask DNS, or goes on with the settings of now.
+    pub(super) fn ask(&self, alias: &config::Alias, resolver: &Arc<Resolver>) -> Arc<State> {
+        let question = Question::new(alias, self.key.asked.clone());
+        if let Some(subscription) = &*self.subscription.load() {
+            subscription.adopt(question);
+            return subscription.state();
+        }
+        let subscription = resolver.watch(question);
+        let state = subscription.state();
+        self.subscription.store(Some(Arc::new(subscription)));
+        state
+    }
+
+    /// What follows DNS; none where it is not asked any more.
+    pub(super) fn subscription(&self) -> Option<Subscription> {
+        self.subscription.load().as_deref().cloned()
+    }
+
+    /// What is still open must not keep DNS being asked for an alias that nobody configures.
+    pub(super) fn ask_no_more(&self) {
+        self.subscription.store(None);
+    }
+
+    /// Asks DNS again soon.
+    pub(super) fn refresh(&self) {
+        if let Some(subscription) = &*self.subscription.load() {
+            subscription.refresh();
+        }
+    }
+
+    /// What `generation` was made from.
+    pub(super) fn applied(&self) -> Arc<State> {
+        self.applied.borrow().clone()
+    }
+
+    /// `generation` is what follows from `state`.
+    pub(super) fn has_applied(&self, state: Arc<State>) {
+        self.applied.send_replace(state);
+    }
+
+    /// Whether DNS has said nothing yet.
+    pub(super) fn is_pending(&self) -> bool {
+        self.applied.borrow().is_pending()
+    }
+
+    /// Waits until DNS has said anything; `false` where that takes too long.
+    pub(super) async fn answered(&self, deadline: Instant) -> bool {
+        let mut applied = self.applied.subscribe();
+        let answered = applied.wait_for(|state| !state.is_pending());
+        matches!(timeout_at(deadline, answered).await, Ok(Ok(_)))
+    }
+
+    /// Those that connections may be open of and that have not been retired: one at most.
+    pub(super) fn generations(&self) -> impl Iterator<Item = Arc<Generation>> {
+        [&self.generation, &self.unserved].into_iter().filter_map(ArcSwapOption::load_full)
+    }
+}

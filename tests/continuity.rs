@@ -1,0 +1,150 @@
+//! What a reload leaves as it was: all that was learned of targets that remain.
+
+use crate::support::{
+    client,
+    proxy::Proxy,
+    scene::{ALIAS, ALIAS_IN_DNS, Scene},
+    scripts, within,
+};
+use serde_json::Value;
+use truename::demo::dns::Answer;
+
+/// Regression: a changed key of an alias, or any of `dns`, turned stale service into 503.
+#[tokio::test]
+async fn a_reload_while_dns_fails_leaves_the_last_good_answer_in_service() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let yaml = |keys: &str| with_admin(&scene.restless_yaml(keys));
+    let proxy = Proxy::start(&yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    scene.dns.answer(ALIAS_IN_DNS, Answer::ServFail);
+    proxy.logged("serving the last good answer").await;
+
+    let root = "ca: {system: false, webpki: false, files: [\"$FOLDER/root.pem\"]}";
+    let further = "  - name: another\n    listen: [\"127.0.0.1:0\"]\n    target: another.example\n";
+    for after in [
+        yaml("hosts: [new.example]"),
+        yaml(&format!("tls: {{min_version: \"1.3\", {root}}}")),
+        yaml("allow: [httpbin.org]"),
+        yaml("").replace("namespace: default", "namespace: default, stale: 2h"),
+        yaml("").replace("aliases:\n", &format!("aliases:\n{further}")),
+    ] {
+        proxy.rewrite(&after);
+        proxy.reload().await;
+        let answer = client::get(address, ALIAS, "/").await;
+        assert_eq!(answer.status(), 200, "{after}\n{answer:?}");
+        let status = proxy.status().await;
+        let aliases = status["aliases"].as_array().unwrap();
+        let alias = aliases.iter().find(|alias| alias["alias"] == ALIAS).unwrap();
+        assert!(alias["targets"][0]["stale_seconds"].as_f64().unwrap() > 0.0, "{alias}");
+    }
+}
+
+#[tokio::test]
+async fn an_alias_at_another_port_or_of_another_name_is_served_from_what_dns_has_said_of_its_target()
+ {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let yaml = |alias: &str, keys: &str| {
+        let yaml = scene.restless_yaml(&format!("{keys}\ntarget: httpbin.org:{}", scene.port));
+        with_admin(&yaml.replace(ALIAS, alias))
+    };
+    let other_port = format!("port: {}", scene.port);
+    let proxy = Proxy::start(&yaml(ALIAS, "").replace(&other_port, "port: 9")).await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    scene.dns.answer("httpbin.org", Answer::ServFail);
+    proxy.logged("serving the last good answer").await;
+
+    proxy.rewrite(&yaml("renamed", ""));
+    proxy.reload().await;
+    let address = proxy.address("renamed").await;
+    assert_eq!(client::get(address, "renamed", "/").await.status(), 200);
+    let elsewhere = format!("httpbin.org:{}", scene.port);
+    let moved = yaml("renamed", "").replace(&elsewhere, "httpbin.org:9");
+    proxy.rewrite(&moved);
+    proxy.reload().await;
+    // Nobody is there; but where that is, is known.
+    assert_eq!(client::get(address, "renamed", "/").await.status(), 502);
+}
+
+/// Regression: an endpoint that does not answer was tried anew after each reload.
+#[tokio::test]
+async fn a_reload_leaves_ejected_endpoints_ejected_and_latencies_known() {
+    let mut scene = Scene::new(2).await;
+    let mut listeners = scene.take_listeners();
+    drop(listeners.pop());
+    let tls = crate::support::trust::server_with_alpn(&["httpbin.org"], &["http/1.1"]);
+    let listener = listeners.remove(0);
+    let _origin =
+        crate::support::raw_origin::RawOrigin::start(listener, Some(tls), scripts::answer);
+    let keys = "health: {passive: {failures: 1, eject: 1h, max_eject: 1h}}";
+    let yaml = |further: &str| with_admin(&scene.restless_yaml(&format!("{keys}\n{further}")));
+    let proxy = Proxy::start(&yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+    let ejected = |endpoints: &[Value]| {
+        endpoints.iter().filter(|endpoint| endpoint["state"] == "ejected").count()
+    };
+    within("an ejection", async {
+        while ejected(&endpoints(&proxy).await) == 0 {
+            assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+        }
+    })
+    .await;
+
+    let root = "ca: {system: false, webpki: false, files: [\"$FOLDER/root.pem\"]}";
+    for further in [
+        "hosts: [new.example]",
+        &format!("tls: {{min_version: \"1.3\", {root}}}"),
+        "balance: least_request",
+        "pool: {max_connections: 5}",
+    ] {
+        proxy.rewrite(&yaml(further));
+        proxy.reload().await;
+        let endpoints = endpoints(&proxy).await;
+        assert_eq!(ejected(&endpoints), 1, "{further}: {endpoints:?}");
+        let known = endpoints.iter().any(|endpoint| endpoint["latency_ms"].is_number());
+        assert!(known, "{further}: {endpoints:?}");
+        assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    }
+}
+
+/// Regression: the requests in flight before a reload did not count after it.
+#[tokio::test]
+async fn a_limit_counts_what_was_in_flight_before_a_reload() {
+    let mut scene = Scene::new(1).await;
+    let origins = scene.script(scripts::never_answer);
+    let yaml = |requests: usize| {
+        with_admin(&scene.restless_yaml(&format!("limits: {{requests: {requests}}}")))
+    };
+    let proxy = Proxy::start(&yaml(3)).await;
+    let address = proxy.address(ALIAS).await;
+    let get = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n");
+    let mut peers = Vec::new();
+    for count in 1..=2 {
+        let mut peer = client::connect(address).await;
+        peer.send(&get).await;
+        origins[0].until(|seen| seen.requests.len() == count).await;
+        peers.push(peer);
+    }
+    for (limit, refused) in [(2, true), (1, true), (3, false)] {
+        proxy.rewrite(&yaml(limit));
+        proxy.reload().await;
+        let mut peer = client::connect(address).await;
+        peer.send(&get).await;
+        if refused {
+            assert_eq!(peer.response().await.status(), 503, "{limit}");
+        } else {
+            origins[0].until(|seen| seen.requests.len() == 3).await;
+        }
+    }
+}
+
+async fn endpoints(proxy: &Proxy) -> Vec<Value> {
+    proxy.status().await["aliases"][0]["endpoints"].as_array().unwrap().clone()
+}
+
+fn with_admin(yaml: &str) -> String {
+    format!("{yaml}admin: {{listen: \"127.0.0.1:0\"}}\n")
+}
