@@ -25,6 +25,7 @@ mod errors;
 mod examples;
 mod exec;
 mod expect;
+mod failover;
 mod forward_proxy;
 mod fuzz;
 mod headers;

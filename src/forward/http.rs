@@ -239,7 +239,17 @@ impl Journey<'_> {
                 Ok(lease) => lease,
                 Err(error) => {
                     tries.failed.extend(error.endpoint());
-                    let next = upstream.target().await?;
+                    if error.is_of_endpoint() {
+                        upstream.failed_at(&generation, &tries.failed);
+                    }
+                    let next = match self.is_last_try(&tries) {
+                        true => upstream.behind(&generation).await,
+                        false => None,
+                    };
+                    let next = match next {
+                        Some(next) => next,
+                        None => upstream.target().await?,
+                    };
                     let elsewhere = !Arc::ptr_eq(&next, &generation)
                         || next.balancer().has_untried(Instant::now(), &tries.failed);
                     if elsewhere && self.may_reconnect(&error, &mut tries) {
@@ -326,11 +336,15 @@ impl Journey<'_> {
             {
                 lease.failed(&error.to_string());
                 tries.failed.push(endpoint);
+                upstream.failed_at(&generation, &tries.failed);
             }
             if let Some(reason) = reason
                 && handle.rewind()
                 && self.may_repeat(reason, reused, &mut tries)
             {
+                if !reused {
+                    generation = upstream.target().await?;
+                }
                 tries.fresh = true;
                 body = handle.next_try();
                 continue;

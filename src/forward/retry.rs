@@ -74,6 +74,11 @@ impl Journey<'_> {
             && self.may_retry("connect", tries)
     }
 
+    /// Whether the next try is the last that `retry.attempts` allows.
+    pub(super) fn is_last_try(&self, tries: &Tries) -> bool {
+        tries.retries + 1 >= self.upstream.config().retry.attempts
+    }
+
     pub(super) fn may_retry(&mut self, reason: &'static str, tries: &mut Tries) -> bool {
         if tries.retries >= self.upstream.config().retry.attempts || !self.upstream.withdraw() {
             return false;

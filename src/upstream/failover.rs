@@ -1,6 +1,6 @@
 //! Which target a request goes to.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -58,13 +58,21 @@ impl Upstream {
         healthy.or_else(unhealthy).or_else(|| known().next())
     }
 
-    /// The target that `generation` stands behind, or one behind it that has endpoints: where a request
-    /// goes whose next attempt is its last.
-    pub fn behind(&self, generation: &Generation) -> Option<Arc<Generation>> {
-        let now = Instant::now();
+    /// A target that comes after the one of `generation` and has a usable endpoint: where a request goes
+    /// whose next attempt is its last. Waits only while DNS has said nothing of it.
+    pub async fn behind(&self, generation: &Generation) -> Option<Arc<Generation>> {
+        let deadline = Instant::now() + self.config.timeouts.connect;
         let index = self.position(generation.target())?;
-        let mut behind = self.targets[index + 1..].iter().filter_map(|t| t.generation.load_full());
-        behind.find(|generation| generation.balancer().has_healthy(now))
+        for target in &self.targets[index + 1..] {
+            if target.is_pending() {
+                target.answered(deadline).await;
+            }
+            let generation = target.generation.load_full();
+            if let Some(usable) = generation.filter(|g| g.balancer().has_healthy(Instant::now())) {
+                return Some(usable);
+            }
+        }
+        None
     }
 
     /// A request has failed at all these endpoints. Where the target has no other, those to come go to the
@@ -107,13 +115,7 @@ impl Upstream {
         self.state.active.get(now).and_then(|number| self.position(number)).unwrap_or(0)
     }
 
-    fn activate(
-        &self,
-        current: usize,
-        next: Option<&Arc<Target>>,
-        time: std::time::Duration,
-        now: Instant,
-    ) {
+    fn activate(&self, current: usize, next: Option<&Arc<Target>>, time: Duration, now: Instant) {
         let number = |index: usize| (index > 0).then(|| self.targets[index].number());
         self.state.active.change(number(current), next.map(|next| next.number()), time, now);
     }

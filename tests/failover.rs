@@ -1,0 +1,173 @@
+//! Which of an alias' targets gets a request: the first, for as long as it can be had.
+
+use std::net::SocketAddr;
+
+use crate::support::{
+    client, loopback,
+    message::Message,
+    proxy::Proxy,
+    raw_origin::{Arrival, RawOrigin},
+    scene::{ALIAS, Scene},
+    scripts, trust, within,
+};
+use tokio::net::TcpListener;
+use truename::demo::dns::{self, Answer};
+
+const FIRST: &str = "first.example";
+const SECOND: &str = "second.example";
+
+/// Regression: whichever target's DNS answered first got the traffic.
+#[tokio::test]
+async fn the_first_target_is_waited_for_though_dns_knows_the_second_already() {
+    let world = World::new(1).await;
+    let (first, second) = (world.first(scripts::answer), world.second());
+    world.scene.dns.answer(FIRST, Answer::Silence);
+    let proxy = Proxy::start(&world.yaml("timeouts: {connect: 15s}")).await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    resolved(&proxy, 1).await;
+    world.scene.dns.restore(FIRST);
+    assert_eq!(peer.response().await.status(), 200);
+    assert_eq!([first.seen().requests.len(), second.seen().requests.len()], [1, 0]);
+}
+
+#[tokio::test]
+async fn a_first_target_that_dns_is_silent_about_is_waited_for_as_long_as_a_connection() {
+    let world = World::new(1).await;
+    let (_first, _second) = (world.first(scripts::answer), world.second());
+    world.scene.dns.answer(FIRST, Answer::Silence);
+    let proxy = Proxy::start(&world.yaml("timeouts: {connect: 500ms}")).await;
+    assert_eq!(get(&proxy).await.text(), "second");
+}
+
+/// Regression: the request had 503 where DNS was slower about the second.
+#[tokio::test]
+async fn a_request_reaches_the_second_target_where_the_name_of_the_first_is_unknown() {
+    let world = World::new(1).await;
+    let (_first, _second) = (world.first(scripts::answer), world.second());
+    world.scene.dns.answer(FIRST, Answer::NxDomain);
+    world.scene.dns.answer(SECOND, Answer::Silence);
+    let proxy = Proxy::start(&world.yaml("timeouts: {connect: 15s}")).await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    proxy.logged("does not exist (NXDOMAIN)").await;
+    world.scene.dns.restore(SECOND);
+    assert_eq!(peer.response().await.text(), "second");
+}
+
+/// Regression: it had 502, as did all others until the first was ejected.
+#[tokio::test]
+async fn a_request_reaches_the_second_target_where_the_first_refuses_whatever_its_method() {
+    for request in [
+        format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n"),
+        format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 4\r\n\r\nbody"),
+    ] {
+        let world = World::new(1).await;
+        let _second = world.second();
+        let proxy = Proxy::start(&world.yaml("")).await;
+        let mut peer = client::connect(proxy.address(ALIAS).await).await;
+        peer.send(request).await;
+        assert_eq!(peer.response().await.text(), "second");
+    }
+}
+
+#[tokio::test]
+async fn the_last_attempt_of_a_request_is_for_the_second_target_however_many_endpoints_are_left() {
+    let world = World::new(4).await;
+    let _second = world.second();
+    let proxy = Proxy::start(&world.yaml("retry: {attempts: 1}")).await;
+    assert_eq!(get(&proxy).await.text(), "second");
+}
+
+#[tokio::test]
+async fn new_requests_follow_after_one_that_failed_and_go_on_doing_so_over_a_reload() {
+    let world = World::new(1).await;
+    let (first, _second) = (world.first(scripts::close_on_accept), world.second());
+    let keys = "health: {passive: {eject: 1h, max_eject: 1h}}";
+    let proxy = Proxy::start(&world.yaml(keys)).await;
+    for _ in 0..3 {
+        assert_eq!(get(&proxy).await.text(), "second");
+    }
+    assert_eq!(first.seen().connections, 1);
+
+    proxy.rewrite(&world.yaml(&format!("{keys}\nhosts: [new.example]")));
+    proxy.reload().await;
+    let answer = client::get(proxy.address(ALIAS).await, "new.example", "/").await;
+    assert_eq!(answer.text(), "second");
+    assert_eq!(first.seen().connections, 1);
+}
+
+/// Without a retry the request is lost, and the next ones need not be.
+#[tokio::test]
+async fn a_request_that_may_not_be_retried_moves_those_after_it() {
+    let world = World::new(1).await;
+    let _second = world.second();
+    let keys = "retry: {attempts: 0}\nhealth: {passive: {eject: 1h, max_eject: 1h}}";
+    let proxy = Proxy::start(&world.yaml(keys)).await;
+    assert_eq!(get(&proxy).await.status(), 502);
+    assert_eq!(get(&proxy).await.text(), "second");
+}
+
+/// Two targets at one port. The first has so many addresses.
+struct World {
+    scene: Scene,
+    first: Vec<SocketAddr>,
+    second: SocketAddr,
+}
+
+impl World {
+    async fn new(endpoints: usize) -> Self {
+        let addresses = loopback::addresses(endpoints + 1);
+        let listeners = loopback::listen(&addresses);
+        let port = listeners[0].local_addr().unwrap().port();
+        let (second, first) = addresses.split_last().unwrap();
+        let scene = Scene::new(1).await;
+        scene.dns.zone(first.iter().map(|ip| dns::address(FIRST, 60, *ip)));
+        scene.dns.zone([dns::address(SECOND, 60, *second)]);
+        let at = |ip: &std::net::IpAddr| SocketAddr::new(*ip, port);
+        Self { scene, first: first.iter().map(at).collect(), second: at(second) }
+    }
+
+    fn yaml(&self, keys: &str) -> String {
+        let targets = format!("target: {FIRST}\nfailover: [{SECOND}]\n{keys}");
+        let port = |port: u16| format!("port: {port}");
+        let yaml = self.scene.yaml(&targets);
+        format!("workers: 1\n{}", yaml.replace(&port(self.scene.port), &port(self.second.port())))
+            + "admin: {listen: \"127.0.0.1:0\"}\n"
+    }
+
+    fn first<Script, Run>(&self, script: Script) -> RawOrigin
+    where
+        Script: Fn(Arrival) -> Run + Send + Sync + 'static,
+        Run: Future<Output = ()> + Send + 'static,
+    {
+        let tls = trust::server_with_alpn(&[FIRST], &["http/1.1"]);
+        RawOrigin::start(listener(self.first[0]), Some(tls), script)
+    }
+
+    fn second(&self) -> RawOrigin {
+        let tls = trust::server_with_alpn(&[SECOND], &["http/1.1"]);
+        let script = |arrival| scripts::always(arrival, scripts::ok("second"));
+        RawOrigin::start(listener(self.second), Some(tls), script)
+    }
+}
+
+fn listener(address: SocketAddr) -> TcpListener {
+    let listener = std::net::TcpListener::bind(address).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    TcpListener::from_std(listener).unwrap()
+}
+
+async fn get(proxy: &Proxy) -> Message {
+    client::get(proxy.address(ALIAS).await, ALIAS, "/").await
+}
+
+/// Waits until DNS has said where a target is.
+async fn resolved(proxy: &Proxy, target: usize) {
+    within("an answer of DNS", async {
+        while proxy.status().await["aliases"][0]["targets"][target]["true_name"].is_null() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
