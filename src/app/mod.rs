@@ -21,7 +21,7 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, interval, timeout},
 };
-use tokio_util::sync::CancellationToken;
+
 
 use certificates::Certificates;
 use plan::{Inventory, Loaded, Plan};
