@@ -3,8 +3,9 @@
 use crate::support::{
     client,
     proxy::Proxy,
-    scene::{ALIAS, ALIAS_IN_DNS, Scene},
-    scripts, within,
+    raw_origin::RawOrigin,
+    scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
+    scripts, trust, within,
 };
 use serde_json::Value;
 use truename::demo::dns::Answer;
@@ -75,10 +76,8 @@ async fn a_reload_leaves_ejected_endpoints_ejected_and_latencies_known() {
     let mut scene = Scene::new(2).await;
     let mut listeners = scene.take_listeners();
     drop(listeners.pop());
-    let tls = crate::support::trust::server_with_alpn(&["httpbin.org"], &["http/1.1"]);
-    let listener = listeners.remove(0);
-    let _origin =
-        crate::support::raw_origin::RawOrigin::start(listener, Some(tls), scripts::answer);
+    let tls = trust::server_with_alpn(&[TRUE_NAME], &["http/1.1"]);
+    let _origin = RawOrigin::start(listeners.remove(0), Some(tls), scripts::answer);
     let keys = "health: {passive: {failures: 1, eject: 1h, max_eject: 1h}}";
     let yaml = |further: &str| with_admin(&scene.restless_yaml(&format!("{keys}\n{further}")));
     let proxy = Proxy::start(&yaml("")).await;
@@ -108,6 +107,35 @@ async fn a_reload_leaves_ejected_endpoints_ejected_and_latencies_known() {
         assert!(known, "{further}: {endpoints:?}");
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
     }
+}
+
+/// What TLS failed at may be just what the new settings are about.
+#[tokio::test]
+async fn endpoints_that_tls_failed_at_are_tried_anew_once_tls_is_changed() {
+    let mut scene = Scene::new(3).await;
+    let _origins = scene.script(scripts::answer);
+    let passive = "health: {passive: {failures: 1, eject: 1h, max_eject: 1h}}";
+    let yaml = |files: &str| {
+        let ca = format!("tls: {{ca: {{system: false, webpki: true, files: [{files}]}}}}");
+        with_admin(&scene.restless_yaml(&format!("{passive}\n{ca}")))
+    };
+    let proxy = Proxy::start(&yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+    let states = async || {
+        let endpoints = endpoints(&proxy).await;
+        endpoints.iter().map(|endpoint| endpoint["state"].clone()).collect::<Vec<_>>()
+    };
+    within("two ejections", async {
+        while states().await.iter().filter(|state| *state == "ejected").count() < 2 {
+            assert_eq!(client::get(address, ALIAS, "/").await.status(), 502);
+        }
+    })
+    .await;
+
+    proxy.rewrite(&yaml("\"$FOLDER/root.pem\""));
+    proxy.reload().await;
+    assert_eq!(states().await, ["active", "active", "active"]);
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 }
 
 /// Regression: the requests in flight before a reload did not count after it.

@@ -12,7 +12,7 @@ use std::{
 
 use crate::support::{
     client, loopback,
-    proxy::Proxy,
+    proxy::{Proxy, Setup},
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
@@ -164,6 +164,37 @@ async fn the_servers_of_a_changed_resolv_conf_are_asked_without_a_restart() {
 }
 
 /// Regression: an emptied file sent requests of `prod` to the alias of the same name in `default`.
+/// Regression: DNS followed, and the alias went on answering to its names in the old namespace.
+#[tokio::test]
+async fn an_alias_answers_to_its_names_in_the_namespace_that_resolv_conf_comes_to_say() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let other = "webscaler-manual.prod.svc.cluster.local";
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, TRUE_NAME), dns::cname(other, 0, TRUE_NAME)]);
+    let yaml = scene.restless_yaml("").replace("namespace: default, ", "");
+    // A process of its own view of /etc.
+    let proxy = Setup::new(&yaml.replace("cluster_domain: cluster.local, ", ""))
+        .file("resolv.conf", "search default.svc.cluster.local\n")
+        .shell(
+            "exec unshare -rm sh -c 'mount --bind resolv.conf /etc/resolv.conf; exec \"$0\" \"$@\"' \
+             \"$0\" \"$@\"; ",
+        )
+        .start()
+        .await;
+    let address = proxy.address(ALIAS).await;
+    let [old, new] = ["webscaler-manual.default", "webscaler-manual.prod"];
+    assert_eq!(client::get(address, old, "/").await.status(), 200);
+    assert_eq!(client::get(address, new, "/").await.status(), 404);
+
+    let resolv_conf = proxy.folder().join("resolv.conf");
+    std::fs::write(resolv_conf, "search prod.svc.cluster.local\n").unwrap();
+    within("the names of the other namespace", async {
+        while client::get(address, new, "/").await.status() != 200 {}
+    })
+    .await;
+    assert_eq!(client::get(address, old, "/").await.status(), 404);
+}
+
 #[tokio::test]
 async fn a_resolv_conf_that_is_emptied_leads_no_request_into_another_namespace() {
     const OTHER: &str = "default.example";

@@ -22,7 +22,6 @@ use tokio::{
     time::{Instant, interval, timeout},
 };
 
-
 use certificates::Certificates;
 use plan::{Inventory, Loaded, Plan};
 use sockets::{Purpose, Sockets, is_ipv6_only};
@@ -36,7 +35,7 @@ use crate::{
     files,
     forward::Passthrough,
     listener::{Bound, Workers},
-    resolve::Resolver,
+    resolve::{Environment, Resolver},
     route::Routes,
     serve::{ForwardProxy, Server},
     telemetry::{Failures, Metrics, set_log_level},
@@ -139,6 +138,8 @@ impl App {
 struct Control {
     config: Config,
     registry: Registry,
+    /// What the aliases' names were completed by.
+    environment: Environment,
     policy: Arc<ArcSwap<AddressPolicy>>,
     server: Arc<Server>,
     threads: Workers,
@@ -174,6 +175,7 @@ impl Control {
         let policy = Arc::<ArcSwap<AddressPolicy>>::default();
         let resolver = Resolver::new(config.dns.clone());
         let mut control = Self {
+            environment: resolver.environment(),
             registry: Registry::new(resolver, policy.clone(), workers),
             policy,
             threads: Workers::start(&server, workers, config.listener.max_connections)?,
@@ -200,7 +202,6 @@ impl Control {
     /// What a plan goes on with.
     fn inventory(&self) -> Inventory {
         Inventory {
-            config: self.config.clone(),
             upstream: self.registry.inventory(),
             sockets: self.sockets.clone(),
             admin: self.admin,
@@ -211,13 +212,14 @@ impl Control {
     /// Puts a plan to work, which was made with what is at work now. Nothing here fails or waits.
     fn commit(&mut self, plan: Plan) {
         let Plan { config, sockets, loaded } = plan;
-        let Loaded { credentials, aliases, certificates, shown } = loaded;
+        let Loaded { credentials, aliases, environment, certificates, shown } = loaded;
         self.server.tls.serve(shown);
         self.certificates = Some(certificates);
         let addresses = sockets.at_work.iter().map(|listening| listening.bound.address);
         let own = addresses.chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
         self.put_to_work(&aliases, &config);
+        self.environment = environment;
         self.server.settings.store(Arc::new(config.listener.clone()));
         let old_sockets = std::mem::replace(&mut self.sockets, sockets);
         self.server.proxy.store(self.proxy_address(&config).map(|listen| {
@@ -323,6 +325,9 @@ impl Control {
                 (plan, reply) = reloads.planned() => {
                     let _ = reply.send(plan.map(|plan| self.reload(plan)));
                 }
+                () = self.registry.resolver().moved_from(&self.environment), if reloads.is_idle() => {
+                    reloads.waiting.push_back(self.rename());
+                }
                 _ = upkeep.tick() => self.metrics.upkeep(),
                 _ = reports.tick() => {
                     self.server.report_failures();
@@ -354,6 +359,22 @@ impl Control {
         }
     }
 
+    /// The same configuration once more: resolv.conf brings another namespace or cluster domain, and with it
+    /// other names for the aliases.
+    fn rename(&mut self) -> (Box<Config>, Reply) {
+        // Tried once for each change.
+        self.environment = self.registry.resolver().environment();
+        let Environment { namespace, cluster_domain, .. } = &self.environment;
+        tracing::info!(namespace, cluster_domain, "renaming the aliases: resolv.conf has changed");
+        let (reply, done) = oneshot::channel();
+        tokio::spawn(async move {
+            if let Ok(Err(error)) = done.await {
+                tracing::warn!(%error, "cannot rename the aliases; they keep their former names");
+            }
+        });
+        (Box::new(self.config.clone()), reply)
+    }
+
     fn reload(&mut self, plan: Plan) {
         let (old, new) = (&self.config, &plan.config);
         let level = (new.log.level != old.log.level).then_some(new.log.level);
@@ -381,6 +402,10 @@ struct Reloads {
 }
 
 impl Reloads {
+    fn is_idle(&self) -> bool {
+        self.planning.is_none() && self.waiting.is_empty()
+    }
+
     /// Begins the next, unless one is under way.
     fn begin(&mut self, now: impl FnOnce() -> Inventory) {
         if self.planning.is_none()

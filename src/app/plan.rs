@@ -10,6 +10,7 @@ use crate::{
     command::StartError,
     config::{self, Config},
     files,
+    resolve::Environment,
     serve::Credentials,
     tls::{authority::Subject, server},
     upstream::{self, Upstream},
@@ -17,7 +18,6 @@ use crate::{
 
 /// What is at work now, as far as a plan goes on with it.
 pub struct Inventory {
-    pub config: Config,
     pub upstream: upstream::Inventory,
     pub sockets: Sockets,
     /// Where the admin listener is.
@@ -38,6 +38,8 @@ pub struct Loaded {
     pub credentials: Option<Arc<Credentials>>,
     /// In the configuration's order.
     pub aliases: Vec<Arc<Upstream>>,
+    /// What their names were completed by.
+    pub environment: Environment,
     pub certificates: Certificates,
     pub shown: server::Certificates,
 }
@@ -71,6 +73,7 @@ impl Loaded {
     /// Reads what is not read yet. Blocking.
     pub fn load(config: &Config, now: &Inventory) -> Result<Self, StartError> {
         let credentials = credentials(&config.proxy)?;
+        let environment = now.upstream.environment(&config.dns);
         let aliases = now.upstream.plan(&config.aliases, &config.dns);
         let aliases = aliases.map_err(|(alias, source)| StartError::Tls { alias, source })?;
         let subjects = aliases.iter().map(|upstream| {
@@ -80,7 +83,7 @@ impl Loaded {
         });
         let (certificates, shown) =
             Certificates::issue(config, subjects.collect(), now.certificates.as_ref())?;
-        Ok(Self { credentials, aliases, certificates, shown })
+        Ok(Self { credentials, aliases, environment, certificates, shown })
     }
 }
 

@@ -63,6 +63,11 @@ impl Environment {
         }
     }
 
+    /// Whether a bare alias is completed in the same way.
+    pub fn completes_like(&self, other: &Environment) -> bool {
+        (&self.namespace, &self.cluster_domain) == (&other.namespace, &other.cluster_domain)
+    }
+
     /// The name that DNS is asked for, without the trailing dot: see [`absolute`].
     pub fn absolute(&self, alias: &str) -> String {
         absolute(alias, &self.namespace, &self.cluster_domain)
@@ -80,6 +85,8 @@ pub struct Source {
     known: Mutex<Known>,
     /// Held while the file is read. One read that does not come back is all that there is.
     pending: sync::Mutex<Option<Pending>>,
+    /// Something else is known than before.
+    changes: sync::watch::Sender<()>,
 }
 
 /// The file is being read, on another thread.
@@ -107,7 +114,12 @@ struct Reading {
 impl Source {
     /// Nothing is read yet.
     pub fn new(file: ResolvConf) -> Source {
-        Source { file, known: Mutex::default(), pending: sync::Mutex::default() }
+        Source {
+            file,
+            known: Mutex::default(),
+            pending: sync::Mutex::default(),
+            changes: sync::watch::Sender::default(),
+        }
     }
 
     /// As it is known now. Reads the file only if nothing is known, and the configuration leaves something open: then
@@ -121,6 +133,12 @@ impl Source {
             }
         }
         self.environment(dns)
+    }
+
+    /// Waits until a bare alias is completed otherwise than in `before`. Reads nothing.
+    pub async fn moved_from(&self, before: &Environment, dns: &config::Dns) {
+        let mut changes = self.changes.subscribe();
+        while self.environment(dns).completes_like(before) && changes.changed().await.is_ok() {}
     }
 
     /// As it is now. The file is small and read anew each time, so that a change is never missed; one that changed is
@@ -207,6 +225,8 @@ impl Source {
             tracing::info!(%file, servers = ?reading.servers, search, "resolv.conf has changed");
         }
         known.reading = Some(reading);
+        drop(known);
+        self.changes.send_replace(());
     }
 }
 

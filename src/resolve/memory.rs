@@ -48,7 +48,7 @@ pub struct Answers {
 enum Finding {
     /// There is a true name, that of the first good family. Should the families differ in it, one of them rules: mixed
     /// addresses would be called by a wrong name.
-    Good { leading: Good, v4: Result<Good, ResolveError>, v6: Result<Good, ResolveError> },
+    Good { leading: Good, families: Box<[Result<Good, ResolveError>; 2]> },
     /// There is one that `allow` does not list.
     Refused(Good),
     /// There is none.
@@ -110,6 +110,13 @@ impl Answers {
         [&self.v4, &self.v6]
     }
 
+    /// Since when nothing of it is new; none where some is.
+    fn stale_since(&self) -> Option<Instant> {
+        let good = self.families().into_iter().filter(|family| family.good.is_some());
+        let since = good.map(|family| family.failing.map(|failing| failing.since));
+        since.min().flatten()
+    }
+
     /// What is good of either family, the leading one first.
     fn good(&self) -> impl Iterator<Item = &Good> {
         self.families().into_iter().filter_map(|family| family.good.as_ref())
@@ -168,7 +175,7 @@ impl Memory {
         self.in_cluster = round.names().any(|name| in_domain(name, cluster_domain));
         self.is_about(round.names().next(), cluster_domain);
         match Finding::of(round, &self.question, cluster_domain, now) {
-            Finding::Good { leading, v4, v6 } => self.accept(&leading, v4, v6, now),
+            Finding::Good { leading, families } => self.accept(&leading, *families, now),
             Finding::Refused(good) => self.refuse(&good, now),
             Finding::Failed { v4, v6 } => self.fail(v4, v6, now),
         }
@@ -193,8 +200,7 @@ impl Memory {
         self.answers = answers;
         self.judge_anew(now);
         if self.state.current.is_some() {
-            let failing = self.answers.families().into_iter().filter_map(|family| family.failing);
-            self.state.stale_since = failing.map(|failing| failing.since).min();
+            self.state.stale_since = self.answers.stale_since();
         }
         self.expire(now);
     }
@@ -242,13 +248,7 @@ impl Memory {
         }
     }
 
-    fn accept(
-        &mut self,
-        leading: &Good,
-        v4: Result<Good, ResolveError>,
-        v6: Result<Good, ResolveError>,
-        now: Instant,
-    ) {
+    fn accept(&mut self, leading: &Good, [v4, v6]: [Result<Good, ResolveError>; 2], now: Instant) {
         let limits = self.limits;
         for (family, result) in [(&mut self.answers.v4, v4), (&mut self.answers.v6, v6)] {
             family.update(result, &leading.true_name, &limits, now);
@@ -349,7 +349,7 @@ impl Finding {
         if !question.allows(&leading.true_name) {
             return Finding::Refused(leading);
         }
-        Finding::Good { leading, v4, v6 }
+        Finding::Good { leading, families: Box::new([v4, v6]) }
     }
 }
 

@@ -18,7 +18,7 @@ mod report;
 mod tests;
 
 pub use chain::TrueName;
-pub use environment::ResolvConf;
+pub use environment::{Environment, ResolvConf};
 pub use error::{Refusal, ResolveError};
 pub use refresh::{Resolver, Subscription};
 

@@ -70,6 +70,11 @@ impl Resolver {
         self.environment_with(&self.settings())
     }
 
+    /// Waits until resolv.conf brings another namespace or cluster domain than `before`.
+    pub async fn moved_from(&self, before: &Environment) {
+        self.resolv_conf.moved_from(before, &self.settings()).await;
+    }
+
     /// The same with other settings.
     pub fn environment_with(&self, dns: &config::Dns) -> Environment {
         self.resolv_conf.known(dns)

@@ -10,7 +10,7 @@ use super::{AliasState, Target, TargetKey, Upstream, material::Material};
 use crate::{
     config,
     connect::AddressPolicy,
-    resolve::{Resolver, names},
+    resolve::{Environment, Resolver, names},
     tls::{RootStores, TlsConfigErrors},
 };
 
@@ -132,6 +132,11 @@ impl Drop for Registry {
 }
 
 impl Inventory {
+    /// Where names are resolved by these settings.
+    pub fn environment(&self, dns: &config::Dns) -> Environment {
+        self.resolver.environment_with(dns)
+    }
+
     /// Makes the aliases of a configuration, each with what is known under its name and of its targets. One
     /// that is the same as before is the same. `Err` names the alias that cannot be.
     ///
@@ -141,7 +146,7 @@ impl Inventory {
         configs: &[config::Alias],
         dns: &config::Dns,
     ) -> Result<Vec<Arc<Upstream>>, (String, TlsConfigErrors)> {
-        let environment = self.resolver.environment_with(dns);
+        let environment = self.environment(dns);
         let mut roots = RootStores::default();
         let mut aliases = Vec::with_capacity(configs.len());
         for config in configs {

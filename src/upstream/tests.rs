@@ -21,7 +21,7 @@ async fn endpoints_are_counted_on_while_what_dns_says_is_not_applied_yet() {
     // The timer comes first in one of a few.
     for _ in 0..50 {
         let mut registry = Registry::new(Resolver::new(dns.clone()), Arc::default(), 1);
-        let planned = registry.inventory().plan(&[alias.clone()], &dns).unwrap();
+        let planned = registry.inventory().plan(std::slice::from_ref(&alias), &dns).unwrap();
         let series = planned[0].series().clone();
         let counts = series.endpoint(endpoint);
         counts.opened();

@@ -325,3 +325,69 @@ fn names_of_the_cluster_are_asked_for_as_often_as_cluster_max_ttl_says_and_other
         assert_eq!(memory.outlook(), expected, "{name} {ttl} {dns:?}");
     }
 }
+
+#[test]
+fn another_question_judges_anew_what_is_known() {
+    let start = Instant::now();
+    let mut memory = memory(&[]);
+    absorb(&mut memory, start, leads_to("a.example", [5, 5], "192.0.2.1"), fails(Failure::NoData));
+    let timeout = || fails(Failure::Timeout);
+    absorb(&mut memory, start + SECOND, timeout(), timeout());
+    let true_name = |memory: &Memory| {
+        memory.state().current.as_ref().map(|current| current.true_name.to_string())
+    };
+
+    memory.adopt(question(&["a.example"]), &settings(), start + SECOND);
+    assert_eq!(true_name(&memory).as_deref(), Some("a.example"));
+    assert!(memory.state().stale_since.is_some() && memory.state().error.is_some());
+    let server_name = Some("b.example".to_owned());
+    let renamed = Arc::new(Question { server_name, ..(*question(&[])).clone() });
+    memory.adopt(renamed, &settings(), start + SECOND);
+    assert_eq!(true_name(&memory).as_deref(), Some("b.example"));
+    assert_eq!(memory.state().current.as_ref().unwrap().generation, 2, "it is another name");
+    memory.adopt(question(&["elsewhere.example"]), &settings(), start + SECOND);
+    assert_eq!(true_name(&memory), None);
+    assert!(memory.state().refused.is_some(), "nobody waits for DNS to say so");
+}
+
+#[test]
+fn other_settings_hold_for_what_is_known() {
+    let start = Instant::now();
+    let mut memory = memory(&[]);
+    absorb(&mut memory, start, leads_to("a.example", [5, 5], "192.0.2.1"), fails(Failure::NoData));
+    absorb(&mut memory, start, fails(Failure::Timeout), fails(Failure::Timeout));
+    let shorter = config::Dns { stale: SECOND, ..settings() };
+    memory.adopt(question(&[]), &shorter, start);
+    assert_eq!(memory.expiry(), Some(start + SECOND));
+    memory.adopt(question(&[]), &shorter, start + SECOND);
+    assert_eq!(memory.state().current, None);
+}
+
+#[test]
+fn what_others_know_of_a_name_serves_for_what_is_left_of_its_time() {
+    let start = Instant::now();
+    let mut other = memory(&[]);
+    absorb(&mut other, start, leads_to("a.example", [5, 5], "192.0.2.1"), fails(Failure::NoData));
+    absorb(&mut other, start + SECOND, fails(Failure::Timeout), fails(Failure::Timeout));
+    let mut memory = memory(&["*.example"]);
+    memory.recall(other.answers().clone(), start + 2 * SECOND);
+    assert_eq!(addresses(&memory), ["192.0.2.1"]);
+    assert_eq!(memory.state().stale_since, Some(start + SECOND));
+    assert_eq!(memory.expiry(), other.expiry());
+}
+
+#[test]
+fn answers_about_another_name_are_none_to_this_question() {
+    let start = Instant::now();
+    let mut memory = memory(&[]);
+    absorb(&mut memory, start, leads_to("a.example", [5, 5], "192.0.2.1"), fails(Failure::NoData));
+    let elsewhere = || {
+        Err(ResolveError::Lookup {
+            chain: vec![Arc::from("db.prod.svc.cluster.local")],
+            place: Place::Service,
+            error: Box::new(LookupError::new("db", &[], Failure::Timeout)),
+        })
+    };
+    absorb(&mut memory, start + SECOND, elsewhere(), elsewhere());
+    assert_eq!(memory.state().current, None, "it is another tenant's");
+}
