@@ -95,7 +95,7 @@ fn routing() -> Routing {
 fn route(world: Routing) -> Routing {
     for head in &world.heads {
         let authority = headers::authority(black_box(head)).unwrap().unwrap();
-        let found = world.routes.find(LISTENER, LISTENER.ip(), Some(authority.host()));
+        let found = world.routes.find(LISTENER.ip(), Some(authority.host()));
         black_box(found.unwrap());
     }
     world

@@ -156,7 +156,7 @@ impl Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let aliases: Vec<_> = self.shared.routes.upstreams(NOWHERE).iter().collect();
+        let aliases: Vec<_> = self.shared.routes.upstreams().iter().collect();
         let names = aliases.iter().map(|upstream| &upstream.config().name);
         f.debug_list().entries(names).finish()
     }

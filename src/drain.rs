@@ -24,6 +24,12 @@ pub struct Drain {
 }
 
 impl Drain {
+    /// That of a part, which may have to end before the whole does.
+    pub fn of_part(&self) -> Self {
+        let draining = self.draining.child_token();
+        Self { draining, stopped: self.stopped.clone(), served: self.served.clone() }
+    }
+
     /// Held for as long as a connection or a tunnel lives.
     pub fn guard(&self) -> TaskTrackerToken {
         self.served.token()

@@ -6,16 +6,37 @@ use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::{
-    client, loopback,
+    client::{self, H2},
+    loopback,
     message::Message,
+    peer::Peer,
     proxy::{Proxy, Setup},
     raw_origin::RawOrigin,
-    scene::{ALIAS, Scene},
-    scripts, within,
+    scene::{ALIAS, Scene, TRUE_NAME},
+    scripts,
+    service_origin::ServiceOrigin,
+    trust, within,
 };
 
 /// A second alias, which leads to the same origin.
 const OTHER: &str = "other";
+
+#[tokio::test]
+async fn a_listener_widens_and_narrows_and_no_client_is_refused_or_reset() {
+    let world = World::start("0.0.0.0:0").await;
+    let port = world.proxy.address(ALIAS).await.port();
+    let (inside, outside) = (local(port), SocketAddr::from(([127, 0, 0, 2], port)));
+    let clients = [Busy::connecting(inside, ALIAS), Busy::connecting(inside, ALIAS)];
+    for _ in 0..4 {
+        world.reload(&world.listening(&[&inside.to_string()])).await;
+        until_refused(outside).await;
+        world.reload(&world.listening(&[&format!("0.0.0.0:{port}")])).await;
+        assert_eq!(client::get(outside, ALIAS, "/").await.text(), "ok");
+    }
+    for client in clients {
+        assert_ne!(client.stop().await, 0);
+    }
+}
 
 #[tokio::test]
 async fn a_reload_that_would_narrow_a_listener_and_fails_refuses_nobody() {
@@ -58,6 +79,127 @@ async fn aliases_and_the_forward_proxy_change_places_and_no_client_is_refused() 
     for client in clients {
         assert_ne!(client.stop().await, 0);
     }
+}
+
+/// Regression: a connection was served by whatever was configured at the address where it had come in.
+#[tokio::test]
+async fn a_kept_connection_follows_its_listener_to_another_address() {
+    let world = World::start("127.0.0.1:0").await;
+    let [one, two] = free_addresses();
+    let placed = |alias: SocketAddr, other: SocketAddr| {
+        let other =
+            format!("  - name: {OTHER}\n    target: 127.0.0.1:1\n    listen: [\"{other}\"]\n");
+        world.listening(&[&alias.to_string()]) + &other
+    };
+    world.reload(&placed(one, two)).await;
+    let mut peer = client::connect(one).await;
+    let mut h2 = H2::connect(one).await;
+    for addresses in [[two, one], [free_address(), two], [one, two]] {
+        world.reload(&placed(addresses[0], addresses[1])).await;
+        assert_eq!(ask(&mut peer, "/").await.text(), "ok", "{addresses:?}");
+        let answer = h2.get(&format!("http://{ALIAS}/")).await.unwrap();
+        assert_eq!(answer.body, "ok", "{addresses:?}");
+    }
+}
+
+#[tokio::test]
+async fn kept_connections_of_a_listener_that_is_removed_are_closed() {
+    let world = World::start("127.0.0.1:0").await;
+    let [one, two] = free_addresses();
+    world.reload(&world.listening(&[&one.to_string(), &two.to_string()])).await;
+    let (mut stays, mut goes) = (client::connect(one).await, client::connect(two).await);
+    for peer in [&mut stays, &mut goes] {
+        assert_eq!(ask(peer, "/").await.text(), "ok");
+    }
+    let mut h2 = H2::connect(two).await;
+    let url = format!("http://{ALIAS}/");
+    assert_eq!(h2.get(&url).await.unwrap().body, "ok");
+
+    world.reload(&world.listening(&[&one.to_string()])).await;
+    goes.closed().await;
+    within("the end of an HTTP/2 connection", async {
+        while let Ok(answer) = h2.get(&url).await {
+            assert_eq!(answer.body, "ok");
+        }
+    })
+    .await;
+    assert_eq!(ask(&mut stays, "/").await.text(), "ok");
+}
+
+#[tokio::test]
+async fn the_request_at_hand_is_the_last_where_its_listener_is_removed() {
+    let mut scene = Scene::new(1).await;
+    let listener = scene.take_listeners().remove(0);
+    let (_origin, mut streams) = ServiceOrigin::streaming(listener, trust::server(&[TRUE_NAME]));
+    let [one, two] = free_addresses();
+    let both = listening(&scene, &[&one.to_string(), &two.to_string()]);
+    let proxy = Setup::new(&both).start().await;
+    let world = World { proxy, _origins: Vec::new(), scene };
+    let mut peer = client::connect(two).await;
+    peer.send(format!("GET /stream HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    let stream = within("the stream", streams.recv()).await.unwrap();
+
+    world.reload(&world.listening(&[&one.to_string()])).await;
+    until_refused(two).await;
+    assert!(stream.data("whole").await);
+    drop(stream);
+    assert_eq!(peer.response().await.text(), "whole");
+    peer.closed().await;
+}
+
+/// Regression: connections that were kept were served under the rules of before.
+#[tokio::test]
+async fn kept_connections_of_the_forward_proxy_are_served_by_its_rules_of_now_wherever_it_is() {
+    let world = World::start("127.0.0.1:0").await;
+    let [one, two] = free_addresses();
+    let proxied = |address: SocketAddr, keys: &str| {
+        world.listening(&["127.0.0.1:0"]) + &format!("proxy: {{listen: \"{address}\"{keys}}}\n")
+    };
+    world.reload(&proxied(one, "")).await;
+    let mut peer = client::connect(one).await;
+    let (alias, other) = (format!("http://{ALIAS}/"), "http://127.0.0.1:1/");
+    assert_eq!(ask(&mut peer, &alias).await.text(), "ok");
+    assert_eq!(ask(&mut peer, other).await.status(), 502);
+
+    world.reload(&proxied(two, ", passthrough: deny")).await;
+    assert_eq!(ask(&mut peer, &alias).await.text(), "ok");
+    assert_eq!(ask(&mut peer, other).await.status(), 403);
+
+    std::fs::write(world.proxy.folder().join("users"), "ann:one\n").unwrap();
+    world.reload(&proxied(one, ", credentials: $FOLDER/users")).await;
+    assert_eq!(ask(&mut peer, &alias).await.status(), 407);
+}
+
+#[tokio::test]
+async fn kept_connections_of_a_forward_proxy_that_is_removed_are_closed_and_so_are_tunnels_to_aliases()
+ {
+    let world = World::start("127.0.0.1:0").await;
+    let without = world.listening(&["127.0.0.1:0"]);
+    world.reload(&format!("{without}proxy: {{listen: \"127.0.0.1:0\"}}\n")).await;
+    let address = world.proxy.forward_proxy().await;
+    let mut peer = client::connect(address).await;
+    assert_eq!(ask(&mut peer, &format!("http://{ALIAS}/")).await.text(), "ok");
+    let mut tunnel = client::connect(address).await;
+    tunnel.send(format!("CONNECT {ALIAS}:80 HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!(tunnel.response_to("CONNECT").await.status(), 200);
+    assert_eq!(ask(&mut tunnel, "/").await.text(), "ok");
+
+    world.reload(&without).await;
+    peer.closed().await;
+    tunnel.closed().await;
+}
+
+#[tokio::test]
+async fn the_next_request_of_a_kept_connection_is_read_by_the_settings_of_now() {
+    let world = World::start("127.0.0.1:0").await;
+    let yaml = world.listening(&["127.0.0.1:0"]);
+    let mut peer = client::connect(world.proxy.address(ALIAS).await).await;
+    let long = format!("/{}", "x".repeat(8000));
+    assert_eq!(ask(&mut peer, &long).await.text(), "ok");
+    world.reload(&format!("{yaml}listener: {{max_header_size: 4KiB}}\n")).await;
+    assert_eq!(ask(&mut peer, "/").await.text(), "ok");
+    let refused = ask(&mut peer, &long).await;
+    assert!([414, 431].contains(&refused.status()), "{}", refused.head);
 }
 
 #[tokio::test]
@@ -209,6 +351,17 @@ fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
+/// A request on a connection that is kept.
+async fn ask(peer: &mut Peer, target: &str) -> Message {
+    peer.send(format!("GET {target} HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    peer.response().await
+}
+
+fn free_address() -> SocketAddr {
+    let [address] = free_addresses();
+    address
+}
+
 /// Addresses that nobody else uses.
 fn free_addresses<const N: usize>() -> [SocketAddr; N] {
     std::array::from_fn(|_| SocketAddr::new(loopback::address(), 8080))
@@ -218,4 +371,13 @@ fn free_addresses<const N: usize>() -> [SocketAddr; N] {
 fn free_wildcard_port() -> u16 {
     let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
     listener.local_addr().unwrap().port()
+}
+
+async fn until_refused(address: SocketAddr) {
+    within("the listener to close", async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }

@@ -3,6 +3,7 @@
 
 mod certificates;
 mod plan;
+mod serving;
 mod sockets;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use tokio::{
     runtime::{self, Runtime},
     sync::{mpsc, oneshot, watch},
@@ -24,6 +25,7 @@ use tokio::{
 
 use certificates::Certificates;
 use plan::{Inventory, Loaded, Plan};
+use serving::Parts;
 use sockets::{Purpose, Sockets, is_ipv6_only};
 
 use crate::{
@@ -36,11 +38,10 @@ use crate::{
     forward::Passthrough,
     listener::{Bound, Workers},
     resolve::{Environment, Resolver},
-    route::Routes,
-    serve::{ForwardProxy, Server},
+    serve::Server,
     telemetry::{Failures, Metrics, set_log_level},
     tls::server::{self, ServerTls},
-    upstream::{Registry, Upstream},
+    upstream::Registry,
 };
 
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -161,10 +162,7 @@ impl Control {
     ) -> Result<(Self, Option<Bound>), StartError> {
         let metrics = Metrics::install();
         let server = Arc::new(Server {
-            routes: ArcSwap::default(),
-            settings: ArcSwap::from_pointee(config.listener.clone()),
-            sockets: ArcSwap::default(),
-            proxy: ArcSwapOption::empty(),
+            serving: ArcSwap::default(),
             tls: ServerTls::new()?,
             failures: Failures::default(),
             accept_failures: Failures::default(),
@@ -213,37 +211,40 @@ impl Control {
     fn commit(&mut self, plan: Plan) {
         let Plan { config, sockets, loaded } = plan;
         let Loaded { credentials, aliases, environment, certificates, shown } = loaded;
-        self.server.tls.serve(shown);
         self.certificates = Some(certificates);
         let addresses = sockets.at_work.iter().map(|listening| listening.bound.address);
         let own = addresses.chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
-        self.put_to_work(&aliases, &config);
         self.environment = environment;
-        self.server.settings.store(Arc::new(config.listener.clone()));
+        self.registry.commit(&aliases, &config.dns);
+        let allowed = config.proxy.passthrough == config::Passthrough::Allow;
+        let resolver = self.registry.resolver().clone();
+        let parts = Parts {
+            config: &config,
+            upstreams: &aliases,
+            sockets: &sockets,
+            passthrough: allowed.then(|| Passthrough::new(resolver, self.policy.clone())),
+            credentials,
+            certificates: shown,
+            drain: &self.server.drain,
+        };
+        let serving = Arc::new(parts.serving(&self.server.serving.load()));
+        let before = self.server.serving.swap(serving.clone());
+        for (id, listener) in &before.listeners {
+            if !serving.listeners.contains_key(id) {
+                listener.drain.begin();
+            }
+        }
+        if config.policy != self.config.policy {
+            aliases.iter().for_each(|alias| alias.enforce_policy());
+        }
         let old_sockets = std::mem::replace(&mut self.sockets, sockets);
-        self.server.proxy.store(self.proxy_address(&config).map(|listen| {
-            let allowed = config.proxy.passthrough == config::Passthrough::Allow;
-            let resolver = self.registry.resolver().clone();
-            let passthrough = allowed.then(|| Passthrough::new(resolver, self.policy.clone()));
-            Arc::new(ForwardProxy { listen, passthrough, credentials })
-        }));
-        self.server.sockets.store(Arc::new(self.sockets.uses()));
-        self.sockets.new.iter().for_each(|bound| self.threads.accept(bound));
+        self.sockets.fresh().for_each(|bound| self.threads.accept(bound));
         old_sockets.close_all_but(&self.sockets);
         self.closing_since = Instant::now();
         self.announce(&config, &old_sockets);
         self.snapshot.update(aliases, config.clone());
         self.config = config;
-    }
-
-    /// Puts the aliases of a configuration to work, and sends requests to them.
-    fn put_to_work(&mut self, aliases: &[Arc<Upstream>], config: &Config) {
-        self.registry.commit(aliases, &config.dns);
-        self.server.routes.store(Arc::new(Routes::new(aliases)));
-        if config.policy != self.config.policy {
-            aliases.iter().for_each(|alias| alias.enforce_policy());
-        }
     }
 
     /// Where the forward proxy listens.
@@ -335,7 +336,7 @@ impl Control {
                         self.close_replaced();
                     }
                 }
-                shown = changed(&mut self.certificates) => self.server.tls.serve(shown),
+                shown = changed(&mut self.certificates) => self.show(shown),
             }
         }
     }
@@ -354,7 +355,7 @@ impl Control {
                 left = &mut finished => return left,
                 _ = upkeep.tick() => self.metrics.upkeep(),
                 _ = reports.tick() => self.server.report_failures(),
-                shown = changed(&mut self.certificates) => self.server.tls.serve(shown),
+                shown = changed(&mut self.certificates) => self.show(shown),
             }
         }
     }
@@ -373,6 +374,12 @@ impl Control {
             }
         });
         (Box::new(self.config.clone()), reply)
+    }
+
+    /// Serves other certificates from the next handshake on.
+    fn show(&self, certificates: server::Certificates) {
+        let serving = self.server.serving.load().showing(certificates);
+        self.server.serving.store(Arc::new(serving));
     }
 
     fn reload(&mut self, plan: Plan) {
@@ -434,8 +441,11 @@ async fn follow_credentials(server: Arc<Server>) {
     let mut checks = interval(CREDENTIALS_CHECK);
     loop {
         checks.tick().await;
-        let proxy = server.proxy.load_full();
-        let Some(credentials) = proxy.and_then(|proxy| proxy.credentials.clone()) else { continue };
+        let credentials = {
+            let serving = server.serving.load();
+            serving.forward_proxy().and_then(|proxy| proxy.credentials.clone())
+        };
+        let Some(credentials) = credentials else { continue };
         let look = spawn_blocking(move || credentials.refresh());
         // One that hangs must not keep that of the next configuration from being followed.
         let _ = timeout(files::PATIENCE, look).await;

@@ -49,6 +49,9 @@ impl Plan {
     /// sockets, which must be free again when it is given up. They listen last, as what comes to them
     /// then has to be served.
     pub async fn make(config: Config, now: Inventory) -> Result<Self, StartError> {
+        if config.aliases.is_empty() {
+            return Err(StartError::NoAlias);
+        }
         let sockets = Sockets::bind(&config, &now.sockets, now.admin)?;
         let (config, now, loaded) = files::work(move || {
             let loaded = Loaded::load(&config, &now);

@@ -1,12 +1,19 @@
 //! The sockets of a configuration: which are there already, which are new, and which have to go.
 
-use std::{collections::HashSet, io, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashSet,
+    io,
+    net::{Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use foldhash::HashMap;
 
 use crate::{
     command::StartError,
     config::Config,
     listener::{BindError, Bound},
-    serve::{self, SocketUse, covers},
+    serve::{ListenerId, SocketId, SocketUse, covers},
 };
 
 /// What connections are accepted for.
@@ -23,8 +30,18 @@ pub enum Purpose {
 pub struct Listening {
     pub bound: Arc<Bound>,
     pub purpose: Purpose,
+    pub role: Role,
+}
+
+/// How a socket came to its purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It was there.
+    Kept,
+    /// It was bound for it.
+    New,
     /// It was there before the purpose's own socket, which takes all that this one does and more.
-    pub is_extra: bool,
+    Extra,
 }
 
 /// The sockets of a configuration.
@@ -34,8 +51,6 @@ pub struct Sockets {
     /// Wide sockets that narrower ones have taken the place of. Connections to those may still be on
     /// their way through the wide ones.
     pub closing: Vec<Arc<Bound>>,
-    /// Those of `at_work` that are new.
-    pub new: Vec<Arc<Bound>>,
 }
 
 impl Sockets {
@@ -48,36 +63,32 @@ impl Sockets {
         now: &Self,
         admin: Option<SocketAddr>,
     ) -> Result<Self, StartError> {
-        let mut free: Vec<(Arc<Bound>, Option<Purpose>)> = now.with_purposes().collect();
+        let mut free = Free::new(now);
         let mut sockets = Self::default();
         let mut missing = Vec::new();
-        for purpose in purposes(config) {
+        let mut purposes = purposes(config);
+        // A socket of port 0 is first of all that of who asked for it.
+        purposes.sort_by_key(|purpose| purpose.address().port() != 0);
+        for purpose in purposes {
             let ipv6_only = is_ipv6_only(config, admin, purpose.address());
-            let fits = |(bound, of): &(Arc<Bound>, Option<Purpose>)| match purpose.address().port()
-            {
-                // Another port for each who asks for it.
-                0 => *of == Some(purpose),
-                _ => bound.takes_all_of(purpose.address(), ipv6_only),
-            };
-            match free.iter().position(fits) {
-                Some(index) => sockets.add(free.swap_remove(index).0, purpose, false),
+            match free.take(purpose, ipv6_only) {
+                Some(bound) => sockets.add(bound, purpose, Role::Kept),
                 None => missing.push((purpose, ipv6_only)),
             }
         }
-        let mut ours: Vec<_> = now.with_purposes().map(|(bound, _)| bound).collect();
+        let mut ours: Vec<_> = now.all().cloned().collect();
         for (purpose, ipv6_only) in missing {
             let bound = Bound::new(purpose.address(), ipv6_only, &ours);
             let bound = Arc::new(bound.map_err(|error| purpose.error(error, admin))?);
             ours.push(bound.clone());
-            sockets.new.push(bound.clone());
-            sockets.add(bound, purpose, false);
+            sockets.add(bound, purpose, Role::New);
         }
-        for (bound, _) in free {
-            let mut own = sockets.at_work.iter().filter(|listening| !listening.is_extra);
-            let wide = own.clone().find(|listening| listening.bound.covers(bound.address));
-            if let Some(purpose) = wide.map(|wide| wide.purpose) {
-                sockets.add(bound, purpose, true);
-            } else if own.any(|narrow| bound.covers(narrow.bound.address)) {
+        for bound in free.left() {
+            let wide = sockets.own().find(|wide| wide.bound.covers(bound.address));
+            let wide = wide.map(|wide| wide.purpose);
+            if let Some(purpose) = wide {
+                sockets.add(bound, purpose, Role::Extra);
+            } else if sockets.own().any(|narrow| bound.covers(narrow.bound.address)) {
                 sockets.closing.push(bound);
             }
         }
@@ -86,30 +97,32 @@ impl Sockets {
 
     /// Has the new ones listen. Connections wait in them until somebody accepts.
     pub fn listen(&self, now: &Self, admin: Option<SocketAddr>) -> Result<(), StartError> {
-        let all = self.with_purposes().chain(now.with_purposes()).map(|(bound, _)| bound);
-        let ours: Vec<_> = all.collect();
-        for listening in &self.at_work {
-            if self.new.iter().any(|new| Arc::ptr_eq(new, &listening.bound)) {
-                let result = listening.bound.listen(&ours);
-                result.map_err(|error| listening.purpose.error(error, admin))?;
-            }
+        let ours: Vec<_> = self.all().chain(now.all()).cloned().collect();
+        for listening in self.own().filter(|listening| listening.role == Role::New) {
+            let result = listening.bound.listen(&ours);
+            result.map_err(|error| listening.purpose.error(error, admin))?;
         }
         Ok(())
     }
 
+    /// Those that nobody accepts on yet.
+    pub fn fresh(&self) -> impl Iterator<Item = &Arc<Bound>> {
+        let new = self.own().filter(|listening| listening.role == Role::New);
+        new.map(|listening| &listening.bound)
+    }
+
     /// What the workers know of them.
-    pub fn uses(&self) -> serve::Sockets {
-        let listener = |purpose| match purpose {
-            Purpose::Aliases(configured) => configured,
-            Purpose::Proxy(configured) => self.address(purpose).unwrap_or(configured),
-        };
-        let at_work = self
-            .at_work
-            .iter()
-            .map(|listening| (listening.bound.id, SocketUse::Open(listener(listening.purpose))));
+    pub fn uses(
+        &self,
+        listener: impl Fn(Purpose) -> Option<ListenerId>,
+    ) -> HashMap<SocketId, SocketUse> {
+        let at_work = self.at_work.iter().filter_map(|listening| {
+            Some((listening.bound.id, SocketUse::Open(listener(listening.purpose)?)))
+        });
         let closing = self.closing.iter().map(|wide| {
             let narrow = self.at_work.iter().filter(|narrow| wide.covers(narrow.bound.address));
-            let narrow = narrow.map(|narrow| (narrow.bound.address, listener(narrow.purpose)));
+            let narrow =
+                narrow.filter_map(|narrow| Some((narrow.bound.address, listener(narrow.purpose)?)));
             (wide.id, SocketUse::Closing(narrow.collect()))
         });
         at_work.chain(closing).collect()
@@ -117,30 +130,63 @@ impl Sockets {
 
     /// Where connections for a purpose come to.
     pub fn address(&self, purpose: Purpose) -> Option<SocketAddr> {
-        let mut own = self.at_work.iter().filter(|listening| !listening.is_extra);
-        own.find(|listening| listening.purpose == purpose).map(|own| own.bound.address)
+        self.own().find(|own| own.purpose == purpose).map(|own| own.bound.address)
     }
 
     /// Closes those that are not among `kept`.
     pub fn close_all_but(&self, kept: &Self) {
-        let kept: HashSet<_> = kept.with_purposes().map(|(bound, _)| bound.id).collect();
-        for (bound, _) in self.with_purposes() {
+        let kept: HashSet<_> = kept.all().map(|bound| bound.id).collect();
+        for bound in self.all() {
             if !kept.contains(&bound.id) {
                 bound.close();
             }
         }
     }
 
-    fn add(&mut self, bound: Arc<Bound>, purpose: Purpose, is_extra: bool) {
-        self.at_work.push(Listening { bound, purpose, is_extra });
+    fn add(&mut self, bound: Arc<Bound>, purpose: Purpose, role: Role) {
+        self.at_work.push(Listening { bound, purpose, role });
     }
 
-    fn with_purposes(&self) -> impl Iterator<Item = (Arc<Bound>, Option<Purpose>)> {
-        let at_work = self.at_work.iter().map(|listening| {
-            let purpose = (!listening.is_extra).then_some(listening.purpose);
-            (listening.bound.clone(), purpose)
-        });
-        at_work.chain(self.closing.iter().map(|bound| (bound.clone(), None)))
+    /// One for each purpose.
+    fn own(&self) -> impl Iterator<Item = &Listening> {
+        self.at_work.iter().filter(|listening| listening.role != Role::Extra)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Bound>> {
+        self.at_work.iter().map(|listening| &listening.bound).chain(&self.closing)
+    }
+}
+
+/// The sockets that are there, as far as they have no new purpose.
+struct Free {
+    by_address: HashMap<SocketAddr, Vec<Arc<Bound>>>,
+    /// Of port 0, which is another port for each who asks for it.
+    any_port: HashMap<Purpose, Arc<Bound>>,
+}
+
+impl Free {
+    fn new(now: &Sockets) -> Self {
+        let mut free = Self { by_address: HashMap::default(), any_port: HashMap::default() };
+        for bound in now.all() {
+            free.by_address.entry(bound.address).or_default().push(bound.clone());
+        }
+        let any_port = now.own().filter(|own| own.purpose.address().port() == 0);
+        free.any_port = any_port.map(|own| (own.purpose, own.bound.clone())).collect();
+        free
+    }
+
+    fn take(&mut self, purpose: Purpose, ipv6_only: bool) -> Option<Arc<Bound>> {
+        let address = match self.any_port.get(&purpose) {
+            Some(bound) => bound.address,
+            None => purpose.address(),
+        };
+        let there = self.by_address.get_mut(&address)?;
+        let index = there.iter().position(|bound| bound.takes_all_of(address, ipv6_only))?;
+        Some(there.swap_remove(index))
+    }
+
+    fn left(self) -> impl Iterator<Item = Arc<Bound>> {
+        self.by_address.into_values().flatten()
     }
 }
 
@@ -176,6 +222,9 @@ fn purposes(config: &Config) -> Vec<Purpose> {
 /// Whether `[::]` has to leave out the addresses of IPv4: where some of them are configured by
 /// themselves.
 pub fn is_ipv6_only(config: &Config, admin: Option<SocketAddr>, address: SocketAddr) -> bool {
+    if address.ip() != Ipv6Addr::UNSPECIFIED {
+        return false;
+    }
     let purposes = purposes(config).into_iter().map(Purpose::address);
     let mut all = purposes.chain(config.admin.listen).chain(admin);
     all.any(|other| other.is_ipv4() && other.port() == address.port() && other.port() != 0)

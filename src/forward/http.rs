@@ -98,12 +98,12 @@ async fn route(
     let host = asked.as_ref().map(Authority::host);
     // HTTP/1.0 need not say a Host; TLS has said it for it.
     let host = host.or(arrival.server_name.as_deref());
-    let find = || routes.find(arrival.listener, arrival.local.ip(), host);
+    let find = || routes.find(arrival.local.ip(), host);
     if let Ok(upstream) = find() {
         return Ok((asked, upstream));
     }
     // It may be the true name of an alias that DNS has yet to answer for the first time.
-    for upstream in routes.upstreams(arrival.listener) {
+    for upstream in routes.upstreams() {
         let _ = upstream.target().await;
     }
     let upstream = find()?;

@@ -1,11 +1,12 @@
 //! How a worker accepts on one socket.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::sleep};
 
 use super::{Bound, workers::Worker};
+use crate::serve::Inbound;
 
 /// Out of descriptors, `accept` fails at once, again and again: then it waits, ever longer.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
@@ -36,8 +37,8 @@ impl Worker {
                     // What is over the limit waits in the kernel's backlog, behind this one. A
                     // permit taken before would be kept from other sockets while nobody comes here.
                     let Some(permit) = self.permit().await else { return };
-                    match self.server.listener_of(bound.id, &stream) {
-                        Some(listener) => self.take(stream, peer, listener, permit),
+                    match self.inbound(bound, &stream, peer) {
+                        Some(inbound) => self.take(stream, inbound, permit),
                         None => refuse(&stream),
                     }
                 }
@@ -54,6 +55,18 @@ impl Worker {
             tracing::warn!(%listener, %error, "accepting failed; trying again");
         }
         back_off.wait().await;
+    }
+
+    /// What a connection comes to; `None` where nobody listens there any more.
+    fn inbound(&self, bound: &Bound, stream: &TcpStream, peer: SocketAddr) -> Option<Box<Inbound>> {
+        let serving = self.server.serving.load();
+        let listener = serving.listener_of(bound.id, stream)?.clone();
+        // The kernel is asked only where the socket does not say it.
+        let local = match bound.address.ip().is_unspecified() {
+            true => stream.local_addr().ok()?,
+            false => bound.address,
+        };
+        Some(Inbound::new(listener, peer, local, self.index))
     }
 }
 

@@ -8,7 +8,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -25,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::Bound;
-use crate::serve::Server;
+use crate::serve::{Inbound, Server};
 
 /// What a worker is told.
 enum Order {
@@ -38,8 +37,7 @@ enum Order {
 /// A connection on its way to a worker.
 struct Handover {
     stream: std::net::TcpStream,
-    peer: SocketAddr,
-    listener: SocketAddr,
+    inbound: Box<Inbound>,
     taken: Taken,
 }
 
@@ -140,7 +138,7 @@ where
 /// One thread's part.
 pub(super) struct Worker {
     pub(super) server: Arc<Server>,
-    index: usize,
+    pub(super) index: usize,
     seats: Arc<Seats>,
 }
 
@@ -158,9 +156,9 @@ impl Worker {
                 () = stopped.cancelled() => return,
             };
             match order {
-                Some(Order::Serve(Handover { stream, peer, listener, taken })) => {
+                Some(Order::Serve(Handover { stream, inbound, taken })) => {
                     if let Ok(stream) = TcpStream::from_std(stream) {
-                        self.serve(stream, peer, listener, taken);
+                        self.serve(stream, inbound, taken);
                     }
                 }
                 Some(Order::Accept(bound)) => {
@@ -187,24 +185,24 @@ impl Worker {
     pub(super) fn take(
         &self,
         stream: TcpStream,
-        peer: SocketAddr,
-        listener: SocketAddr,
+        mut inbound: Box<Inbound>,
         permit: OwnedSemaphorePermit,
     ) {
         let (index, taken) = self.seats.take(self.index, permit);
         if index == self.index {
-            self.serve(stream, peer, listener, taken);
+            self.serve(stream, inbound, taken);
         } else if let Ok(stream) = stream.into_std() {
-            let handover = Handover { stream, peer, listener, taken };
+            inbound.worker = index;
+            let handover = Handover { stream, inbound, taken };
             let _ = self.seats.seats[index].orders.send(Order::Serve(handover));
         }
     }
 
-    fn serve(&self, stream: TcpStream, peer: SocketAddr, listener: SocketAddr, taken: Taken) {
-        let (server, index) = (self.server.clone(), self.index);
+    fn serve(&self, stream: TcpStream, inbound: Box<Inbound>, taken: Taken) {
+        let server = self.server.clone();
         tokio::spawn(async move {
             // Made in here, as a future that is moved into another is kept twice.
-            server.connection(stream, peer, listener, index, Box::new(taken)).await;
+            server.connection(stream, inbound, Box::new(taken)).await;
         });
     }
 }

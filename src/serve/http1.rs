@@ -21,11 +21,9 @@ use tokio::time::{Instant, timeout};
 
 use state::{SKIP, State};
 
-use super::{End, patience::Patience};
+use super::{End, Inbound, Listener, Server, patience::Patience};
 use crate::{
     body::{BoxError, Connection, Interim, RequestBody},
-    config,
-    drain::Drain,
     forward::{Body, Handover, Problem, RefusedHead, Upgrade, headers},
     http1::{
         BodyError, Decoder, Encoder, Framing, HeadError, Outbox, parse_request, push_response,
@@ -93,26 +91,27 @@ impl<S: ByteStream + 'static> Line<S> {
         Arc::new(Self(Mutex::new(State::new(stream))))
     }
 
-    /// Serves requests until the connection ends. `tls`: it has a farewell to say.
+    /// Serves requests until the connection ends, each with the listener as it is when its head is
+    /// there. `tls`: it has a farewell to say.
     pub async fn serve<A, F>(
         self: &Arc<Self>,
         tls: bool,
-        settings: &config::Listener,
-        drain: &Drain,
+        server: &Server,
+        mut inbound: Box<Inbound>,
         answer: A,
     ) -> End
     where
-        A: Fn(Request<RequestBody>) -> F,
+        A: Fn(Request<RequestBody>, Arc<Listener>) -> F,
         F: Future<Output = Response<Body>>,
     {
         let mut patience = Patience::new();
-        let mut unused = pin!(drain.unused(Instant::now()));
+        let mut unused = pin!(inbound.unused(Instant::now()));
         // Room for an answer's future, taken once for many requests. A connection that waits for
         // its next request has none after a while.
         let mut answering = None;
         let last = loop {
             let next = poll_fn(|cx| {
-                let next = self.poll_next(cx, &mut patience, settings);
+                let next = self.poll_next(cx, &mut patience, server, &mut inbound);
                 if next.is_pending() && self.lock().inbox.bytes.is_empty() {
                     if patience.rests() {
                         self.lock().rest();
@@ -127,12 +126,12 @@ impl<S: ByteStream + 'static> Line<S> {
                 Err(last) => break last,
             };
             let answering = answering.get_or_insert_with(|| Box::pin(None));
-            answering.set(Some(answer(request)));
+            answering.set(Some(answer(request, inbound.listener.clone())));
             let answer = poll_fn(|cx| self.poll_answer(cx, answering.as_mut())).await;
             // A client that has left takes its request along.
             answering.set(None);
             let Some(answer) = answer else { return End::Done };
-            let keep = !drain.has_begun();
+            let keep = !inbound.is_ending();
             let Some(mut writing) = self.begin_answer(answer, &asked, keep) else {
                 return End::Done;
             };
@@ -164,12 +163,16 @@ impl<S: ByteStream + 'static> Line<S> {
         self: &Arc<Self>,
         cx: &mut Context<'_>,
         patience: &mut Patience,
-        settings: &config::Listener,
+        server: &Server,
+        inbound: &mut Inbound,
     ) -> Poll<Result<(Asked, Request<RequestBody>), Last>> {
-        let max_size = settings.max_header_size;
         let mut state = self.lock();
         loop {
             state.inbox.skip_empty_lines();
+            if state.inbox.has_begun() {
+                inbound.follow(server);
+            }
+            let max_size = inbound.listener.settings.max_header_size;
             if state.inbox.has_begun() && state.inbox.may_have_head(max_size) {
                 match parse_request(&mut state.inbox.bytes, max_size) {
                     Ok(None) => patience.head(),
@@ -189,7 +192,7 @@ impl<S: ByteStream + 'static> Line<S> {
         }
         let begun = state.inbox.has_begun();
         drop(state);
-        ready!(patience.poll(cx, settings.header_timeout));
+        ready!(patience.poll(cx, inbound.listener.settings.header_timeout));
         // A client that has asked for nothing gets no response.
         let slow = patience.in_head && begun;
         Poll::Ready(Err(if slow { Last::Refused(RefusedHead::TooSlow) } else { Last::End }))

@@ -15,10 +15,9 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-use super::{End, Server};
+use super::{End, Inbound, Listener, Server};
 use crate::{
     body::{Interim, RequestBody},
-    config,
     forward::{self, Arrival, Upgrade, headers},
     http2::{
         Protocol, Reason, Sender, Tunnel,
@@ -56,13 +55,13 @@ impl Server {
         self: &Arc<Self>,
         stream: S,
         arrival: Arrival,
-        settings: &config::Listener,
+        inbound: Box<Inbound>,
     ) -> End
     where
         S: ByteStream + 'static,
     {
         let arrival = Arc::new(arrival);
-        if let Err(error) = self.streams(stream, &arrival, settings).await {
+        if let Err(error) = self.streams(stream, &arrival, inbound).await {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             tracing::debug!(
                 listener = %arrival.listener,
@@ -79,22 +78,23 @@ impl Server {
         self: &Arc<Self>,
         stream: S,
         arrival: &Arc<Arrival>,
-        settings: &config::Listener,
+        mut inbound: Box<Inbound>,
     ) -> Result<(), ConnectionError>
     where
         S: ByteStream + 'static,
     {
+        let settings = &inbound.listener.settings;
         let (max_size, timeout) = (settings.max_header_size, settings.header_timeout);
         let mut connection = Connection::handshake(stream, max_size, timeout).await?;
         {
-            let mut unused = pin!(self.drain.unused(Instant::now()));
+            let mut unused = pin!(inbound.unused(Instant::now()));
             loop {
                 let next = tokio::select! {
                     next = connection.accept() => next,
                     () = unused.as_mut() => break,
                 };
                 let Some(exchange) = next else { return Ok(()) };
-                self.begin(exchange?, arrival);
+                self.begin(exchange?, arrival, &mut inbound);
             }
         }
         connection.graceful_shutdown();
@@ -109,17 +109,19 @@ impl Server {
                 },
             };
             let Some(exchange) = next else { return Ok(()) };
-            self.begin(exchange?, arrival);
+            self.begin(exchange?, arrival, &mut inbound);
         }
     }
 
-    fn begin(self: &Arc<Self>, exchange: Exchange, arrival: &Arc<Arrival>) {
-        let (server, arrival) = (self.clone(), arrival.clone());
-        tokio::spawn(async move { server.exchange(exchange, &arrival).await });
+    /// Each request is served by the listener as it is now.
+    fn begin(self: &Arc<Self>, exchange: Exchange, arrival: &Arc<Arrival>, inbound: &mut Inbound) {
+        inbound.follow(self);
+        let (server, arrival, listener) = (self.clone(), arrival.clone(), inbound.listener.clone());
+        tokio::spawn(async move { server.exchange(exchange, &arrival, listener).await });
     }
 
     /// A stream, from its request's head to its response's end.
-    async fn exchange(&self, exchange: Exchange, arrival: &Arrival) {
+    async fn exchange(&self, exchange: Exchange, arrival: &Arrival, listener: Arc<Listener>) {
         let Exchange { mut head, body, responder } = exchange;
         let is_head = head.method == Method::HEAD;
         let connects =
@@ -146,7 +148,8 @@ impl Server {
         };
         let body = body.with_interim(Arc::new(Ahead(responder.clone())));
         let response = {
-            let mut responding = pin!(self.respond(Request::from_parts(head, body), arrival));
+            let request = Request::from_parts(head, body);
+            let mut responding = pin!(self.respond(request, arrival, listener));
             poll_fn(|cx| match responding.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),
                 // A client that has given up takes its request along.

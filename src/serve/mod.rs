@@ -5,13 +5,14 @@ mod http1;
 mod http2;
 mod patience;
 mod proxy;
+mod service;
 mod socket;
 mod sockets;
 
-use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, sync::Arc};
 
 use ::http::{Request, Response};
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
@@ -20,38 +21,31 @@ use tokio::{
 };
 
 pub use credentials::Credentials;
-pub use proxy::ForwardProxy;
-pub use sockets::{SocketId, SocketUse, Sockets, covers};
+pub use proxy::{ForwardProxy, Reached};
+pub use service::{Listener, ListenerId, Service, Serving, UNBOUND};
+pub use sockets::{SocketId, SocketUse, covers};
 
 use http1::Line;
 use socket::{SocketStream, linger};
 
 use crate::{
     body::RequestBody,
-    config,
     detect::{DetectError, HTTP2_PREFACE, Protocol, detect},
     drain::Drain,
     forward::{self, Arrival},
-    route::Routes,
     socket::{ByteStream, Place, Prefixed},
     telemetry::{DownstreamConnection, Failures},
     tls::{
         Negotiated,
-        server::{AcceptError, Accepted, Asked, Certificates, ServerTls},
+        server::{AcceptError, Accepted, Asked, ServerTls},
     },
     upstream::Upstream,
 };
 
 /// What every connection is served with.
 pub struct Server {
-    /// The routes of now.
-    pub routes: ArcSwap<Routes>,
-    /// The listening sockets.
-    pub sockets: ArcSwap<Sockets>,
-    /// The listeners' settings.
-    pub settings: ArcSwap<config::Listener>,
-    /// The forward proxy, where there is one.
-    pub proxy: ArcSwapOption<ForwardProxy>,
+    /// What is configured now.
+    pub serving: ArcSwap<Serving>,
     /// For those who speak TLS.
     pub tls: ServerTls,
     /// Handshakes that fail, by listener and reason.
@@ -62,92 +56,114 @@ pub struct Server {
     pub drain: Drain,
 }
 
-/// Who is served, and where it came in.
-#[derive(Clone, Copy)]
-struct Client<'a> {
-    entrance: Entrance<'a>,
-    peer: SocketAddr,
-    local: SocketAddr,
-    worker: usize,
+/// A connection: by which listener it came, and its two ends.
+#[derive(Clone)]
+pub struct Inbound {
+    /// The listener, as it was when the connection or its latest request began.
+    pub listener: Arc<Listener>,
+    /// The application's end.
+    pub peer: SocketAddr,
+    /// Our end.
+    pub local: SocketAddr,
+    /// The worker that serves it.
+    pub worker: usize,
+    /// It is the inside of a tunnel through the forward proxy.
+    tunnel: Option<Arc<Tunnelled>>,
 }
 
-/// Where a client came in.
-#[derive(Clone, Copy)]
-enum Entrance<'a> {
-    /// A listener, as configured.
-    Listener(SocketAddr),
-    /// A tunnel to an alias.
-    Tunnel(&'a Arc<Upstream>),
+/// What holds for the inside of a tunnel.
+struct Tunnelled {
+    /// The alias that the CONNECT named.
+    alias: Arc<Upstream>,
+    /// The forward proxy, whose end is the tunnel's, too.
+    proxy: Drain,
 }
 
-impl Client<'_> {
-    /// Inside of a tunnel, the alias'.
-    fn listener(&self) -> SocketAddr {
-        match self.entrance {
-            Entrance::Listener(listener) => listener,
-            Entrance::Tunnel(alias) => Routes::entrance(alias),
+impl Inbound {
+    /// A connection that was accepted.
+    pub fn new(
+        listener: Arc<Listener>,
+        peer: SocketAddr,
+        local: SocketAddr,
+        worker: usize,
+    ) -> Box<Self> {
+        Box::new(Self { listener, peer, local, worker, tunnel: None })
+    }
+
+    /// Follows the listener where a reload has changed it. One that is gone stays as it was.
+    fn follow(&mut self, server: &Server) {
+        let serving = server.serving.load();
+        if let Some(now) = serving.listeners.get(&self.listener.id)
+            && !Arc::ptr_eq(now, &self.listener)
+        {
+            self.listener = now.clone();
+        }
+    }
+
+    /// Whether the request at hand is the last: the proxy is to end, or the listener is gone.
+    fn is_ending(&self) -> bool {
+        self.listener.drain.has_begun()
+            || self.tunnel.as_ref().is_some_and(|tunnel| tunnel.proxy.has_begun())
+    }
+
+    /// Waits until the connection is to end, where nothing has been asked for on it since `since`.
+    #[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
+    fn unused(&self, since: Instant) -> impl Future<Output = ()> + use<> {
+        let (listener, tunnel) = (self.listener.clone(), self.tunnel.clone());
+        async move {
+            let Some(tunnel) = tunnel else { return listener.drain.unused(since).await };
+            let either = async {
+                tokio::select! {
+                    () = listener.drain.unused(since) => {}
+                    () = tunnel.proxy.unused(since) => {}
+                }
+            };
+            Box::pin(either).await;
         }
     }
 }
 
 impl Server {
-    /// The listener that a new connection on a socket is of; `None` where it is nobody's any more.
-    pub fn listener_of(&self, socket: SocketId, stream: &TcpStream) -> Option<SocketAddr> {
-        self.sockets.load().get(&socket)?.listener(stream)
-    }
-
     /// Serves a connection to its end. A tunnel that it becomes may outlast this, and holds its place.
     pub async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
-        peer: SocketAddr,
-        listener: SocketAddr,
-        worker: usize,
+        inbound: Box<Inbound>,
         place: Place,
     ) {
         let _guard = self.drain.guard();
-        let settings = self.settings.load_full();
-        let Some(local) = local_address(&stream, listener) else { return };
         let (mut stream, socket) = SocketStream::new(stream, place);
         // One that is gone already shows that soon enough.
-        let _ = socket.watch(self.keepalive(listener));
+        let _ = socket.watch(inbound.listener.keepalive());
 
         let accepted = Instant::now();
-        let deadline = accepted + settings.header_timeout;
+        let deadline = accepted + inbound.listener.settings.header_timeout;
         let detected = tokio::select! {
             detected = detect(&mut stream, deadline) => detected,
-            () = self.drain.unused(accepted) => return,
+            () = inbound.unused(accepted) => return,
         };
         let (protocol, prefix) = match detected {
             Ok(detected) => detected,
             Err(DetectError::Silent) => {
-                drop(self.counted(listener, worker, "none", false));
+                drop(self.counted(&inbound, "none", false));
                 return;
             }
             Err(error) => {
-                drop(self.counted(listener, worker, "none", false));
+                drop(self.counted(&inbound, "none", false));
+                let (peer, listener) = (inbound.peer, inbound.listener.address);
                 tracing::debug!(%peer, %listener, %error, "connection given up");
                 return;
             }
         };
         let stream = Prefixed::new(prefix, stream);
-        let client = Client { entrance: Entrance::Listener(listener), peer, local, worker };
-        let proxy = self.proxy.load_full().filter(|proxy| proxy.listen == listener);
-        let end = match proxy {
+        let end = match inbound.listener.service {
+            Service::Http(_) => self.speak(protocol, stream, inbound, deadline).await,
             // Whatever it speaks: HTTP/1 is where it is told that nothing else is spoken here.
-            Some(proxy) => Box::pin(self.proxied(&proxy, stream, client, &settings)).await,
-            None => self.speak(protocol, stream, client, deadline, &settings).await,
+            Service::ForwardProxy(_) => Box::pin(self.proxied(stream, inbound)).await,
         };
         if end == End::Lingers {
             Box::pin(linger(&socket, &self.drain)).await;
         }
-    }
-
-    /// The keep-alive of a listener's connections. Its aliases may share it, and whose requests come is
-    /// not known yet: the longest counts.
-    fn keepalive(&self, listener: SocketAddr) -> Duration {
-        let of_aliases = self.routes.load().keepalive(listener);
-        of_aliases.unwrap_or(config::Timeouts::default().keepalive)
     }
 
     /// Serves what was detected.
@@ -158,23 +174,22 @@ impl Server {
         self: &Arc<Self>,
         protocol: Protocol,
         stream: S,
-        client: Client<'_>,
+        inbound: Box<Inbound>,
         deadline: Instant,
-        settings: &config::Listener,
     ) -> End
     where
         S: ByteStream + 'static,
     {
         match protocol {
             Protocol::Http1 => {
-                let arrival = self.arrival(client, "http/1.1", "http", None);
-                self.requests(stream, arrival, settings).await
+                let arrival = self.arrival(&inbound, "http/1.1", "http", None);
+                self.requests(stream, arrival, inbound).await
             }
             Protocol::Http2 => {
-                let arrival = self.arrival(client, "h2", "http", None);
-                Box::pin(self.http2(stream, arrival, settings)).await
+                let arrival = self.arrival(&inbound, "h2", "http", None);
+                Box::pin(self.http2(stream, arrival, inbound)).await
             }
-            Protocol::Tls => Box::pin(self.secured(stream, client, deadline, settings)).await,
+            Protocol::Tls => Box::pin(self.secured(stream, inbound, deadline)).await,
         }
     }
 
@@ -182,27 +197,26 @@ impl Server {
     async fn secured<S>(
         self: &Arc<Self>,
         stream: S,
-        client: Client<'_>,
+        inbound: Box<Inbound>,
         deadline: Instant,
-        settings: &config::Listener,
     ) -> End
     where
         S: ByteStream + 'static,
     {
-        match Box::pin(self.accept(stream, client, deadline)).await {
+        match Box::pin(self.accept(stream, &inbound, deadline)).await {
             Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
-                let arrival = self.arrival(client, "h2", "https", server_name);
-                match Box::pin(self.preface(stream, deadline)).await {
-                    Some(stream) => Box::pin(self.http2(stream, arrival, settings)).await,
+                let arrival = self.arrival(&inbound, "h2", "https", server_name);
+                match Box::pin(self.preface(stream, &inbound, deadline)).await {
+                    Some(stream) => Box::pin(self.http2(stream, arrival, inbound)).await,
                     None => End::Done,
                 }
             }
             Some(Accepted { stream, server_name, .. }) => {
-                let arrival = self.arrival(client, "http/1.1", "https", server_name);
-                Box::pin(self.requests(stream, arrival, settings)).await
+                let arrival = self.arrival(&inbound, "http/1.1", "https", server_name);
+                Box::pin(self.requests(stream, arrival, inbound)).await
             }
             None => {
-                drop(self.counted(client.listener(), client.worker, "none", true));
+                drop(self.counted(&inbound, "none", true));
                 End::Lingers
             }
         }
@@ -211,29 +225,27 @@ impl Server {
     /// What the connection says of its requests. Counts it for as long as the value lives.
     fn arrival(
         &self,
-        client: Client<'_>,
+        inbound: &Inbound,
         protocol: &'static str,
         scheme: &'static str,
         server_name: Option<String>,
     ) -> Arrival {
-        let Client { peer, local, worker, .. } = client;
-        let listener = client.listener();
-        let connection = Some(self.counted(listener, worker, protocol, scheme == "https"));
-        let drain = self.drain.clone();
+        let connection = Some(self.counted(inbound, protocol, scheme == "https"));
+        let Inbound { ref listener, peer, local, worker, .. } = *inbound;
+        let (listener, drain) = (listener.address, self.drain.clone());
         Arrival { listener, peer, local, scheme, server_name, worker, drain, connection }
     }
 
     /// The connection in the metrics.
     fn counted(
         &self,
-        listener: SocketAddr,
-        worker: usize,
+        inbound: &Inbound,
         protocol: &'static str,
         tls: bool,
     ) -> Arc<DownstreamConnection> {
         let connection = Arc::new(DownstreamConnection::new(protocol, tls));
-        if let [only] = self.routes.load().upstreams(listener) {
-            connection.belongs_to(&only.worker(worker).metrics);
+        if let Some(only) = inbound.listener.routes().only() {
+            connection.belongs_to(&only.worker(inbound.worker).metrics);
         }
         connection
     }
@@ -242,27 +254,28 @@ impl Server {
     async fn accept<S>(
         &self,
         stream: S,
-        client: Client<'_>,
+        inbound: &Inbound,
         deadline: Instant,
     ) -> Option<Accepted<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let (listener, peer) = (client.listener(), client.peer);
-        let routes = self.routes.load_full();
-        let choose = |certificates: &Certificates, name: Option<&str>| {
-            let found = match (client.entrance, name) {
-                (Entrance::Tunnel(alias), None) => Some((alias, false)),
-                _ => routes.shown(listener, name),
+        let (listener, peer) = (inbound.listener.address, inbound.peer);
+        let routes = inbound.listener.routes();
+        let choose = |name: Option<&str>| {
+            let found = match (&inbound.tunnel, name) {
+                (Some(tunnel), None) => Some((&tunnel.alias, false)),
+                _ => routes.shown(name),
             };
             let alias = found.map(|(alias, _)| alias.config().name.as_str());
             let any = found.is_some_and(|(_, any)| any);
-            certificates.find(Asked { alias, any, name, address: client.local.ip() }).cloned()
+            let asked = Asked { alias, any, name, address: inbound.local.ip() };
+            self.serving.load().certificates.find(asked).cloned()
         };
-        let handshake = self.tls.accept(stream, choose, || routes.names(listener));
+        let handshake = self.tls.accept(stream, choose, || routes.names());
         let shaken = tokio::select! {
             shaken = timeout_at(deadline, handshake) => shaken,
-            () = self.drain.unused(Instant::now()) => return None,
+            () = inbound.unused(Instant::now()) => return None,
         };
         match shaken {
             Ok(Ok(accepted)) => Some(accepted),
@@ -322,14 +335,13 @@ impl Server {
     }
 
     /// HTTP/1 requests for the listener's aliases.
-    async fn requests<S>(&self, stream: S, arrival: Arrival, settings: &config::Listener) -> End
+    async fn requests<S>(&self, stream: S, arrival: Arrival, inbound: Box<Inbound>) -> End
     where
         S: ByteStream + 'static,
     {
         let line = Line::new(stream);
-        let tls = arrival.scheme == "https";
-        let answer = |request| self.respond(request, &arrival);
-        line.serve(tls, settings, &self.drain, answer).await
+        let answer = |request, listener| self.respond(request, &arrival, listener);
+        line.serve(arrival.scheme == "https", self, inbound, answer).await
     }
 
     /// Reads an HTTP/2 client's preface: `h2` would wait for it without end. `None` where it does not
@@ -337,12 +349,13 @@ impl Server {
     async fn preface<S: AsyncRead + Unpin>(
         &self,
         mut stream: S,
+        inbound: &Inbound,
         deadline: Instant,
     ) -> Option<Prefixed<S>> {
         let mut preface = [0; HTTP2_PREFACE.len()];
         tokio::select! {
             read = timeout_at(deadline, stream.read_exact(&mut preface)) => read.ok()?.ok()?,
-            () = self.drain.unused(Instant::now()) => return None,
+            () = inbound.unused(Instant::now()) => return None,
         };
         // Whether it is one is for `h2` to say.
         Some(Prefixed::new(Bytes::copy_from_slice(&preface), stream))
@@ -352,9 +365,15 @@ impl Server {
         &self,
         request: Request<RequestBody>,
         arrival: &Arrival,
+        listener: Arc<Listener>,
     ) -> Response<forward::Body> {
-        let routes = self.routes.load_full();
-        forward::serve(request, arrival, &routes).await
+        forward::serve(request, arrival, listener.routes()).await
+    }
+
+    /// A listener as it is now; one that a reload has removed stays as it was.
+    fn current(&self, listener: &Arc<Listener>) -> Arc<Listener> {
+        let serving = self.serving.load();
+        serving.listeners.get(&listener.id).unwrap_or(listener).clone()
     }
 }
 
@@ -366,17 +385,10 @@ enum End {
     Lingers,
 }
 
-/// Where a client came in. The kernel is asked only where the listener does not say it.
-fn local_address(stream: &TcpStream, listener: SocketAddr) -> Option<SocketAddr> {
-    if listener.ip().is_unspecified() || listener.port() == 0 {
-        return stream.local_addr().ok();
-    }
-    Some(listener)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::Routes;
     use tokio::net::TcpListener;
 
     /// What each of ten thousand connections costs before it says a word, and what each request
@@ -384,26 +396,28 @@ mod tests {
     #[tokio::test]
     async fn futures_keep_their_size() {
         let server = Arc::new(Server {
-            routes: ArcSwap::default(),
-            sockets: ArcSwap::default(),
-            settings: ArcSwap::default(),
-            proxy: ArcSwapOption::empty(),
+            serving: ArcSwap::default(),
             tls: ServerTls::new().unwrap(),
             failures: Failures::default(),
             accept_failures: Failures::default(),
             drain: Drain::default(),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
         let stream = TcpStream::connect(address).await.unwrap();
-        let entrance = Entrance::Listener(address);
-        let client = Client { entrance, peer: address, local: address, worker: 0 };
-        let arrival = server.arrival(client, "http/1.1", "http", None);
+        let listener = Arc::new(Listener {
+            id: ListenerId::unique(),
+            address,
+            service: Service::Http(Routes::default()),
+            settings: Arc::default(),
+            drain: Drain::default(),
+        });
+        let inbound = Inbound::new(listener, address, address, 0);
+        let arrival = server.arrival(&inbound, "http/1.1", "http", None);
         let routes = Routes::default();
         let request = Request::new(RequestBody::empty());
 
-        let connection =
-            size_of_val(&server.clone().connection(stream, address, address, 0, Box::new(())));
+        let connection = size_of_val(&server.clone().connection(stream, inbound, Box::new(())));
         let request = size_of_val(&forward::serve(request, &arrival, &routes));
         assert!(connection <= 2320, "a connection: {connection} bytes");
         assert!(request <= 4864, "a request: {request} bytes");

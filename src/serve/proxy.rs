@@ -1,22 +1,23 @@
 //! The forward proxy: whoever is told to use one says whom it wants, and an alias among those is
 //! served as on its own listener.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use ::http::{Method, Request, Response, header::PROXY_AUTHORIZATION};
 use bytes::Bytes;
+use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Client, Credentials, End, Entrance, Server, http1::Line};
+use super::{Credentials, End, Inbound, Listener, Server, Service, Tunnelled, http1::Line};
 use crate::{
     body::RequestBody,
-    config,
     detect::detect,
     forward::{
         self, Arrival, ForwardError, Passthrough, PassthroughError, Tunnel, Upgrade,
         destination::Destination,
     },
+    route::Routes,
     socket::{ByteStream, Prefixed},
     telemetry::AliasMetrics,
     upstream::Upstream,
@@ -24,18 +25,28 @@ use crate::{
 
 /// The forward proxy, as configured.
 pub struct ForwardProxy {
-    /// The address that it listens on.
-    pub listen: SocketAddr,
+    /// The aliases, by the names that are theirs whatever DNS says. A true name is none of them: who tells
+    /// a proxy the vendor's name means the vendor.
+    pub aliases: HashMap<String, Reached>,
     /// The way to hosts that are no alias; `None` where they are refused.
     pub passthrough: Option<Passthrough>,
     /// What clients have to know; `None` where nothing is asked of them.
     pub credentials: Option<Arc<Credentials>>,
 }
 
+/// An alias that is reached by the forward proxy.
+#[derive(Clone)]
+pub struct Reached {
+    /// The alias.
+    pub upstream: Arc<Upstream>,
+    /// The listener as whose connections tunnels to it are served.
+    pub listener: Arc<Listener>,
+}
+
 /// What follows a CONNECT on its connection.
 enum Onward {
     /// The alias, as if on its listener.
-    Alias(Arc<Upstream>),
+    Alias(Reached),
     /// Somebody else's bytes.
     Host(Box<Tunnel>),
 }
@@ -47,26 +58,20 @@ type Handover = Mutex<Option<(Upgrade, Onward)>>;
 impl Server {
     /// Serves a connection to the forward proxy: request by request, and then what a CONNECT
     /// made of it. HTTP/1.1 in the clear is all that it speaks.
-    pub(super) async fn proxied<S>(
-        self: &Arc<Self>,
-        proxy: &Arc<ForwardProxy>,
-        stream: S,
-        client: Client<'_>,
-        settings: &config::Listener,
-    ) -> End
+    pub(super) async fn proxied<S>(self: &Arc<Self>, stream: S, inbound: Box<Inbound>) -> End
     where
         S: ByteStream + 'static,
     {
         let handover = Handover::default();
-        let arrival = self.arrival(client, "http/1.1", "http", None);
+        let arrival = self.arrival(&inbound, "http/1.1", "http", None);
         let line = Line::new(stream);
         let end = {
-            let answer = |request| self.answer(proxy, request, &arrival, &handover);
-            line.serve(false, settings, &self.drain, answer).await
+            let answer = |request, proxy| self.answer(proxy, request, &arrival, &handover);
+            line.serve(false, self, inbound.clone(), answer).await
         };
         let Some((upgrade, onward)) = handover.into_inner() else { return end };
         let Some(tunnel) = upgrade.stream().await else {
-            tracing::debug!(peer = %client.peer, "a CONNECT came to nothing");
+            tracing::debug!(peer = %inbound.peer, "a CONNECT came to nothing");
             return End::Done;
         };
         match onward {
@@ -74,24 +79,27 @@ impl Server {
                 host.run(tunnel, &self.drain).await;
                 End::Done
             }
-            Onward::Alias(alias) => {
-                let client = Client { entrance: Entrance::Tunnel(&alias), ..client };
-                self.inside(tunnel, client, settings).await
+            Onward::Alias(Reached { upstream: alias, listener }) => {
+                let proxy = inbound.listener.drain.clone();
+                let tunnelled = Some(Arc::new(Tunnelled { alias, proxy }));
+                let listener = self.current(&listener);
+                let inbound = Inbound { listener, tunnel: tunnelled, ..*inbound };
+                self.inside(tunnel, Box::new(inbound)).await
             }
         }
     }
 
     async fn answer(
         &self,
-        proxy: &Arc<ForwardProxy>,
+        proxy: Arc<Listener>,
         request: Request<RequestBody>,
         arrival: &Arrival,
         handover: &Handover,
     ) -> Response<forward::Body> {
         let started = Instant::now();
-        // A reload's word counts on connections that are open already.
-        let now = self.proxy.load_full().filter(|now| now.listen == proxy.listen);
-        let proxy = now.as_ref().unwrap_or(proxy);
+        let Service::ForwardProxy(proxy) = &proxy.service else {
+            return forward::serve(request, arrival, Routes::none()).await;
+        };
         let (mut head, body) = request.into_parts();
         if let Some(credentials) = &proxy.credentials
             && !credentials.admit(&head.headers)
@@ -105,7 +113,7 @@ impl Server {
             Err(error) => return forward::refuse(&head, &error.into(), arrival, started),
         };
         let connects = head.method == Method::CONNECT;
-        let alias = self.routes.load().alias(destination.host()).cloned();
+        let alias = proxy.aliases.get(destination.host()).cloned();
         let onward = match (alias, &proxy.passthrough) {
             (Some(alias), _) if connects => {
                 if let Some(connection) = &arrival.connection {
@@ -113,7 +121,7 @@ impl Server {
                 }
                 Onward::Alias(alias)
             }
-            (Some(alias), _) => {
+            (Some(Reached { upstream: alias, .. }), _) => {
                 if let Some(connection) = &arrival.connection {
                     connection.belongs_to(&alias.worker(arrival.worker).metrics);
                 }
@@ -152,28 +160,23 @@ impl Server {
     }
 
     /// The inside of a tunnel to an alias: as a connection to the alias' listener.
-    async fn inside<S>(
-        self: &Arc<Self>,
-        mut stream: S,
-        client: Client<'_>,
-        settings: &config::Listener,
-    ) -> End
+    async fn inside<S>(self: &Arc<Self>, mut stream: S, inbound: Box<Inbound>) -> End
     where
         S: ByteStream + 'static,
     {
         let since = Instant::now();
-        let deadline = since + settings.header_timeout;
+        let deadline = since + inbound.listener.settings.header_timeout;
         let detected = tokio::select! {
             detected = detect(&mut stream, deadline) => detected,
-            () = self.drain.unused(since) => return End::Done,
+            () = inbound.unused(since) => return End::Done,
         };
         match detected {
             Ok((protocol, prefix)) => {
                 let stream = Prefixed::new(prefix, stream);
-                self.speak(protocol, stream, client, deadline, settings).await
+                self.speak(protocol, stream, inbound, deadline).await
             }
             Err(error) => {
-                tracing::debug!(peer = %client.peer, %error, "a tunnel was given up");
+                tracing::debug!(peer = %inbound.peer, %error, "a tunnel was given up");
                 End::Done
             }
         }

@@ -5,8 +5,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use foldhash::HashMap;
 use tokio::net::TcpStream;
+
+use super::ListenerId;
 
 /// A listening socket, whatever becomes of its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,22 +21,19 @@ impl SocketId {
     }
 }
 
-/// The listener of each socket. Immutable: a reload makes new ones.
-pub type Sockets = HashMap<SocketId, SocketUse>;
-
 /// What a socket is for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum SocketUse {
     /// All its connections are this listener's.
-    Open(SocketAddr),
+    Open(ListenerId),
     /// It is about to close. Connections to these addresses are those of listeners whose sockets have
     /// taken its place.
-    Closing(Vec<(SocketAddr, SocketAddr)>),
+    Closing(Vec<(SocketAddr, ListenerId)>),
 }
 
 impl SocketUse {
     /// The listener of a new connection; `None` where it is nobody's any more.
-    pub fn listener(&self, stream: &TcpStream) -> Option<SocketAddr> {
+    pub fn listener(&self, stream: &TcpStream) -> Option<ListenerId> {
         match self {
             Self::Open(listener) => Some(*listener),
             Self::Closing(narrow) => {

@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, io, net::IpAddr, sync::Arc};
 
-use arc_swap::ArcSwap;
 use rustls::{
     ServerConfig,
     client::verify_server_name,
@@ -28,7 +27,6 @@ const UNRECOGNIZED_NAME: u8 = 112;
 pub struct ServerTls {
     /// Without a certificate: each connection gets a copy with its own.
     config: Arc<ServerConfig>,
-    certificates: ArcSwap<Certificates>,
 }
 
 /// What is shown to whom.
@@ -201,18 +199,13 @@ impl ServerTls {
         config.alpn_protocols = [&b"h2"[..], b"http/1.1", b"http/1.0"].map(<[u8]>::to_vec).to_vec();
         // Stateless tickets under keys that rotate every six hours.
         config.ticketer = Ticketer::new().map_err(library)?;
-        Ok(Self { config: Arc::new(config), certificates: ArcSwap::default() })
+        Ok(Self { config: Arc::new(config) })
     }
 
     /// How long a ticket is good for: two terms of the key that it is under.
     #[cfg(test)]
     pub(super) fn ticket_lifetime(&self) -> Option<u32> {
         self.config.ticketer.enabled().then(|| self.config.ticketer.lifetime())
-    }
-
-    /// Serves these certificates from the next handshake on.
-    pub fn serve(&self, certificates: Certificates) {
-        self.certificates.store(Arc::new(certificates));
     }
 
     /// Shakes hands. `choose` finds the certificate for the name that the client gives; `names` are those
@@ -222,7 +215,7 @@ impl ServerTls {
     pub async fn accept<S>(
         &self,
         stream: S,
-        choose: impl Fn(&Certificates, Option<&str>) -> Option<Arc<CertifiedKey>>,
+        choose: impl Fn(Option<&str>) -> Option<Arc<CertifiedKey>>,
         names: impl Fn() -> Vec<String>,
     ) -> Result<Accepted<S>, AcceptError>
     where
@@ -232,7 +225,7 @@ impl ServerTls {
         // rustls answers a ClientHello that is none with an alert; the acceptor sends it.
         let start = (&mut acceptor).await?;
         let name = start.client_hello().server_name().map(str::to_owned);
-        let Some(key) = choose(&self.certificates.load(), name.as_deref()) else {
+        let Some(key) = choose(name.as_deref()) else {
             let mut stream = start.io;
             // A fatal alert in a record of TLS 1.2's version, as a ServerHello's would be.
             let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, UNRECOGNIZED_NAME]).await;

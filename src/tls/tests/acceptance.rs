@@ -24,7 +24,7 @@ async fn a_whole_hello_for_a_name_that_is_served_begins_a_handshake() {
 
 #[test]
 fn tickets_are_under_keys_that_are_replaced_every_six_hours() {
-    assert_eq!(server().ticket_lifetime(), Some(2 * 6 * 3600));
+    assert_eq!(server().0.ticket_lifetime(), Some(2 * 6 * 3600));
 }
 
 proptest! {
@@ -72,14 +72,14 @@ fn run(bytes: &[u8]) -> Result<(), String> {
 async fn accept(bytes: &[u8]) -> Result<Accepted<DuplexStream>, AcceptError> {
     let (mut near, far) = duplex(64 * 1024);
     let names = || vec![NAME.to_owned()];
-    let tls = server();
+    let (tls, certificates) = server();
     let client = async {
         near.write_all(bytes).await.unwrap();
         near.shutdown().await.unwrap();
         let mut answer = Vec::new();
         near.read_to_end(&mut answer).await.unwrap();
     };
-    let choose = |certificates: &Certificates, name: Option<&str>| {
+    let choose = |name: Option<&str>| {
         let alias = name.is_none_or(|name| name == NAME).then_some(NAME);
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         certificates.find(Asked { alias, any: false, name, address }).cloned()
@@ -88,12 +88,10 @@ async fn accept(bytes: &[u8]) -> Result<Accepted<DuplexStream>, AcceptError> {
     timeout(PATIENCE, async { tokio::join!(accept, client).0 }).await.expect("an end")
 }
 
-fn server() -> ServerTls {
+fn server() -> (ServerTls, Certificates) {
     let subject = Subject::new(NAME, [NAME.to_owned()], []);
     let serving = Serving::in_memory(&[subject], &Serving::default()).unwrap();
-    let tls = ServerTls::new().unwrap();
-    tls.serve(Certificates::local(serving.certificates()));
-    tls
+    (ServerTls::new().unwrap(), Certificates::local(serving.certificates()))
 }
 
 fn hello() -> Vec<u8> {

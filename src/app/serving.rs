@@ -1,0 +1,175 @@
+//! What workers serve by, made from a configuration: its listeners, and which of them were there before.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use super::sockets::{Purpose, Sockets};
+use crate::{
+    config::Config,
+    drain::Drain,
+    forward::Passthrough,
+    route::Routes,
+    serve::{Credentials, ForwardProxy, Listener, ListenerId, Reached, Service, Serving, UNBOUND},
+    tls::server::Certificates,
+    upstream::Upstream,
+};
+
+/// What the listeners of a configuration are made of.
+pub struct Parts<'a> {
+    pub config: &'a Config,
+    /// In the configuration's order.
+    pub upstreams: &'a [Arc<Upstream>],
+    pub sockets: &'a Sockets,
+    /// The way of the forward proxy to hosts that are no alias.
+    pub passthrough: Option<Passthrough>,
+    pub credentials: Option<Arc<Credentials>>,
+    pub certificates: Certificates,
+    /// That of the process.
+    pub drain: &'a Drain,
+}
+
+impl Parts<'_> {
+    /// Makes them. A listener that was there `before` keeps its id, wherever it is now.
+    pub fn serving(self, before: &Serving) -> Serving {
+        let settings = Arc::new(self.config.listener.clone());
+        let mut known = Known::new(before, self.drain);
+        let shared = shared(self.upstreams);
+        let ids = known.aliases(&shared);
+        let mut serving =
+            Serving { certificates: Arc::new(self.certificates), ..Serving::default() };
+        let mut at: HashMap<Purpose, Arc<Listener>> = HashMap::new();
+        for ((address, upstreams), (id, drain)) in shared.into_iter().zip(ids) {
+            let service = Service::Http(Routes::new(&upstreams));
+            let settings = settings.clone();
+            let listener = Arc::new(Listener { id, address, service, settings, drain });
+            at.insert(Purpose::Aliases(address), listener);
+        }
+        if let Some(purpose) = self.config.proxy.listen.map(Purpose::Proxy)
+            && let Some(address) = self.sockets.address(purpose)
+        {
+            let (id, drain) = known.forward_proxy();
+            let service = Service::ForwardProxy(ForwardProxy {
+                aliases: reached(self.upstreams, &at),
+                passthrough: self.passthrough,
+                credentials: self.credentials,
+            });
+            at.insert(purpose, Arc::new(Listener { id, address, service, settings, drain }));
+        }
+        serving.sockets = self.sockets.uses(|purpose| at.get(&purpose).map(|at| at.id));
+        serving.listeners = at.into_values().map(|listener| (listener.id, listener)).collect();
+        serving
+    }
+}
+
+/// The aliases of each address, in the configuration's order.
+fn shared(upstreams: &[Arc<Upstream>]) -> Vec<(SocketAddr, Vec<Arc<Upstream>>)> {
+    let mut shared: Vec<(SocketAddr, Vec<Arc<Upstream>>)> = Vec::new();
+    let mut index: HashMap<SocketAddr, usize> = HashMap::new();
+    for upstream in upstreams {
+        for address in listens(upstream) {
+            let nth = *index.entry(address).or_insert_with(|| {
+                shared.push((address, Vec::new()));
+                shared.len() - 1
+            });
+            shared[nth].1.push(upstream.clone());
+        }
+    }
+    shared
+}
+
+/// Where an alias is reached.
+fn listens(upstream: &Upstream) -> impl Iterator<Item = SocketAddr> {
+    let listen = &upstream.config().listen;
+    let unbound = listen.is_empty().then_some(UNBOUND);
+    listen.iter().copied().chain(unbound)
+}
+
+/// The aliases that the forward proxy knows, by the names that are theirs whatever DNS says.
+fn reached(
+    upstreams: &[Arc<Upstream>],
+    at: &HashMap<Purpose, Arc<Listener>>,
+) -> foldhash::HashMap<String, Reached> {
+    let mut reached = foldhash::HashMap::default();
+    for upstream in upstreams {
+        let first = listens(upstream).next();
+        let Some(listener) = first.and_then(|first| at.get(&Purpose::Aliases(first))) else {
+            continue;
+        };
+        for host in upstream.hosts() {
+            let alias = || Reached { upstream: upstream.clone(), listener: listener.clone() };
+            reached.entry(host.clone()).or_insert_with(alias);
+        }
+    }
+    reached
+}
+
+/// The listeners that were there before, as far as they are not found again.
+struct Known<'a> {
+    /// Those of aliases: no two have the same address.
+    by_address: HashMap<SocketAddr, &'a Listener>,
+    forward_proxy: Option<&'a Listener>,
+    drain: &'a Drain,
+}
+
+impl<'a> Known<'a> {
+    fn new(before: &'a Serving, drain: &'a Drain) -> Self {
+        let mut known = Self { by_address: HashMap::new(), forward_proxy: None, drain };
+        for listener in before.listeners.values() {
+            match listener.service {
+                Service::Http(_) => drop(known.by_address.insert(listener.address, listener)),
+                Service::ForwardProxy(_) => known.forward_proxy = Some(listener),
+            }
+        }
+        known
+    }
+
+    /// Which listeners of aliases they are. One goes on that has an alias in common with one before:
+    /// first where that had the same address, then wherever it is now.
+    fn aliases(&mut self, shared: &[(SocketAddr, Vec<Arc<Upstream>>)]) -> Vec<(ListenerId, Drain)> {
+        let stay = shared.iter().map(|(address, upstreams)| {
+            let old = self.by_address.get(address).filter(|old| has_any(old, upstreams))?;
+            let same = same(old);
+            self.by_address.remove(address);
+            Some(same)
+        });
+        let mut found: Vec<_> = stay.collect();
+        let mut by_alias: HashMap<String, BTreeSet<SocketAddr>> = HashMap::new();
+        for (address, old) in self.by_address.iter().filter(|(address, _)| **address != UNBOUND) {
+            for name in names(old.routes().upstreams()) {
+                by_alias.entry(name.to_owned()).or_default().insert(*address);
+            }
+        }
+        for (found, (address, upstreams)) in found.iter_mut().zip(shared) {
+            if found.is_none() && *address != UNBOUND {
+                let addresses = names(upstreams).filter_map(|name| by_alias.get(name)).flatten();
+                *found =
+                    addresses.into_iter().find_map(|old| self.by_address.remove(old)).map(same);
+            }
+        }
+        found.into_iter().map(|found| found.unwrap_or_else(|| self.new_one())).collect()
+    }
+
+    fn forward_proxy(&self) -> (ListenerId, Drain) {
+        self.forward_proxy.map_or_else(|| self.new_one(), same)
+    }
+
+    fn new_one(&self) -> (ListenerId, Drain) {
+        (ListenerId::unique(), self.drain.of_part())
+    }
+}
+
+fn same(old: &Listener) -> (ListenerId, Drain) {
+    (old.id, old.drain.clone())
+}
+
+fn has_any(listener: &Listener, upstreams: &[Arc<Upstream>]) -> bool {
+    let old: HashSet<&str> = names(listener.routes().upstreams()).collect();
+    names(upstreams).any(|name| old.contains(name))
+}
+
+fn names(upstreams: &[Arc<Upstream>]) -> impl Iterator<Item = &str> {
+    upstreams.iter().map(|upstream| upstream.config().name.as_str())
+}
