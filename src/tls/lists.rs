@@ -71,17 +71,15 @@ impl Lists {
         let key_id = issuer_key_id(certificate);
         let (mut is_known, mut unknown) = (false, None);
         for list in lists {
-            let is_of_key =
-                key_id.as_ref().zip(list.key_id.as_ref()).map(|(one, other)| one == other);
-            let verdict = match is_of_key {
-                Some(false) => continue,
-                _ => list.signed.verdict(issuer, algorithms),
-            };
-            match verdict {
+            match list.signed.verdict(issuer, algorithms) {
                 Verdict::Good if list.names(certificate.serial()) => return Err(Reason::Revoked),
                 Verdict::Good => is_known = true,
-                bad if is_of_key == Some(true) => return Err(bad.reason()),
-                bad => unknown = Some(bad),
+                // A key may bear one identifier here and another there: its signature alone says whose a list is.
+                bad => match key_id.as_ref().zip(list.key_id.as_ref()) {
+                    Some((id, other)) if id != other => {}
+                    Some(_) => return Err(bad.reason()),
+                    None => unknown = Some(bad),
+                },
             }
         }
         unknown.filter(|_| !is_known).map_or(Ok(()), |bad| Err(bad.reason()))

@@ -33,6 +33,10 @@ fn cross_signed(issuer: &Ca, other: &Ca, name: &str, change: Change) -> Certific
 }
 
 pub(super) fn list(issuer: &Ca, revoked: &[u64]) -> String {
+    list_with(issuer, revoked, KeyIdMethod::Sha256)
+}
+
+fn list_with(issuer: &Ca, revoked: &[u64], key_identifier_method: KeyIdMethod) -> String {
     let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
         serial_number: SerialNumber::from(*serial),
         revocation_time: date_time_ymd(2024, 1, 1),
@@ -45,7 +49,7 @@ pub(super) fn list(issuer: &Ca, revoked: &[u64]) -> String {
         crl_number: SerialNumber::from(1),
         issuing_distribution_point: None,
         revoked_certs: revoked_certs.collect(),
-        key_identifier_method: KeyIdMethod::Sha256,
+        key_identifier_method,
     };
     list.signed_by(&issuer.0).unwrap().pem().unwrap()
 }
@@ -264,6 +268,28 @@ async fn a_list_that_another_key_of_the_same_name_signed_makes_nobody_suspect() 
         params.use_authority_key_identifier_extension = true;
     };
     accepted(root.issue_with(&[NAME], change).server(), &settings.load(), NAME).await;
+}
+
+/// Regression: it was passed over. A key has several identifiers where it has several certificates: they are
+/// hashes, by one method or another, or what the CA likes.
+#[tokio::test]
+async fn a_list_that_calls_its_key_by_another_identifier_counts_all_the_same() {
+    let root = Ca::new("Root");
+    let mut settings = Settings::trusting(&root);
+    let other_id = KeyIdMethod::PreSpecified(vec![7; 20]);
+    settings.tls.crls = vec![settings.file("list.pem", list_with(&root, &[666], other_id))];
+    let tls = settings.load();
+    for (serial, is_revoked) in [(666, true), (667, false)] {
+        let change = |params: &mut CertificateParams| {
+            params.serial_number = Some(SerialNumber::from(serial));
+            params.use_authority_key_identifier_extension = true;
+        };
+        let server = root.issue_with(&[NAME], change).server();
+        match is_revoked {
+            true => assert_eq!(refusal(server, &tls, NAME).await.reason, Reason::Revoked),
+            false => accepted(server, &tls, NAME).await,
+        }
+    }
 }
 
 #[tokio::test]
