@@ -11,6 +11,7 @@ use crate::{
     files::reading,
     tls::{TlsConfigError, TlsFault},
 };
+use memchr::{memmem, memrchr2};
 use parking_lot::Mutex;
 use rustls::pki_types::{
     CertificateDer, TrustAnchor, UnixTime,
@@ -30,6 +31,9 @@ const MAX_CERTIFICATES: usize = 16 << 20;
 
 /// Of UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// What a block of PEM begins with, at the beginning of a line.
+const BEGIN: &[u8] = b"-----BEGIN ";
 
 /// Seconds: a certificate is said to expire soon in the last third of its life, but no earlier than this.
 const SOON: i64 = 30 * 24 * 60 * 60;
@@ -309,11 +313,30 @@ pub(super) fn read_up_to(
     path: &Path,
     key: &'static str,
 ) -> Result<Vec<u8>, TlsConfigError> {
-    let mut contents = read_file(path, limit)
+    let contents = read_file(path, limit)
         .map_err(|source| TlsConfigError::of(key, path, |path| TlsFault::Read { path, source }))?;
-    // Windows' editors put it first, and the first line would not count as one of PEM.
-    if contents.starts_with(BYTE_ORDER_MARK) {
-        contents.drain(..BYTE_ORDER_MARK.len());
+    Ok(on_lines_of_their_own(contents))
+}
+
+/// Puts blocks of PEM on lines of their own: the reader sees none that begins within a line, as those of joined files do
+/// after an end without a newline, or after a byte order mark, which Windows' editors put first.
+fn on_lines_of_their_own(contents: Vec<u8>) -> Vec<u8> {
+    let is_hidden = |begin: &usize| {
+        let before = &contents[..*begin];
+        let line = memrchr2(b'\n', b'\r', before).map_or(before, |end| &before[end + 1..]);
+        line.ends_with(BYTE_ORDER_MARK) || line.trim_ascii_end().ends_with(b"-----")
+    };
+    let hidden: Vec<_> = memmem::find_iter(&contents, BEGIN).filter(is_hidden).collect();
+    if hidden.is_empty() {
+        return contents;
     }
-    Ok(contents)
+    let mut lines = Vec::with_capacity(contents.len() + hidden.len());
+    let mut done = 0;
+    for begin in hidden {
+        lines.extend_from_slice(&contents[done..begin]);
+        lines.push(b'\n');
+        done = begin;
+    }
+    lines.extend_from_slice(&contents[done..]);
+    lines
 }

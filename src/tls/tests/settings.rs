@@ -51,6 +51,28 @@ async fn a_byte_order_mark_hides_no_certificate_key_or_list() {
     }
 }
 
+/// Regression: of files that were joined without a newline between them, or with a byte order mark, only the first
+/// counted: another CA was unknown, and what another list revokes was accepted.
+#[tokio::test]
+async fn nothing_is_lost_where_files_were_joined_without_a_newline() {
+    let (first, second) = (Ca::new("First"), Ca::new("Second"));
+    for between in ["", "\u{feff}", "\n\u{feff}", " ", "\r\n\u{feff}"] {
+        let join = |one: &str, other: &str| format!("{}{between}{other}", one.trim_end());
+        let mut settings = Settings::trusting_pem(&join(&first.pem(), &second.pem()));
+        for ca in [&first, &second] {
+            accepted(ca.issue(&[NAME]).server(), &settings.load(), NAME).await;
+        }
+        let lists = join(&list(&first, &[666]), &list(&second, &[666]));
+        settings.tls.crls = vec![settings.file("lists.pem", lists)];
+        for ca in [&first, &second] {
+            let revoked = |params: &mut CertificateParams| params.serial_number = Some(666.into());
+            let server = ca.issue_with(&[NAME], revoked).server();
+            let failure = refusal(server, &settings.load(), NAME).await;
+            assert_eq!(failure.reason, Reason::Revoked, "{between:?}: {failure}");
+        }
+    }
+}
+
 #[test]
 fn a_listeners_key_that_cannot_be_used_is_told_apart_from_one_of_another_certificate() {
     let settings = Settings::trusting_nobody();
