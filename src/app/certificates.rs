@@ -131,7 +131,7 @@ impl Keeper {
             Ok(false) => return None,
             Ok(true) => {
                 let loaded = self.source.certificates();
-                if !self.source.take() {
+                if !self.source.take(&loaded) {
                     return None;
                 }
                 // Whatever is said now, it is about other files than before.

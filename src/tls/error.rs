@@ -36,6 +36,11 @@ impl TlsConfigErrors {
     pub fn iter(&self) -> impl Iterator<Item = &TlsConfigError> {
         self.0.iter()
     }
+
+    /// Whether files could not be read, and no more is known of any.
+    pub fn are_io(&self) -> bool {
+        self.0.iter().all(TlsConfigError::is_io)
+    }
 }
 
 impl From<TlsConfigError> for TlsConfigErrors {
@@ -171,6 +176,11 @@ impl TlsConfigError {
         what: impl FnOnce(PathBuf) -> TlsFault,
     ) -> Self {
         Self { key, file: Some(file.to_owned()), what: what(file.to_owned()) }
+    }
+
+    /// Whether its file could not be read, and no more is known of it.
+    pub(super) fn is_io(&self) -> bool {
+        matches!(&self.what, TlsFault::Read { source, .. } if source.is_io())
     }
 
     pub(super) fn root(path: &Path, why: &Useless) -> Self {

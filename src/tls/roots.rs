@@ -27,7 +27,7 @@ use std::{
 use webpki::anchor_from_trusted_cert;
 
 /// The largest file of certificates that is read: a hundred times the public roots.
-const MAX_CERTIFICATES: usize = 16 << 20;
+pub(super) const MAX_CERTIFICATES: usize = 16 << 20;
 
 /// Of UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";

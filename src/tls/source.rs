@@ -1,7 +1,6 @@
 //! Where the certificates of listeners come from: configured files, or local authorities.
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,11 +15,14 @@ use rustls::{
 use super::{
     TlsConfigError, TlsFault,
     authority::{AuthorityError, Subject},
-    roots::{certificates, pem_error, read},
+    roots::{MAX_CERTIFICATES, certificates, pem_error, read},
     server::{Certificates, is_valid_for},
     store::{Serving, Store, StoreError},
 };
-use crate::files::Settling;
+use crate::{
+    config::{Contents, Followed},
+    files::Settling,
+};
 
 /// Where the certificates for aliases come from. Everything it does may block.
 #[derive(Clone)]
@@ -31,8 +33,10 @@ pub enum Source {
         certificate: PathBuf,
         /// Its key as PEM.
         key: PathBuf,
+        /// Both.
+        files: Followed,
         /// Of the files' contents, usable or not.
-        looks: Settling<u64>,
+        looks: Settling<Contents>,
     },
     /// Local authorities.
     Local {
@@ -74,8 +78,9 @@ impl Source {
     /// One certificate for all names.
     pub fn files(certificate: &Path, key: &Path) -> Self {
         // Of before they are read: a change in between has to show.
-        let looks = Settling::new(fingerprint([certificate, key]));
-        Self::Files { certificate: certificate.into(), key: key.into(), looks }
+        let mut files = Followed::new([certificate.into(), key.into()], MAX_CERTIFICATES);
+        let looks = Settling::new(files.look());
+        Self::Files { certificate: certificate.into(), key: key.into(), files, looks }
     }
 
     /// Local authorities in `directory`; where none is configured, those of a temporary folder or of this
@@ -128,9 +133,7 @@ impl Source {
     /// [taken](Self::take). `subjects` may be others than before where that is said to be `new`.
     pub fn look(&mut self, subjects: &[Subject], new: bool) -> Result<bool, SourceError> {
         match self {
-            Self::Files { certificate, key, looks } => {
-                Ok(looks.has_changed(fingerprint([certificate.as_path(), key.as_path()])))
-            }
+            Self::Files { files, looks, .. } => Ok(looks.has_changed(files.look())),
             Self::Local { store, serving } => {
                 let unchanged = store.as_ref().is_none_or(Store::is_unchanged);
                 if !new && unchanged && serving.is_current() {
@@ -147,26 +150,24 @@ impl Source {
         }
     }
 
-    /// Says that the certificates are loaded; `false` where the files have changed meanwhile.
-    pub fn take(&mut self) -> bool {
-        let Self::Files { certificate, key, looks } = self else { return true };
-        let is_same = looks.has_changed(fingerprint([certificate.as_path(), key.as_path()]));
-        if is_same {
+    /// Says what came of loading the certificates; `false` where that is to be tried again: the files have changed
+    /// meanwhile, or only the process had no descriptor left to read them.
+    pub fn take<T>(&mut self, loaded: &Result<T, SourceError>) -> bool {
+        let Self::Files { files, looks, .. } = self else { return true };
+        let now = files.look();
+        let is_read = loaded.as_ref().err().is_none_or(|error| !error.is_io());
+        let is_done = (is_read || !now.are_complete()) && looks.has_changed(now);
+        if is_done {
             looks.take();
         }
-        is_same
+        is_done
     }
 }
 
-/// Differs when the files hold something else. By content: a ConfigMap or a Secret arrives by a swap of
-/// links whose targets may well be of the same second.
-fn fingerprint(files: [&Path; 2]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for file in files {
-        // Files that are too large to be used do not differ from each other.
-        read(file, "listener.tls").ok().hash(&mut hasher);
+impl SourceError {
+    fn is_io(&self) -> bool {
+        matches!(self, Self::Files(error) if error.is_io())
     }
-    hasher.finish()
 }
 
 const KEY: &str = "listener.tls.key";

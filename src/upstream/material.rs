@@ -1,24 +1,18 @@
 //! An alias' TLS material: certificates and keys from files, taken anew when the files change.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
-    config::{self, read_file},
+    config::{self, Contents, Followed},
     files::Settling,
     tls::{ClientTls, RootStores, TlsConfigErrors},
 };
 
-/// How often the files are compared. By content, for a ConfigMap or a Secret arrives by a swap of
-/// links whose targets may well be of the same second.
+/// How often the files are compared.
 const FILE_CHECK: Duration = Duration::from_secs(2);
 
 /// When they are compared again after a change.
@@ -30,10 +24,12 @@ const MAX_COMPARED: usize = 64 << 20;
 /// What [`ClientTls`] was loaded from, and the load in force.
 pub struct Material {
     settings: config::Tls,
-    files: Vec<PathBuf>,
+    has_files: bool,
+    /// Locked for as long as they are read: not on a thread that must not wait.
+    files: Mutex<Followed>,
     loaded: ArcSwapOption<ClientTls>,
     /// Of the files' contents, loadable or not.
-    looks: Mutex<Settling<u64>>,
+    looks: Mutex<Settling<Contents>>,
 }
 
 impl Material {
@@ -44,12 +40,15 @@ impl Material {
         if let Some(pair) = &settings.client_certificate {
             files.extend([pair.cert.clone(), pair.key.clone()]);
         }
-        let looks = Settling::new(fingerprint(&files));
+        let has_files = !files.is_empty();
+        let mut files = Followed::new(files, MAX_COMPARED);
+        let looks = Settling::new(files.look());
         Ok(Self {
             loaded: ArcSwapOption::new(ClientTls::load(settings, roots)?.map(Arc::new)),
             settings: settings.clone(),
             looks: Mutex::new(looks),
-            files,
+            files: Mutex::new(files),
+            has_files,
         })
     }
 
@@ -63,7 +62,7 @@ impl Material {
     /// What cannot be loaded, as a key that does not belong to its certificate, leaves the last
     /// good load in force: the other half of the pair may be on its way.
     pub async fn renewed(self: &Arc<Self>, alias: &str) {
-        if self.files.is_empty() {
+        if !self.has_files {
             return std::future::pending().await;
         }
         loop {
@@ -88,28 +87,31 @@ impl Material {
     }
 
     fn reload(&self) -> Result<bool, TlsConfigErrors> {
-        let now = fingerprint(&self.files);
-        if !self.looks.lock().has_changed(now) {
+        self.reload_by(|| ClientTls::load(&self.settings, &mut RootStores::of_changed_files()))
+    }
+
+    fn reload_by(
+        &self,
+        load: impl FnOnce() -> Result<Option<ClientTls>, TlsConfigErrors>,
+    ) -> Result<bool, TlsConfigErrors> {
+        let mut files = self.files.lock();
+        let now = files.look();
+        if !self.looks.lock().has_changed(now.clone()) {
             return Ok(false);
         }
-        let tls = ClientTls::load(&self.settings, &mut RootStores::of_changed_files());
+        let tls = load();
         // They were read once more for that.
-        if fingerprint(&self.files) != now {
+        if files.look() != now {
+            return Ok(false);
+        }
+        // The files can be read: what failed is the process, which has run out of descriptors. The next look tries again.
+        if now.are_complete() && tls.as_ref().is_err_and(TlsConfigErrors::are_io) {
             return Ok(false);
         }
         self.looks.lock().take();
         self.loaded.store(tls?.map(Arc::new));
         Ok(true)
     }
-}
-
-fn fingerprint(files: &[PathBuf]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for file in files {
-        // What is too large to be used is the same for as long as it is.
-        read_file(file, MAX_COMPARED).ok().hash(&mut hasher);
-    }
-    hasher.finish()
 }
 
 #[cfg(test)]
@@ -140,6 +142,16 @@ mod tests {
         assert!(!material.reload().unwrap() && is_first());
         assert!(material.reload().unwrap() && !is_first());
         assert!(!material.reload().unwrap());
+
+        // What could not be read for want of descriptors is taken by the next look.
+        fs::write(&file, &two).unwrap();
+        assert!(!material.reload().unwrap());
+        let missing =
+            config::Trust { files: vec![folder.path().join("nowhere")], ..settings.ca.clone() };
+        let failing = config::Tls { ca: missing, ..settings.clone() };
+        let load = || ClientTls::load(&failing, &mut RootStores::default());
+        assert!(!material.reload_by(load).unwrap());
+        assert!(material.reload().unwrap());
 
         // What cannot be used is told once.
         fs::write(&file, "no certificate").unwrap();

@@ -73,6 +73,26 @@ async fn nothing_is_lost_where_files_were_joined_without_a_newline() {
     }
 }
 
+/// Regression: the new certificate was passed over until it changed again.
+#[test]
+fn a_listeners_certificate_is_read_again_where_there_was_no_descriptor_for_it() {
+    let settings = Settings::trusting_nobody();
+    let pair = KeyPair::generate().unwrap();
+    let certificate = |name| leaf_params(&[name]).self_signed(&pair).unwrap().pem();
+    let key = settings.file("key.pem", pair.serialize_pem());
+    let mut source = Source::files(&settings.file("cert.pem", certificate("old")), &key);
+    assert!(!source.look(&[], false).unwrap());
+    settings.file("cert.pem", certificate("new"));
+    assert!(!source.look(&[], false).unwrap());
+    assert!(source.look(&[], false).unwrap());
+    let unread = Source::files(&settings.directory.path().join("nowhere"), &key).certificates();
+    assert!(!source.take(&unread));
+    assert!(source.look(&[], false).unwrap());
+    let loaded = source.certificates();
+    assert!(loaded.is_ok() && source.take(&loaded));
+    assert!(!source.look(&[], false).unwrap());
+}
+
 #[test]
 fn a_listeners_key_that_cannot_be_used_is_told_apart_from_one_of_another_certificate() {
     let settings = Settings::trusting_nobody();
