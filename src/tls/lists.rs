@@ -1,22 +1,26 @@
 //! Certificate revocation lists: read from files, and asked for a certificate.
 
+mod serials;
 mod signature;
 
-use std::{path::Path, sync::Arc};
+use std::{iter, path::Path, sync::Arc};
 
 use rustls::{
     crypto::WebPkiSupportedAlgorithms,
     pki_types::{CertificateRevocationListDer, SubjectPublicKeyInfoDer, UnixTime, pem::PemObject},
 };
-use webpki::{Cert, CertRevocationList, OwnedCertRevocationList};
+use webpki::{BorrowedCertRevocationList, Cert, CertRevocationList};
 use x509_parser::{
     certificate::X509Certificate,
     extensions::{ParsedExtension, X509Extension},
     prelude::FromDer,
-    revocation_list::CertificateRevocationList,
+    time::ASN1Time,
 };
 
-use self::signature::{Signed, Verdict};
+use self::{
+    serials::Serials,
+    signature::{Signed, Verdict, split},
+};
 use super::{
     failure::{Date, Reason},
     roots::read_up_to,
@@ -35,8 +39,11 @@ static FILES: Shared<Vec<List>> = Shared::new();
 #[derive(Default)]
 pub(super) struct Lists(Vec<Arc<Vec<List>>>);
 
+/// What has to be known of a list: it may name a million certificates.
 struct List {
-    parsed: CertRevocationList<'static>,
+    /// As webpki has it.
+    issuer: Vec<u8>,
+    revoked: Serials,
     signed: Signed,
     /// Which of its issuer's keys it says to be signed with.
     key_id: Option<Vec<u8>>,
@@ -94,10 +101,7 @@ impl Lists {
     }
 
     fn of<'a>(&'a self, issuer: &'a [u8]) -> impl Iterator<Item = &'a List> {
-        self.0
-            .iter()
-            .flat_map(|lists| lists.iter())
-            .filter(move |list| list.parsed.issuer() == issuer)
+        self.0.iter().flat_map(|lists| lists.iter()).filter(move |list| list.issuer == issuer)
     }
 
     #[cfg(test)]
@@ -109,7 +113,7 @@ impl Lists {
 
 impl List {
     fn names(&self, serial: &[u8]) -> bool {
-        !matches!(self.parsed.find_serial(serial), Ok(None))
+        self.revoked.contains(serial)
     }
 
     /// A list that should have been replaced still revokes what it revokes, but is silent on what came later.
@@ -135,18 +139,47 @@ fn parse(path: &Path, content: Vec<u8>) -> Result<Vec<List>, TlsConfigError> {
         lists.push(content.into());
     }
     let parse = |list: CertificateRevocationListDer<'_>| {
-        let parsed = OwnedCertRevocationList::from_der(&list)
-            .map_err(|error| bad(format!("the TLS library cannot read it ({error})")))?;
-        let (_, read) = CertificateRevocationList::from_der(&list)
-            .map_err(|error| bad(format!("it is damaged ({error})")))?;
+        let unread = |error| bad(format!("the TLS library cannot read it ({error})"));
+        let damaged = || bad("it is damaged".to_owned());
+        let parsed = BorrowedCertRevocationList::from_der(&list).map_err(unread)?;
+        let revoked = parsed.into_iter().map(|each| each.map(|each| each.serial_number));
+        let revoked = Serials::new(revoked.collect::<Result<_, _>>().map_err(unread)?);
+        let (next_update, key_id) = rest(&list).ok_or_else(damaged)?;
         Ok(List {
-            parsed: parsed.into(),
-            signed: Signed::parse(&list).ok_or_else(|| bad("it is damaged".to_owned()))?,
-            key_id: key_id(read.extensions()),
-            next_update: read.next_update().map(|time| time.timestamp()),
+            issuer: CertRevocationList::from(parsed).issuer().to_vec(),
+            revoked,
+            signed: Signed::parse(&list).ok_or_else(damaged)?,
+            key_id,
+            next_update,
         })
     };
     lists.into_iter().map(parse).collect()
+}
+
+/// What webpki does not tell of a list that it can read: when the next one is due, and the key it says to be signed with.
+fn rest(list: &[u8]) -> Option<(Option<i64>, Option<Vec<u8>>)> {
+    let (signed, _) = split(split(list)?.0.contents)?;
+    let mut fields = signed.contents;
+    let mut next = || {
+        let (field, rest) = split(fields)?;
+        fields = rest;
+        Some(field)
+    };
+    // Version, algorithm, issuer, and when it was made.
+    for _ in 0..4 {
+        next()?;
+    }
+    let (_, due) = ASN1Time::from_der(next()?.whole).ok()?;
+    // Certificates, if any, then extensions: webpki asks for these.
+    let last = iter::from_fn(next).last()?;
+    let mut extensions = split(last.contents)?.0.contents;
+    let mut found = Vec::new();
+    while !extensions.is_empty() {
+        let (rest, extension) = X509Extension::from_der(extensions).ok()?;
+        found.push(extension);
+        extensions = rest;
+    }
+    Some((Some(due.timestamp()), key_id(&found)))
 }
 
 /// Which key of its issuer a certificate says to be signed with.

@@ -101,13 +101,13 @@ impl Verdict {
 }
 
 /// A value in DER.
-struct Value<'a> {
-    whole: &'a [u8],
-    contents: &'a [u8],
+pub(super) struct Value<'a> {
+    pub(super) whole: &'a [u8],
+    pub(super) contents: &'a [u8],
 }
 
 /// The first value, and what follows it.
-fn split(der: &[u8]) -> Option<(Value<'_>, &[u8])> {
+pub(super) fn split(der: &[u8]) -> Option<(Value<'_>, &[u8])> {
     let (rest, value) = Any::from_der(der).ok()?;
     let contents = value.data;
     Some((Value { whole: &der[..der.len() - rest.len()], contents }, rest))
