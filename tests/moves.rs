@@ -264,6 +264,8 @@ async fn a_reload_that_forbids_the_true_name_ends_what_is_open_to_it_as_on_chang
     open.is_cut_off().await;
     let address = open.proxy.address(ALIAS).await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 403);
+    let series = "truename_policy_refusals_total{alias=\"webscaler-manual\",reason=\"true_name\"}";
+    assert_eq!(open.proxy.metric(series).await, Some(1.0));
 }
 
 #[tokio::test]

@@ -84,8 +84,9 @@ impl Upstream {
         }
         let Some(index) = self.position(generation.target()) else { return };
         let next = self.targets.get(index + 1);
-        if self.active(now) == index {
-            self.activate(index, next, self.config.health.passive.eject, now);
+        let current = self.active(now);
+        if current <= index {
+            self.activate(current, next, self.config.health.passive.eject, now);
         }
         if let Some(generation) = next.and_then(|next| next.generation.load_full()) {
             tracing::debug!(

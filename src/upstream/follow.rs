@@ -22,6 +22,7 @@ impl Upstream {
     pub(super) fn put_to_work(&self, resolver: &Arc<Resolver>) {
         for target in &self.targets {
             let state = target.ask(&self.config, resolver);
+            self.count_refusal(&target.applied(), &state);
             self.renew_generations(target);
             self.apply(target, &state);
             target.has_applied(state);
@@ -62,6 +63,10 @@ impl Upstream {
             let moves = before.map_or(0, |before| current.generation.saturating_sub(before));
             self.state.series.true_name_changed(moves);
         }
+        self.count_refusal(old, new);
+    }
+
+    fn count_refusal(&self, old: &State, new: &State) {
         if new.refused.is_some() && new.refused != old.refused {
             self.state.series.true_name_refused();
         }
@@ -189,6 +194,8 @@ impl Upstream {
         let mut ticks = interval(REAP_INTERVAL);
         loop {
             ticks.tick().await;
+            // Files that were being read while the settings were replaced have come to nobody's notice.
+            self.targets.iter().for_each(|target| self.renew_generations(target));
             self.close_unusable();
             self.report_failures();
             // At first nobody knows which endpoints there are.
