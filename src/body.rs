@@ -193,6 +193,11 @@ impl RequestBody {
         self
     }
 
+    /// Whether [`rewind`](Self::rewind) would do.
+    pub fn can_rewind(&self) -> bool {
+        self.stream.as_ref().is_none_or(|stream| stream.lock().keep)
+    }
+
     /// Ready once the present try has come to the body's end.
     pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(stream) = &self.stream else { return Poll::Ready(()) };

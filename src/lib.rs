@@ -76,7 +76,7 @@ pub mod connect;
 #[doc(hidden)]
 pub mod detect;
 #[doc(hidden)]
-pub mod error;
+pub mod fault;
 #[doc(hidden)]
 pub mod forward;
 #[doc(hidden)]

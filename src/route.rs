@@ -10,7 +10,10 @@ use std::{
 // on purpose is needed.
 use foldhash::HashMap;
 
-use crate::upstream::Upstream;
+use crate::{
+    fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
+    upstream::Upstream,
+};
 
 /// The aliases of one listener. Immutable: a reload makes new ones.
 #[derive(Default)]
@@ -31,15 +34,27 @@ pub struct RouteError {
     served: Vec<String>,
 }
 
-impl RouteError {
-    /// What mends it.
-    pub fn fix(&self) -> String {
-        match &self.host {
+impl Cause for RouteError {
+    fn fix(&self) -> Option<String> {
+        Some(match &self.host {
             Some(host) => {
                 format!("ask for one of the names served, or add \"{host}\" to the alias' `hosts`")
             }
             None => "send a Host".into(),
-        }
+        })
+    }
+}
+
+impl From<RouteError> for Fault {
+    fn from(error: RouteError) -> Self {
+        let diagnosis = Diagnosis {
+            kind: Kind::NoRoute,
+            stage: Stage::Route,
+            blame: Blame::Client,
+            taken: Taken::Nothing,
+            endpoint: None,
+        };
+        Self::new(diagnosis, error)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::support::{
 };
 use truename::{
     demo::dns::{self, Answer, RecordType},
-    error::ProxyErrorType,
+    fault::ProxyErrorType,
 };
 
 #[tokio::test]

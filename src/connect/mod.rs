@@ -2,6 +2,7 @@
 //! deadline. One endpoint, and nothing is remembered of it: no permits, no counts, no failures.
 
 mod deadline;
+mod error;
 mod policy;
 mod session;
 mod verdict;
@@ -14,17 +15,20 @@ use std::{
     time::Duration,
 };
 
-use nix::errno::Errno;
 use rustls::pki_types::ServerName;
 use tokio::{net::TcpStream, time::Instant};
 
 pub use deadline::Deadline;
+pub use error::ConnectError;
 pub use policy::{AddressPolicy, Denied};
 pub use session::{Facts, Session, TargetStream};
 pub use verdict::Verdict;
 pub use wire::{Mark, Wire, WireStream};
 
-use crate::tls::{self, Alpn, ClientTls, Negotiated, TlsError};
+use crate::{
+    fault::Fault,
+    tls::{self, Alpn, ClientTls, Negotiated},
+};
 
 /// One endpoint to connect to.
 #[derive(Clone, Copy)]
@@ -37,66 +41,6 @@ pub struct ConnectRequest<'a> {
     pub keepalive: Duration,
     /// By when the connection must be there, TLS included.
     pub deadline: Deadline,
-}
-
-/// A connection that could not be made. No byte of any request has left.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// `policy` or the loop check forbids the address.
-    #[error("{0}")]
-    Denied(#[from] Denied),
-    /// The TCP connection failed.
-    #[error("connecting to {endpoint}: {source}")]
-    Tcp {
-        /// Who was dialled.
-        endpoint: SocketAddr,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// TCP and TLS together took longer than `timeouts.connect`.
-    #[error("{} with {endpoint} took longer than {limit:?}", if *tcp_done { "the TLS handshake" } else { "connecting" })]
-    Timeout {
-        /// Who was dialled.
-        endpoint: SocketAddr,
-        /// `timeouts.connect`.
-        limit: Duration,
-        /// Whether TCP was up and TLS was not.
-        tcp_done: bool,
-    },
-    /// The TLS handshake failed.
-    #[error("TLS with {endpoint}: {source}")]
-    Tls {
-        /// Who was dialled.
-        endpoint: SocketAddr,
-        /// Why.
-        source: TlsError,
-    },
-}
-
-impl ConnectError {
-    /// Whether it was this process or machine that lacked something: that says nothing of the endpoint.
-    pub fn is_own_lack(&self) -> bool {
-        let Self::Tcp { source, .. } = self else { return false };
-        let lacks = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
-        source.raw_os_error().is_some_and(|error| lacks.contains(&Errno::from_raw(error)))
-    }
-
-    /// Who was dialled, or was not.
-    pub fn endpoint(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Denied(denied) => Some(denied.endpoint()),
-            Self::Tcp { endpoint, .. }
-            | Self::Timeout { endpoint, .. }
-            | Self::Tls { endpoint, .. } => Some(*endpoint),
-        }
-    }
-
-    /// Whether another endpoint of the same target may do better.
-    ///
-    /// A certificate that is wrong counts too: one of several addresses may be misconfigured.
-    pub fn is_worth_another_endpoint(&self) -> bool {
-        !matches!(self, Self::Tls { source: TlsError::Name { .. }, .. })
-    }
 }
 
 /// What to say in the handshake.
@@ -120,9 +64,9 @@ pub struct Opened {
 }
 
 /// Dials an endpoint, where the policy allows it.
-pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, ConnectError> {
+pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
     let ConnectRequest { endpoint, policy, keepalive, deadline } = *request;
-    policy.check(endpoint)?;
+    policy.check(endpoint).map_err(ConnectError::Denied)?;
     let started = Instant::now();
     let tcp = |source| ConnectError::Tcp { endpoint, source };
     // An IPv4-mapped address needs no IPv6, which may be switched off here.
@@ -131,15 +75,16 @@ pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, ConnectError> 
         IpAddr::V6(_) => endpoint,
     };
     let Some(stream) = deadline.within(TcpStream::connect(address)).await else {
-        return Err(ConnectError::Timeout { endpoint, limit: deadline.limit(), tcp_done: false });
+        let limit = deadline.limit();
+        return Err(ConnectError::Timeout { endpoint, limit, tcp_done: false }.into());
     };
     let stream = stream.map_err(tcp)?;
     if let Ok(local) = stream.local_addr() {
         // A port that dialled itself (simultaneous open on loopback) echoes instead of answering.
         if local == address {
-            return Err(tcp(io::ErrorKind::ConnectionRefused.into()));
+            return Err(tcp(io::ErrorKind::ConnectionRefused.into()).into());
         }
-        policy.check_connected(local, address)?;
+        policy.check_connected(local, address).map_err(ConnectError::Denied)?;
     }
     stream.set_nodelay(true).map_err(tcp)?;
     let (stream, wire) = Wire::new(stream);
@@ -153,7 +98,7 @@ impl Opened {
         self,
         identity: Option<Identity<'_>>,
         deadline: Deadline,
-    ) -> Result<Session, ConnectError> {
+    ) -> Result<Session, Fault> {
         let Self { endpoint, stream, wire, tcp_time } = self;
         let Some(Identity { tls, server_name, alpn }) = identity else {
             let facts = Facts {
@@ -169,11 +114,8 @@ impl Opened {
         let started = Instant::now();
         let handshake = deadline.within(tls::handshake(stream, tls, alpn, server_name)).await;
         let Some(handshake) = handshake else {
-            return Err(ConnectError::Timeout {
-                endpoint,
-                limit: deadline.limit(),
-                tcp_done: true,
-            });
+            let limit = deadline.limit();
+            return Err(ConnectError::Timeout { endpoint, limit, tcp_done: true }.into());
         };
         let handshake = handshake.map_err(|source| ConnectError::Tls { endpoint, source })?;
         let facts = Facts {

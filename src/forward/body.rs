@@ -10,11 +10,11 @@ use ::http::HeaderName;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::{Record, http::is_of_the_body};
+use super::{Record, attempt::is_of_the_body};
 use crate::{
     body::{BoxError, strip_trailers},
     connect::TargetStream,
-    error::ProxyErrorType,
+    fault::ProxyErrorType,
     http1::Client,
     idle::{Idle, IdleTimer},
     upstream::{Lease, SendError},

@@ -1,14 +1,16 @@
 //! Everything that can keep a request from its answer.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use ::http::StatusCode;
 
-use super::{destination::DestinationError, headers::BadRequest, passthrough::PassthroughError};
+use super::{destination::DestinationError, headers::BadRequest};
 use crate::{
-    route::RouteError,
+    fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
+    idle::Idle,
+    resolve::TrueName,
     tls::TlsError,
-    upstream::{AcquireError, Generation, LimitReached, NoTarget, SendError},
+    upstream::SendError,
 };
 
 /// Why a request has no answer from its origin.
@@ -32,12 +34,6 @@ pub enum ForwardError {
     /// Nobody can tell what the forward proxy is to do.
     #[error("{0}")]
     Destination(#[from] DestinationError),
-    /// It is for a host that is no alias, which cannot be reached.
-    #[error("{0}")]
-    Passthrough(#[from] PassthroughError),
-    /// Nobody answers to its Host.
-    #[error("{0}")]
-    Route(#[from] RouteError),
     /// It is signed over the Host that would be rewritten.
     #[error(
         "the request is signed over its Host (AWS Signature Version 4), `{signed}`, and rewriting \
@@ -48,20 +44,6 @@ pub enum ForwardError {
         signed: String,
         /// What would be sent.
         host: String,
-    },
-    /// Too many are being served already.
-    #[error("{0}")]
-    Limit(#[from] LimitReached),
-    /// The alias leads nowhere.
-    #[error("{0}")]
-    NoTarget(#[from] NoTarget),
-    /// No connection could be had.
-    #[error("{error}")]
-    Acquire {
-        /// Why.
-        error: AcquireError,
-        /// For which true name.
-        generation: Arc<Generation>,
     },
     /// The connection failed while the request or its answer's head was on it.
     #[error("{}", describe(*.endpoint, .error, .tls.as_ref()))]
@@ -74,28 +56,23 @@ pub enum ForwardError {
         tls: Option<TlsError>,
         /// Whether the connection had served before.
         kept: bool,
-        /// For which true name.
-        generation: Arc<Generation>,
     },
     /// `on_change` ended the connection before the answer's head had come.
     #[error(
         "the connection to {endpoint} was closed before it had answered, for the alias leads \
-         elsewhere now than to `{}`",
-        generation.true_name().as_str()
+         elsewhere now than to `{true_name}`"
     )]
     Moved {
         /// With whom.
         endpoint: SocketAddr,
-        /// For which true name.
-        generation: Arc<Generation>,
+        /// Which true name that was.
+        true_name: TrueName,
     },
     /// A pooled connection gave an answer before the request was there.
     #[error("{endpoint} sent an answer that nobody had asked for, and so none to this request")]
     Unsolicited {
         /// Who.
         endpoint: SocketAddr,
-        /// For which true name.
-        generation: Arc<Generation>,
     },
     /// `timeouts.response` ran out.
     #[error("{endpoint} has not begun to answer within {limit:?}")]
@@ -104,8 +81,6 @@ pub enum ForwardError {
         endpoint: SocketAddr,
         /// `timeouts.response`.
         limit: Duration,
-        /// For which true name.
-        generation: Arc<Generation>,
     },
     /// The origin switched protocols unasked, or did not where a tunnel was asked for.
     #[error("{endpoint} answered {status}, which is no answer to what the request asked for")]
@@ -114,8 +89,6 @@ pub enum ForwardError {
         endpoint: SocketAddr,
         /// `101`, or a success that is none.
         status: StatusCode,
-        /// For which true name.
-        generation: Arc<Generation>,
     },
     /// The client's own body broke off.
     #[error("the request's body broke off{}", causes(.0))]
@@ -123,32 +96,114 @@ pub enum ForwardError {
 }
 
 impl ForwardError {
-    /// The generation that it happened under, where it came that far.
-    pub fn generation(&self) -> Option<&Arc<Generation>> {
-        match self {
-            Self::Acquire { generation, .. }
-            | Self::Exchange { generation, .. }
-            | Self::Moved { generation, .. }
-            | Self::Unsolicited { generation, .. }
-            | Self::ResponseTimeout { generation, .. }
-            | Self::Switch { generation, .. } => Some(generation),
-            _ => None,
-        }
+    /// The facts, but for what the target had of the request: that is for whoever sent it to say.
+    fn diagnosis(&self) -> Diagnosis {
+        let (kind, stage, blame, endpoint) = match self {
+            Self::BadRequest(_) | Self::Destination(_) => {
+                (Kind::RequestInvalid, Stage::Request, Blame::Client, None)
+            }
+            Self::Connect => (Kind::ConnectUnsupported, Stage::Request, Blame::Client, None),
+            Self::Credentials { .. } => {
+                (Kind::CredentialsRequired, Stage::Request, Blame::Client, None)
+            }
+            Self::SignedHost { .. } => (Kind::SignedHost, Stage::Request, Blame::Client, None),
+            Self::ClientBody(error) => {
+                let (kind, stage) = kind_of(error);
+                (kind, stage, Blame::Client, None)
+            }
+            Self::Exchange { endpoint, error, tls, kept } => {
+                let (kind, stage) = match tls {
+                    Some(error) => (error.kind(), Stage::Tls),
+                    // The connection was ended on purpose while the body was on its way.
+                    None if error.is_of_the_body() => (Kind::ConnectionLost, Stage::Response),
+                    None => kind_of(error),
+                };
+                let own = *kept || error.is_of_the_body();
+                let blame = if own { Blame::Connection } else { Blame::Endpoint };
+                (kind, stage, blame, Some(*endpoint))
+            }
+            Self::Moved { endpoint, .. } => {
+                (Kind::ConnectionLost, Stage::Response, Blame::Connection, Some(*endpoint))
+            }
+            Self::Unsolicited { endpoint } => {
+                (Kind::ResponseInvalid, Stage::Response, Blame::Connection, Some(*endpoint))
+            }
+            Self::ResponseTimeout { endpoint, .. } => {
+                (Kind::ResponseTimeout, Stage::Response, Blame::Endpoint, Some(*endpoint))
+            }
+            Self::Switch { endpoint, .. } => {
+                (Kind::UpgradeFailed, Stage::Response, Blame::Target, Some(*endpoint))
+            }
+        };
+        Diagnosis { kind, stage, blame, taken: Taken::Nothing, endpoint }
     }
 
-    /// The endpoint in question.
-    pub fn endpoint(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Acquire { error, .. } => error.endpoint(),
-            Self::Passthrough(error) => error.endpoint(),
-            Self::Exchange { endpoint, .. }
-            | Self::Moved { endpoint, .. }
-            | Self::Unsolicited { endpoint, .. }
-            | Self::ResponseTimeout { endpoint, .. }
-            | Self::Switch { endpoint, .. } => Some(*endpoint),
-            _ => None,
-        }
+    /// As a fault of which the target had so much.
+    pub(super) fn with(self, taken: Taken) -> Fault {
+        Fault::new(Diagnosis { taken, ..self.diagnosis() }, self)
     }
+}
+
+impl Cause for ForwardError {
+    fn fix(&self) -> Option<String> {
+        let fix = match self {
+            Self::SignedHost { .. } => {
+                "sign the request for the true name, or set `host: preserve` for this alias"
+            }
+            Self::Credentials { .. } => {
+                "give the client the proxy as `http://USER:PASSWORD@HOST:PORT`, with a line of the \
+                 file that `proxy.credentials` names"
+            }
+            Self::Destination(error) => return error.fix(),
+            Self::Exchange { tls: Some(error), .. } => return error.hint(),
+            Self::Exchange { error, kept: true, .. } if !error.is_malformed() => {
+                "the connection had been kept from an earlier request: if the target closes those \
+                 that are idle, set `pool.idle_timeout` below its time for that"
+            }
+            Self::Moved { .. } => {
+                "send the request again; `on_change` and `drain` say how long open connections have \
+                 after a change"
+            }
+            Self::ResponseTimeout { .. } => "raise `timeouts.response`",
+            Self::ClientBody(error) if is_idle(error) => "raise `timeouts.idle`",
+            Self::Exchange { error, .. } if error.is_unread() => "raise `timeouts.idle`",
+            _ => return None,
+        };
+        Some(fix.into())
+    }
+}
+
+impl From<ForwardError> for Fault {
+    fn from(error: ForwardError) -> Self {
+        error.with(Taken::Nothing)
+    }
+}
+
+impl From<BadRequest> for Fault {
+    fn from(error: BadRequest) -> Self {
+        ForwardError::from(error).into()
+    }
+}
+
+/// What happened to an exchange, and how far it had come.
+pub(super) fn kind_of(error: &SendError) -> (Kind, Stage) {
+    if error.is_of_the_body() {
+        let kind = if is_idle(error) { Kind::RequestTimeout } else { Kind::RequestInvalid };
+        return (kind, Stage::Request);
+    }
+    if error.is_unread() {
+        return (Kind::ResponseTimeout, Stage::Request);
+    }
+    if error.is_malformed() {
+        return (Kind::ResponseInvalid, Stage::Response);
+    }
+    (Kind::ConnectionLost, Stage::Response)
+}
+
+/// Whether the client fell silent in the midst of its body.
+fn is_idle(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| cause.is::<Idle>())
 }
 
 fn describe(endpoint: SocketAddr, error: &SendError, tls: Option<&TlsError>) -> String {

@@ -10,20 +10,20 @@ use tokio::time::Instant;
 
 use super::{
     Body, ForwardError, Problem, Record,
+    attempt::{Answered, Attempt, Outcome, Outgoing},
     body::Origin,
-    deadline,
     headers::{self, ClientView, Repaired, TargetView},
-    retry::{Tries, is_idle_timeout},
+    retry::{Next, Tried, next, speaks_against_target},
     upgrade::{self, Upgrade},
 };
 use crate::{
     body::RequestBody,
     config::{HostHeader, HttpVersion},
     drain::Drain,
+    fault::{Fault, Taken},
     route::Routes,
     telemetry::{AliasMetrics, DownstreamConnection},
-    tls::TlsError,
-    upstream::{Generation, Lease, SendError, Upstream, Want},
+    upstream::{Generation, Lease, Upstream, Want},
 };
 
 /// What a request's connection says of it.
@@ -57,7 +57,7 @@ pub async fn serve(
     let (head, body) = request.into_parts();
     let (asked, upstream) = match route(&head, arrival, routes).await {
         Ok(found) => found,
-        Err(error) => return refuse(&head, &error, arrival, started),
+        Err(fault) => return refuse(&head, &fault, arrival, started),
     };
     if let Some(connection) = &arrival.connection {
         connection.belongs_to(&upstream.worker(arrival.worker).metrics);
@@ -68,15 +68,15 @@ pub async fn serve(
 /// Answers a request that is for no alias, and has not gone anywhere.
 pub fn refuse(
     head: &request::Parts,
-    error: &ForwardError,
+    fault: &Fault,
     arrival: &Arrival,
     started: Instant,
 ) -> Response<Body> {
-    let problem = Problem::new(error, None);
+    let problem = Problem::new(fault, None, None);
     if let Some(connection) = &arrival.connection {
         connection.belongs_to(AliasMetrics::of_no_alias());
     }
-    Record::of_nobody(head, started).failed(&problem, error);
+    Record::of_nobody(head, started).failed(&problem, fault, None);
     tracing::info!(
         listener = %arrival.listener,
         error = problem.error().as_str(),
@@ -90,9 +90,9 @@ async fn route(
     head: &request::Parts,
     arrival: &Arrival,
     routes: &Routes,
-) -> Result<(Option<Authority>, Arc<Upstream>), ForwardError> {
+) -> Result<(Option<Authority>, Arc<Upstream>), Fault> {
     if head.method == Method::CONNECT && !upgrade::is_extended_connect(head) {
-        return Err(ForwardError::Connect);
+        return Err(ForwardError::Connect.into());
     }
     let asked = headers::authority(head)?;
     let host = asked.as_ref().map(Authority::host);
@@ -122,12 +122,13 @@ pub async fn forward(
     let (head, body) = request.into_parts();
     let mut record = Record::of_alias(upstream, arrival.worker, &head, started);
     record.reads(&body);
-    let mut journey = Journey { upstream, arrival, record };
+    let mut journey = Journey { upstream, arrival, record, generation: None };
     match journey.run(head, body, asked, started).await {
         Ok(answer) => answer.into_response(journey.record, upstream, arrival),
-        Err(error) => {
-            let problem = Problem::new(&error, Some(upstream));
-            journey.record.failed(&problem, &error);
+        Err(fault) => {
+            let generation = journey.generation.take();
+            let problem = Problem::new(&fault, Some(upstream), generation.as_deref());
+            journey.record.failed(&problem, &fault, generation);
             journey.record.explain(&problem);
             let mut response = problem.into_response();
             response.body_mut().record(journey.record);
@@ -137,10 +138,12 @@ pub async fn forward(
 }
 
 /// A request between its routing and its answer's head.
-pub(super) struct Journey<'a> {
-    pub(super) upstream: &'a Arc<Upstream>,
+struct Journey<'a> {
+    upstream: &'a Arc<Upstream>,
     arrival: &'a Arrival,
-    pub(super) record: Box<Record>,
+    record: Box<Record>,
+    /// Under which it failed, if it came that far.
+    generation: Option<Arc<Generation>>,
 }
 
 /// The origin's answer, and what is needed to pass it on.
@@ -161,7 +164,7 @@ impl Journey<'_> {
         body: RequestBody,
         asked: Option<Authority>,
         started: Instant,
-    ) -> Result<Answer, ForwardError> {
+    ) -> Result<Answer, Fault> {
         let upstream = self.upstream;
         let config = upstream.config();
         self.record.admit(upstream.admit()?);
@@ -186,19 +189,21 @@ impl Journey<'_> {
         let want = want(head.version, switching, config.http.version);
         let waits = headers::expects_continue(&head.headers);
 
-        let (response, lease, client) =
-            self.try_until_answered(head, body, client, generation, want, waits).await?;
+        let mut outgoing = Outgoing { head, body, client, waits, repaired: Repaired::default() };
+        let (response, lease) = self.try_until_answered(&mut outgoing, generation, want).await?;
+        let client = outgoing.client;
         let status = response.status();
         let unasked = status == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none();
         // To an extended CONNECT, any 2xx would say that the tunnel is there.
         if unasked || extended && status.is_success() {
-            let (endpoint, generation) = (lease.endpoint(), lease.generation().clone());
-            return Err(ForwardError::Switch { endpoint, status, generation });
+            self.generation = Some(lease.generation().clone());
+            let error = ForwardError::Switch { endpoint: lease.endpoint(), status };
+            return Err(error.with(Taken::Some));
         }
         Ok(Answer { response, lease, client, upgrade: on_upgrade, extended })
     }
 
-    fn client_view(&self, asked: Option<Authority>) -> Result<ClientView, ForwardError> {
+    fn client_view(&self, asked: Option<Authority>) -> Result<ClientView, Fault> {
         let authority = match asked {
             Some(authority) => authority,
             // HTTP/1.0 without Host: the address it came to.
@@ -209,22 +214,19 @@ impl Journey<'_> {
         Ok(ClientView { scheme: self.arrival.scheme, authority, origin: None })
     }
 
+    /// Sends the request until there is a response, or a failure that is not to be repeated.
     async fn try_until_answered(
         &mut self,
-        mut head: request::Parts,
-        mut body: RequestBody,
-        mut client: ClientView,
+        outgoing: &mut Outgoing,
         mut generation: Arc<Generation>,
         want: Want,
-        waits: bool,
-    ) -> Result<(Response<()>, Lease, ClientView), ForwardError> {
+    ) -> Result<(Response<()>, Lease), Fault> {
         let upstream = self.upstream;
         let config = upstream.config();
-        let mut tries = Tries::default();
-        let mut repaired = Repaired::default();
+        let mut tried = Tried::default();
         loop {
             let lease = upstream
-                .acquire(self.arrival.worker, &generation, want, &tries.failed, tries.fresh)
+                .acquire(self.arrival.worker, &generation, want, &tried.failed, tried.renewed)
                 .await;
             // The true name changed meanwhile: nothing was sent to the old one, and nothing will be.
             // (An alias that a reload took away has no newer one.)
@@ -235,125 +237,74 @@ impl Journey<'_> {
                     continue;
                 }
             }
-            let mut lease = match lease {
-                Ok(lease) => lease,
-                Err(error) => {
-                    tries.failed.extend(error.endpoint());
-                    if error.is_of_endpoint() {
-                        upstream.failed_at(&generation, &tries.failed);
+            let (outcome, mut elsewhere) = match lease {
+                Ok(lease) => {
+                    outgoing.address(upstream, &generation, lease.is_http2())?;
+                    tried.kept = lease.is_reused();
+                    (Attempt { lease, outgoing, config }.run().await, None)
+                }
+                Err(fault) => {
+                    tried.failed.extend(fault.endpoint());
+                    if speaks_against_target(&fault) {
+                        upstream.failed_at(&generation, &tried.failed);
                     }
-                    let next = match self.is_last_try(&tries) {
+                    let behind = match tried.is_last_next(&config.retry) {
                         true => upstream.behind(&generation).await,
                         false => None,
                     };
-                    let next = match next {
-                        Some(next) => next,
+                    let target = match behind {
+                        Some(target) => target,
                         None => upstream.target().await?,
                     };
-                    let elsewhere = !Arc::ptr_eq(&next, &generation)
-                        || next.balancer().has_untried(Instant::now(), &tries.failed);
-                    if elsewhere && self.may_reconnect(&error, &mut tries) {
-                        generation = next;
-                        continue;
-                    }
-                    upstream.refresh();
-                    return Err(ForwardError::Acquire { error, generation });
+                    tried.elsewhere = !Arc::ptr_eq(&target, &generation)
+                        || target.balancer().has_untried(Instant::now(), &tried.failed);
+                    (Outcome::Unconnected(fault), Some(target))
                 }
             };
-
-            if config.repair {
-                let alias = |host: &str| {
-                    host.eq_ignore_ascii_case(client.authority.as_str())
-                        || upstream.hosts().iter().any(|own| own.eq_ignore_ascii_case(host))
-                };
-                let told = told_host(&config.host);
-                let target = view(&generation, told.as_ref());
-                repaired.undo(&mut head.headers);
-                repaired = headers::repair_request(&mut head.headers, alias, target);
-                client.origin = repaired.origin.clone();
-            }
-            let host = host_to_send(&config.host, &client, &generation)?;
-            let streams = !http_body::Body::is_end_stream(&body);
-            headers::address(&mut head, generation.scheme(), &host, lease.is_http2(), streams)?;
-            let handle = body.handle();
-            if waits && streams {
-                body.hold();
-            }
-            body.set_idle(Some(config.timeouts.idle));
-            let interim = handle.interim();
-
-            let result = match config.timeouts.response {
-                None => lease.send(&head, body, interim).await,
-                Some(limit) => {
-                    let wire = lease.own_wire();
-                    let response = lease.send(&head, body, interim);
-                    match deadline::within(limit, response, &handle, wire.as_deref()).await {
-                        Some(result) => result,
-                        None => {
-                            lease.failed("no answer within `timeouts.response`");
-                            let endpoint = lease.endpoint();
-                            let late =
-                                ForwardError::ResponseTimeout { endpoint, limit, generation };
-                            return Err(late);
-                        }
-                    }
-                }
-            };
-            let error = match result {
-                Ok(response) if !lease.is_answer_unsolicited() => {
-                    let took = lease.answered();
-                    let status = response.status();
-                    if is_idle_timeout(status, &lease, &head.method, &handle)
-                        && handle.rewind()
-                        && self.may_repeat("reuse", true, &mut tries)
-                    {
-                        tries.fresh = true;
-                        body = handle.next_try();
-                        continue;
-                    }
-                    if self.may_repeat_status(status, &head.method, &handle)
-                        && handle.rewind()
-                        && self.may_retry("status", &mut tries)
-                    {
-                        tries.failed.push(lease.endpoint());
-                        body = handle.next_try();
-                        continue;
-                    }
-                    handle.settle();
-                    handle.set_idle(None);
-                    self.record.answered(response.status(), &lease, took);
-                    return Ok((response, lease, client));
-                }
-                Ok(_) => None,
-                Err(error) => Some(error),
-            };
-            let endpoint = lease.endpoint();
-            let reused = lease.is_reused();
-            let reason = self.retry_reason(&lease, error.as_ref(), &head, &handle).await;
-            if let Some(error) = &error
-                && !reused
-                && !error.is_of_the_body()
+            if let Outcome::Lost(fault) = &outcome
+                && fault.is_of_endpoint()
             {
-                lease.failed(&error.to_string());
-                tries.failed.push(endpoint);
-                upstream.failed_at(&generation, &tries.failed);
-            }
-            if let Some(reason) = reason
-                && handle.rewind()
-                && self.may_repeat(reason, reused, &mut tries)
-            {
-                if !reused {
-                    generation = upstream.target().await?;
+                tried.failed.extend(fault.endpoint());
+                if speaks_against_target(fault) {
+                    upstream.failed_at(&generation, &tried.failed);
                 }
-                tries.fresh = true;
-                body = handle.next_try();
-                continue;
             }
-            return Err(match error {
-                Some(error) => exchange_error(error, endpoint, reused, generation),
-                None => ForwardError::Unsolicited { endpoint, generation },
-            });
+            let retry = match next(&outcome, outgoing.asked(), &tried, &config.retry) {
+                Next::Again(retry) if retry.is_free || upstream.withdraw() => retry,
+                Next::Again(_) | Next::Answer => return self.end(outcome, outgoing, generation),
+            };
+            if matches!(outcome, Outcome::Lost(_)) && !tried.kept {
+                elsewhere = Some(upstream.target().await?);
+            }
+            tried.note(&outcome, retry);
+            self.record.retried(retry.reason);
+            outgoing.start_over();
+            generation = elsewhere.unwrap_or(generation);
         }
+    }
+
+    /// Takes what came of the last attempt for what came of the request.
+    fn end(
+        &mut self,
+        outcome: Outcome,
+        outgoing: &Outgoing,
+        generation: Arc<Generation>,
+    ) -> Result<(Response<()>, Lease), Fault> {
+        let fault = match outcome {
+            Outcome::Response(status, Answered { response, lease, took }) => {
+                outgoing.body.settle();
+                outgoing.body.set_idle(None);
+                self.record.answered(status, &lease, took);
+                return Ok((response, lease));
+            }
+            Outcome::Unconnected(fault) => {
+                self.upstream.refresh();
+                fault
+            }
+            Outcome::Lost(fault) => fault,
+        };
+        self.generation = Some(generation);
+        Err(fault)
     }
 }
 
@@ -395,12 +346,12 @@ impl Answer {
 }
 
 /// The target as it knows itself: by the Host that it is sent.
-fn view<'a>(generation: &'a Generation, told: Option<&'a Authority>) -> TargetView<'a> {
+pub(super) fn view<'a>(generation: &'a Generation, told: Option<&'a Authority>) -> TargetView<'a> {
     let authority = told.unwrap_or(generation.authority());
     TargetView { scheme: generation.scheme(), authority }
 }
 
-fn told_host(configured: &HostHeader) -> Option<Authority> {
+pub(super) fn told_host(configured: &HostHeader) -> Option<Authority> {
     match configured {
         HostHeader::Literal(host) => host.parse().ok(),
         HostHeader::Rewrite | HostHeader::Preserve => None,
@@ -418,11 +369,11 @@ fn want(downstream: Version, switching: bool, configured: HttpVersion) -> Want {
     }
 }
 
-fn host_to_send(
+pub(super) fn host_to_send(
     configured: &HostHeader,
     client: &ClientView,
     generation: &Generation,
-) -> Result<HeaderValue, ForwardError> {
+) -> Result<HeaderValue, Fault> {
     match configured {
         HostHeader::Rewrite => Ok(generation.host().clone()),
         HostHeader::Preserve => to_header(client.authority.as_str()),
@@ -430,7 +381,7 @@ fn host_to_send(
     }
 }
 
-fn to_header(host: &str) -> Result<HeaderValue, ForwardError> {
+fn to_header(host: &str) -> Result<HeaderValue, Fault> {
     HeaderValue::from_str(host).map_err(|_| headers::BadRequest::InvalidHost(host.into()).into())
 }
 
@@ -439,7 +390,7 @@ fn check_signature(
     client: &ClientView,
     generation: &Generation,
     configured: &HostHeader,
-) -> Result<(), ForwardError> {
+) -> Result<(), Fault> {
     if !headers::signs_host(head) {
         return Ok(());
     }
@@ -452,26 +403,6 @@ fn check_signature(
     Err(ForwardError::SignedHost {
         signed: String::from_utf8_lossy(signed).into(),
         host: String::from_utf8_lossy(host.as_bytes()).into(),
-    })
-}
-
-/// Whether the request's own body broke off, and nothing that ended its connection on purpose did.
-pub(super) fn is_of_the_body(error: &SendError, generation: &Generation) -> bool {
-    error.is_of_the_body() && !generation.killed().is_cancelled()
-}
-
-fn exchange_error(
-    error: SendError,
-    endpoint: SocketAddr,
-    kept: bool,
-    generation: Arc<Generation>,
-) -> ForwardError {
-    if is_of_the_body(&error, &generation) {
-        return ForwardError::ClientBody(error);
     }
-    if generation.killed().is_cancelled() && error.is_cut_off() {
-        return ForwardError::Moved { endpoint, generation };
-    }
-    let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
-    ForwardError::Exchange { endpoint, error: Box::new(error), tls, kept, generation }
+    .into())
 }

@@ -1,5 +1,6 @@
 //! What happens between the two sides: a request goes out and its answer comes back.
 
+mod attempt;
 mod body;
 mod deadline;
 pub mod destination;

@@ -13,19 +13,24 @@ use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::{
-    Body, ForwardError, Problem, Record, body::Origin, destination::Destination, error::causes,
-    headers, tunnel::tunnel,
+    Body, Problem, Record,
+    body::Origin,
+    destination::Destination,
+    error::{causes, kind_of},
+    headers,
+    tunnel::tunnel,
 };
 use crate::{
     body::RequestBody,
     config::{Alias, Timeouts},
-    connect::{AddressPolicy, ConnectError, Deadline, Session, TargetStream},
+    connect::{AddressPolicy, Deadline, Session, TargetStream},
     drain::Drain,
-    http1::{Client, ExchangeError},
+    fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
+    http1::Client,
     resolve::{ResolveError, Resolver},
     socket::ByteStream,
     telemetry::AliasMetrics,
-    upstream::Attempts,
+    upstream::{Attempts, SendError},
 };
 
 /// The way to hosts that are no alias.
@@ -44,16 +49,13 @@ pub enum PassthroughError {
     /// DNS does not lead to an address.
     #[error("{}", .0.what())]
     Resolve(ResolveError),
-    /// Nobody answers, or nobody may be asked.
-    #[error("{0}")]
-    Connect(ConnectError),
     /// The connection failed while the request or its answer's head was on it.
     #[error("{endpoint}: {error}{}", causes(.error))]
     Exchange {
         /// With whom.
         endpoint: SocketAddr,
         /// How.
-        error: ExchangeError,
+        error: SendError,
     },
     /// The host said `101` to a request without `Upgrade`.
     #[error("{0} switched protocols, which the request did not ask for")]
@@ -88,7 +90,7 @@ impl Passthrough {
                 record.answered_by_host(StatusCode::OK, None);
                 Ok(Box::new(Tunnel { session, record, idle: self.timeouts.idle }))
             }
-            Err(error) => Err(failed(record, &error.into())),
+            Err(fault) => Err(failed(record, &fault)),
         }
     }
 
@@ -108,7 +110,7 @@ impl Passthrough {
                 let origin = Origin::Host(client);
                 response.map(|()| Body::streaming(origin, record, self.timeouts.idle, nominated))
             }
-            Err(error) => failed(record, &error),
+            Err(fault) => failed(record, &fault),
         }
     }
 
@@ -118,7 +120,7 @@ impl Passthrough {
         body: RequestBody,
         destination: &Destination,
         record: &mut Record,
-    ) -> Result<(Response<()>, Client<TargetStream>, Vec<HeaderName>), ForwardError> {
+    ) -> Result<(Response<()>, Client<TargetStream>, Vec<HeaderName>), Fault> {
         body.confine(headers::strip_request(&mut head.headers, false));
         headers::strip_proxy(&mut head.headers);
         let host = destination.http_host();
@@ -133,7 +135,8 @@ impl Passthrough {
         let (session, endpoint) = self.connect(destination).await?;
         record.connected(endpoint);
         let sent = Instant::now();
-        let failed = |error| PassthroughError::Exchange { endpoint, error };
+        let failed =
+            |error| PassthroughError::Exchange { endpoint, error: SendError::Http1(error) };
         // Like an alias' requests, it may take its time to begin: `timeouts.response` is off.
         let mut client = Client::new(session.stream);
         body.set_idle(Some(self.timeouts.idle));
@@ -149,10 +152,7 @@ impl Passthrough {
         Ok((response, client, nominated))
     }
 
-    async fn connect(
-        &self,
-        destination: &Destination,
-    ) -> Result<(Session, SocketAddr), PassthroughError> {
+    async fn connect(&self, destination: &Destination) -> Result<(Session, SocketAddr), Fault> {
         let addresses = match destination.ip() {
             Some(ip) => vec![ip],
             None => {
@@ -171,26 +171,60 @@ impl Passthrough {
         // DNS gives no empty answer.
         let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), destination.port());
         let first = endpoints.next().unwrap_or(nowhere);
-        attempts.any_of(first, endpoints).await.map_err(PassthroughError::Connect)
+        attempts.any_of(first, endpoints).await
     }
 }
 
 /// Explains what went wrong, to the log and to the client.
-fn failed(mut record: Box<Record>, error: &ForwardError) -> Response<Body> {
-    let problem = Problem::new(error, None);
-    record.failed(&problem, error);
+fn failed(mut record: Box<Record>, fault: &Fault) -> Response<Body> {
+    let problem = Problem::new(fault, None, None);
+    record.failed(&problem, fault, None);
     record.explain(&problem);
     problem.into_response()
 }
 
 impl PassthroughError {
-    /// Who was dialled, or was not.
-    pub fn endpoint(&self) -> Option<SocketAddr> {
+    fn diagnosis(&self) -> Diagnosis {
+        let (kind, stage, blame, endpoint) = match self {
+            Self::Refused(_) => (Kind::NameNotAllowed, Stage::Policy, Blame::Client, None),
+            Self::Resolve(error) => (error.kind(), Stage::Resolve, Blame::Target, None),
+            Self::Exchange { endpoint, error } => {
+                let (kind, stage) = kind_of(error);
+                let own = error.is_of_the_body();
+                let blame = if own { Blame::Client } else { Blame::Endpoint };
+                (kind, stage, blame, Some(*endpoint))
+            }
+            Self::UnaskedSwitch(endpoint) => {
+                (Kind::UpgradeFailed, Stage::Response, Blame::Target, Some(*endpoint))
+            }
+        };
+        // Nothing is sent again to hosts that are no alias: nobody needs to know more.
+        Diagnosis { kind, stage, blame, taken: Taken::Unknown, endpoint }
+    }
+}
+
+impl Cause for PassthroughError {
+    fn fix(&self) -> Option<String> {
         match self {
-            Self::Refused(_) | Self::Resolve(_) => None,
-            Self::Connect(error) => error.endpoint(),
-            Self::Exchange { endpoint, .. } | Self::UnaskedSwitch(endpoint) => Some(*endpoint),
+            Self::Refused(_) => {
+                Some("make the host an alias, or set `proxy.passthrough: allow`".into())
+            }
+            Self::Resolve(error) => Some(error.fix()),
+            Self::Exchange { .. } | Self::UnaskedSwitch(_) => None,
         }
+    }
+
+    fn chain(&self) -> Option<&[Arc<str>]> {
+        match self {
+            Self::Resolve(error) => Some(error.chain()),
+            _ => None,
+        }
+    }
+}
+
+impl From<PassthroughError> for Fault {
+    fn from(error: PassthroughError) -> Self {
+        Self::new(error.diagnosis(), error)
     }
 }
 

@@ -6,15 +6,15 @@ use ::http::{Method, StatusCode, Version, request};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
-    ForwardError, Problem,
+    Problem,
     destination::Destination,
     headers,
     tunnel::{Carried, End},
 };
 use crate::{
     body::RequestBody,
-    error::ProxyErrorType,
-    telemetry::{Access, AliasMetrics, RequestFailure, RequestTotals},
+    fault::{Fault, ProxyErrorType},
+    telemetry::{Access, AliasMetrics, RequestFailure, RequestTotals, RetryReason},
     upstream::{Generation, Lease, Upstream},
 };
 
@@ -136,7 +136,7 @@ impl Record {
     }
 
     /// It was sent again.
-    pub fn retried(&mut self, reason: &'static str) {
+    pub fn retried(&mut self, reason: RetryReason) {
         self.retries += 1;
         self.metrics().retry(reason);
     }
@@ -163,10 +163,15 @@ impl Record {
     }
 
     /// truename answers itself.
-    pub fn failed(&mut self, problem: &Problem, error: &ForwardError) {
+    pub fn failed(
+        &mut self,
+        problem: &Problem,
+        fault: &Fault,
+        generation: Option<Arc<Generation>>,
+    ) {
         self.status = problem.status();
-        self.endpoint = error.endpoint();
-        self.generation = error.generation().cloned();
+        self.endpoint = fault.endpoint();
+        self.generation = generation;
         self.broke(problem.error());
     }
 

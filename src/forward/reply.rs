@@ -1,4 +1,4 @@
-//! Errors become answers: the one place that says which failure is which status.
+//! Faults as an HTTP client sees them: the one place that says which failure is which status.
 
 use ::http::{
     HeaderName, HeaderValue, Response, StatusCode,
@@ -8,15 +8,10 @@ use ::http::{
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{Body, ForwardError, PassthroughError};
+use super::Body;
 use crate::{
-    connect::{ConnectError, Denied},
-    error::{ProxyErrorType as Kind, Stage},
-    http1::ExchangeError,
-    idle::Idle,
-    resolve::ResolveError,
-    tls::TlsError,
-    upstream::{AcquireError, NoTarget, Upstream},
+    fault::{Fault, Kind, ProxyErrorType, Stage},
+    upstream::{Generation, Upstream},
 };
 
 /// An error as the client sees it: RFC 9457, with what truename knows besides.
@@ -41,54 +36,44 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
     #[serde(skip)]
-    error: Kind,
+    error: ProxyErrorType,
 }
 
 impl Problem {
-    /// Classifies `error`, met while serving `upstream` (none where no alias was found).
-    pub fn new(error: &ForwardError, upstream: Option<&Upstream>) -> Self {
-        let (status, kind, stage) = classify(error);
-        let state = upstream.map(|upstream| upstream.targets()[0].state());
-        let resolution = error.generation().map(|generation| generation.resolution());
-        let names = |names: &[std::sync::Arc<str>]| names.iter().map(|n| n.to_string()).collect();
-        let chain: Vec<String> = match (error, &resolution, &state) {
-            (ForwardError::NoTarget(NoTarget::Resolve(error)), ..) => names(error.chain()),
-            (ForwardError::NoTarget(NoTarget::Refused(refusal)), ..) => names(&refusal.chain),
-            (ForwardError::Passthrough(PassthroughError::Resolve(error)), ..) => {
-                names(error.chain())
-            }
-            (_, Some(resolution), _) => names(&resolution.chain),
-            (_, None, Some(state)) => {
-                state.current.as_ref().map(|current| names(&current.chain)).unwrap_or_default()
-            }
-            _ => Vec::new(),
-        };
-        let true_name = match (&resolution, &state) {
-            (Some(resolution), _) => Some(resolution.true_name.to_string()),
-            (None, Some(state)) => state.current.as_ref().map(|c| c.true_name.to_string()),
-            _ => None,
-        };
+    /// What a client is told of a fault that was met while serving `upstream` (none where no alias was
+    /// found), under one of its generations if it came that far.
+    pub fn new(
+        fault: &Fault,
+        upstream: Option<&Upstream>,
+        generation: Option<&Generation>,
+    ) -> Self {
+        let (status, error) = view(fault.kind());
+        let resolution = generation.map(Generation::resolution);
+        let resolution = resolution.or_else(|| {
+            upstream.and_then(|upstream| upstream.targets()[0].state().current.clone())
+        });
+        let chain = fault.chain().or(resolution.as_ref().map(|resolution| &resolution.chain[..]));
         Self {
-            kind: format!("urn:truename:error:{kind}"),
-            title: title(kind),
+            kind: format!("urn:truename:error:{error}"),
+            title: title(error),
             status,
-            detail: detail(error),
+            detail: fault.to_string(),
             alias: upstream.map(|upstream| upstream.config().name.clone()),
-            true_name,
-            chain,
-            endpoint: error.endpoint().map(|endpoint| endpoint.to_string()),
-            stage,
-            fix: fix(error),
-            error: kind,
+            true_name: resolution.as_ref().map(|resolution| resolution.true_name.to_string()),
+            chain: chain.unwrap_or_default().iter().map(ToString::to_string).collect(),
+            endpoint: fault.endpoint().map(|endpoint| endpoint.to_string()),
+            stage: fault.stage(),
+            fix: fault.fix(),
+            error,
         }
     }
 
     /// Says why a head was refused before it was a request.
     pub fn refused_head(head: RefusedHead) -> Self {
-        let (status, kind, detail, fix) = head.explain();
+        let (status, error, detail, fix) = head.explain();
         Self {
-            kind: format!("urn:truename:error:{kind}"),
-            title: title(kind),
+            kind: format!("urn:truename:error:{error}"),
+            title: title(error),
             status,
             detail: detail.into(),
             alias: None,
@@ -97,7 +82,7 @@ impl Problem {
             endpoint: None,
             stage: Stage::Request,
             fix: fix.map(Into::into),
-            error: kind,
+            error,
         }
     }
 
@@ -118,7 +103,7 @@ impl Problem {
     }
 
     /// Its name in RFC 9209.
-    pub fn error(&self) -> Kind {
+    pub fn error(&self) -> ProxyErrorType {
         self.error
     }
 
@@ -191,17 +176,17 @@ pub enum RefusedHead {
 }
 
 impl RefusedHead {
-    fn explain(self) -> (StatusCode, Kind, &'static str, Option<&'static str>) {
+    fn explain(self) -> (StatusCode, ProxyErrorType, &'static str, Option<&'static str>) {
         match self {
             Self::Malformed => (
                 StatusCode::BAD_REQUEST,
-                Kind::HttpRequestError,
+                ProxyErrorType::HttpRequestError,
                 "what came is not a well-formed HTTP/1 request",
                 None,
             ),
             Self::Fragment => (
                 StatusCode::BAD_REQUEST,
-                Kind::HttpRequestError,
+                ProxyErrorType::HttpRequestError,
                 "the request's target has a `#`: a fragment is for the client alone and not part of a \
                  request",
                 Some(
@@ -210,32 +195,32 @@ impl RefusedHead {
             ),
             Self::Length => (
                 StatusCode::BAD_REQUEST,
-                Kind::HttpRequestError,
+                ProxyErrorType::HttpRequestError,
                 "the request's `Content-Length` is no number, or not the same one each time",
                 Some("send the body's length once, in digits"),
             ),
             Self::Coding => (
                 StatusCode::BAD_REQUEST,
-                Kind::HttpRequestError,
+                ProxyErrorType::HttpRequestError,
                 "the request's `Transfer-Encoding` is another than `chunked`, or in HTTP/1.0",
                 Some("send the body with `Transfer-Encoding: chunked` alone, or with its length"),
             ),
             Self::TooLarge => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                Kind::HttpRequestError,
+                ProxyErrorType::HttpRequestError,
                 "the request's head has more than `listener.max_header_size` bytes, or more than \
                  100 fields",
                 Some("raise `listener.max_header_size`"),
             ),
             Self::TargetTooLong => (
                 StatusCode::URI_TOO_LONG,
-                Kind::HttpRequestError,
+                ProxyErrorType::HttpRequestError,
                 "the request's target is longer than 65,534 bytes",
                 None,
             ),
             Self::TooSlow => (
                 StatusCode::REQUEST_TIMEOUT,
-                Kind::HttpRequestError,
+                ProxyErrorType::HttpRequestError,
                 "the request's head was not complete within `listener.header_timeout`",
                 Some("raise `listener.header_timeout`"),
             ),
@@ -267,258 +252,56 @@ fn sf_string(text: &str) -> String {
     escaped
 }
 
-fn classify(error: &ForwardError) -> (StatusCode, Kind, Stage) {
+/// How a client of HTTP sees what happened.
+fn view(kind: Kind) -> (StatusCode, ProxyErrorType) {
+    use ProxyErrorType as E;
     use StatusCode as S;
-    match error {
-        ForwardError::ClientBody(error) if is_idle(error) => {
-            (S::REQUEST_TIMEOUT, Kind::HttpRequestError, Stage::Request)
-        }
-        ForwardError::Exchange { error, .. } if error.is_unread() => {
-            (S::GATEWAY_TIMEOUT, Kind::HttpResponseTimeout, Stage::Request)
-        }
-        ForwardError::BadRequest(_)
-        | ForwardError::ClientBody(_)
-        | ForwardError::Destination(_) => (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request),
-        ForwardError::Credentials { .. } => {
-            (S::PROXY_AUTHENTICATION_REQUIRED, Kind::HttpRequestDenied, Stage::Request)
-        }
-        ForwardError::Passthrough(error) => classify_passthrough(error),
-        ForwardError::Connect => (S::METHOD_NOT_ALLOWED, Kind::HttpRequestError, Stage::Request),
-        ForwardError::Route(_) => (S::NOT_FOUND, Kind::DestinationNotFound, Stage::Route),
-        ForwardError::SignedHost { .. } => {
-            (S::BAD_GATEWAY, Kind::HttpRequestDenied, Stage::Request)
-        }
-        ForwardError::Limit(_) => {
-            (S::SERVICE_UNAVAILABLE, Kind::ConnectionLimitReached, Stage::Request)
-        }
-        ForwardError::NoTarget(NoTarget::Refused(_)) => {
-            (S::FORBIDDEN, Kind::HttpRequestDenied, Stage::Policy)
-        }
-        ForwardError::NoTarget(NoTarget::Resolve(error)) => classify_resolve(error),
-        ForwardError::NoTarget(NoTarget::Unusable(error)) => classify_tls(error),
-        ForwardError::NoTarget(NoTarget::Pending(_)) => {
-            (S::GATEWAY_TIMEOUT, Kind::DnsTimeout, Stage::Resolve)
-        }
-        ForwardError::Acquire { error, .. } => classify_acquire(error),
-        ForwardError::Exchange { tls: Some(error), .. } => classify_tls(error),
-        ForwardError::Exchange { error, .. } if error.is_malformed() => {
-            (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
-        }
-        ForwardError::Exchange { .. } | ForwardError::Moved { .. } => {
-            (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
-        }
-        ForwardError::Switch { .. } => (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response),
-        ForwardError::Unsolicited { .. } => {
-            (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
-        }
-        ForwardError::ResponseTimeout { .. } => {
-            (S::GATEWAY_TIMEOUT, Kind::HttpResponseTimeout, Stage::Response)
-        }
-    }
-}
-
-/// Whether the client fell silent in the midst of its body.
-fn is_idle(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
-    causes.any(|cause| cause.is::<Idle>())
-}
-
-fn classify_acquire(error: &AcquireError) -> (StatusCode, Kind, Stage) {
-    use StatusCode as S;
-    match error {
-        AcquireError::NoEndpoint => {
-            (S::SERVICE_UNAVAILABLE, Kind::DestinationUnavailable, Stage::Connect)
-        }
-        AcquireError::ConnectionLimit { .. } => {
-            (S::SERVICE_UNAVAILABLE, Kind::ConnectionLimitReached, Stage::Connect)
-        }
-        AcquireError::Late { .. } => (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, Stage::Connect),
-        AcquireError::Http { .. } => (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Connect),
-        AcquireError::Connect(error) => classify_connect(error),
-    }
-}
-
-fn classify_passthrough(error: &PassthroughError) -> (StatusCode, Kind, Stage) {
-    use StatusCode as S;
-    match error {
-        PassthroughError::Refused(_) => (S::FORBIDDEN, Kind::HttpRequestDenied, Stage::Policy),
-        PassthroughError::Resolve(error) => classify_resolve(error),
-        PassthroughError::Connect(error) => classify_connect(error),
-        PassthroughError::Exchange { error: error @ ExchangeError::RequestBody(_), .. }
-            if is_idle(error) =>
-        {
-            (S::REQUEST_TIMEOUT, Kind::HttpRequestError, Stage::Request)
-        }
-        PassthroughError::Exchange { error: ExchangeError::Unread(_), .. } => {
-            (S::GATEWAY_TIMEOUT, Kind::HttpResponseTimeout, Stage::Request)
-        }
-        PassthroughError::Exchange { error: ExchangeError::RequestBody(_), .. } => {
-            (S::BAD_REQUEST, Kind::HttpRequestError, Stage::Request)
-        }
-        PassthroughError::Exchange { error: ExchangeError::Head(_), .. } => {
-            (S::BAD_GATEWAY, Kind::HttpProtocolError, Stage::Response)
-        }
-        PassthroughError::Exchange { .. } => {
-            (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Response)
-        }
-        PassthroughError::UnaskedSwitch(_) => {
-            (S::BAD_GATEWAY, Kind::HttpUpgradeFailed, Stage::Response)
-        }
-    }
-}
-
-fn classify_resolve(error: &ResolveError) -> (StatusCode, Kind, Stage) {
-    if error.is_timeout() {
-        return (StatusCode::GATEWAY_TIMEOUT, Kind::DnsTimeout, Stage::Resolve);
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, Kind::DnsError, Stage::Resolve)
-}
-
-fn classify_connect(error: &ConnectError) -> (StatusCode, Kind, Stage) {
-    use StatusCode as S;
-    match error {
-        ConnectError::Denied(Denied::OwnListener(_)) => {
-            (S::LOOP_DETECTED, Kind::ProxyLoopDetected, Stage::Policy)
-        }
-        ConnectError::Denied(Denied::Class { .. }) => {
-            (S::FORBIDDEN, Kind::DestinationIpProhibited, Stage::Policy)
-        }
-        ConnectError::Timeout { tcp_done, .. } => {
-            let stage = if *tcp_done { Stage::Tls } else { Stage::Connect };
-            (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, stage)
-        }
-        ConnectError::Tcp { source, .. } => match source.kind() {
-            std::io::ErrorKind::ConnectionRefused => {
-                (S::BAD_GATEWAY, Kind::ConnectionRefused, Stage::Connect)
-            }
-            std::io::ErrorKind::TimedOut => {
-                (S::GATEWAY_TIMEOUT, Kind::ConnectionTimeout, Stage::Connect)
-            }
-            // A reset right behind the accept: whether TCP or TLS meets it is a race.
-            std::io::ErrorKind::ConnectionReset => {
-                (S::BAD_GATEWAY, Kind::ConnectionTerminated, Stage::Connect)
-            }
-            _ => (S::SERVICE_UNAVAILABLE, Kind::DestinationUnavailable, Stage::Connect),
-        },
-        ConnectError::Tls { source, .. } => classify_tls(source),
-    }
-}
-
-fn classify_tls(error: &TlsError) -> (StatusCode, Kind, Stage) {
-    let kind = match error {
-        TlsError::Certificate(_) | TlsError::Name { .. } => Kind::TlsCertificateError,
-        TlsError::Eof { .. } | TlsError::Io { .. } => Kind::ConnectionTerminated,
-        _ => Kind::TlsProtocolError,
-    };
-    (StatusCode::BAD_GATEWAY, kind, Stage::Tls)
-}
-
-fn title(kind: Kind) -> &'static str {
     match kind {
-        Kind::DnsTimeout => "DNS did not answer in time",
-        Kind::DnsError => "The name cannot be resolved",
-        Kind::DestinationNotFound => "No alias answers to this Host",
-        Kind::DestinationUnavailable => "The target cannot be reached",
-        Kind::DestinationIpProhibited => "The target's address is not allowed",
-        Kind::ConnectionRefused => "The target refuses connections",
-        Kind::ConnectionTerminated => "The target closed the connection",
-        Kind::ConnectionTimeout => "The target did not take the connection in time",
-        Kind::ConnectionLimitReached => "Too many requests at once",
-        Kind::TlsProtocolError => "TLS with the target failed",
-        Kind::TlsCertificateError => "The target's certificate is not valid",
-        Kind::HttpRequestError => "The request cannot be understood",
-        Kind::HttpRequestDenied => "The request is not allowed",
-        Kind::HttpResponseIncomplete => "The target's answer broke off",
-        Kind::HttpResponseTimeout => "The target did not answer in time",
-        Kind::HttpUpgradeFailed => "The upgrade failed",
-        Kind::HttpProtocolError => "The target does not speak proper HTTP",
-        Kind::ProxyLoopDetected => "The way leads back to this proxy",
-        Kind::ProxyInternalError => "Internal error",
+        Kind::RequestInvalid => (S::BAD_REQUEST, E::HttpRequestError),
+        Kind::RequestTimeout => (S::REQUEST_TIMEOUT, E::HttpRequestError),
+        Kind::ConnectUnsupported => (S::METHOD_NOT_ALLOWED, E::HttpRequestError),
+        Kind::CredentialsRequired => (S::PROXY_AUTHENTICATION_REQUIRED, E::HttpRequestDenied),
+        Kind::SignedHost => (S::BAD_GATEWAY, E::HttpRequestDenied),
+        Kind::NoRoute => (S::NOT_FOUND, E::DestinationNotFound),
+        Kind::NameNotAllowed => (S::FORBIDDEN, E::HttpRequestDenied),
+        Kind::LimitReached => (S::SERVICE_UNAVAILABLE, E::ConnectionLimitReached),
+        Kind::DnsTimeout => (S::GATEWAY_TIMEOUT, E::DnsTimeout),
+        Kind::DnsError => (S::SERVICE_UNAVAILABLE, E::DnsError),
+        Kind::AddressNotAllowed => (S::FORBIDDEN, E::DestinationIpProhibited),
+        Kind::Loop => (S::LOOP_DETECTED, E::ProxyLoopDetected),
+        Kind::ConnectionRefused => (S::BAD_GATEWAY, E::ConnectionRefused),
+        Kind::ConnectTimeout => (S::GATEWAY_TIMEOUT, E::ConnectionTimeout),
+        Kind::Unreachable => (S::SERVICE_UNAVAILABLE, E::DestinationUnavailable),
+        Kind::ConnectionLost => (S::BAD_GATEWAY, E::ConnectionTerminated),
+        Kind::TlsProtocol => (S::BAD_GATEWAY, E::TlsProtocolError),
+        Kind::TlsCertificate => (S::BAD_GATEWAY, E::TlsCertificateError),
+        Kind::ResponseInvalid => (S::BAD_GATEWAY, E::HttpProtocolError),
+        Kind::ResponseTimeout => (S::GATEWAY_TIMEOUT, E::HttpResponseTimeout),
+        Kind::UpgradeFailed => (S::BAD_GATEWAY, E::HttpUpgradeFailed),
     }
 }
 
-fn detail(error: &ForwardError) -> String {
+fn title(error: ProxyErrorType) -> &'static str {
+    use ProxyErrorType as E;
     match error {
-        ForwardError::NoTarget(NoTarget::Resolve(error)) => error.what(),
-        error => error.to_string(),
+        E::DnsTimeout => "DNS did not answer in time",
+        E::DnsError => "The name cannot be resolved",
+        E::DestinationNotFound => "No alias answers to this Host",
+        E::DestinationUnavailable => "The target cannot be reached",
+        E::DestinationIpProhibited => "The target's address is not allowed",
+        E::ConnectionRefused => "The target refuses connections",
+        E::ConnectionTerminated => "The target closed the connection",
+        E::ConnectionTimeout => "The target did not take the connection in time",
+        E::ConnectionLimitReached => "Too many requests at once",
+        E::TlsProtocolError => "TLS with the target failed",
+        E::TlsCertificateError => "The target's certificate is not valid",
+        E::HttpRequestError => "The request cannot be understood",
+        E::HttpRequestDenied => "The request is not allowed",
+        E::HttpResponseIncomplete => "The target's answer broke off",
+        E::HttpResponseTimeout => "The target did not answer in time",
+        E::HttpUpgradeFailed => "The upgrade failed",
+        E::HttpProtocolError => "The target does not speak proper HTTP",
+        E::ProxyLoopDetected => "The way leads back to this proxy",
+        E::ProxyInternalError => "Internal error",
     }
-}
-
-/// The key or the command that mends it.
-fn fix(error: &ForwardError) -> Option<String> {
-    let fix = match error {
-        ForwardError::Route(error) => error.fix(),
-        ForwardError::SignedHost { .. } => {
-            "sign the request for the true name, or set `host: preserve` for this alias".into()
-        }
-        ForwardError::Limit(_) => "raise `limits.requests`".into(),
-        ForwardError::NoTarget(NoTarget::Resolve(error)) => error.fix(),
-        ForwardError::NoTarget(NoTarget::Refused(refusal)) => refusal.fix(),
-        ForwardError::NoTarget(NoTarget::Unusable(error)) => return error.hint(),
-        ForwardError::NoTarget(NoTarget::Pending(_)) => {
-            "check that the DNS servers of resolv.conf, or of `dns.servers`, can be reached".into()
-        }
-        ForwardError::Acquire { error: AcquireError::ConnectionLimit { .. }, .. } => {
-            "raise `pool.max_connections`".into()
-        }
-        ForwardError::Acquire { error: AcquireError::Late { .. }, .. } => {
-            "raise `timeouts.connect`".into()
-        }
-        ForwardError::Acquire { error: AcquireError::Connect(error), .. } => {
-            return fix_connect(error);
-        }
-        ForwardError::Passthrough(PassthroughError::Connect(error)) => return fix_connect(error),
-        ForwardError::Passthrough(PassthroughError::Resolve(error)) => error.fix(),
-        ForwardError::Passthrough(PassthroughError::Refused(_)) => {
-            "make the host an alias, or set `proxy.passthrough: allow`".into()
-        }
-        ForwardError::Credentials { .. } => {
-            "give the client the proxy as `http://USER:PASSWORD@HOST:PORT`, with a line of the file \
-             that `proxy.credentials` names"
-                .into()
-        }
-        ForwardError::Destination(error) => return error.fix(),
-        ForwardError::Exchange { tls: Some(error), .. } => return error.hint(),
-        ForwardError::Exchange { error, kept: true, .. } if !error.is_malformed() => {
-            "the connection had been kept from an earlier request: if the target closes those that \
-             are idle, set `pool.idle_timeout` below its time for that"
-                .into()
-        }
-        ForwardError::Moved { .. } => {
-            "send the request again; `on_change` and `drain` say how long open connections have \
-             after a change"
-                .into()
-        }
-        ForwardError::ResponseTimeout { .. } => "raise `timeouts.response`".into(),
-        ForwardError::ClientBody(error) if is_idle(error) => "raise `timeouts.idle`".into(),
-        ForwardError::Exchange { error, .. } if error.is_unread() => "raise `timeouts.idle`".into(),
-        _ => return None,
-    };
-    Some(fix)
-}
-
-fn fix_connect(error: &ConnectError) -> Option<String> {
-    let fix = match error {
-        ConnectError::Denied(Denied::OwnListener(_)) => {
-            "let the Service, or `target`, lead to another address than the proxy's own".into()
-        }
-        ConnectError::Denied(Denied::Class { endpoint, .. }) => {
-            format!("if it is meant, add {} to `policy.allow_addresses`", endpoint.ip())
-        }
-        ConnectError::Timeout { .. } => {
-            "check that nothing between here and there drops packets (a NetworkPolicy, a \
-                 firewall), or raise `timeouts.connect`"
-                .into()
-        }
-        ConnectError::Tcp { .. } if error.is_own_lack() => {
-            "this proxy's own limit is reached, not the target's: let it open more files \
-             (`ulimit -Hn`), or lower `listener.max_connections`"
-                .into()
-        }
-        ConnectError::Tcp { .. } => {
-            "check that something listens there; `port` sets the target's port".into()
-        }
-        ConnectError::Tls { source, .. } => return source.hint(),
-    };
-    Some(fix)
 }

@@ -1,117 +1,154 @@
-//! Whether a request may be sent again: what is safe, what is configured, and what the budget has.
+//! Whether a request may be sent again: the rules of `retry`, as a pure function of what came of it.
 
 use std::net::SocketAddr;
 
-use ::http::{Method, StatusCode, request};
+use ::http::{Method, StatusCode};
 
-use super::http::{Journey, is_of_the_body};
+use super::attempt::Outcome;
 use crate::{
     body::RequestBody,
-    config::RetryOn,
-    upstream::{AcquireError, Lease, SendError},
+    config::{self, RetryOn},
+    fault::{Blame, Fault, Kind, Stage, Taken},
+    telemetry::RetryReason,
 };
 
-/// How often a request was tried, and where.
-#[derive(Default)]
-pub(super) struct Tries {
-    /// Endpoints that failed it: others come first.
+/// What was asked for, as far as it matters for sending it again.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a Method,
+    pub(super) body: &'a RequestBody,
+}
+
+/// What was tried so far.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    /// Endpoints that failed: others come first.
     pub(super) failed: Vec<SocketAddr>,
-    retries: u32,
-    /// A pooled connection was dead: the others may be, too.
-    pub(super) fresh: bool,
+    /// Retries that counted.
+    pub(super) retries: u32,
+    /// A kept connection turned out dead: the others may be, too, and only new ones are used.
+    pub(super) renewed: bool,
+    /// Whether the connection of the last attempt had served before.
+    pub(super) kept: bool,
+    /// Whether there is an endpoint or a target that has not been tried.
+    pub(super) elsewhere: bool,
 }
 
-impl Journey<'_> {
-    /// Whether and why a failed request may be sent again, whatever budget and attempts say.
-    /// `error` is none where an answer came that was not for it.
-    pub(super) async fn retry_reason(
-        &self,
-        lease: &Lease,
-        error: Option<&SendError>,
-        head: &request::Parts,
-        body: &RequestBody,
-    ) -> Option<&'static str> {
-        if error.is_some_and(|error| is_of_the_body(error, lease.generation())) {
-            return None;
+/// What is done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// What came of it is the response.
+    Answer,
+    /// It is sent again.
+    Again(Retry),
+}
+
+/// On what a request is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum On {
+    /// A new connection, to whichever endpoint is picked.
+    NewConnection,
+    /// Any connection to another endpoint, or to another target.
+    AnotherEndpoint,
+}
+
+/// A further try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Retry {
+    pub(super) reason: RetryReason,
+    pub(super) on: On,
+    /// Whether it counts neither as one of `retry.attempts` nor towards `retry.budget`.
+    pub(super) is_free: bool,
+}
+
+/// Decides what is done next; `retry.budget` has its say after this.
+pub(super) fn next<Response>(
+    outcome: &Outcome<Response>,
+    asked: Asked<'_>,
+    tried: &Tried,
+    rules: &config::Retry,
+) -> Next {
+    let listed = |when| rules.when.contains(&when);
+    let (on, reason) = match outcome {
+        Outcome::Response(status, _) => match *status {
+            // The target gave notice that a kept connection had been idle for too long, just when it was used
+            // again (RFC 9110 §15.5.9). The request was there by then: whether one that is not idempotent
+            // is sent again is for the client to say.
+            StatusCode::REQUEST_TIMEOUT if tried.kept && asked.is_safe_to_repeat() => {
+                (On::NewConnection, RetryReason::Reuse)
+            }
+            status if listed(RetryOn::Status(status.as_u16())) && asked.is_safe_to_repeat() => {
+                (On::AnotherEndpoint, RetryReason::Status)
+            }
+            _ => return Next::Answer,
+        },
+        Outcome::Unconnected(fault) => {
+            if !(listed(RetryOn::Connect) && tried.elsewhere && is_worth_another_endpoint(fault)) {
+                return Next::Answer;
+            }
+            (On::AnotherEndpoint, RetryReason::Connect)
         }
-        let unread = error.is_some_and(|error| error.verdict().proves_unread());
-        let begun = error.is_some() && lease.has_begun_to_answer();
-        if !unread && !begun && is_safe_to_repeat(&head.method, body) {
-            // What a pooled connection fails at is expected to be its own end (RFC 9112 §9.3.1).
-            let resets = self.upstream.config().retry.when.contains(&RetryOn::Reset);
-            return if lease.is_reused() { Some("reuse") } else { resets.then_some("reset") };
+        Outcome::Lost(fault) => match (fault.blame(), fault.taken()) {
+            (Blame::Client, _) | (_, Taken::Some) => return Next::Answer,
+            (_, Taken::Nothing) => (On::NewConnection, RetryReason::Reuse),
+            (_, Taken::Unknown) if !asked.is_safe_to_repeat() => return Next::Answer,
+            // What a kept connection fails at is expected to be its own end (RFC 9112 §9.3.1).
+            (_, Taken::Unknown) if tried.kept => (On::NewConnection, RetryReason::Reuse),
+            (_, Taken::Unknown) if listed(RetryOn::Reset) => {
+                (On::NewConnection, RetryReason::Reset)
+            }
+            (_, Taken::Unknown) => return Next::Answer,
+        },
+    };
+    // The first time that a kept connection turned out dead is none of the target's failures.
+    let is_free = reason == RetryReason::Reuse && tried.kept && !tried.renewed;
+    if !(is_free || tried.retries < rules.attempts) || !asked.body.can_rewind() {
+        return Next::Answer;
+    }
+    Next::Again(Retry { reason, on, is_free })
+}
+
+impl Tried {
+    /// Takes note of an attempt behind which another one follows.
+    pub(super) fn note(&mut self, outcome: &Outcome, again: Retry) {
+        if let Outcome::Response(_, answered) = outcome
+            && again.on == On::AnotherEndpoint
+        {
+            self.failed.push(answered.lease.endpoint());
         }
-        let verdict = lease.verdict(error).await;
-        tracing::debug!(?verdict, endpoint = %lease.endpoint(), "a request was lost");
-        verdict.proves_unread().then_some("reuse")
+        self.count(again);
     }
 
-    /// Whether it is sent again. The first time that a pooled connection turned out dead is none of
-    /// the origin's failures, and free; the connection after it is a new one.
-    pub(super) fn may_repeat(
-        &mut self,
-        reason: &'static str,
-        reused: bool,
-        tries: &mut Tries,
-    ) -> bool {
-        if reason == "reuse" && reused && !tries.fresh {
-            self.record.retried(reason);
-            return true;
-        }
-        self.may_retry(reason, tries)
+    fn count(&mut self, again: Retry) {
+        self.renewed |= again.on == On::NewConnection;
+        self.retries += u32::from(!again.is_free);
     }
 
-    pub(super) fn may_reconnect(&mut self, error: &AcquireError, tries: &mut Tries) -> bool {
-        let worth = match error {
-            AcquireError::Connect(error) => error.is_worth_another_endpoint(),
-            AcquireError::Http { .. } => true,
-            AcquireError::NoEndpoint
-            | AcquireError::Late { .. }
-            | AcquireError::ConnectionLimit { .. } => false,
-        };
-        worth
-            && self.upstream.config().retry.when.contains(&RetryOn::Connect)
-            && self.may_retry("connect", tries)
-    }
-
-    /// Whether the next try is the last that `retry.attempts` allows.
-    pub(super) fn is_last_try(&self, tries: &Tries) -> bool {
-        tries.retries + 1 >= self.upstream.config().retry.attempts
-    }
-
-    pub(super) fn may_retry(&mut self, reason: &'static str, tries: &mut Tries) -> bool {
-        if tries.retries >= self.upstream.config().retry.attempts || !self.upstream.withdraw() {
-            return false;
-        }
-        tries.retries += 1;
-        self.record.retried(reason);
-        true
-    }
-
-    pub(super) fn may_repeat_status(
-        &self,
-        status: StatusCode,
-        method: &Method,
-        body: &RequestBody,
-    ) -> bool {
-        let when = RetryOn::Status(status.as_u16());
-        is_safe_to_repeat(method, body) && self.upstream.config().retry.when.contains(&when)
+    /// Whether the next attempt is the last that `retry.attempts` allows.
+    pub(super) fn is_last_next(&self, rules: &config::Retry) -> bool {
+        self.retries + 1 >= rules.attempts
     }
 }
 
-/// Whether to repeat a request does no harm, whatever came of it.
-fn is_safe_to_repeat(method: &Method, body: &RequestBody) -> bool {
-    method.is_idempotent() && body.is_untouched()
+/// Whether requests to come should go to the next target, where this one has no other endpoint.
+///
+/// A response that is late may be so for what was asked, and is none of the target's failures.
+pub(super) fn speaks_against_target(fault: &Fault) -> bool {
+    let is_late = fault.kind() == Kind::ResponseTimeout && fault.stage() == Stage::Response;
+    matches!(fault.blame(), Blame::Endpoint | Blame::Target) && !is_late
 }
 
-/// Whether a kept connection was used again just when its origin gave notice, by a 408, that it had
-/// waited for that long enough (RFC 9110 §15.5.9). The request was there by then: it is for the
-/// client to say whether one that is not idempotent is sent again.
-pub(super) fn is_idle_timeout(
-    status: StatusCode,
-    lease: &Lease,
-    method: &Method,
-    body: &RequestBody,
-) -> bool {
-    status == StatusCode::REQUEST_TIMEOUT && lease.is_reused() && is_safe_to_repeat(method, body)
+/// Whether another endpoint of the same target may do better.
+fn is_worth_another_endpoint(fault: &Fault) -> bool {
+    matches!(fault.blame(), Blame::Connection | Blame::Endpoint)
 }
+
+impl Asked<'_> {
+    /// Whether to repeat the request does no harm, whatever came of it.
+    pub(super) fn is_safe_to_repeat(&self) -> bool {
+        self.method.is_idempotent() && self.body.is_untouched()
+    }
+}
+
+#[cfg(test)]
+mod tests;

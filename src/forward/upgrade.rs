@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{Arrival, Body, Record, tunnel::tunnel};
-use crate::{error::ProxyErrorType, http2::Protocol, socket::ByteStream, upstream::Lease};
+use crate::{fault::ProxyErrorType, http2::Protocol, socket::ByteStream, upstream::Lease};
 
 /// The client's side of a connection that may come to speak another protocol: an extension of the
 /// request that asks for it.

@@ -1,26 +1,23 @@
 //! Why there is no connection for a request.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use super::SendError;
-use crate::connect::ConnectError;
+use crate::fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken};
 
 /// No connection. No byte of the request has left.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum AcquireError {
     /// The true name has no endpoint.
     #[error("the true name has no addresses")]
     NoEndpoint,
-    /// An endpoint could not be reached.
-    #[error("{0}")]
-    Connect(Arc<ConnectError>),
     /// HTTP could not be started on a fresh connection.
     #[error("starting HTTP with {endpoint}: {error}")]
     Http {
         /// With whom.
         endpoint: SocketAddr,
         /// Why.
-        error: Arc<SendError>,
+        error: SendError,
     },
     /// Another request was dialling, and there was no connection to share within `timeouts.connect`.
     #[error("waiting for a connection to {endpoint} took longer than {limit:?}")]
@@ -41,23 +38,34 @@ pub enum AcquireError {
 }
 
 impl AcquireError {
-    /// The endpoint in question.
-    pub fn endpoint(&self) -> Option<SocketAddr> {
+    fn diagnosis(&self) -> Diagnosis {
+        let (kind, blame, endpoint) = match self {
+            Self::NoEndpoint => (Kind::Unreachable, Blame::Target, None),
+            Self::Http { endpoint, .. } => {
+                (Kind::ResponseInvalid, Blame::Endpoint, Some(*endpoint))
+            }
+            // There was time for one connection, and it is over.
+            Self::Late { endpoint, .. } => (Kind::ConnectTimeout, Blame::Target, Some(*endpoint)),
+            Self::ConnectionLimit { endpoint, .. } => {
+                (Kind::LimitReached, Blame::Alias, Some(*endpoint))
+            }
+        };
+        Diagnosis { kind, stage: Stage::Connect, blame, taken: Taken::Nothing, endpoint }
+    }
+}
+
+impl Cause for AcquireError {
+    fn fix(&self) -> Option<String> {
         match self {
-            Self::NoEndpoint => None,
-            Self::Connect(error) => error.endpoint(),
-            Self::Http { endpoint, .. }
-            | Self::Late { endpoint, .. }
-            | Self::ConnectionLimit { endpoint, .. } => Some(*endpoint),
+            Self::Late { .. } => Some("raise `timeouts.connect`".into()),
+            Self::ConnectionLimit { .. } => Some("raise `pool.max_connections`".into()),
+            Self::NoEndpoint | Self::Http { .. } => None,
         }
     }
+}
 
-    /// Whether it speaks against the endpoint: neither this process' limits nor its lack of files does.
-    pub fn is_of_endpoint(&self) -> bool {
-        match self {
-            Self::NoEndpoint | Self::Http { .. } | Self::Late { .. } => true,
-            Self::Connect(error) => !error.is_own_lack(),
-            Self::ConnectionLimit { .. } => false,
-        }
+impl From<AcquireError> for Fault {
+    fn from(error: AcquireError) -> Self {
+        Self::new(error.diagnosis(), error)
     }
 }

@@ -2,11 +2,11 @@
 
 use tokio::sync::watch;
 
-use super::AcquireError;
+use crate::fault::Fault;
 
 /// The dial that is under way for an HTTP/2 connection, if there is one.
 #[derive(Debug, Default)]
-pub(super) struct SingleFlight(Option<watch::Receiver<Option<AcquireError>>>);
+pub(super) struct SingleFlight(Option<watch::Receiver<Option<Fault>>>);
 
 /// A request's part in it.
 #[derive(Debug)]
@@ -19,11 +19,11 @@ pub enum Flight {
 
 /// The leader's duty: telling the others, also when it is cancelled.
 #[derive(Debug)]
-pub struct Lead(watch::Sender<Option<AcquireError>>);
+pub struct Lead(watch::Sender<Option<Fault>>);
 
 /// One that waits for the leader.
 #[derive(Debug)]
-pub struct Follow(watch::Receiver<Option<AcquireError>>);
+pub struct Follow(watch::Receiver<Option<Fault>>);
 
 impl SingleFlight {
     pub(super) fn join(&mut self) -> Flight {
@@ -45,14 +45,14 @@ impl SingleFlight {
 impl Lead {
     /// Tells those who wait that there is no connection: each of them would wait for as long, and fail in
     /// the same way. Dropping says that they should look again.
-    pub fn failed(self, error: &AcquireError) {
-        self.0.send_replace(Some(error.clone()));
+    pub fn failed(self, fault: &Fault) {
+        self.0.send_replace(Some(fault.clone()));
     }
 }
 
 impl Follow {
-    /// Waits for the dial to end; gives its error, if that is how it ended.
-    pub async fn ended(mut self) -> Option<AcquireError> {
+    /// Waits for the dial to end; gives its failure, if that is how it ended.
+    pub async fn ended(mut self) -> Option<Fault> {
         // An error says that the leader is gone.
         let _ = self.0.changed().await;
         self.0.borrow().clone()

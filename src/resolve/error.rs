@@ -4,7 +4,7 @@ use super::{
     chain::{ChainError, TrueName, arrows},
     names::{NameError, looks_like_address},
 };
-use crate::config::NamePattern;
+use crate::{config::NamePattern, fault::Kind};
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 /// Why a question has no (new) resolution. Its text is [`what`](ResolveError::what) and [`fix`](ResolveError::fix).
@@ -77,6 +77,14 @@ impl ResolveError {
             ResolveError::Chain(error) => error.chain(),
             ResolveError::NotAllowed(refusal) => &refusal.chain,
             ResolveError::Name(_) => &[],
+        }
+    }
+
+    /// What happened, in the terms of all failures.
+    pub fn kind(&self) -> Kind {
+        match self.is_timeout() {
+            true => Kind::DnsTimeout,
+            false => Kind::DnsError,
         }
     }
 

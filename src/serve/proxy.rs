@@ -105,12 +105,15 @@ impl Server {
             && !credentials.admit(&head.headers)
         {
             let given = head.headers.contains_key(PROXY_AUTHORIZATION);
-            let error = ForwardError::Credentials { given };
-            return forward::refuse(&head, &error, arrival, started);
+            let fault = ForwardError::Credentials { given }.into();
+            return forward::refuse(&head, &fault, arrival, started);
         }
         let destination = match Destination::of(&head) {
             Ok(destination) => destination,
-            Err(error) => return forward::refuse(&head, &error.into(), arrival, started),
+            Err(error) => {
+                let fault = ForwardError::from(error).into();
+                return forward::refuse(&head, &fault, arrival, started);
+            }
         };
         let connects = head.method == Method::CONNECT;
         let alias = proxy.aliases.get(destination.host()).cloned();
@@ -134,8 +137,8 @@ impl Server {
                 return forward::forward(request, asked, &alias, arrival, started).await;
             }
             (None, None) => {
-                let error = PassthroughError::Refused(destination).into();
-                return forward::refuse(&head, &error, arrival, started);
+                let fault = PassthroughError::Refused(destination).into();
+                return forward::refuse(&head, &fault, arrival, started);
             }
             (None, Some(passthrough)) if connects => {
                 if let Some(connection) = &arrival.connection {

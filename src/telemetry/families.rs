@@ -7,9 +7,9 @@ use std::{
 
 use super::{
     histogram::{LATENCY_BUCKETS, Totals},
-    series::{AliasSeries, PROTOCOLS, RETRY_REASONS},
+    series::{AliasSeries, PROTOCOLS, RetryReason},
 };
-use crate::error::ProxyErrorType;
+use crate::fault::ProxyErrorType;
 
 /// Metrics of one name, which stand together: `write` adds those that a source has.
 pub struct Family<Source> {
@@ -178,8 +178,8 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
         kind: "counter",
         help: "Retries, by reason.",
         write: |series, lines| {
-            for (reason, times) in RETRY_REASONS.iter().zip(&series.retries) {
-                lines.add(&[("reason", reason)], count(times));
+            for (reason, times) in RetryReason::ALL.iter().zip(&series.retries) {
+                lines.add(&[("reason", reason.as_str())], count(times));
             }
         },
     },

@@ -15,5 +15,7 @@ pub use failures::{Failures, RequestFailure};
 pub use families::{Family, Lines, SERIES};
 pub use log::{init as init_log, is_coloured, set_level as set_log_level};
 pub use metrics::Metrics;
-pub use series::{AliasMetrics, AliasSeries, DownstreamConnection, EndpointSeries, RequestTotals};
+pub use series::{
+    AliasMetrics, AliasSeries, DownstreamConnection, EndpointSeries, RequestTotals, RetryReason,
+};
 pub use stderr::{flush, say};

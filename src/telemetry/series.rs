@@ -17,10 +17,35 @@ use ::http::{Method, StatusCode};
 use parking_lot::Mutex;
 
 use super::histogram::Histogram;
-use crate::{connect::Facts, error::ProxyErrorType};
+use crate::{connect::Facts, fault::ProxyErrorType};
 
-/// What `truename_retries_total` tells apart.
-pub(super) const RETRY_REASONS: [&str; 4] = ["connect", "reset", "reuse", "status"];
+/// Why a request is sent again: the `reason` of `truename_retries_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryReason {
+    /// No connection could be made.
+    Connect,
+    /// A new connection was lost.
+    Reset,
+    /// A kept connection was lost, or the target provably took nothing.
+    Reuse,
+    /// The response's status is listed in `retry.when`.
+    Status,
+}
+
+impl RetryReason {
+    /// Every one, in the order of their declaration.
+    pub const ALL: [Self; 4] = [Self::Connect, Self::Reset, Self::Reuse, Self::Status];
+
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Reset => "reset",
+            Self::Reuse => "reuse",
+            Self::Status => "status",
+        }
+    }
+}
 
 /// What a downstream connection may speak; `none` is one that ended before that was known.
 pub(super) const PROTOCOLS: [&str; 3] = ["http/1.1", "h2", "none"];
@@ -40,8 +65,8 @@ pub struct AliasSeries {
     pub(super) handshake_duration: [Histogram; 2],
     /// In the order of [`ProxyErrorType::ALL`].
     pub(super) errors: [AtomicU64; ProxyErrorType::ALL.len()],
-    /// In the order of [`RETRY_REASONS`].
-    pub(super) retries: [AtomicU64; RETRY_REASONS.len()],
+    /// In the order of [`RetryReason::ALL`].
+    pub(super) retries: [AtomicU64; RetryReason::ALL.len()],
     pub(super) addresses_refused: AtomicU64,
     pub(super) true_names_refused: AtomicU64,
     pub(super) true_name_changes: AtomicU64,
@@ -242,13 +267,9 @@ impl AliasMetrics {
         self.series.errors[error as usize].fetch_add(1, Relaxed);
     }
 
-    /// Counts a request sent again. `reason` is one of `RETRY_REASONS`.
-    pub fn retry(&self, reason: &'static str) {
-        let known = RETRY_REASONS.iter().position(|known| *known == reason);
-        debug_assert!(known.is_some(), "{reason} has no series");
-        if let Some(index) = known {
-            self.series.retries[index].fetch_add(1, Relaxed);
-        }
+    /// Counts a request sent again.
+    pub fn retry(&self, reason: RetryReason) {
+        self.series.retries[reason as usize].fetch_add(1, Relaxed);
     }
 
     /// Counts an address that `policy` refused.

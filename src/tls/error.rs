@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     config::FileError,
+    fault::Kind,
     tls::{Alpn, ClientTls},
 };
 use rustls::{
@@ -303,6 +304,18 @@ impl TlsError {
             };
         }
         None
+    }
+
+    /// What happened, in the terms of all failures.
+    pub fn kind(&self) -> Kind {
+        match self {
+            TlsError::Certificate(_) | TlsError::Name { .. } => Kind::TlsCertificate,
+            TlsError::Eof { .. } | TlsError::Io { .. } => Kind::ConnectionLost,
+            TlsError::Protocol { .. }
+            | TlsError::Alert { .. }
+            | TlsError::NotTls { .. }
+            | TlsError::Alpn { .. } => Kind::TlsProtocol,
+        }
     }
 
     /// The key or command that mends it.

@@ -8,14 +8,15 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::{
-    AcquireError, Generation, Upstream,
+    Generation, Upstream,
     happy_eyeballs::{Because, Progress, Won, race},
 };
 use crate::{
     balance::Endpoint,
     config::Timeouts,
     connect::{self, AddressPolicy, ConnectError, ConnectRequest, Deadline, Identity, Session},
-    pool::{Counted, Room},
+    fault::Fault,
+    pool::{AcquireError, Counted, Room},
     telemetry::AliasMetrics,
     tls::{Alpn, TlsError},
 };
@@ -44,7 +45,7 @@ impl Attempts<'_> {
         &self,
         first: SocketAddr,
         others: impl Iterator<Item = SocketAddr>,
-    ) -> Result<(Session, SocketAddr), ConnectError> {
+    ) -> Result<(Session, SocketAddr), Fault> {
         let mut others = others.take(MAX_ADDRESSES - 1);
         let dial = async |address: SocketAddr, progress: Progress| {
             Ok((self.one(address, &progress).await?, address))
@@ -56,30 +57,24 @@ impl Attempts<'_> {
     }
 
     /// A session with one address.
-    async fn one(
-        &self,
-        endpoint: SocketAddr,
-        progress: &Progress,
-    ) -> Result<Session, ConnectError> {
+    async fn one(&self, endpoint: SocketAddr, progress: &Progress) -> Result<Session, Fault> {
         let session = self.connect(endpoint, progress).await;
         match &session {
             Ok(session) => self.metrics.connected(&session.facts),
-            Err(ConnectError::Denied(_)) => self.metrics.address_refused(),
-            Err(ConnectError::Tls { source: TlsError::Certificate(failure), .. }) => {
-                self.metrics.certificate(failure.not_after);
-            }
-            Err(_) => {}
+            Err(fault) => match fault.cause() {
+                Some(ConnectError::Denied(_)) => self.metrics.address_refused(),
+                Some(ConnectError::Tls { source: TlsError::Certificate(failure), .. }) => {
+                    self.metrics.certificate(failure.not_after);
+                }
+                _ => {}
+            },
         }
         // A reload may have made it stricter meanwhile.
-        self.policy.load().check(endpoint)?;
+        self.policy.load().check(endpoint).map_err(ConnectError::Denied)?;
         session
     }
 
-    async fn connect(
-        &self,
-        endpoint: SocketAddr,
-        progress: &Progress,
-    ) -> Result<Session, ConnectError> {
+    async fn connect(&self, endpoint: SocketAddr, progress: &Progress) -> Result<Session, Fault> {
         let policy = self.policy.load_full();
         let (keepalive, deadline) = (self.timeouts.keepalive, self.deadline);
         let request = ConnectRequest { endpoint, policy: &policy, keepalive, deadline };
@@ -115,7 +110,7 @@ impl DialRequest<'_> {
         first: &Arc<Endpoint>,
         tried: &[SocketAddr],
         kept: impl Fn(&Arc<Endpoint>) -> Option<T>,
-    ) -> Result<Dialled<T>, AcquireError> {
+    ) -> Result<Dialled<T>, Fault> {
         let mut tried = tried.to_vec();
         let mut beside = false;
         // What has failed is tried again, or elsewhere, as `retry` says.
@@ -161,7 +156,7 @@ impl DialRequest<'_> {
         endpoint: Arc<Endpoint>,
         progress: &Progress,
         kept: impl Fn(&Arc<Endpoint>) -> Option<T>,
-    ) -> Result<Dialled<T>, AcquireError> {
+    ) -> Result<Dialled<T>, Fault> {
         let address = endpoint.address();
         let config = self.upstream.config();
         let worker = self.upstream.worker(self.worker);
@@ -177,7 +172,7 @@ impl DialRequest<'_> {
             Some(Room::Kept(kept)) => return Ok(Dialled::Kept(kept)),
             None => {
                 let limit = config.pool.max_connections;
-                return Err(AcquireError::ConnectionLimit { endpoint: address, limit });
+                return Err(AcquireError::ConnectionLimit { endpoint: address, limit }.into());
             }
         };
         let attempts = Attempts {
@@ -196,13 +191,13 @@ impl DialRequest<'_> {
                 self.generation.made(address, &session.wire);
                 Ok(Dialled::New(session, permit.opened(), endpoint))
             }
-            Err(error) => {
-                if !error.is_own_lack() {
-                    let text = error.to_string();
-                    endpoint.distrust(matches!(error, ConnectError::Tls { .. }));
+            Err(fault) => {
+                if fault.is_of_endpoint() {
+                    let text = fault.to_string();
+                    endpoint.distrust(matches!(fault.cause(), Some(ConnectError::Tls { .. })));
                     self.upstream.endpoint_failed(self.generation, &endpoint, &text);
                 }
-                Err(AcquireError::Connect(Arc::new(error)))
+                Err(fault)
             }
         }
     }

@@ -20,6 +20,7 @@ use crate::{
     balance::{Endpoint, InFlight},
     body::{Interim, RequestBody},
     connect::{Deadline, Mark, Session, TargetStream, Verdict, Wire},
+    fault::Fault,
     pool::{AcquireError, Connection, Counted, Flight, Line, PoolKey, SendError},
     socket::Prefixed,
     tls::{Alpn, Negotiated},
@@ -82,7 +83,7 @@ impl Upstream {
         want: Want,
         tried: &[SocketAddr],
         fresh: bool,
-    ) -> Result<Lease, AcquireError> {
+    ) -> Result<Lease, Fault> {
         let now = Instant::now();
         let pick = |tried: &[SocketAddr]| {
             generation.balancer().pick(now, &mut fastrand::Rng::new(), tried)
@@ -156,7 +157,7 @@ impl Acquiring<'_> {
         mut endpoint: Arc<Endpoint>,
         tried: &[SocketAddr],
         mut fresh: bool,
-    ) -> Result<Lease, AcquireError> {
+    ) -> Result<Lease, Fault> {
         if self.want == Want::Http1 {
             return self.connect(&endpoint, tried).await;
         }
@@ -169,17 +170,18 @@ impl Acquiring<'_> {
                     let result = self.connect(&endpoint, &tried).await;
                     match &result {
                         Ok(lease) => lease.connection.land(lead),
-                        Err(error) => lead.failed(error),
+                        Err(fault) => lead.failed(fault),
                     }
                     return result;
                 }
                 Some(Flight::Follow(flight)) => {
                     match self.dial.deadline.within(flight.ended()).await {
                         Some(None) => {}
-                        Some(Some(error)) => return Err(error),
+                        Some(Some(fault)) => return Err(fault),
                         None => {
                             let limit = self.dial.deadline.limit();
-                            return Err(AcquireError::Late { endpoint: endpoint.address(), limit });
+                            let endpoint = endpoint.address();
+                            return Err(AcquireError::Late { endpoint, limit }.into());
                         }
                     }
                 }
@@ -206,7 +208,7 @@ impl Acquiring<'_> {
         &self,
         endpoint: &Arc<Endpoint>,
         tried: &[SocketAddr],
-    ) -> Result<Lease, AcquireError> {
+    ) -> Result<Lease, Fault> {
         let kept = |endpoint: &Arc<Endpoint>| self.pooled(endpoint, Instant::now());
         match self.dial.dial(endpoint, tried, kept).await? {
             Dialled::Kept(lease) => Ok(lease),
@@ -221,7 +223,7 @@ impl Acquiring<'_> {
         session: Session,
         counted: Counted,
         endpoint: &Arc<Endpoint>,
-    ) -> Result<Lease, AcquireError> {
+    ) -> Result<Lease, Fault> {
         let DialRequest { upstream, worker, generation, .. } = self.dial;
         let address = endpoint.address();
         // Without TLS there is no ALPN: HTTP/2 is then spoken with prior knowledge.
@@ -234,9 +236,8 @@ impl Acquiring<'_> {
             counted,
             generation.killed(),
         );
-        let connection = started
-            .await
-            .map_err(|error| AcquireError::Http { endpoint: address, error: Arc::new(error) })?;
+        let connection =
+            started.await.map_err(|error| AcquireError::Http { endpoint: address, error })?;
         let pool = &upstream.worker(worker).pool;
         let http2_key = self.key(address, Negotiated::Http2);
         let key = match &connection {

@@ -5,6 +5,7 @@ mod active;
 mod budget;
 mod dial;
 mod failover;
+mod fault;
 mod follow;
 mod generation;
 mod happy_eyeballs;
@@ -30,7 +31,7 @@ pub use state::{AliasState, Worker};
 pub use status::EndpointStatus;
 pub use target::{NoTarget, Target, TargetKey};
 
-pub use crate::pool::{AcquireError, SendError};
+pub use crate::pool::SendError;
 use material::Material;
 
 use crate::{

@@ -50,7 +50,7 @@ pub struct Target {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum NoTarget {
     /// The alias leads nowhere that is known.
-    #[error("{0}")]
+    #[error("{}", .0.what())]
     Resolve(Arc<ResolveError>),
     /// The alias leads to a name that `allow` does not list, and no earlier name is known.
     #[error("{}", .0.what())]

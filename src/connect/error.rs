@@ -1,0 +1,134 @@
+//! Why a connection could not be made.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use nix::errno::Errno;
+
+use super::Denied;
+use crate::{
+    fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
+    tls::TlsError,
+};
+
+/// A connection that could not be made. No byte of any request has left.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// `policy` or the loop check forbids the address.
+    #[error("{0}")]
+    Denied(#[from] Denied),
+    /// The TCP connection failed.
+    #[error("connecting to {endpoint}: {source}")]
+    Tcp {
+        /// Who was dialled.
+        endpoint: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// TCP and TLS together took longer than `timeouts.connect`.
+    #[error("{} with {endpoint} took longer than {limit:?}", if *tcp_done { "the TLS handshake" } else { "connecting" })]
+    Timeout {
+        /// Who was dialled.
+        endpoint: SocketAddr,
+        /// `timeouts.connect`.
+        limit: Duration,
+        /// Whether TCP was up and TLS was not.
+        tcp_done: bool,
+    },
+    /// The TLS handshake failed.
+    #[error("TLS with {endpoint}: {source}")]
+    Tls {
+        /// Who was dialled.
+        endpoint: SocketAddr,
+        /// Why.
+        source: TlsError,
+    },
+}
+
+impl ConnectError {
+    /// Whether it was this process or machine that lacked something: that says nothing of the endpoint.
+    fn is_own_lack(&self) -> bool {
+        let Self::Tcp { source, .. } = self else { return false };
+        let lacks = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
+        source.raw_os_error().is_some_and(|error| lacks.contains(&Errno::from_raw(error)))
+    }
+
+    /// Who was dialled, or was not.
+    fn endpoint(&self) -> SocketAddr {
+        match self {
+            Self::Denied(denied) => denied.endpoint(),
+            Self::Tcp { endpoint, .. }
+            | Self::Timeout { endpoint, .. }
+            | Self::Tls { endpoint, .. } => *endpoint,
+        }
+    }
+
+    /// What happened, and how far the connection had come.
+    fn kind(&self) -> (Kind, Stage) {
+        use io::ErrorKind as E;
+        match self {
+            Self::Denied(Denied::OwnListener(_)) => (Kind::Loop, Stage::Policy),
+            Self::Denied(Denied::Class { .. }) => (Kind::AddressNotAllowed, Stage::Policy),
+            Self::Timeout { tcp_done: false, .. } => (Kind::ConnectTimeout, Stage::Connect),
+            Self::Timeout { tcp_done: true, .. } => (Kind::ConnectTimeout, Stage::Tls),
+            Self::Tcp { source, .. } => match source.kind() {
+                E::ConnectionRefused => (Kind::ConnectionRefused, Stage::Connect),
+                E::TimedOut => (Kind::ConnectTimeout, Stage::Connect),
+                // A reset right behind the accept: whether TCP or TLS meets it is a race.
+                E::ConnectionReset => (Kind::ConnectionLost, Stage::Connect),
+                _ => (Kind::Unreachable, Stage::Connect),
+            },
+            Self::Tls { source, .. } => (source.kind(), Stage::Tls),
+        }
+    }
+
+    /// A certificate that is wrong is the endpoint's: one of several addresses may be misconfigured.
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Tls { source: TlsError::Name { .. }, .. } => Blame::Target,
+            _ if self.is_own_lack() => Blame::Connection,
+            _ => Blame::Endpoint,
+        }
+    }
+}
+
+impl Cause for ConnectError {
+    fn fix(&self) -> Option<String> {
+        let fix = match self {
+            Self::Denied(Denied::OwnListener(_)) => {
+                "let the Service, or `target`, lead to another address than the proxy's own".into()
+            }
+            Self::Denied(Denied::Class { endpoint, .. }) => {
+                format!("if it is meant, add {} to `policy.allow_addresses`", endpoint.ip())
+            }
+            Self::Timeout { .. } => {
+                "check that nothing between here and there drops packets (a NetworkPolicy, a \
+                     firewall), or raise `timeouts.connect`"
+                    .into()
+            }
+            Self::Tcp { .. } if self.is_own_lack() => {
+                "this proxy's own limit is reached, not the target's: let it open more files \
+                 (`ulimit -Hn`), or lower `listener.max_connections`"
+                    .into()
+            }
+            Self::Tcp { .. } => {
+                "check that something listens there; `port` sets the target's port".into()
+            }
+            Self::Tls { source, .. } => return source.hint(),
+        };
+        Some(fix)
+    }
+}
+
+impl From<ConnectError> for Fault {
+    fn from(error: ConnectError) -> Self {
+        let (kind, stage) = error.kind();
+        let diagnosis = Diagnosis {
+            kind,
+            stage,
+            blame: error.blame(),
+            taken: Taken::Nothing,
+            endpoint: Some(error.endpoint()),
+        };
+        Self::new(diagnosis, error)
+    }
+}

@@ -1,0 +1,184 @@
+//! One attempt to have a request answered, on one connection.
+
+use std::{mem, time::Duration};
+
+use ::http::{HeaderValue, Response, StatusCode, request};
+
+use super::{
+    ForwardError, deadline,
+    headers::{self, ClientView, Repaired},
+    http::{host_to_send, told_host, view},
+    retry::Asked,
+};
+use crate::{
+    body::RequestBody,
+    config,
+    fault::{Fault, Taken},
+    tls::TlsError,
+    upstream::{Generation, Lease, SendError, Upstream},
+};
+
+/// A request on its way: what the client meant, and how each target is told.
+pub(super) struct Outgoing {
+    pub(super) head: request::Parts,
+    /// A handle on the body, for the next attempt.
+    pub(super) body: RequestBody,
+    pub(super) client: ClientView,
+    /// The client awaits a `100 Continue`.
+    pub(super) waits: bool,
+    /// What `repair` changed for the target before.
+    pub(super) repaired: Repaired,
+}
+
+/// A request on a connection.
+pub(super) struct Attempt<'a> {
+    pub(super) lease: Lease,
+    pub(super) outgoing: &'a Outgoing,
+    pub(super) config: &'a config::Alias,
+}
+
+/// What came of an attempt.
+pub(super) enum Outcome<Response = Answered> {
+    /// A response with this status.
+    Response(StatusCode, Response),
+    /// There was no connection. Nothing was sent.
+    Unconnected(Fault),
+    /// The connection was lost, or what came on it is no response.
+    Lost(Fault),
+}
+
+/// A response, as far as its head.
+pub(super) struct Answered {
+    pub(super) response: Response<()>,
+    /// The connection that the rest of it comes on.
+    pub(super) lease: Lease,
+    /// How long the head took.
+    pub(super) took: Duration,
+}
+
+impl Outgoing {
+    /// Addresses the request to a generation's target, as the version of HTTP writes it.
+    pub(super) fn address(
+        &mut self,
+        upstream: &Upstream,
+        generation: &Generation,
+        http2: bool,
+    ) -> Result<(), Fault> {
+        let config = upstream.config();
+        if config.repair {
+            let alias = |host: &str| {
+                host.eq_ignore_ascii_case(self.client.authority.as_str())
+                    || upstream.hosts().iter().any(|own| own.eq_ignore_ascii_case(host))
+            };
+            let told = told_host(&config.host);
+            let target = view(generation, told.as_ref());
+            mem::take(&mut self.repaired).undo(&mut self.head.headers);
+            self.repaired = headers::repair_request(&mut self.head.headers, alias, target);
+            self.client.origin = self.repaired.origin.clone();
+        }
+        let host: HeaderValue = host_to_send(&config.host, &self.client, generation)?;
+        let streams = !http_body::Body::is_end_stream(&self.body);
+        headers::address(&mut self.head, generation.scheme(), &host, http2, streams)?;
+        if self.waits && streams {
+            self.body.hold();
+        }
+        self.body.set_idle(Some(config.timeouts.idle));
+        Ok(())
+    }
+
+    /// Starts the body over, for the next attempt.
+    pub(super) fn start_over(&mut self) {
+        self.body.rewind();
+        self.body = mem::replace(&mut self.body, RequestBody::empty()).next_try();
+    }
+
+    /// What decides whether it may be sent again.
+    pub(super) fn asked(&self) -> Asked<'_> {
+        Asked { method: &self.head.method, body: &self.body }
+    }
+}
+
+impl Attempt<'_> {
+    /// Sends the request, and awaits the head of its response.
+    pub(super) async fn run(mut self) -> Outcome {
+        let Self { lease, outgoing, config } = &mut self;
+        let (body, interim) = (outgoing.body.handle(), outgoing.body.interim());
+        let result = match config.timeouts.response {
+            None => lease.send(&outgoing.head, body, interim).await,
+            Some(limit) => {
+                let wire = lease.own_wire();
+                let response = lease.send(&outgoing.head, body, interim);
+                match deadline::within(limit, response, &outgoing.body, wire.as_deref()).await {
+                    Some(result) => result,
+                    None => {
+                        let endpoint = lease.endpoint();
+                        lease.failed("no answer within `timeouts.response`");
+                        let error = ForwardError::ResponseTimeout { endpoint, limit };
+                        // It had all of the request, or is taking no more of it.
+                        return Outcome::Lost(error.with(Taken::Some));
+                    }
+                }
+            }
+        };
+        match result {
+            Ok(response) if !lease.is_answer_unsolicited() => {
+                let took = lease.answered();
+                Outcome::Response(response.status(), Answered { response, lease: self.lease, took })
+            }
+            Ok(_) => {
+                let error = ForwardError::Unsolicited { endpoint: lease.endpoint() };
+                let taken = self.taken(None).await;
+                Outcome::Lost(error.with(taken))
+            }
+            Err(error) => Outcome::Lost(self.lost(error).await),
+        }
+    }
+
+    async fn lost(&self, error: SendError) -> Fault {
+        let generation = self.lease.generation();
+        if is_of_the_body(&error, generation) {
+            return ForwardError::ClientBody(error).with(Taken::Unknown);
+        }
+        let taken = self.taken(Some(&error)).await;
+        let text = error.to_string();
+        let fault = explain(error, &self.lease).with(taken);
+        if fault.is_of_endpoint() {
+            self.lease.failed(&text);
+        }
+        fault
+    }
+
+    /// What the target had of the request. The proof may take a second: it is asked for only where something
+    /// depends on it.
+    async fn taken(&self, error: Option<&SendError>) -> Taken {
+        if error.is_some_and(|error| error.verdict().proves_unread()) {
+            return Taken::Nothing;
+        }
+        if error.is_some() && self.lease.has_begun_to_answer() {
+            return Taken::Some;
+        }
+        if self.outgoing.asked().is_safe_to_repeat() {
+            return Taken::Unknown;
+        }
+        let verdict = self.lease.verdict(error).await;
+        tracing::debug!(?verdict, endpoint = %self.lease.endpoint(), "a request was lost");
+        match verdict.proves_unread() {
+            true => Taken::Nothing,
+            false => Taken::Unknown,
+        }
+    }
+}
+
+/// Whether the request's own body broke off, and nothing that ended its connection on purpose did.
+pub(super) fn is_of_the_body(error: &SendError, generation: &Generation) -> bool {
+    error.is_of_the_body() && !generation.killed().is_cancelled()
+}
+
+fn explain(error: SendError, lease: &Lease) -> ForwardError {
+    let (endpoint, generation) = (lease.endpoint(), lease.generation());
+    if generation.killed().is_cancelled() && error.is_cut_off() {
+        return ForwardError::Moved { endpoint, true_name: generation.true_name().clone() };
+    }
+    let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
+    ForwardError::Exchange { endpoint, error: Box::new(error), tls, kept: lease.is_reused() }
+}
