@@ -195,6 +195,22 @@ fn a_file_with_problems_is_told_whole_and_with_exit_2() {
     refused(&mut command, &[":4:5: ", "did you mean `listen`?", ":5:11: "]);
 }
 
+/// Regression: more problems than the log's buffer holds were told nobody.
+#[test]
+fn a_file_with_more_problems_than_anybody_reads_is_told_of_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("truename.yaml");
+    let wrong = "x".repeat(1_000);
+    let many: String = (0..1_100).map(|n| format!("  - {{name: a{n}, port: {wrong}}}\n")).collect();
+    let long = format!("  - {{name: a, tls: {{crls: [{}]}}}}\n", "y".repeat(2_000_000));
+    for (aliases, part) in
+        [(&many, "further problems are not shown"), (&long, "cannot read the file")]
+    {
+        fs::write(&path, format!("version: 1\naliases:\n{aliases}")).unwrap();
+        refused(&mut truename(&["run", "--config", path.to_str().unwrap()]), &[":3:", part]);
+    }
+}
+
 #[tokio::test]
 async fn an_alias_with_its_target_needs_no_file() {
     let mut scene = Scene::new(1).await;

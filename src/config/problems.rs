@@ -12,6 +12,12 @@ use super::tree::Node;
 /// More than these are not told: nobody reads them, and a file can have one in every third byte.
 const MAX_PROBLEMS: usize = 1_000;
 
+/// Nor are more than so many bytes of them: a refused file is logged, and a longer line finds no room in the log.
+const MAX_BYTES: usize = 512 * 1024;
+
+/// The longest message, in characters: whoever writes a path may write one of any length.
+const MAX_MESSAGE: usize = 8 * 1024;
+
 /// A place in a file; both count from 1, columns in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
@@ -79,24 +85,36 @@ impl Error for Problems {}
 
 /// What is being found.
 #[derive(Debug, Default)]
-pub(super) struct Found(Vec<Problem>);
+pub(super) struct Found {
+    list: Vec<Problem>,
+    /// Of all messages.
+    bytes: usize,
+    is_full: bool,
+}
 
 impl Found {
-    pub(super) fn push(&mut self, problem: Problem) {
-        if self.0.len() < MAX_PROBLEMS {
-            self.0.push(problem);
-        } else if self.0.len() == MAX_PROBLEMS {
-            let message = "further problems are not shown".to_owned();
-            self.0.push(Problem { message, ..problem });
+    pub(super) fn push(&mut self, mut problem: Problem) {
+        if self.is_full {
+            return;
         }
+        if let Some((end, _)) = problem.message.char_indices().nth(MAX_MESSAGE) {
+            problem.message.truncate(end);
+            problem.message.push('…');
+        }
+        self.bytes += problem.message.len();
+        self.is_full = self.list.len() == MAX_PROBLEMS || self.bytes > MAX_BYTES;
+        if self.is_full {
+            problem.message = "further problems are not shown".to_owned();
+        }
+        self.list.push(problem);
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 
     pub(super) fn into_list(self) -> Vec<Problem> {
-        self.0
+        self.list
     }
 }
 

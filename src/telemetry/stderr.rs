@@ -79,9 +79,10 @@ impl Write for Line {
     }
 }
 
-/// Writes a line for whoever started the process. Never fails, and never waits.
+/// Writes a line, or several, for whoever started the process. Never fails, and never waits. It is said however long
+/// it is, and whatever waits: the process ends with it as a rule, and says nothing else of why.
 pub fn say(text: impl fmt::Display) {
-    stderr().push(format!("{text}\n").as_bytes(), CAPACITY);
+    stderr().push(format!("{text}\n").as_bytes(), usize::MAX);
 }
 
 /// Waits until all lines are written, but no longer than `limit`.
