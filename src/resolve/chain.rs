@@ -207,6 +207,9 @@ impl Chain {
             targets.sort();
             return Err(ChainError::Conflict { chain: self.names.clone(), targets });
         }
+        if target.is_empty() {
+            return Err(ChainError::Root { chain: self.names.clone() });
+        }
         let repeated = self.names.contains(target);
         self.names.push(Arc::clone(target));
         if repeated {
@@ -270,6 +273,15 @@ pub enum ChainError {
         /// Sorted, so that the packet's order does not show.
         targets: [Arc<str>; 2],
     },
+    /// A CNAME to `.`, as for a name that is out of service.
+    #[error(
+        "the CNAME chain {} leads on to the root of DNS (`.`), which is no host",
+        arrows(chain)
+    )]
+    Root {
+        /// Up to the name whose CNAME it is.
+        chain: Vec<Arc<str>>,
+    },
     /// No name of the chain lies outside the cluster.
     #[error(
         "the chain {} ends inside the cluster ({domain}), so that no name is known that a certificate could bear",
@@ -290,6 +302,7 @@ impl ChainError {
             ChainError::Loop { chain }
             | ChainError::TooLong { chain }
             | ChainError::Conflict { chain, .. }
+            | ChainError::Root { chain }
             | ChainError::EndsInCluster { chain, .. } => chain,
         }
     }

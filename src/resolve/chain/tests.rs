@@ -84,6 +84,18 @@ fn a_loop_is_shown() {
     assert_eq!(error.to_string(), "the CNAME chain loops: a.example → b.example → a.example");
 }
 
+/// Regression: its addresses were called by a name of no letters.
+#[test]
+fn the_root_of_dns_is_no_host() {
+    let records =
+        [Record::cname("a.example", 5, "."), Record::address(".", 5, "192.0.2.1".parse().unwrap())];
+    let error = walk("a.example", &records).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the CNAME chain a.example leads on to the root of DNS (`.`), which is no host"
+    );
+}
+
 #[test]
 fn a_loop_that_closes_only_in_a_later_answer_is_found_too() {
     let Ok(Walked::AskForEnd(chain)) =
