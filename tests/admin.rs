@@ -188,6 +188,21 @@ async fn a_head_without_end_is_not_kept() {
     }
 }
 
+/// Regression: `nc -N` was given the probes and the metrics, and nothing else; what it asked for was mostly not done.
+#[tokio::test]
+async fn a_client_that_ends_its_side_behind_its_request_has_its_response() {
+    let mut scene = Scene::new(1).await;
+    scene.take_listeners();
+    let proxy = Proxy::start(&scene.yaml("")).await;
+    let gets = ["/livez", "/metrics", "/status", "/config"].map(|target| ("GET", target));
+    for (method, target) in gets.into_iter().chain([("POST", "/reload"), ("POST", "/quit")]) {
+        let mut peer = client::connect(proxy.admin().await).await;
+        peer.send(format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await;
+        peer.finish().await;
+        assert_eq!(peer.response_to(method).await.status(), 200, "{target}");
+    }
+}
+
 async fn ask(proxy: &Proxy, method: &str, target: &str, fields: &str) -> Message {
     let mut peer = client::connect(proxy.admin().await).await;
     let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{fields}");

@@ -139,6 +139,8 @@ async fn converse(stream: TcpStream, ends: Ends, place: Place, snapshot: Arc<Sna
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        // A client such as `nc -N` ends its side behind the request, and reads the response.
+        .half_close(true)
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
