@@ -55,6 +55,8 @@ pub enum CredentialsError {
 
 fn parse(bytes: &[u8]) -> Result<Vec<String>, CredentialsError> {
     let mut credentials = Vec::new();
+    // Some editors begin a file with a byte order mark.
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let wrong = |what| CredentialsError::Line { line: index + 1, what };
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -87,6 +89,8 @@ mod tests {
     fn a_line_is_a_user_up_to_the_first_colon_and_the_rest_is_the_password() {
         let file = "# who may come in\n\nann:one\r\n  # later\nann:two:three \n \t\nb c:ü";
         assert_eq!(parse(file.as_bytes()).unwrap(), ["ann:one", "ann:two:three ", "b c:ü"]);
+        let marked = "\u{feff}ann:one\r\n";
+        assert_eq!(parse(marked.as_bytes()).unwrap(), ["ann:one"], "written by Windows' Notepad");
     }
 
     #[test]
