@@ -402,7 +402,9 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 /// Whether a connection to `target` would arrive at the listener on `bound`.
 fn reaches(target: SocketAddr, bound: SocketAddr) -> bool {
     let (target_ip, bound_ip) = (target.ip().to_canonical(), bound.ip().to_canonical());
-    let by_wildcard = bound_ip.is_unspecified() && target_ip.is_loopback();
+    // `0.0.0.0` takes no connection over IPv6; `::` takes those over IPv4 too.
+    let takes_family = bound_ip.is_ipv6() || target_ip.is_ipv4();
+    let by_wildcard = bound_ip.is_unspecified() && target_ip.is_loopback() && takes_family;
     // Linux takes a connection to the unspecified address to loopback.
     let to_wildcard = target_ip.is_unspecified() && bound_ip.is_loopback();
     target.port() == bound.port() && (target_ip == bound_ip || by_wildcard || to_wildcard)

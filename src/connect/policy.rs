@@ -132,7 +132,7 @@ impl AddressPolicy {
     /// knows. To such an address it dials from that very address.
     pub fn check_connected(&self, local: SocketAddr, endpoint: SocketAddr) -> Result<(), Denied> {
         let wildcard =
-            |own: &SocketAddr| own.port() == endpoint.port() && own.ip().is_unspecified();
+            |own: &SocketAddr| own.port() == endpoint.port() && takes_all(own.ip(), endpoint.ip());
         match local.ip().to_canonical() == endpoint.ip().to_canonical()
             && self.listeners.iter().any(wildcard)
         {
@@ -147,10 +147,16 @@ impl AddressPolicy {
         self.listeners.iter().any(|own| {
             own.port() == endpoint.port()
                 && (own.ip() == endpoint.ip()
-                    || own.ip().is_unspecified() && endpoint.ip().is_loopback()
+                    || takes_all(own.ip(), endpoint.ip()) && endpoint.ip().is_loopback()
                     || endpoint.ip().is_unspecified())
         })
     }
+}
+
+/// Whether a listener on `own` takes connections to all addresses of the family of `ip`: `0.0.0.0`
+/// takes none over IPv6, and another process may listen there.
+fn takes_all(own: IpAddr, ip: IpAddr) -> bool {
+    own.is_unspecified() && (own.is_ipv6() || ip.to_canonical().is_ipv4())
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

@@ -181,6 +181,24 @@ fn a_wildcard_listener_makes_every_loopback_address_its_own() {
     assert_eq!(policy.check(own), Err(Denied::OwnListener(own)));
 }
 
+/// Regression: beside a listener on `0.0.0.0`, nothing that listened on `::1` with its port could be called.
+#[test]
+fn a_wildcard_listener_of_ipv4_takes_no_connection_over_ipv6() {
+    let own = ["0.0.0.0:80".parse().unwrap(), "[::]:81".parse().unwrap()];
+    let policy =
+        AddressPolicy::new(&config::Policy { deny_addresses: vec![], ..Default::default() }, own);
+    let own = |address: &str| policy.check(address.parse().unwrap()).is_err();
+    assert!(!own("[::1]:80"));
+    assert!(own("[::ffff:127.0.0.1]:80"));
+    assert!(own("[::1]:81") && own("127.0.0.1:81"));
+    let connected = |ip: &str, port| {
+        let ip = ip.parse().unwrap();
+        policy.check_connected(SocketAddr::new(ip, 40000), SocketAddr::new(ip, port)).is_err()
+    };
+    assert!(!connected("fd00::5", 80) && connected("10.0.0.5", 80));
+    assert!(connected("fd00::5", 81) && connected("10.0.0.5", 81));
+}
+
 #[test]
 fn a_wildcard_listener_is_its_own_at_the_address_that_the_connection_comes_from() {
     let own = ["0.0.0.0:80".parse().unwrap(), "10.0.0.9:81".parse().unwrap()];
