@@ -68,9 +68,14 @@ impl Routes {
     /// The routes to these aliases.
     pub fn new(upstreams: &[Arc<Upstream>]) -> Self {
         let mut routes = Self { upstreams: upstreams.to_vec(), ..Self::default() };
+        // An alias' own name leads to it, also where it is a form of the name of one before it.
+        for upstream in upstreams {
+            let name = upstream.config().name.clone();
+            routes.by_host.entry(name).or_insert_with(|| upstream.clone());
+        }
         for upstream in upstreams {
             for host in upstream.hosts() {
-                // The alias listed first keeps a name that two could claim.
+                // The alias listed first keeps any other name that two could claim.
                 routes.by_host.entry(host.clone()).or_insert_with(|| upstream.clone());
             }
             if upstream.config().hosts.iter().any(|host| host == "*") {

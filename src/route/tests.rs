@@ -97,7 +97,9 @@ fn expected(aliases: &[Alias], listener: SocketAddr, host: &str) -> Option<usize
         _ => None,
     };
     let any = || here.iter().copied().find(|n| aliases[*n].hosts.iter().any(|host| host == "*"));
-    here.iter().copied().find(bears).or_else(alone).or_else(any)
+    let named = |n: &usize| aliases[*n].name == host;
+    let first = |bears: &dyn Fn(&usize) -> bool| here.iter().copied().find(|n| bears(n));
+    first(&named).or_else(|| first(&bears)).or_else(alone).or_else(any)
 }
 
 proptest! {
