@@ -210,6 +210,7 @@ impl Memory {
         let Some(name) = name else { return };
         if self.answers.name.as_ref().is_some_and(|before| before != name) {
             self.answers = Answers::default();
+            self.state = State::default();
         }
         self.answers.name = Some(name.clone());
         cluster_domain.clone_into(&mut self.answers.cluster_domain);

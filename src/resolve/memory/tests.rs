@@ -391,3 +391,20 @@ fn answers_about_another_name_are_none_to_this_question() {
     absorb(&mut memory, start + SECOND, elsewhere(), elsewhere());
     assert_eq!(memory.state().current, None, "it is another tenant's");
 }
+
+/// Regression: while the new name was refused, the answer to the former one served without end.
+#[test]
+fn a_refused_true_name_keeps_no_answer_about_another_name() {
+    let start = Instant::now();
+    let mut memory = memory(&["a.example"]);
+    absorb(&mut memory, start, leads_to("a.example", [5, 5], "192.0.2.1"), fails(Failure::NoData));
+    let prod = "db.prod.svc.cluster.local";
+    let records = [
+        Record::cname(prod, 5, "b.example"),
+        Record::address("b.example", 5, "192.0.2.2".parse().unwrap()),
+    ];
+    let Ok(Walked::Complete(chain)) = Chain::new(prod).walk(&records) else { panic!("no chain") };
+    absorb(&mut memory, start + SECOND, Ok(chain), fails(Failure::NoData));
+    assert!(memory.state().refused.is_some());
+    assert_eq!(memory.state().current, None, "it is another tenant's");
+}
