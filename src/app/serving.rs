@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     net::SocketAddr,
+    slice,
     sync::Arc,
 };
 
@@ -93,12 +94,15 @@ fn reached(
     at: &HashMap<Purpose, Arc<Listener>>,
 ) -> foldhash::HashMap<String, Reached> {
     let mut reached = foldhash::HashMap::default();
-    for upstream in upstreams {
+    // As for the routes of a listener, an alias' own name comes before the forms of others' names.
+    let own = upstreams.iter().map(|upstream| (upstream, slice::from_ref(&upstream.config().name)));
+    let all = upstreams.iter().map(|upstream| (upstream, upstream.hosts()));
+    for (upstream, names) in own.chain(all) {
         let first = listens(upstream).next();
         let Some(listener) = first.and_then(|first| at.get(&Purpose::Aliases(first))) else {
             continue;
         };
-        for host in upstream.hosts() {
+        for host in names {
             let alias = || Reached { upstream: upstream.clone(), listener: listener.clone() };
             reached.entry(host.clone()).or_insert_with(alias);
         }
