@@ -81,6 +81,19 @@ async fn aliases_and_the_forward_proxy_change_places_and_no_client_is_refused() 
     }
 }
 
+/// Regression: now and then the next reload found the address taken, "by another process": the workers had yet to close
+/// the socket.
+#[tokio::test]
+async fn a_listener_that_one_reload_drops_is_there_again_with_the_next() {
+    let world = World::start("127.0.0.1:0").await;
+    let [one, two] = free_addresses();
+    let [one, two] = [one, two].map(|address| address.to_string());
+    for _ in 0..40 {
+        world.reload(&world.listening(&[&one, &two])).await;
+        world.reload(&world.listening(&[&one])).await;
+    }
+}
+
 /// Regression: a connection was served by whatever was configured at the address where it had come in.
 #[tokio::test]
 async fn a_kept_connection_follows_its_listener_to_another_address() {

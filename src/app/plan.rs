@@ -1,6 +1,8 @@
 //! A configuration made ready to be put to work. All that can fail is here, and all that can block.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
 
 use super::{
     certificates::{Certificates, Keeper},
@@ -15,6 +17,12 @@ use crate::{
     tls::{authority::Subject, server},
     upstream::{self, Upstream},
 };
+
+/// A reload waits so long for an address that is taken: the workers close the sockets that the one before it has
+/// dropped, each in its own time.
+const RELEASE: Duration = Duration::from_millis(250);
+/// How often it tries.
+const RELEASE_CHECK: Duration = Duration::from_millis(10);
 
 /// What is at work now, as far as a plan goes on with it.
 pub struct Inventory {
@@ -52,7 +60,7 @@ impl Plan {
         if config.aliases.is_empty() {
             return Err(StartError::NoAlias);
         }
-        let sockets = Sockets::bind(&config, &now.sockets, now.admin)?;
+        let sockets = bind(&config, &now).await?;
         let (config, now, loaded) = files::work(move || {
             let loaded = Loaded::load(&config, &now);
             (config, now, loaded)
@@ -69,6 +77,21 @@ impl Plan {
         let loaded = Loaded::load(&config, now)?;
         sockets.listen(&now.sockets, now.admin)?;
         Ok(Self { config, sockets, loaded })
+    }
+}
+
+/// Binds the sockets of `config`. An address that is taken may be free in a moment.
+async fn bind(config: &Config, now: &Inventory) -> Result<Sockets, StartError> {
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match Sockets::bind(config, &now.sockets, now.admin) {
+            Err(StartError::Bind(error) | StartError::Proxy(error))
+                if error.is_taken() && Instant::now() < deadline =>
+            {
+                sleep(RELEASE_CHECK).await;
+            }
+            result => return result,
+        }
     }
 }
 

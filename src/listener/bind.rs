@@ -32,6 +32,13 @@ pub struct BindError {
     pub is_of_admin: bool,
 }
 
+impl BindError {
+    /// Whether something has the address already.
+    pub fn is_taken(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
+}
+
 fn way_out(error: &io::Error, is_of_admin: bool) -> &'static str {
     let lacking = [Errno::EMFILE, Errno::ENFILE].map(|errno| errno as i32);
     if error.raw_os_error().is_some_and(|errno| lacking.contains(&errno)) {
