@@ -22,7 +22,9 @@ use tokio::time::{sleep, timeout};
 
 pub use exchange::{Exchange, ExchangeError};
 
-use super::{Coalesced, Credit, ReceiveWindow, UPSTREAM_WINDOW, Writer, coalesced};
+use super::{
+    Coalesced, Credit, Output, ReceiveWindow, SEND_BUFFER, UPSTREAM_WINDOW, Writer, coalesced,
+};
 use crate::{body::RequestBody, socket::ByteStream};
 
 /// Response heads larger than this are refused.
@@ -38,14 +40,12 @@ const RESET_DURATION: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How much of a request waits in its stream for the connection to write it.
-const SEND_BUFFER: usize = 64 * 1024;
-
 /// A handle on a connection, to begin requests with.
 #[derive(Clone)]
 pub struct Client {
     sender: SendRequest<Bytes>,
     credit: Arc<Credit>,
+    output: Arc<Output>,
 }
 
 /// What reads from and writes to the socket. It ends when the peer closes, and once there is neither
@@ -54,6 +54,7 @@ pub struct Connection<S> {
     inner: h2::client::Connection<Coalesced<S>, Bytes>,
     writer: Writer<S>,
     window: ReceiveWindow,
+    output: Arc<Output>,
 }
 
 /// Starts HTTP/2 on a new connection. `streams` are begun at most before the peer has said how many it
@@ -75,17 +76,18 @@ pub async fn handshake<S: ByteStream>(
         .reset_stream_duration(RESET_DURATION);
     let (sender, mut inner) = builder.handshake(io).await?;
     let pings = inner.ping_pong();
-    let client = Client { sender, credit: window.credit().clone() };
-    Ok((client, Connection { inner, writer, window }, KeepAlive(pings)))
+    let output = Arc::<Output>::default();
+    let client = Client { sender, credit: window.credit().clone(), output: output.clone() };
+    Ok((client, Connection { inner, writer, window, output }, KeepAlive(pings)))
 }
 
 impl Client {
     /// Whether further requests may be begun: the peer has not said GOAWAY, and the connection has not
     /// ended.
-    pub fn is_open(&self) -> bool {
+    pub fn is_open(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         // A handle that has begun nothing never waits.
-        matches!(self.sender.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
+        matches!(self.sender.poll_ready(&mut cx), Poll::Ready(Ok(())))
     }
 
     /// Begins a request. Its body and its response are for [`Exchange`] to move.
@@ -94,7 +96,7 @@ impl Client {
         head: &request::Parts,
         body: RequestBody,
     ) -> Result<Exchange, ExchangeError> {
-        Exchange::begin(&mut self.sender, &self.credit, head, body)
+        Exchange::begin(&mut self.sender, &self.credit, &self.output, head, body)
     }
 }
 
@@ -113,7 +115,7 @@ impl<S: ByteStream> Future for Connection<S> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { inner, writer, window } = &mut *self;
+        let Self { inner, writer, window, output } = &mut *self;
         let ended = writer.poll_driven(cx, |cx| {
             let ended = Pin::new(&mut *inner).poll(cx);
             if let Some(size) = window.poll_resized(cx) {
@@ -121,6 +123,7 @@ impl<S: ByteStream> Future for Connection<S> {
             }
             ended
         });
+        output.written(writer.is_flushed());
         ended.map(drop)
     }
 }
@@ -143,3 +146,6 @@ impl KeepAlive {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,10 +7,9 @@
 //!   call. [`Writer::poll_driven`] is how a driver polls its connection
 //! * [`ReceiveWindow`]: how much the peer may send ahead of slow readers, such that no stream that is not
 //!   read keeps the others waiting, and that all connections together stay within [`UNREAD_STREAMS`]
-
 //! * [`Incoming`], [`Sender`], [`Tunnel`]: the two sides of a stream, and both as bytes
 //!
-//! The server's half is in [`server`].
+//! The server's half is in [`server`], the client's in [`handshake`] and what it gives.
 
 mod client;
 mod coalesce;

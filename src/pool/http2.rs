@@ -118,11 +118,14 @@ impl Http2 {
     pub fn share(&self) -> Option<Self> {
         let limit = self.streams.limit.load(Ordering::Relaxed);
         let has_room = limit != UNKNOWN && self.streams.open.load(Ordering::Relaxed) < limit;
-        if !has_room || self.is_closed() {
+        if !has_room {
+            return None;
+        }
+        let mut stream = self.handle();
+        if !stream.client.is_open() {
             return None;
         }
         self.streams.open.fetch_add(1, Ordering::Relaxed);
-        let mut stream = self.handle();
         stream.is_stream = true;
         Some(stream)
     }
@@ -150,7 +153,7 @@ impl Http2 {
 
     /// Whether no further streams can be begun.
     pub fn is_closed(&self) -> bool {
-        self.streams.ended.load(Ordering::Acquire) || !self.client.is_open()
+        !self.client.clone().is_open()
     }
 
     /// For how long no stream has been open.

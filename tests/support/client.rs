@@ -113,17 +113,6 @@ impl H2 {
         })
     }
 
-    /// Sends a GET and gives its response up once its body has begun; whether it came so far.
-    #[track_caller]
-    pub fn begin(&self, uri: &str) -> impl Future<Output = bool> + use<> {
-        let mut sender = self.sender.clone();
-        let request = Request::get(uri).body(Full::default()).unwrap();
-        within("an HTTP/2 response's body", async move {
-            let Ok(response) = sender.send_request(request).await else { return false };
-            response.into_body().frame().await.is_some_and(|frame| frame.is_ok())
-        })
-    }
-
     /// A GET of a whole `http://authority/path`.
     #[track_caller]
     pub fn get(&mut self, uri: &str) -> impl Future<Output = hyper::Result<H2Answer>> {

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{
-    Reason, RecvStream, SendStream,
+    Reason, RecvStream,
     client::{ResponseFuture, SendRequest},
 };
 use http::{
@@ -18,7 +18,7 @@ use http::{
 };
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::super::{Credit, Unread};
+use super::super::{Credit, Output, Sender, Unread};
 use crate::{
     body::{BoxError, Interim, RequestBody},
     idle::IdleTimer,
@@ -118,7 +118,7 @@ struct Download {
 /// A request's body on its way.
 struct Upload {
     body: RequestBody,
-    stream: SendStream<Bytes>,
+    sender: Sender,
     /// What the peer has no room for yet.
     piece: Bytes,
     /// `piece` is the last.
@@ -135,6 +135,7 @@ impl Exchange {
     pub(super) fn begin(
         sender: &mut SendRequest<Bytes>,
         credit: &Arc<Credit>,
+        output: &Arc<Output>,
         head: &request::Parts,
         body: RequestBody,
     ) -> Result<Self, ExchangeError> {
@@ -157,7 +158,7 @@ impl Exchange {
         let upload = (!is_whole).then(|| Upload {
             idle: body.idle(),
             body,
-            stream,
+            sender: Sender::new(stream, output.clone()),
             piece: Bytes::new(),
             is_last: false,
             left,
@@ -223,7 +224,7 @@ impl Exchange {
         let sent = ready!(upload.poll(cx));
         if sent.is_err() {
             // At once, and not as the request's end.
-            upload.stream.send_reset(Reason::CANCEL);
+            upload.sender.reset(Reason::CANCEL);
         }
         self.upload = None;
         Poll::Ready(sent)
@@ -303,25 +304,19 @@ impl Upload {
     /// Ready once all of it is sent, or the peer wants no more: then its response says why.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
         loop {
-            while !self.piece.is_empty() {
-                let room = match self.stream.capacity() {
-                    // That it has grown is all that is told.
-                    0 => match self.stream.poll_capacity(cx) {
-                        Poll::Ready(Some(Ok(room))) => room,
-                        Poll::Ready(_) => return Poll::Ready(Ok(())),
-                        Poll::Pending => {
-                            let Some(idle) = self.idle else { return Poll::Pending };
-                            ready!(self.timer.poll(cx, idle));
-                            return Poll::Ready(Err(ExchangeError::Unread(idle)));
+            if !self.piece.is_empty() || self.is_last {
+                let before = self.piece.len();
+                match self.sender.poll_send(cx, &mut self.piece, self.is_last) {
+                    Poll::Ready(Ok(())) if !self.is_last => self.timer.moved(),
+                    Poll::Ready(_) => return Poll::Ready(Ok(())),
+                    Poll::Pending => {
+                        if self.piece.len() < before {
+                            self.timer.moved();
                         }
-                    },
-                    room => room,
-                };
-                self.timer.moved();
-                let part = self.piece.split_to(room.min(self.piece.len()));
-                let end = self.is_last && self.piece.is_empty();
-                if self.stream.send_data(part, end).is_err() || end {
-                    return Poll::Ready(Ok(()));
+                        let Some(idle) = self.idle else { return Poll::Pending };
+                        ready!(self.timer.poll(cx, idle));
+                        return Poll::Ready(Err(ExchangeError::Unread(idle)));
+                    }
                 }
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
@@ -331,24 +326,21 @@ impl Upload {
                         self.end()?;
                         let trailers = frame.into_trailers().unwrap_or_default();
                         // What they must not have in HTTP/2 was taken out of them.
-                        let _ = self.stream.send_trailers(trailers);
+                        let _ = self.sender.send_trailers(trailers);
                         return Poll::Ready(Ok(()));
                     }
                 },
-                None => self.is_last = true,
-            }
-            if self.is_last && self.piece.is_empty() {
-                self.end()?;
-                let _ = self.stream.send_data(Bytes::new(), true);
-                return Poll::Ready(Ok(()));
+                None => {
+                    self.end()?;
+                    self.is_last = true;
+                }
             }
         }
     }
 
     fn take(&mut self, data: Bytes) -> Result<(), ExchangeError> {
-        let length = data.len();
         if let Some(left) = &mut self.left {
-            let less = left.checked_sub(length as u64);
+            let less = left.checked_sub(data.len() as u64);
             *left = less.ok_or_else(|| length_error("longer"))?;
         }
         self.is_last = self.body.is_end_stream();
@@ -356,8 +348,6 @@ impl Upload {
             self.end()?;
         }
         self.piece = data;
-        // Only for what is there: a stream that waits for its client holds none of the connection's.
-        self.stream.reserve_capacity(length);
         Ok(())
     }
 
