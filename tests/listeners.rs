@@ -2,7 +2,11 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinHandle,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::{
@@ -251,6 +255,32 @@ async fn a_wildcard_of_ipv6_stands_beside_an_address_of_ipv4() {
 }
 
 #[tokio::test]
+async fn a_wildcard_of_ipv6_leaves_ipv4_out_once_an_address_of_it_is_configured() {
+    let port = free_wildcard_port();
+    let [wildcard, one] = [format!("[::]:{port}"), format!("127.0.0.1:{port}")];
+    let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    let outside = SocketAddr::from(([127, 0, 0, 2], port));
+    let world = World::start(&one).await;
+    world.reload(&world.listening(&[&wildcard])).await;
+    assert_eq!(client::get(outside, ALIAS, "/").await.text(), "ok");
+    let clients = [local(port), v6].map(|address| Busy::connecting(address, ALIAS));
+
+    world.reload(&world.listening(&[&wildcard, &one])).await;
+    assert!(!is_served(outside).await, "it was not asked for");
+    world.reload(&world.listening(&[&wildcard])).await;
+    assert_eq!(client::get(outside, ALIAS, "/").await.text(), "ok");
+    for client in clients {
+        assert_ne!(client.stop().await, 0);
+    }
+
+    // What was there by itself before the wildcard took its place goes, too.
+    let other = format!("127.0.0.2:{port}");
+    world.reload(&world.listening(&[&wildcard, &other])).await;
+    assert_eq!(client::get(outside, ALIAS, "/").await.text(), "ok");
+    assert!(!is_served(local(port)).await, "it was not asked for");
+}
+
+#[tokio::test]
 async fn a_port_that_cannot_be_had_is_explained_by_who_has_it() {
     let world = World::start("127.0.0.1:0").await;
     let foreign = loopback::listen_anywhere();
@@ -358,6 +388,16 @@ impl Busy {
         drop(self.stop);
         self.rounds.await.unwrap()
     }
+}
+
+/// Whether anything comes back from there.
+async fn is_served(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return false };
+    let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n");
+    let mut response = Vec::new();
+    let _ = stream.write_all(request.as_bytes()).await;
+    let _ = within("an end", stream.read_to_end(&mut response)).await;
+    !response.is_empty()
 }
 
 fn local(port: u16) -> SocketAddr {

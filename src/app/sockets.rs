@@ -13,7 +13,7 @@ use crate::{
     command::StartError,
     config::Config,
     listener::{BindError, Bound},
-    serve::{ListenerId, SocketId, SocketUse, covers},
+    serve::{ListenerId, Part, SocketId, SocketUse, covers},
 };
 
 /// What connections are accepted for.
@@ -30,6 +30,9 @@ pub enum Purpose {
 pub struct Listening {
     pub bound: Arc<Bound>,
     pub purpose: Purpose,
+    /// Where it is `[::]`, whether connections to addresses of IPv4 are not to be served. It takes them where
+    /// it was there before others were configured.
+    pub ipv6_only: bool,
     pub role: Role,
 }
 
@@ -72,7 +75,10 @@ impl Sockets {
         for purpose in purposes {
             let ipv6_only = is_ipv6_only(config, admin, purpose.address());
             match free.take(purpose, ipv6_only) {
-                Some(bound) => sockets.add(bound, purpose, Role::Kept),
+                Some(bound) => {
+                    let role = Role::Kept;
+                    sockets.at_work.push(Listening { bound, purpose, ipv6_only, role });
+                }
                 None => missing.push((purpose, ipv6_only)),
             }
         }
@@ -81,13 +87,16 @@ impl Sockets {
             let bound = Bound::new(purpose.address(), ipv6_only, &ours);
             let bound = Arc::new(bound.map_err(|error| purpose.error(error, admin))?);
             ours.push(bound.clone());
-            sockets.add(bound, purpose, Role::New);
+            let role = Role::New;
+            sockets.at_work.push(Listening { bound, purpose, ipv6_only, role });
         }
         for bound in free.left() {
-            let wide = sockets.own().find(|wide| wide.bound.covers(bound.address));
-            let wide = wide.map(|wide| wide.purpose);
-            if let Some(purpose) = wide {
-                sockets.add(bound, purpose, Role::Extra);
+            let wide = sockets
+                .own()
+                .find(|wide| covers(wide.bound.address, wide.ipv6_only, bound.address))
+                .cloned();
+            if let Some(wide) = wide {
+                sockets.at_work.push(Listening { bound, role: Role::Extra, ..wide });
             } else if sockets.own().any(|narrow| bound.covers(narrow.bound.address)) {
                 sockets.closing.push(bound);
             }
@@ -117,15 +126,28 @@ impl Sockets {
         listener: impl Fn(Purpose) -> Option<ListenerId>,
     ) -> HashMap<SocketId, SocketUse> {
         let at_work = self.at_work.iter().filter_map(|listening| {
-            Some((listening.bound.id, SocketUse::Open(listener(listening.purpose)?)))
+            let takes_more = listening.ipv6_only && listening.bound.is_of_both_families();
+            let socket_use = match takes_more {
+                true => SocketUse::Parts(self.parts(&listening.bound, &listener)),
+                false => SocketUse::Open(listener(listening.purpose)?),
+            };
+            Some((listening.bound.id, socket_use))
         });
-        let closing = self.closing.iter().map(|wide| {
-            let narrow = self.at_work.iter().filter(|narrow| wide.covers(narrow.bound.address));
-            let narrow =
-                narrow.filter_map(|narrow| Some((narrow.bound.address, listener(narrow.purpose)?)));
-            (wide.id, SocketUse::Closing(narrow.collect()))
-        });
+        let closing = self
+            .closing
+            .iter()
+            .map(|wide| (wide.id, SocketUse::Parts(self.parts(wide, &listener))));
         at_work.chain(closing).collect()
+    }
+
+    /// What is served of the connections that a wide socket takes.
+    fn parts(&self, wide: &Bound, listener: &impl Fn(Purpose) -> Option<ListenerId>) -> Vec<Part> {
+        let inside = self.at_work.iter().filter(|narrow| wide.covers(narrow.bound.address));
+        let part = |narrow: &Listening| {
+            let listener = listener(narrow.purpose)?;
+            Some(Part { address: narrow.bound.address, ipv6_only: narrow.ipv6_only, listener })
+        };
+        inside.filter_map(part).collect()
     }
 
     /// Where connections for a purpose come to.
@@ -141,10 +163,6 @@ impl Sockets {
                 bound.close();
             }
         }
-    }
-
-    fn add(&mut self, bound: Arc<Bound>, purpose: Purpose, role: Role) {
-        self.at_work.push(Listening { bound, purpose, role });
     }
 
     /// One for each purpose.

@@ -125,6 +125,11 @@ impl Bound {
         covers(self.address, self.ipv6_only, address)
     }
 
+    /// Whether it is `[::]` with the addresses of IPv4.
+    pub fn is_of_both_families(&self) -> bool {
+        self.address.ip() == Ipv6Addr::UNSPECIFIED && !self.ipv6_only
+    }
+
     /// A listener on it for this runtime. There may be several.
     pub fn to_tokio(&self) -> io::Result<TcpListener> {
         TcpListener::from_std(self.socket.try_clone()?)

@@ -23,7 +23,7 @@ use tokio::{
 pub use credentials::Credentials;
 pub use proxy::{ForwardProxy, Reached};
 pub use service::{Listener, ListenerId, Service, Serving, UNBOUND};
-pub use sockets::{SocketId, SocketUse, covers};
+pub use sockets::{Part, SocketId, SocketUse, covers};
 
 use http1::Line;
 use socket::{SocketStream, linger};

@@ -26,9 +26,20 @@ impl SocketId {
 pub enum SocketUse {
     /// All its connections are this listener's.
     Open(ListenerId),
-    /// It is about to close. Connections to these addresses are those of listeners whose sockets have
-    /// taken its place.
-    Closing(Vec<(SocketAddr, ListenerId)>),
+    /// It takes more connections than are to be served: only these are. It is about to close, or it is a
+    /// `[::]` for both families, of which only that of IPv6 is configured by now.
+    Parts(Vec<Part>),
+}
+
+/// Some connections of a socket.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The address that they come to. It may be a wildcard.
+    pub address: SocketAddr,
+    /// Where that is `[::]`, not those of IPv4.
+    pub ipv6_only: bool,
+    /// Whose they are.
+    pub listener: ListenerId,
 }
 
 impl SocketUse {
@@ -36,10 +47,10 @@ impl SocketUse {
     pub fn listener(&self, stream: &TcpStream) -> Option<ListenerId> {
         match self {
             Self::Open(listener) => Some(*listener),
-            Self::Closing(narrow) => {
+            Self::Parts(parts) => {
                 let local = stream.local_addr().ok()?;
-                let found = narrow.iter().find(|(address, _)| covers(*address, false, local));
-                found.map(|(_, listener)| *listener)
+                let found = parts.iter().find(|part| covers(part.address, part.ipv6_only, local));
+                found.map(|part| part.listener)
             }
         }
     }
