@@ -272,7 +272,7 @@ async fn a_proxy_that_is_interrupted_twice_leaves_no_key_behind() {
 #[tokio::test]
 async fn a_proxy_that_another_signal_ends_leaves_no_key_behind() {
     let scene = Scene::new(1).await;
-    for signal in [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGALRM, Signal::SIGXCPU] {
+    for signal in [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGXCPU, Signal::SIGPWR] {
         let proxy = Setup::new(&scene.yaml("")).variable("XDG_STATE_HOME", "/proc/nowhere");
         let proxy = proxy.variable("TMPDIR", "tmp").shell("mkdir tmp; ").start().await;
         let tmp = proxy.folder().join("tmp");

@@ -407,6 +407,9 @@ async fn signals_are_the_commands() {
         Signal::SIGQUIT,
         Signal::SIGUSR1,
         Signal::SIGALRM,
+        Signal::SIGXCPU,
+        Signal::SIGPWR,
+        Signal::SIGWINCH,
     ] {
         let name = signal.as_str().trim_start_matches("SIG");
         let script = format!(
@@ -542,6 +545,11 @@ async fn a_signal_that_was_ignored_stays_ignored() {
     let inner = stage.exec(&["sh", "-c", "kill -HUP $PPID; kill -HUP $$; echo survived"]);
     let mut nohup = stage.within(&["nohup"], &inner);
     assert_eq!(succeeded(output(&mut nohup).await), "survived\n");
+
+    // Caught for ourselves, unless it is ignored.
+    let inner = stage.exec(&["sh", "-c", "kill -XFSZ $$; echo survived"]);
+    let ignoring = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
+    assert_eq!(succeeded(output(&mut stage.within(&ignoring, &inner)).await), "survived\n");
 }
 
 #[tokio::test]

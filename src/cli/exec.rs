@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     EXIT_INTERNAL, EXIT_USAGE, run,
-    signals::{self, Keyboard, outlive_file_size_limit},
+    signals::{self, FATAL, Keyboard, outlive_file_size_limit},
 };
 use crate::{
     app::App,
@@ -53,16 +53,8 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How long the command waits for what is said before it, where nobody reads.
 const BEFORE_COMMAND: Duration = Duration::from_millis(200);
 
-/// What is passed on to the command.
-const SIGNALS: [Signal; 7] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGALRM,
-];
+/// What is passed on to the command, beside what ends a process at once.
+const SIGNALS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
 
 /// Run a command through a private proxy and exit with its status
 ///
@@ -149,7 +141,7 @@ impl Exec {
             let exec = self.clone();
             let ready = tokio::select! {
                 ready = files::work(move || exec.prepare()) => ready.map_err(StartError::from)??,
-                Some((signal, _)) = arrivals.next() => return Err(ExecError::Interrupted(signal)),
+                Some(signal) = arrivals.end() => return Err(ExecError::Interrupted(signal)),
             };
             let Ready { app, mut command, .. } = ready;
             let result = match keyboard.start(|| command.spawn()) {
@@ -264,10 +256,21 @@ struct Arrivals {
 
 impl Arrivals {
     fn new(keyboard: &Keyboard) -> io::Result<Self> {
-        Ok(Self { keyboard: keyboard.arrivals()?, others: signals::arrivals(&SIGNALS)? })
+        let others = [&SIGNALS[..], &FATAL].concat();
+        Ok(Self { keyboard: keyboard.arrivals()?, others: signals::arrivals(&others)? })
     }
 
-    /// The next, and whether it may have been typed.
+    /// The next that ends a process which does not expect it.
+    async fn end(&mut self) -> Option<Signal> {
+        loop {
+            let (signal, _) = self.next().await?;
+            if signal != Signal::SIGWINCH {
+                return Some(signal);
+            }
+        }
+    }
+
+    /// The next, and whether it may come from the terminal.
     async fn next(&mut self) -> Option<(Signal, bool)> {
         tokio::select! {
             arrival = self.keyboard.recv() => arrival,
@@ -279,7 +282,7 @@ impl Arrivals {
     }
 }
 
-/// Whether the command gets what is typed, as we do: it may have left for a session of its own.
+/// Whether the command gets what the terminal gives to us: it may have left for a session of its own.
 fn is_in_foreground(command: Pid) -> bool {
     let ours = getpgrp();
     let terminal = File::open("/dev/tty");

@@ -18,8 +18,21 @@ use tokio::{
 const EXIT_SIGNAL: i32 = 128;
 
 /// What ends a process at once, unless it says otherwise. Caught, so that no key is left behind.
-pub const FATAL: [Signal; 5] =
-    [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGXCPU];
+pub const FATAL: [Signal; 10] = [
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGXCPU,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+    Signal::SIGSTKFLT,
+];
+
+/// What a terminal gives to its foreground group.
+const TERMINAL: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH];
 
 /// Those of `signals` that arrive. One that was ignored when we were started (`nohup`) stays so.
 pub fn arrivals(signals: &[Signal]) -> io::Result<mpsc::Receiver<Signal>> {
@@ -41,6 +54,10 @@ pub fn arrivals(signals: &[Signal]) -> io::Result<mpsc::Receiver<Signal>> {
 /// Has a file that may grow no further (`ulimit -f`) be an error for whoever writes to it, as a full
 /// disk is, and no longer the end of the process.
 pub fn outlive_file_size_limit() -> io::Result<()> {
+    // Where it is ignored, it is one already; and a command that we start has it ignored, too.
+    if ignored() & bit(Signal::SIGXFSZ) != 0 {
+        return Ok(());
+    }
     // The handler stays, whoever listens to it.
     signal(SignalKind::from_raw(Signal::SIGXFSZ as i32)).map(drop)
 }
@@ -61,8 +78,8 @@ fn ignored() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// The signals that a terminal gives to its foreground group when they are typed, read with what the
-/// kernel says of where they come from: a handler is not told.
+/// The signals that a terminal gives to its foreground group, when they are typed or its size changes,
+/// read with what the kernel says of where they come from: a handler is not told.
 pub struct Keyboard {
     signals: SigSet,
     /// The mask of signals that this process was started with.
@@ -74,7 +91,7 @@ impl Keyboard {
     pub fn new() -> io::Result<Self> {
         let ignored = ignored();
         let mut signals = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        for signal in TERMINAL {
             if ignored & bit(signal) == 0 {
                 signals.add(signal);
             }
@@ -83,7 +100,7 @@ impl Keyboard {
         Ok(Self { signals, before })
     }
 
-    /// The signals that arrive, and whether they were typed.
+    /// The signals that arrive, and whether they come from the terminal.
     pub fn arrivals(&self) -> io::Result<mpsc::Receiver<(Signal, bool)>> {
         let arrivals = SignalFd::with_flags(&self.signals, SfdFlags::SFD_CLOEXEC)?;
         let (sender, receiver) = mpsc::channel(2);
