@@ -169,6 +169,93 @@ async fn a_limit_counts_what_was_in_flight_before_a_reload() {
     }
 }
 
+/// Regression: what DNS had said was lost with an alias that a reload brought while DNS was asked, and so requests
+/// had 503 after the next reload.
+#[tokio::test]
+async fn reloads_in_a_row_while_dns_fails_leave_the_last_good_answer_in_service() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let here = format!("target: httpbin.org:{}", scene.port);
+    let yaml = |aliases: &[&str]| {
+        let listed = aliases.iter().map(|alias| {
+            let alone = scene.restless_yaml(&here).replace(ALIAS, alias);
+            alone.split_once("aliases:\n").unwrap().1.to_owned()
+        });
+        let listed: String = listed.collect();
+        let whole = scene.restless_yaml(&here);
+        with_admin(&format!("{}aliases:\n{listed}", whole.split_once("aliases:\n").unwrap().0))
+    };
+    for (before, between, after) in [
+        (["one", "two"].as_slice(), ["new"].as_slice(), "newer"),
+        (&["one", "two"], &["one"], "new"),
+        (&["one", "two"], &["two"], "new"),
+    ] {
+        let proxy = Proxy::start(&yaml(before)).await;
+        for alias in before {
+            let address = proxy.address(alias).await;
+            assert_eq!(client::get(address, alias, "/").await.status(), 200);
+        }
+        scene.dns.answer("httpbin.org", Answer::Silence);
+        proxy.rewrite(&yaml(between));
+        proxy.reload().await;
+        proxy.rewrite(&yaml(&[after]));
+        proxy.reload().await;
+        let address = proxy.address(after).await;
+        assert_eq!(client::get(address, after, "/").await.status(), 200, "{between:?}");
+        scene.dns.restore("httpbin.org");
+    }
+}
+
+/// Regression: whoever took back a wrong `allow` had 503 until DNS was there again.
+#[tokio::test]
+async fn an_allow_that_is_taken_back_while_dns_fails_leaves_the_last_good_answer_in_service() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let yaml = |keys: &str| with_admin(&scene.restless_yaml(keys));
+    let proxy = Proxy::start(&yaml("")).await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    scene.dns.answer(ALIAS_IN_DNS, Answer::ServFail);
+    proxy.logged("serving the last good answer").await;
+
+    proxy.rewrite(&yaml("allow: [elsewhere.example]"));
+    proxy.reload().await;
+    assert_ne!(client::get(address, ALIAS, "/").await.status(), 200);
+    proxy.rewrite(&yaml(""));
+    proxy.reload().await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+}
+
+/// Regression: it waited on, and had 503.
+#[tokio::test]
+async fn a_request_that_waits_for_a_connection_gets_one_once_there_is_no_limit_to_them() {
+    let mut scene = Scene::new(1).await;
+    let origins = scene.script(scripts::never_answer);
+    let yaml = |most: usize| {
+        let keys = format!("pool: {{max_connections: {most}}}\ntimeouts: {{connect: 5m}}");
+        with_admin(&scene.restless_yaml(&keys))
+    };
+    let proxy = Proxy::start(&yaml(1)).await;
+    let address = proxy.address(ALIAS).await;
+    let mut peers = Vec::new();
+    for _ in 0..2 {
+        let mut peer = client::connect(address).await;
+        peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+        peers.push(peer);
+    }
+    origins[0].until(|seen| seen.requests.len() == 1).await;
+    let in_flight = format!("truename_http_requests_in_flight{{alias=\"{ALIAS}\"}}");
+    within("two requests", async {
+        while proxy.metric(&in_flight).await != Some(2.0) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    proxy.rewrite(&yaml(0));
+    proxy.reload().await;
+    origins[0].until(|seen| seen.requests.len() == 2).await;
+}
+
 async fn endpoints(proxy: &Proxy) -> Vec<Value> {
     proxy.status().await["aliases"][0]["endpoints"].as_array().unwrap().clone()
 }

@@ -123,6 +123,10 @@ impl Queue {
             if let Some(kept) = kept() {
                 return Room::Kept(kept);
             }
+            // A reload may have taken the limit away.
+            if endpoint.limit.permits().is_none() {
+                return free(None);
+            }
         }
     }
 

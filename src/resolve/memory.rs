@@ -82,6 +82,8 @@ pub enum Outlook {
 #[derive(Clone, Debug, Default)]
 struct Remembered {
     good: Option<Good>,
+    /// In place of it, one that `allow` does not list: other settings may.
+    refused: Option<Good>,
     failing: Option<Failing>,
 }
 
@@ -223,12 +225,16 @@ impl Memory {
         let mut refused = None;
         let mut leading: Option<Good> = None;
         for family in [&mut self.answers.v4, &mut self.answers.v6] {
-            let judged = family.good.take().and_then(|good| {
+            let known = family.refused.take();
+            let judged = family.good.take().or(known).and_then(|good| {
                 let true_name = rule.true_name(good.chain.names()).ok()?;
                 Some(Good { true_name, ..good })
             });
             match judged {
-                Some(good) if !question.allows(&good.true_name) => refused = Some(good),
+                Some(good) if !question.allows(&good.true_name) => {
+                    family.refused = Some(good.clone());
+                    refused = Some(good);
+                }
                 Some(good) if leading.as_ref().is_none_or(|l| l.true_name == good.true_name) => {
                     leading.get_or_insert_with(|| good.clone());
                     family.good = Some(good);
@@ -237,15 +243,20 @@ impl Memory {
             }
         }
         if let Some(leading) = leading {
-            if self.state.refused.take().is_some() {
+            let was_refused = self.state.refused.take().is_some();
+            if was_refused {
                 self.state.error = None;
-                self.state.stale_since = None;
             }
+            if was_refused || self.state.current.is_none() {
+                self.state.stale_since = self.answers.stale_since();
+            }
+            self.answers.v4.refused = None;
+            self.answers.v6.refused = None;
             return self.combine(&leading);
         }
         self.state = State::default();
         if let Some(refused) = refused {
-            self.refuse(&refused, now);
+            self.state_refusal(&refused, now);
         }
     }
 
@@ -263,9 +274,15 @@ impl Memory {
 
     /// The last good answer stays however long the refusal lasts: whoever listed `allow` trusts it more than DNS.
     fn refuse(&mut self, good: &Good, now: Instant) {
+        for family in [&mut self.answers.v4, &mut self.answers.v6] {
+            family.failing = None;
+            family.refused.take_if(|known| known.true_name != good.true_name);
+        }
+        self.state_refusal(good, now);
+    }
+
+    fn state_refusal(&mut self, good: &Good, now: Instant) {
         self.ttl = Some(self.limits.clamp(good.chain.ttl(), self.in_cluster));
-        self.answers.v4.failing = None;
-        self.answers.v6.failing = None;
         let refusal = Arc::new(Refusal {
             true_name: good.true_name.clone(),
             chain: good.chain.names().to_vec(),
@@ -297,6 +314,7 @@ impl Memory {
         for family in [&mut self.answers.v4, &mut self.answers.v6] {
             if family.expiry(&limits).is_some_and(|expiry| expiry <= now) {
                 family.good = None;
+                family.refused = None;
             }
         }
         let left = self.answers.good().next().cloned();
@@ -384,6 +402,7 @@ impl Remembered {
         limits: &Limits,
         now: Instant,
     ) {
+        self.refused = None;
         match result {
             Ok(good) => {
                 self.good = Some(good).filter(|good| good.true_name == *newest);
@@ -414,7 +433,8 @@ impl Remembered {
     }
 
     fn expiry(&self, limits: &Limits) -> Option<Instant> {
-        let failing = self.failing.filter(|_| self.good.is_some())?;
+        let is_known = self.good.is_some() || self.refused.is_some();
+        let failing = self.failing.filter(|_| is_known)?;
         let stale = failing.since + limits.stale;
         let denied = failing.denied_since.filter(|_| failing.denied_now);
         Some(denied.map_or(stale, |since| stale.min(since + limits.nxdomain_hold)))

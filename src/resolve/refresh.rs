@@ -34,8 +34,8 @@ pub struct Resolver {
     dns: ArcSwap<config::Dns>,
     resolv_conf: Source,
     client: Mutex<Arc<Client>>,
-    /// Who has had answers about a name: whoever asks for it next begins with them.
-    informed: Mutex<HashMap<Arc<str>, Weak<Inquiry>>>,
+    /// Those that know something of a name, the latest last: whoever asks for it next begins with that.
+    informed: Mutex<HashMap<Arc<str>, Vec<Weak<Inquiry>>>>,
 }
 
 impl Resolver {
@@ -105,6 +105,10 @@ impl Resolver {
             wish: Notify::new(),
             anew: Notify::new(),
         });
+        let name = inquiry.memory.lock().answers().name().cloned();
+        if let Some(name) = name {
+            self.inform(&name, &inquiry);
+        }
         Subscription { state, inquiry }
     }
 
@@ -113,20 +117,25 @@ impl Resolver {
         let Ok(Asked::Name(name, _)) = name_to_ask(question, &self.environment()) else {
             return None;
         };
-        let inquiry = self.informed.lock().get(name.as_str())?.upgrade()?;
-        let memory = inquiry.memory.lock();
-        let answers = memory.answers();
-        (answers.name().map(|name| &**name) == Some(name.as_str())).then(|| answers.clone())
+        let informed = self.informed.lock();
+        informed.get(name.as_str())?.iter().rev().filter_map(Weak::upgrade).find_map(|inquiry| {
+            let memory = inquiry.memory.lock();
+            let answers = memory.answers();
+            (answers.name().map(|name| &**name) == Some(name.as_str())).then(|| answers.clone())
+        })
     }
 
-    /// An inquiry has had answers about a name.
+    /// An inquiry knows something of a name.
     fn inform(&self, name: &Arc<str>, inquiry: &Arc<Inquiry>) {
         let mut informed = self.informed.lock();
         if informed.len() == informed.capacity() {
             // Before it grows: so it is never longer than twice what is asked for.
-            informed.retain(|_, inquiry| inquiry.strong_count() > 0);
+            informed.retain(|_, those| those.iter().any(|inquiry| inquiry.strong_count() > 0));
         }
-        informed.insert(name.clone(), Arc::downgrade(inquiry));
+        let those = informed.entry(name.clone()).or_default();
+        let new = Arc::downgrade(inquiry);
+        those.retain(|old| old.strong_count() > 0 && !old.ptr_eq(&new));
+        those.push(new);
     }
 
     /// Resolves once, for `explain`: what a subscription's first state would be.

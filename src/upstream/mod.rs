@@ -129,7 +129,7 @@ impl Upstream {
     }
 
     fn connections(&self, endpoint: SocketAddr) -> Arc<EndpointConnections> {
-        self.state.connections(endpoint, self.config.pool.max_connections)
+        self.state.connections(endpoint)
     }
 
     /// Idle connections over all workers.

@@ -22,7 +22,14 @@ pub struct AliasState {
     pub(super) failures: Failures<RequestFailure>,
     /// Which of the targets requests go to.
     pub(super) active: Active,
-    connections: Mutex<HashMap<SocketAddr, Arc<EndpointConnections>>>,
+    connections: Mutex<Connections>,
+}
+
+/// The connections to each endpoint, whichever configuration's request was the first to come to it.
+struct Connections {
+    by_endpoint: HashMap<SocketAddr, Arc<EndpointConnections>>,
+    /// `pool.max_connections` of the settings in force.
+    limit: usize,
 }
 
 /// What a worker has for itself.
@@ -48,7 +55,10 @@ impl AliasState {
             requests: Limit::new(config.limits.requests),
             failures: Failures::default(),
             active: Active::new(now),
-            connections: Mutex::default(),
+            connections: Mutex::new(Connections {
+                by_endpoint: HashMap::new(),
+                limit: config.pool.max_connections,
+            }),
             series,
         })
     }
@@ -60,19 +70,19 @@ impl AliasState {
         for worker in &self.workers {
             worker.pool.configure(&config.pool, self.workers.len());
         }
-        for connections in self.connections.lock().values() {
+        let mut connections = self.connections.lock();
+        connections.limit = config.pool.max_connections;
+        for connections in connections.by_endpoint.values() {
             connections.resize(config.pool.max_connections);
         }
     }
 
     /// What is counted of the connections to an endpoint.
-    pub(super) fn connections(
-        &self,
-        endpoint: SocketAddr,
-        limit: usize,
-    ) -> Arc<EndpointConnections> {
+    pub(super) fn connections(&self, endpoint: SocketAddr) -> Arc<EndpointConnections> {
+        let mut connections = self.connections.lock();
+        let limit = connections.limit;
         let new = || Arc::new(EndpointConnections::new(self.series.endpoint(endpoint), limit));
-        self.connections.lock().entry(endpoint).or_insert_with(new).clone()
+        connections.by_endpoint.entry(endpoint).or_insert_with(new).clone()
     }
 
     /// Forgets the endpoints that neither stay nor have connections.
@@ -80,6 +90,7 @@ impl AliasState {
         self.series.retain_endpoints(&stays);
         self.connections
             .lock()
+            .by_endpoint
             .retain(|endpoint, connections| connections.series().active() > 0 || stays(*endpoint));
     }
 }
