@@ -268,6 +268,21 @@ async fn a_reload_that_forbids_the_true_name_ends_what_is_open_to_it_as_on_chang
     assert_eq!(open.proxy.metric(series).await, Some(1.0));
 }
 
+/// Regression: what was open went on for ever where DNS had failed for too long before.
+#[tokio::test]
+async fn a_true_name_that_is_forbidden_while_it_is_gone_ends_what_is_open_once_it_is_back() {
+    let mut open = Open::begin_with("on_change: close\ndrain: 1h", "nxdomain_hold: 250ms").await;
+    let address = open.proxy.address(ALIAS).await;
+    open.scene.dns.answer(ALIAS_IN_DNS, Answer::NxDomain);
+    until_status(address, [503, 503]).await;
+    open.still_flows().await;
+    open.proxy.rewrite(&(open.yaml.clone() + "    allow: [\"*.elsewhere.example\"]\n"));
+    open.proxy.reload().await;
+    open.scene.dns.restore(ALIAS_IN_DNS);
+    until_status(address, [403, 403]).await;
+    open.is_cut_off().await;
+}
+
 #[tokio::test]
 async fn a_rotated_address_keeps_its_open_connections_and_gets_no_new_ones() {
     let mut scene = Scene::new(2).await;

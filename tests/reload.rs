@@ -295,6 +295,27 @@ async fn a_stricter_policy_also_ends_tunnels_of_aliases_that_are_changed_with_it
     }
 }
 
+/// Regression: they were cut by a policy that was not in force any more.
+#[tokio::test]
+async fn a_policy_that_is_taken_back_cuts_nothing() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::upgrade_and_echo);
+    let before = yaml(&scene, "drain: 1s");
+    let alias = before.split_once(&format!("  - name: {ALIAS}\n")).unwrap().1;
+    let other = format!("  - name: other\n{alias}    target: httpbin.org\n");
+    let proxy = Proxy::start(&(before.clone() + &other)).await;
+    let mut peer = tunnel(&proxy).await;
+    let mut witness = tunnel_to(&proxy, "other").await;
+    proxy.rewrite(&stricter(&(before.clone() + &other)));
+    assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
+    proxy.rewrite(&before);
+    assert_eq!(post(&proxy, "/reload").await.text(), "reloaded\n");
+    // Of an alias that has gone: in as much time, but from later on.
+    witness.closed().await;
+    peer.send("open").await;
+    assert_eq!(peer.exactly(4).await, b"open");
+}
+
 #[tokio::test]
 async fn an_alias_that_is_removed_is_not_asked_for_while_its_tunnel_goes_on() {
     let mut scene = Scene::new(1).await;
@@ -394,9 +415,13 @@ fn without_listen(yaml: &str) -> String {
 
 /// An upgrade that was used once.
 async fn tunnel(proxy: &Proxy) -> Peer {
-    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    tunnel_to(proxy, ALIAS).await
+}
+
+async fn tunnel_to(proxy: &Proxy, alias: &str) -> Peer {
+    let mut peer = client::connect(proxy.address(alias).await).await;
     peer.send(format!(
-        "GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+        "GET / HTTP/1.1\r\nHost: {alias}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
     ))
     .await;
     assert_eq!(peer.response().await.status(), 101);

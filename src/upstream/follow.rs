@@ -77,7 +77,7 @@ impl Upstream {
     fn apply(&self, target: &Target, state: &State) {
         target.unusable.store(None);
         let Some(resolution) = &state.current else {
-            let last = target.generation.swap(None);
+            let last = target.generation.swap(None).or_else(|| target.unserved.swap(None));
             return match last {
                 // `allow` was changed under it: the alias must not lead there any more.
                 Some(last) if state.refuses(last.true_name()) => self.retire(last),
@@ -170,8 +170,12 @@ impl Upstream {
     pub fn enforce_policy(&self) {
         self.close_unusable();
         for generation in self.targets.iter().flat_map(|target| target.generations()) {
-            let policy = self.policy.load_full();
-            self.on_change(move || generation.cut(|endpoint| policy.check(endpoint).is_err()));
+            let policy = self.policy.clone();
+            // By the policy of then: it may have been taken back meanwhile.
+            self.on_change(move || {
+                let policy = policy.load();
+                generation.cut(|endpoint| policy.check(endpoint).is_err());
+            });
         }
     }
 
