@@ -108,6 +108,50 @@ async fn a_request_that_may_not_be_retried_moves_those_after_it() {
     assert_eq!(get(&proxy).await.text(), "second");
 }
 
+/// Regression: all attempts were for the first.
+#[tokio::test]
+async fn the_last_attempt_is_for_the_second_target_also_where_the_first_has_answered_or_reset() {
+    const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+    for endpoints in [1, 2] {
+        let world = World::new(endpoints).await;
+        let _first: Vec<_> = (0..endpoints)
+            .map(|n| world.nth(n, |arrival| scripts::always(arrival, UNAVAILABLE)))
+            .collect();
+        let _second = world.second();
+        let proxy = Proxy::start(&world.yaml("retry: {attempts: 1, when: [\"503\"]}")).await;
+        for _ in 0..3 {
+            assert_eq!(get(&proxy).await.text(), "second");
+        }
+    }
+    let world = World::new(2).await;
+    let _first: Vec<_> = (0..2).map(|n| world.nth(n, scripts::reset_after_request)).collect();
+    let _second = world.second();
+    let proxy = Proxy::start(&world.yaml("retry: {attempts: 1, when: [reset]}")).await;
+    assert_eq!(get(&proxy).await.text(), "second");
+}
+
+/// Regression: an endpoint that a request of the former configuration was the first to dial had that one's limit.
+#[tokio::test]
+async fn a_new_limit_holds_for_endpoints_that_requests_from_before_it_come_to() {
+    let world = World::new(1).await;
+    let first = world.first(scripts::never_shake_hands);
+    let tls = trust::server_with_alpn(&[SECOND], &["http/1.1"]);
+    let second = RawOrigin::start(listener(world.second), Some(tls), scripts::never_answer);
+    let yaml = |most: usize| {
+        let passive = "health: {passive: {eject: 1h, max_eject: 1h}}\ntimeouts: {connect: 1s}";
+        world.yaml(&format!("pool: {{max_connections: {most}}}\n{passive}"))
+    };
+    let proxy = Proxy::start(&yaml(0)).await;
+    let address = proxy.address(ALIAS).await;
+    let mut peer = client::connect(address).await;
+    peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    first.until(|seen| seen.connections == 1).await;
+    proxy.rewrite(&yaml(1));
+    proxy.reload().await;
+    second.until(|seen| seen.requests.len() == 1).await;
+    assert_eq!(get(&proxy).await.status(), 503);
+}
+
 /// Two targets at one port. The first has so many addresses.
 struct World {
     scene: Scene,
@@ -141,8 +185,17 @@ impl World {
         Script: Fn(Arrival) -> Run + Send + Sync + 'static,
         Run: Future<Output = ()> + Send + 'static,
     {
+        self.nth(0, script)
+    }
+
+    /// At one of the first's endpoints.
+    fn nth<Script, Run>(&self, endpoint: usize, script: Script) -> RawOrigin
+    where
+        Script: Fn(Arrival) -> Run + Send + Sync + 'static,
+        Run: Future<Output = ()> + Send + 'static,
+    {
         let tls = trust::server_with_alpn(&[FIRST], &["http/1.1"]);
-        RawOrigin::start(listener(self.first[0]), Some(tls), script)
+        RawOrigin::start(listener(self.first[endpoint]), Some(tls), script)
     }
 
     fn second(&self) -> RawOrigin {

@@ -13,7 +13,7 @@ use super::{
     attempt::{Answered, Attempt, Outcome, Outgoing},
     body::Origin,
     headers::{self, ClientView, Repaired, TargetView},
-    retry::{Next, Tried, next, speaks_against_target},
+    retry::{Next, On, Tried, next, speaks_against_target},
     upgrade::{self, Upgrade},
 };
 use crate::{
@@ -279,8 +279,25 @@ impl Journey<'_> {
             tried.note(&outcome, retry);
             self.record.retried(retry.reason);
             outgoing.start_over();
-            generation = elsewhere.unwrap_or(generation);
+            let had_it = !matches!(outcome, Outcome::Unconnected(_))
+                && (retry.on == On::AnotherEndpoint || !tried.kept);
+            drop(outcome);
+            generation = match elsewhere {
+                Some(other) if !had_it || !Arc::ptr_eq(&other, &generation) => other,
+                _ if had_it => self.beyond(generation, &tried).await,
+                _ => generation,
+            };
         }
+    }
+
+    /// Where a request is sent again that its target has had: to the next target where this is the last
+    /// attempt, or where the target has no other endpoint.
+    async fn beyond(&self, generation: Arc<Generation>, tried: &Tried) -> Arc<Generation> {
+        let has_other = generation.balancer().has_untried(Instant::now(), &tried.failed);
+        if has_other && !tried.is_last(&self.upstream.config().retry) {
+            return generation;
+        }
+        self.upstream.behind(&generation).await.unwrap_or(generation)
     }
 
     /// Takes what came of the last attempt for what came of the request.

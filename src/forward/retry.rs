@@ -124,6 +124,11 @@ impl Tried {
         self.retries += u32::from(!again.is_free);
     }
 
+    /// Whether the attempt that was just granted is the last that `retry.attempts` allows.
+    pub(super) fn is_last(&self, rules: &config::Retry) -> bool {
+        self.retries >= rules.attempts
+    }
+
     /// Whether the next attempt is the last that `retry.attempts` allows.
     pub(super) fn is_last_next(&self, rules: &config::Retry) -> bool {
         self.retries + 1 >= rules.attempts
