@@ -119,6 +119,25 @@ async fn a_kept_connection_follows_its_listener_to_another_address() {
     }
 }
 
+/// Regression: it was served by all aliases at the address that its listener had moved to.
+#[tokio::test]
+async fn a_kept_connection_does_not_follow_its_listener_to_aliases_that_it_could_not_reach() {
+    let world = World::start("0.0.0.0:0").await;
+    let port = world.proxy.address(ALIAS).await.port();
+    let other = |address: SocketAddr| {
+        format!("  - name: {OTHER}\n    target: 127.0.0.1:1\n    listen: [\"{address}\"]\n")
+    };
+    let inside = free_address();
+    for narrow in [local(port), inside] {
+        let wide = world.listening(&[&format!("0.0.0.0:{port}")]);
+        world.reload(&(wide + &other(inside))).await;
+        let mut outside = client::connect(SocketAddr::from(([127, 0, 0, 2], port))).await;
+        assert_eq!(ask(&mut outside, "/").await.text(), "ok");
+        world.reload(&(world.listening(&[&narrow.to_string()]) + &other(narrow))).await;
+        outside.closed().await;
+    }
+}
+
 #[tokio::test]
 async fn kept_connections_of_a_listener_that_is_removed_are_closed() {
     let world = World::start("127.0.0.1:0").await;

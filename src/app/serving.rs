@@ -13,7 +13,9 @@ use crate::{
     drain::Drain,
     forward::Passthrough,
     route::Routes,
-    serve::{Credentials, ForwardProxy, Listener, ListenerId, Reached, Service, Serving, UNBOUND},
+    serve::{
+        Credentials, ForwardProxy, Listener, ListenerId, Reached, Service, Serving, UNBOUND, covers,
+    },
     tls::server::Certificates,
     upstream::Upstream,
 };
@@ -148,9 +150,13 @@ impl<'a> Known<'a> {
         }
         for (found, (address, upstreams)) in found.iter_mut().zip(shared) {
             if found.is_none() && *address != UNBOUND {
-                let addresses = names(upstreams).filter_map(|name| by_alias.get(name)).flatten();
-                *found =
-                    addresses.into_iter().find_map(|old| self.by_address.remove(old)).map(same);
+                let mut addresses =
+                    names(upstreams).filter_map(|name| by_alias.get(name)).flatten();
+                let old = addresses.find(|old| {
+                    let old = self.by_address.get(old);
+                    old.is_some_and(|old| may_follow(old, *address, upstreams))
+                });
+                *found = old.and_then(|old| self.by_address.remove(old)).map(same);
             }
         }
         found.into_iter().map(|found| found.unwrap_or_else(|| self.new_one())).collect()
@@ -167,6 +173,15 @@ impl<'a> Known<'a> {
 
 fn same(old: &Listener) -> (ListenerId, Drain) {
     (old.id, old.drain.clone())
+}
+
+/// Whether connections may follow their listener to an address: not to aliases that they could not reach, where the
+/// address does not include the former one.
+fn may_follow(old: &Listener, address: SocketAddr, upstreams: &[Arc<Upstream>]) -> bool {
+    let at_port = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
+    let before: HashSet<&str> = names(old.routes().upstreams()).collect();
+    covers(at_port(address), false, at_port(old.address))
+        || names(upstreams).all(|name| before.contains(name))
 }
 
 fn has_any(listener: &Listener, upstreams: &[Arc<Upstream>]) -> bool {
