@@ -62,6 +62,15 @@ impl Output {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// Notes a head ahead of the response; `false` where the peer does not read, and it is better left out.
+    pub fn queue_interim(&self, length: usize) -> bool {
+        let has_room = self.queued.load(Ordering::Relaxed) < QUEUED;
+        if has_room {
+            self.queued.fetch_add(length, Ordering::Relaxed);
+        }
+        has_room
+    }
+
     fn queue(&self, length: usize) {
         self.queued.fetch_add(length, Ordering::Relaxed);
         self.sent.fetch_add(1 + length as u64 / MAX_FRAME, Ordering::Relaxed);

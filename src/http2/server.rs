@@ -39,6 +39,15 @@ const UNREAD: Duration = Duration::from_secs(60);
 /// A stream reset this soon counts as [`ConnectionError::Resets`], where its response had not begun.
 const EARLY: Duration = Duration::from_secs(1);
 
+/// What a `1xx` takes of memory beyond its fields, while it waits to be written.
+const INTERIM_OVERHEAD: usize = 512;
+
+/// How many streams that we have reset are remembered, and for how long: what the client had sent by then is
+/// passed over, as of an upload that was refused. Beyond that it counts as an error of the client's, and a
+/// connection may have no more than a thousand of those.
+const RESET_STREAMS: usize = 1000;
+const RESET_DURATION: Duration = Duration::from_secs(5);
+
 /// From so many streams on a client is judged by how many of them it has reset.
 const JUDGED_FROM: usize = 500;
 
@@ -129,6 +138,10 @@ impl<S: ByteStream> Connection<S> {
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(max_header_size.try_into().unwrap_or(u32::MAX))
+            // `h2` ends the connection beyond that, and a client may well give up many requests at once.
+            .max_pending_accept_reset_streams(JUDGED_FROM)
+            .max_concurrent_reset_streams(RESET_STREAMS)
+            .reset_stream_duration(RESET_DURATION)
             .enable_connect_protocol()
             .handshake(stream);
         let mut handshake = pin!(handshake);
@@ -163,8 +176,14 @@ impl<S: ByteStream> Connection<S> {
         loop {
             let h2 = &mut self.h2;
             match self.writer.poll_driven(cx, |cx| pin!(h2.accept()).poll(cx)) {
-                Poll::Ready(Ok(Some(Ok((request, respond))))) => {
-                    return Poll::Ready(Some(Ok(self.exchange(request, respond))));
+                Poll::Ready(Ok(Some(Ok((request, mut respond))))) => {
+                    self.streams += 1;
+                    if respond.poll_reset(cx).is_pending() {
+                        return Poll::Ready(Some(Ok(self.exchange(request, respond))));
+                    }
+                    // Given up before anybody has looked at it.
+                    self.resets.fetch_add(1, Ordering::Relaxed);
+                    continue;
                 }
                 Poll::Ready(Ok(Some(Err(error)))) => return Poll::Ready(Some(Err(error.into()))),
                 Poll::Ready(Ok(None)) => return Poll::Ready(self.fault.take().map(Err)),
@@ -225,7 +244,6 @@ impl<S: ByteStream> Connection<S> {
     }
 
     fn exchange(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Exchange {
-        self.streams += 1;
         let (head, body) = request.into_parts();
         let responder = Responder(Arc::new(Responding {
             stream: Mutex::new(respond),
@@ -271,8 +289,14 @@ impl<S: ByteStream> Connection<S> {
 }
 
 impl Responder {
-    /// Sends a `1xx`. One that cannot be sent, or no longer, is of no use to anybody.
+    /// Sends a `1xx`. One that cannot be sent, or no longer, is of no use to anybody. A client that does not read
+    /// them is not owed all.
     pub fn send_informational(&self, head: Response<()>) {
+        let fields = head.headers().iter();
+        let length: usize = fields.map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if !self.0.output.queue_interim(INTERIM_OVERHEAD + length) {
+            return;
+        }
         if let Err(error) = self.0.stream.lock().send_informational(head) {
             tracing::debug!(%error, "a 1xx was not passed on");
         }
