@@ -205,8 +205,11 @@ async fn an_upload_that_breaks_off_is_reset_and_does_not_end() {
 #[tokio::test]
 async fn a_request_that_its_client_gives_up_is_reset_at_the_origin() {
     let (resets, mut reset) = watch::channel(Vec::new());
+    let (asked, mut asks) = watch::channel(0);
+    let asked = Arc::new(asked);
     let through = answering("", move |_request, mut respond| {
         let resets = resets.clone();
+        asked.send_modify(|asked| *asked += 1);
         async move {
             let reason = poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
             resets.send_modify(|resets| resets.push(reason));
@@ -218,11 +221,7 @@ async fn a_request_that_its_client_gives_up_is_reset_at_the_origin() {
         let mut peer = through.connect().await;
         peer.send(request).await;
         // It is there, and nobody responds.
-        let in_flight = format!("truename_http_requests_in_flight{{alias=\"{ALIAS}\"}}");
-        within("the request", async {
-            while through.proxy.metric(&in_flight).await != Some(1.0) {}
-        })
-        .await;
+        within("the request", asks.wait_for(|asked| *asked > nth)).await.unwrap();
         drop(peer);
         let reset = within("a reset", reset.wait_for(|resets| resets.len() > nth)).await.unwrap();
         assert_eq!(reset[nth], Reason::CANCEL);
