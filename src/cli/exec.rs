@@ -274,10 +274,9 @@ impl Arrivals {
     async fn next(&mut self) -> Option<(Signal, bool)> {
         tokio::select! {
             arrival = self.keyboard.recv() => arrival,
-            // Of the keyboard's, only what arrives just while the command is being started.
-            signal = self.others.recv() => {
-                Some(signal?).map(|signal| (signal, matches!(signal, Signal::SIGINT | Signal::SIGQUIT)))
-            }
+            // Of the keyboard's, only what arrives just while the command is being started. Nobody knows
+            // where that comes from: it is better passed on twice than lost.
+            signal = self.others.recv() => Some((signal?, false)),
         }
     }
 }

@@ -228,22 +228,20 @@ impl Run {
             }
             Err(error) => Err(error.to_string()),
         };
+        // Counted before it is logged: whoever reads the line finds it counted.
+        let label = if result.is_ok() { "ok" } else { "error" };
+        counter!("truename_config_reloads_total", "result" => label).increment(1);
         let file = path.display();
-        let label = match &result {
-            Ok(()) => {
-                tracing::info!(%file, "configuration reloaded");
-                "ok"
-            }
+        match &result {
+            Ok(()) => tracing::info!(%file, "configuration reloaded"),
             Err(error) => {
                 tracing::error!(
                     %file,
                     error,
                     "new configuration rejected; the running one stays in effect",
                 );
-                "error"
             }
-        };
-        counter!("truename_config_reloads_total", "result" => label).increment(1);
+        }
         result
     }
 }
