@@ -65,6 +65,12 @@ struct Ledger {
 }
 
 impl Ledger {
+    /// How often a close meets a request depends on how busy the machine is. After this many, enough has been
+    /// seen: connections are kept.
+    fn has_been_rude(&self) -> bool {
+        self.closed_on.load(Ordering::Relaxed) >= 30
+    }
+
     fn take(&self, request: &Message) {
         let id = request.start_line().split(' ').nth(1).unwrap()[1..].to_owned();
         *self.taken.lock().entry(id).or_default() += 1;
@@ -90,6 +96,7 @@ async fn close_at_reuse(arrival: Arrival, ending: Ending, ledger: Arc<Ledger>) {
                 }
             }
             Ok(None) => return,
+            Err(_) if ledger.has_been_rude() => {}
             Err(_) => break,
         }
     }
@@ -170,7 +177,7 @@ async fn assert_no_post_arrives_twice_and_few_fail(ending: Ending, requests: usi
     // closes: a few arrive in between.
     let may_fail = storm.ledger.closed_on.load(Ordering::Relaxed) + requests / 400;
     assert!(storm.failed.len() <= may_fail, "{} failed, {may_fail} may", storm.failed.len());
-    assert!(may_fail < closed / 2, "{may_fail} of {closed}: the origins are too rude");
+    assert!(may_fail < requests / 50, "{may_fail} of {requests}: the origins are too rude");
     let retries = storm.proxy.metric(&retries("reuse")).await;
     assert!(retries.unwrap_or(0.0) > 0.0, "no request ever met a closed connection");
 }
