@@ -138,6 +138,22 @@ async fn a_kept_connection_does_not_follow_its_listener_to_aliases_that_it_could
     }
 }
 
+/// Regression: the reload after the one that narrowed its listener let it reach an alias that was new there.
+#[tokio::test]
+async fn a_kept_connection_from_outside_does_not_reach_aliases_that_a_narrowed_listener_gets_later()
+{
+    let world = World::start("0.0.0.0:0").await;
+    let port = world.proxy.address(ALIAS).await.port();
+    let mut outside = client::connect(SocketAddr::from(([127, 0, 0, 2], port))).await;
+    let narrow = world.listening(&[&local(port).to_string()]);
+    world.reload(&narrow).await;
+    assert_eq!(ask(&mut outside, "/").await.text(), "ok", "it could reach that before");
+    let other =
+        format!("  - name: {OTHER}\n    target: 127.0.0.1:1\n    listen: [\"{}\"]\n", local(port));
+    world.reload(&(narrow + &other)).await;
+    outside.closed().await;
+}
+
 #[tokio::test]
 async fn kept_connections_of_a_listener_that_is_removed_are_closed() {
     let world = World::start("127.0.0.1:0").await;

@@ -9,7 +9,7 @@ use std::{
 
 use super::sockets::{Purpose, Sockets};
 use crate::{
-    config::Config,
+    config::{self, Config},
     drain::Drain,
     forward::Passthrough,
     route::Routes,
@@ -44,22 +44,21 @@ impl Parts<'_> {
         let mut serving =
             Serving { certificates: Arc::new(self.certificates), ..Serving::default() };
         let mut at: HashMap<Purpose, Arc<Listener>> = HashMap::new();
-        for ((address, upstreams), (id, drain)) in shared.into_iter().zip(ids) {
+        for ((address, upstreams), identity) in shared.into_iter().zip(ids) {
             let service = Service::Http(Routes::new(&upstreams));
-            let settings = settings.clone();
-            let listener = Arc::new(Listener { id, address, service, settings, drain });
+            let listener = Arc::new(identity.listener(address, service, settings.clone()));
             at.insert(Purpose::Aliases(address), listener);
         }
         if let Some(purpose) = self.config.proxy.listen.map(Purpose::Proxy)
             && let Some(address) = self.sockets.address(purpose)
         {
-            let (id, drain) = known.forward_proxy();
+            let identity = known.forward_proxy();
             let service = Service::ForwardProxy(ForwardProxy {
                 aliases: reached(self.upstreams, &at),
                 passthrough: self.passthrough,
                 credentials: self.credentials,
             });
-            at.insert(purpose, Arc::new(Listener { id, address, service, settings, drain }));
+            at.insert(purpose, Arc::new(identity.listener(address, service, settings)));
         }
         serving.sockets = self.sockets.uses(|purpose| at.get(&purpose).map(|at| at.id));
         serving.listeners = at.into_values().map(|listener| (listener.id, listener)).collect();
@@ -112,6 +111,26 @@ fn reached(
     reached
 }
 
+/// What makes a listener the same one over configurations.
+struct Identity {
+    id: ListenerId,
+    drain: Drain,
+    /// Of one that was there before.
+    widest: Option<SocketAddr>,
+}
+
+impl Identity {
+    fn listener(
+        self,
+        address: SocketAddr,
+        service: Service,
+        settings: Arc<config::Listener>,
+    ) -> Listener {
+        let widest = self.widest.filter(|widest| !includes(address, *widest)).unwrap_or(address);
+        Listener { id: self.id, address, widest, service, settings, drain: self.drain }
+    }
+}
+
 /// The listeners that were there before, as far as they are not found again.
 struct Known<'a> {
     /// Those of aliases: no two have the same address.
@@ -134,10 +153,10 @@ impl<'a> Known<'a> {
 
     /// Which listeners of aliases they are. One goes on that has an alias in common with one before:
     /// first where that had the same address, then wherever it is now.
-    fn aliases(&mut self, shared: &[(SocketAddr, Vec<Arc<Upstream>>)]) -> Vec<(ListenerId, Drain)> {
+    fn aliases(&mut self, shared: &[(SocketAddr, Vec<Arc<Upstream>>)]) -> Vec<Identity> {
         let stay = shared.iter().map(|(address, upstreams)| {
             let old = self.by_address.get(address).filter(|old| has_any(old, upstreams))?;
-            let same = same(old);
+            let same = may_follow(old, *address, upstreams).then(|| same(old))?;
             self.by_address.remove(address);
             Some(same)
         });
@@ -162,26 +181,30 @@ impl<'a> Known<'a> {
         found.into_iter().map(|found| found.unwrap_or_else(|| self.new_one())).collect()
     }
 
-    fn forward_proxy(&self) -> (ListenerId, Drain) {
+    fn forward_proxy(&self) -> Identity {
         self.forward_proxy.map_or_else(|| self.new_one(), same)
     }
 
-    fn new_one(&self) -> (ListenerId, Drain) {
-        (ListenerId::unique(), self.drain.of_part())
+    fn new_one(&self) -> Identity {
+        Identity { id: ListenerId::unique(), drain: self.drain.of_part(), widest: None }
     }
 }
 
-fn same(old: &Listener) -> (ListenerId, Drain) {
-    (old.id, old.drain.clone())
+fn same(old: &Listener) -> Identity {
+    Identity { id: old.id, drain: old.drain.clone(), widest: Some(old.widest) }
 }
 
 /// Whether connections may follow their listener to an address: not to aliases that they could not reach, where the
-/// address does not include the former one.
+/// address does not include every one that they may have come to.
 fn may_follow(old: &Listener, address: SocketAddr, upstreams: &[Arc<Upstream>]) -> bool {
-    let at_port = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
     let before: HashSet<&str> = names(old.routes().upstreams()).collect();
-    covers(at_port(address), false, at_port(old.address))
-        || names(upstreams).all(|name| before.contains(name))
+    includes(address, old.widest) || names(upstreams).all(|name| before.contains(name))
+}
+
+/// Whether whoever reaches `inner` reaches `outer`, ports apart.
+fn includes(outer: SocketAddr, inner: SocketAddr) -> bool {
+    let at_port = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
+    covers(at_port(outer), false, at_port(inner))
 }
 
 fn has_any(listener: &Listener, upstreams: &[Arc<Upstream>]) -> bool {

@@ -168,7 +168,7 @@ impl Check<'_> {
             if !self.config.allow_non_loopback && !address.ip().to_canonical().is_loopback() {
                 let what = format!(
                     "{address} can be reached from outside this machine: listen on 127.0.0.1, \
-                     or say `allow_non_loopback: true` at the top of the file"
+                     or set `allow_non_loopback: true` at the top of the file"
                 );
                 self.report(&listener.path, &what);
             }

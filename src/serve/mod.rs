@@ -408,6 +408,7 @@ mod tests {
         let listener = Arc::new(Listener {
             id: ListenerId::unique(),
             address,
+            widest: address,
             service: Service::Http(Routes::default()),
             settings: Arc::default(),
             drain: Drain::default(),

@@ -43,6 +43,8 @@ pub struct Listener {
     pub id: ListenerId,
     /// As configured; of the forward proxy, as bound.
     pub address: SocketAddr,
+    /// The widest address that connections of it may have come to, before a reload narrowed it.
+    pub widest: SocketAddr,
     /// What its connections are for.
     pub service: Service,
     /// What holds for all listeners.
