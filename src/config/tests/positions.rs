@@ -218,7 +218,7 @@ fn a_listener_outside_loopback_is_said_out_loud() {
     assert_wrong(
         text,
         &[
-            "t.yaml:2:30: aliases[0].listen[0]: 0.0.0.0:80 can be reached from outside this machine: listen on 127.0.0.1, or say `allow_non_loopback: true` at the top of the file",
+            "t.yaml:2:30: aliases[0].listen[0]: 0.0.0.0:80 can be reached from outside this machine: listen on 127.0.0.1, or set `allow_non_loopback: true` at the top of the file",
         ],
     );
     parsed(&format!("{text}allow_non_loopback: true\n"));
