@@ -16,6 +16,7 @@ mod coalesce;
 mod frames;
 mod incoming;
 mod keep_alive;
+mod rooms;
 mod sender;
 pub mod server;
 mod tunnel;

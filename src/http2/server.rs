@@ -23,6 +23,7 @@ use super::{
     Sender, Writer, coalesced,
     frames::{Flood, Inspected},
     keep_alive::KeepAlive,
+    rooms::Rooms,
 };
 use crate::{
     idle::IdleTimer,
@@ -89,6 +90,7 @@ pub struct Connection<S: ByteStream> {
     window: ReceiveWindow,
     output: Arc<Output>,
     keep_alive: KeepAlive,
+    rooms: Rooms,
     /// How long a frame may take to come.
     header_timeout: Duration,
     slow: IdleTimer,
@@ -154,6 +156,7 @@ impl<S: ByteStream> Connection<S> {
             window: ReceiveWindow::default(),
             output: Arc::default(),
             keep_alive,
+            rooms: Rooms::default(),
             header_timeout,
             slow: IdleTimer::default(),
             midway: None,
@@ -281,8 +284,14 @@ impl<S: ByteStream> Connection<S> {
         self.streams > 0
     }
 
+    /// Runs a stream as a task of its own.
+    pub fn spawn(&self, stream: impl Future<Output = ()> + Send + 'static) {
+        self.rooms.spawn(stream);
+    }
+
     /// Gives back what a connection on which nothing happens does not need.
     fn rest(&self) {
+        self.rooms.rest();
         self.writer.rest();
         self.writer.with_stream(|stream| stream.socket().into_iter().for_each(Socket::rest));
     }

@@ -89,12 +89,14 @@ impl Server {
         {
             let mut unused = pin!(inbound.unused(Instant::now()));
             loop {
+                // Biased, so that a burst of requests does not ask for the end each time.
                 let next = tokio::select! {
+                    biased;
                     next = connection.accept() => next,
                     () = unused.as_mut() => break,
                 };
                 let Some(exchange) = next else { return Ok(()) };
-                self.begin(exchange?, arrival, &mut inbound);
+                connection.spawn(self.begin(exchange?, arrival, &mut inbound));
             }
         }
         connection.graceful_shutdown();
@@ -109,19 +111,28 @@ impl Server {
                 },
             };
             let Some(exchange) = next else { return Ok(()) };
-            self.begin(exchange?, arrival, &mut inbound);
+            connection.spawn(self.begin(exchange?, arrival, &mut inbound));
         }
     }
 
     /// Each request is served by the listener as it is now.
-    fn begin(self: &Arc<Self>, exchange: Exchange, arrival: &Arc<Arrival>, inbound: &mut Inbound) {
+    fn begin(
+        self: &Arc<Self>,
+        exchange: Exchange,
+        arrival: &Arc<Arrival>,
+        inbound: &mut Inbound,
+    ) -> impl Future<Output = ()> + Send + use<> {
         inbound.follow(self);
-        let (server, arrival, listener) = (self.clone(), arrival.clone(), inbound.listener.clone());
-        tokio::spawn(async move { server.exchange(exchange, &arrival, listener).await });
+        self.clone().exchange(exchange, arrival.clone(), inbound.listener.clone())
     }
 
     /// A stream, from its request's head to its response's end.
-    async fn exchange(&self, exchange: Exchange, arrival: &Arrival, listener: Arc<Listener>) {
+    async fn exchange(
+        self: Arc<Self>,
+        exchange: Exchange,
+        arrival: Arc<Arrival>,
+        listener: Arc<Listener>,
+    ) {
         let Exchange { mut head, body, responder } = exchange;
         let is_head = head.method == Method::HEAD;
         let connects =
@@ -149,7 +160,7 @@ impl Server {
         let body = body.with_interim(Arc::new(Ahead(responder.clone())));
         let response = {
             let request = Request::from_parts(head, body);
-            let mut responding = pin!(self.respond(request, arrival, listener));
+            let mut responding = pin!(self.respond(request, &arrival, listener));
             poll_fn(|cx| match responding.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),
                 // A client that has given up takes its request along.
