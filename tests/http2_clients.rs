@@ -219,6 +219,40 @@ async fn a_websocket_that_its_client_resets_is_reset_at_its_origin() {
     }
 }
 
+/// Nothing more is read of a side that has ended, and an origin that has nothing to say writes nothing.
+#[tokio::test]
+async fn a_websocket_whose_client_has_ended_its_side_and_leaves_is_reset_at_its_origin() {
+    let (ends, mut ended) = mpsc::unbounded_channel();
+    let through = Through::new("", move |arrival: Arrival| {
+        let ends = ends.clone();
+        async move {
+            let mut conversation = arrival.open().await.unwrap();
+            conversation.request().await.unwrap();
+            let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                          Upgrade: websocket\r\n\r\n";
+            conversation.peer.send(switch).await;
+            ends.send(conversation.peer.rest().await.unwrap()).unwrap();
+            conversation.peer.until_broken().await;
+            ends.send(Vec::new()).unwrap();
+        }
+    })
+    .await;
+    let mut client = connect(&through, &Builder::new()).await;
+    let mut request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(format!("http://{ALIAS}/chat"))
+        .body(())
+        .unwrap();
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    let (response, mut tunnel) = send(&mut client, request).await;
+    let back = within("a tunnel", response).await.unwrap().into_body();
+    tunnel.send_data("bye".into(), true).unwrap();
+    assert_eq!(within("the end of its side", ended.recv()).await.unwrap(), b"bye");
+    drop((client, tunnel, back));
+    within("a reset", ended.recv()).await.unwrap();
+    no_request_is_in_flight(&through).await;
+}
+
 /// And one whose origin breaks off is told that, not that it is over.
 #[tokio::test]
 async fn a_websocket_that_its_origin_breaks_off_is_reset_at_its_client() {

@@ -177,6 +177,53 @@ async fn a_response_is_whole_whose_origin_then_wants_no_more_of_the_request() {
     assert_eq!((answer.status(), answer.text()), (200, "enough"));
 }
 
+/// RFC 9113, section 6.5.2: it may allow some later.
+#[tokio::test]
+async fn requests_to_an_origin_that_allows_no_streams_wait_together_and_not_for_ever() {
+    let (allowed, allow) = watch::channel(false);
+    let through = through("timeouts: {connect: 2s}", move |arrival| {
+        let mut allow = allow.clone();
+        async move {
+            let mut frames = Frames(arrival.open().await.unwrap().peer);
+            // The first request may be sent ahead of this, and has to be refused then.
+            frames.send(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0]).await;
+            frames.0.exactly(24).await;
+            loop {
+                tokio::select! {
+                    (stream, _) = frames.wait_for(HEADERS) => {
+                        let allowed = *allow.borrow();
+                        if allowed {
+                            frames.send(HEADERS, END_HEADERS | END_STREAM, stream, OK).await;
+                        } else {
+                            frames.send(RST_STREAM, 0, stream, &[0, 0, 0, 7]).await;
+                        }
+                    }
+                    Ok(()) = allow.changed() => {
+                        frames.send(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 9]).await;
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    let mut peers = JoinSet::new();
+    for _ in 0..4 {
+        let mut peer = through.connect().await;
+        peers.spawn(async move {
+            peer.send(get("/")).await;
+            peer.response().await.status()
+        });
+    }
+    while let Some(status) = within("a response", peers.join_next()).await {
+        assert_eq!(status.unwrap(), 504);
+    }
+    assert_eq!(through.origin.seen().connections, 1);
+    let mut waiting = through.connect().await;
+    waiting.send(get("/")).await;
+    allowed.send_replace(true);
+    assert_eq!(waiting.response().await.status(), 200);
+}
+
 #[tokio::test]
 async fn an_upload_that_breaks_off_is_reset_and_does_not_end() {
     let (ended, mut end) = watch::channel(None);

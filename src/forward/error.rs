@@ -191,6 +191,9 @@ pub(super) fn kind_of(error: &SendError) -> (Kind, Stage) {
         let kind = if is_idle(error) { Kind::RequestTimeout } else { Kind::RequestInvalid };
         return (kind, Stage::Request);
     }
+    if error.is_without_stream() {
+        return (Kind::ConnectTimeout, Stage::Connect);
+    }
     if error.is_unread() {
         return (Kind::ResponseTimeout, Stage::Request);
     }

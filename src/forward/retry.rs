@@ -90,6 +90,8 @@ pub(super) fn next<Response>(
         }
         Outcome::Lost(fault) => match (fault.blame(), fault.taken()) {
             (Blame::Client, _) | (_, Taken::Some) => return Next::Answer,
+            // There was time for one connection, and it is over.
+            _ if fault.kind() == Kind::ConnectTimeout => return Next::Answer,
             (_, Taken::Nothing) => (On::NewConnection, RetryReason::Reuse),
             (_, Taken::Unknown) if !asked.is_safe_to_repeat() => return Next::Answer,
             // What a kept connection fails at is expected to be its own end (RFC 9112 §9.3.1).

@@ -3,8 +3,9 @@
 use std::{
     future::poll_fn,
     io,
-    pin::pin,
+    pin::{Pin, pin},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -138,7 +139,18 @@ async fn pump<R: AsyncRead, W: AsyncWrite>(
 ) -> Result<(), Break> {
     let mut buffer = vec![0; SIZES[0].1];
     loop {
-        let read = from.read(&mut buffer).await.map_err(Break::Read)?;
+        let read = {
+            let mut reading = pin!(from.read(&mut buffer));
+            poll_fn(|cx| match reading.as_mut().poll(cx) {
+                Poll::Ready(read) => Poll::Ready(read.map_err(Break::Read)),
+                // A stream of HTTP/2 knows that it is lost, though nothing is written to it.
+                Poll::Pending => match Pin::new(&mut *to).poll_flush(cx) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(Break::Write(error))),
+                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                },
+            })
+            .await?
+        };
         if read == 0 {
             // Behind a reset, which a write has met, an end is none.
             if moved.broken.load(Ordering::Relaxed) {

@@ -86,7 +86,7 @@ impl Client {
     /// ended.
     pub fn is_open(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        // A handle that has begun nothing never waits.
+        // A handle waits while the request that it has begun has no stream yet.
         matches!(self.sender.poll_ready(&mut cx), Poll::Ready(Ok(())))
     }
 

@@ -4,6 +4,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -68,7 +69,9 @@ impl SendError {
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::Http1(http1::ExchangeError::NotFree)
-            | Self::Http2(http2::ExchangeError::NotSent(_)) => Verdict::Unsent,
+            | Self::Http2(http2::ExchangeError::NotSent(_) | http2::ExchangeError::NoStream(_)) => {
+                Verdict::Unsent
+            }
             Self::Http2(error) if error.is_refusal() => Verdict::StreamRefused,
             Self::Http2(error) if error.is_shutdown() => Verdict::BeyondGoaway,
             Self::Http1(_) | Self::Http2(_) => Verdict::Unknown,
@@ -82,6 +85,11 @@ impl SendError {
             Self::Http1(http1::ExchangeError::Unread(_))
                 | Self::Http2(http2::ExchangeError::Unread(_))
         )
+    }
+
+    /// Whether the origin allowed no stream for the request.
+    pub fn is_without_stream(&self) -> bool {
+        matches!(self, Self::Http2(http2::ExchangeError::NoStream(_)))
     }
 
     /// Whether the request's own body broke off.
@@ -164,20 +172,22 @@ impl Connection {
     }
 
     /// Sends a request and gives its answer's head, behind which [`poll_frame`](Self::poll_frame) has
-    /// the body. `probe`: the connection has served before.
+    /// the body. `probe`: the connection has served before. `limit`: for how long an HTTP/2 peer may allow no
+    /// stream.
     pub async fn send(
         &mut self,
         head: &request::Parts,
         body: RequestBody,
         probe: bool,
         interim: Option<&Arc<dyn Interim>>,
+        limit: Duration,
     ) -> Result<Response<()>, SendError> {
         match self {
             Self::Http1(http1) => match &mut http1.client {
                 Some(client) => Ok(client.send(head, body, probe, interim).await?),
                 None => Err(http1::ExchangeError::NotFree.into()),
             },
-            Self::Http2(http2) => Ok(http2.send(head, body, interim).await?),
+            Self::Http2(http2) => Ok(http2.send(head, body, interim, limit).await?),
         }
     }
 

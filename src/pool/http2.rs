@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::poll_fn,
+    future::{pending, poll_fn},
     pin::Pin,
     sync::{
         Arc,
@@ -14,7 +14,10 @@ use std::{
 
 use http::{Response, request};
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Lead, Line};
@@ -28,7 +31,8 @@ use crate::{
 /// this goes to a further connection, so that one lost packet does not hold up everything.
 const MAX_STREAMS: usize = 100;
 
-/// For how long a peer's first SETTINGS are awaited before others share its connection all the same.
+/// For how long a peer's first SETTINGS are awaited before others share its connection all the same, and for
+/// how long one that allows no streams is the only connection to it.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A handle on an HTTP/2 connection: the pool's, or one stream.
@@ -51,6 +55,8 @@ struct Streams {
     /// Those who wait for the connection learn of it when its limit is known. Were they to use it
     /// before, those past the limit would wait for the others' streams to end.
     flight: Mutex<Option<Lead>>,
+    /// The peer allows no streams from now on, maybe for a moment only.
+    barred: Notify,
     /// Nothing more is read or written.
     ended: AtomicBool,
     /// Milliseconds between `since` and the last time at which a stream began or ended.
@@ -83,10 +89,19 @@ impl Http2 {
         head: &request::Parts,
         body: RequestBody,
         interim: Option<&Arc<dyn Interim>>,
+        limit: Duration,
     ) -> Result<Response<()>, http2::ExchangeError> {
         let mark = self.line.wire.mark();
+        // Whoever is told after this is told of this stream, too.
+        let barred = self.streams.barred.notified();
         let exchange = self.exchange.insert(Box::new(self.client.begin(head, body)?));
-        let head = poll_fn(|cx| exchange.poll_head(cx, interim)).await;
+        let head = tokio::select! {
+            biased;
+            head = poll_fn(|cx| exchange.poll_head(cx, interim)) => head,
+            () = self.streams.unopened(barred, &mut self.client, limit) => {
+                return Err(http2::ExchangeError::NoStream(limit));
+            }
+        };
         head.map_err(|error| self.judge(error, mark))
     }
 
@@ -146,14 +161,16 @@ impl Http2 {
         // Under the lock, so that the limit does not become known in between, nor the connection end.
         let mut waiting = self.streams.flight.lock();
         let ended = self.streams.ended.load(Ordering::Acquire);
-        if self.streams.limit.load(Ordering::Relaxed) == UNKNOWN && !ended {
+        let limit = self.streams.limit.load(Ordering::Relaxed);
+        if (limit == UNKNOWN || limit == 0 && self.streams.is_new()) && !ended {
             *waiting = Some(flight);
         }
     }
 
-    /// Whether no further streams can be begun.
+    /// Whether no further streams can be begun, or none are allowed and it is not to be expected.
     pub fn is_closed(&self) -> bool {
-        !self.client.clone().is_open()
+        let is_barred = self.streams.limit.load(Ordering::Relaxed) == 0;
+        is_barred && !self.streams.is_new() || !self.client.clone().is_open()
     }
 
     /// For how long no stream has been open.
@@ -189,6 +206,7 @@ impl Streams {
             open: AtomicUsize::new(1),
             limit: AtomicUsize::new(UNKNOWN),
             flight: Mutex::default(),
+            barred: Notify::new(),
             ended: AtomicBool::new(false),
             used: AtomicU64::new(0),
             since: Instant::now(),
@@ -201,7 +219,36 @@ impl Streams {
         if self.limit.load(Ordering::Relaxed) != limit {
             let mut flight = self.flight.lock();
             self.limit.store(limit, Ordering::Relaxed);
+            if limit > 0 {
+                flight.take();
+            } else {
+                self.barred.notify_waiters();
+            }
+        }
+    }
+
+    /// Has others look for another connection where this one is of no use to them by now.
+    fn give_up(&self) {
+        let mut flight = self.flight.lock();
+        if self.limit.load(Ordering::Relaxed) == 0 {
             flight.take();
+        }
+    }
+
+    fn is_new(&self) -> bool {
+        self.since.elapsed() < SETTINGS_TIMEOUT
+    }
+
+    /// Ready once a stream that was begun with `client` has waited for `limit` since the peer allowed none,
+    /// and has not been opened.
+    async fn unopened(&self, barred: Notified<'_>, client: &mut http2::Client, limit: Duration) {
+        if self.limit.load(Ordering::Relaxed) != 0 {
+            barred.await;
+        }
+        // Boxed, for most requests need it not and would carry its weight.
+        Box::pin(sleep(limit)).await;
+        if client.is_open() {
+            pending().await
         }
     }
 }
@@ -239,6 +286,7 @@ async fn watch(driver: Driver, keep_alive: http2::KeepAlive, kill: CancellationT
     let lost = async {
         sleep(SETTINGS_TIMEOUT).await;
         streams.learn(streams.limit.load(Ordering::Relaxed));
+        streams.give_up();
         let mut mark = wire.mark();
         let has_spoken = || wire.has_received_since(std::mem::replace(&mut mark, wire.mark()));
         keep_alive.lost(|| streams.open.load(Ordering::Relaxed) > 0, has_spoken).await;

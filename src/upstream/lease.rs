@@ -266,7 +266,8 @@ impl Lease {
         body: RequestBody,
         interim: Option<&Arc<dyn Interim>>,
     ) -> Result<Response<()>, SendError> {
-        self.connection.send(head, body, self.reused, interim).await
+        let limit = self.upstream.config().timeouts.connect;
+        self.connection.send(head, body, self.reused, interim, limit).await
     }
 
     /// The answer's body, as [`Body::poll_frame`](http_body::Body::poll_frame) has it.

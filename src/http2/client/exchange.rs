@@ -30,6 +30,9 @@ pub enum ExchangeError {
     /// The connection takes no more requests, or ended before any of this one was written.
     #[error("the connection was closed before the request was sent")]
     NotSent(#[source] h2::Error),
+    /// The peer allowed no streams for as long as `timeouts.connect` says.
+    #[error("no stream was allowed for {0:?} (SETTINGS_MAX_CONCURRENT_STREAMS is 0)")]
+    NoStream(Duration),
     /// What it says cannot be said in HTTP/2.
     #[error("the request is not valid in HTTP/2")]
     Request(#[source] h2::Error),
