@@ -143,14 +143,15 @@ impl Client {
         self.exchange(request.map(RequestBody::boxed)).await
     }
 
-    async fn exchange(&self, mut request: Request<RequestBody>) -> Response<forward::Body> {
+    async fn exchange(&self, request: Request<RequestBody>) -> Response<forward::Body> {
+        let (mut head, body) = request.into_parts();
         if let Some(only) = &self.shared.only
-            && request.uri().authority().is_none()
-            && !request.headers().contains_key(HOST)
+            && head.uri.authority().is_none()
+            && !head.headers.contains_key(HOST)
         {
-            request.headers_mut().insert(HOST, only.clone());
+            head.headers.insert(HOST, only.clone());
         }
-        forward::serve(request, &self.shared.arrival, &self.shared.routes).await
+        forward::serve(&mut head, body, &self.shared.arrival, &self.shared.routes).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! One attempt to have a request answered, on one connection.
 
-use std::{mem, time::Duration};
+use std::{mem, pin::pin, time::Duration};
 
 use ::http::{HeaderValue, Response, StatusCode, request};
 
@@ -19,8 +19,8 @@ use crate::{
 };
 
 /// A request on its way: what the client meant, and how each target is told.
-pub(super) struct Outgoing {
-    pub(super) head: request::Parts,
+pub(super) struct Outgoing<'a> {
+    pub(super) head: &'a mut request::Parts,
     /// A handle on the body, for the next attempt.
     pub(super) body: RequestBody,
     pub(super) client: ClientView,
@@ -32,8 +32,8 @@ pub(super) struct Outgoing {
 
 /// A request on a connection.
 pub(super) struct Attempt<'a> {
-    pub(super) lease: Lease,
-    pub(super) outgoing: &'a Outgoing,
+    pub(super) lease: &'a mut Lease,
+    pub(super) outgoing: &'a Outgoing<'a>,
     pub(super) config: &'a config::Alias,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Answered {
     pub(super) took: Duration,
 }
 
-impl Outgoing {
+impl Outgoing<'_> {
     /// Addresses the request to a generation's target, as the version of HTTP writes it.
     pub(super) fn address(
         &mut self,
@@ -78,7 +78,7 @@ impl Outgoing {
         }
         let host: HeaderValue = host_to_send(&config.host, &self.client, generation)?;
         let streams = !http_body::Body::is_end_stream(&self.body);
-        headers::address(&mut self.head, generation.scheme(), &host, http2, streams)?;
+        headers::address(self.head, generation.scheme(), &host, http2, streams)?;
         if self.waits && streams {
             self.body.hold();
         }
@@ -99,38 +99,36 @@ impl Outgoing {
 }
 
 impl Attempt<'_> {
-    /// Sends the request, and awaits the head of its response.
-    pub(super) async fn run(mut self) -> Outcome {
+    /// Sends the request, and awaits the head of its response. Gives how long that took, too.
+    ///
+    /// What most requests do not come to is boxed: the future of each has room for it.
+    pub(super) async fn run(mut self) -> Result<(Response<()>, Duration), Fault> {
         let Self { lease, outgoing, config } = &mut self;
         let (body, interim) = (outgoing.body.handle(), outgoing.body.interim());
         let result = match config.timeouts.response {
-            None => lease.send(&outgoing.head, body, interim).await,
+            None => lease.send(outgoing.head, body, interim).await,
             Some(limit) => {
                 let wire = lease.own_wire();
-                let response = lease.send(&outgoing.head, body, interim);
-                match deadline::within(limit, response, &outgoing.body, wire.as_deref()).await {
-                    Some(result) => result,
-                    None => {
-                        let endpoint = lease.endpoint();
-                        lease.failed("no answer within `timeouts.response`");
-                        let error = ForwardError::ResponseTimeout { endpoint, limit };
-                        // It had all of the request, or is taking no more of it.
-                        return Outcome::Lost(error.with(Taken::Some));
-                    }
-                }
+                let in_time = {
+                    let response = pin!(lease.send(outgoing.head, body, interim));
+                    deadline::within(limit, response, &outgoing.body, wire.as_deref()).await
+                };
+                in_time.ok_or_else(|| {
+                    let endpoint = lease.endpoint();
+                    lease.failed("no answer within `timeouts.response`");
+                    // It had all of the request, or is taking no more of it.
+                    ForwardError::ResponseTimeout { endpoint, limit }.with(Taken::Some)
+                })?
             }
         };
         match result {
-            Ok(response) if !lease.is_answer_unsolicited() => {
-                let took = lease.answered();
-                Outcome::Response(response.status(), Answered { response, lease: self.lease, took })
-            }
+            Ok(response) if !lease.is_answer_unsolicited() => Ok((response, lease.answered())),
             Ok(_) => {
                 let error = ForwardError::Unsolicited { endpoint: lease.endpoint() };
-                let taken = self.taken(None).await;
-                Outcome::Lost(error.with(taken))
+                let taken = Box::pin(self.taken(None)).await;
+                Err(error.with(taken))
             }
-            Err(error) => Outcome::Lost(self.lost(error).await),
+            Err(error) => Err(Box::pin(self.lost(error)).await),
         }
     }
 
@@ -141,7 +139,7 @@ impl Attempt<'_> {
         }
         let taken = self.taken(Some(&error)).await;
         let text = error.to_string();
-        let fault = explain(error, &self.lease).with(taken);
+        let fault = explain(error, self.lease).with(taken);
         if fault.is_of_endpoint() {
             self.lease.failed(&text);
         }

@@ -1,6 +1,6 @@
 //! `timeouts.response`: how long a target may take to answer, from the end of the request on.
 
-use std::{future::poll_fn, pin::pin, time::Duration};
+use std::{future::poll_fn, pin::Pin, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -17,14 +17,13 @@ const LOOKS: u32 = 16;
 /// stops taking in altogether counts as sent: else it would be waited for without end.
 pub(super) async fn within<F: Future>(
     limit: Duration,
-    response: F,
+    mut response: Pin<&mut F>,
     body: &RequestBody,
     wire: Option<&Wire>,
 ) -> Option<F::Output> {
-    let mut response = pin!(response);
     tokio::select! {
         biased;
-        response = &mut response => return Some(response),
+        response = response.as_mut() => return Some(response),
         () = poll_fn(|cx| body.poll_ended(cx)) => {}
     }
     let pause = (limit / LOOKS).max(Duration::from_millis(1));
@@ -34,7 +33,7 @@ pub(super) async fn within<F: Future>(
     loop {
         tokio::select! {
             biased;
-            response = &mut response => return Some(response),
+            response = response.as_mut() => return Some(response),
             () = sleep_until(look.unwrap_or(deadline).min(deadline)) => {}
         }
         let now = Instant::now();

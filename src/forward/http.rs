@@ -3,8 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ::http::{
-    HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST, request,
-    uri::Authority,
+    HeaderValue, Method, Response, StatusCode, Version, header::HOST, request, uri::Authority,
 };
 use tokio::time::Instant;
 
@@ -47,22 +46,36 @@ pub struct Arrival {
     pub connection: Option<Arc<DownstreamConnection>>,
 }
 
+/// A request for an alias, as it came.
+pub struct Incoming<'a> {
+    /// Its head, which is rewritten.
+    pub head: &'a mut request::Parts,
+    /// Its body.
+    pub body: RequestBody,
+    /// Its [authority](headers::authority).
+    pub authority: Option<Authority>,
+    /// When it came.
+    pub started: Instant,
+}
+
 /// Answers a request from wherever: with the origin's answer, or with an explanation.
+///
+/// Here and below, a head is lent: futures within futures would each have room for one of their own.
 pub async fn serve(
-    request: Request<RequestBody>,
+    head: &mut request::Parts,
+    body: RequestBody,
     arrival: &Arrival,
     routes: &Routes,
 ) -> Response<Body> {
     let started = Instant::now();
-    let (head, body) = request.into_parts();
-    let (asked, upstream) = match route(&head, arrival, routes).await {
+    let (authority, upstream) = match route(head, arrival, routes).await {
         Ok(found) => found,
-        Err(fault) => return refuse(&head, &fault, arrival, started),
+        Err(fault) => return refuse(head, &fault, arrival, started),
     };
     if let Some(connection) = &arrival.connection {
         connection.belongs_to(&upstream.worker(arrival.worker).metrics);
     }
-    forward(Request::from_parts(head, body), asked, &upstream, arrival, started).await
+    forward(Incoming { head, body, authority, started }, &upstream, arrival).await
 }
 
 /// Answers a request that is for no alias, and has not gone anywhere.
@@ -111,19 +124,15 @@ async fn route(
 }
 
 /// Sends a request to an alias, and gives its answer. Never fails: what goes wrong is answered.
-/// `asked` is the request's [authority](headers::authority), `started` when it came.
 pub async fn forward(
-    request: Request<RequestBody>,
-    asked: Option<Authority>,
+    incoming: Incoming<'_>,
     upstream: &Arc<Upstream>,
     arrival: &Arrival,
-    started: Instant,
 ) -> Response<Body> {
-    let (head, body) = request.into_parts();
-    let mut record = Record::of_alias(upstream, arrival.worker, &head, started);
-    record.reads(&body);
+    let mut record = Record::of_alias(upstream, arrival.worker, incoming.head, incoming.started);
+    record.reads(&incoming.body);
     let mut journey = Journey { upstream, arrival, record, generation: None };
-    match journey.run(head, body, asked, started).await {
+    match journey.run(incoming).await {
         Ok(answer) => answer.into_response(journey.record, upstream, arrival),
         Err(fault) => {
             let generation = journey.generation.take();
@@ -158,25 +167,20 @@ struct Answer {
 }
 
 impl Journey<'_> {
-    async fn run(
-        &mut self,
-        mut head: request::Parts,
-        body: RequestBody,
-        asked: Option<Authority>,
-        started: Instant,
-    ) -> Result<Answer, Fault> {
+    async fn run(&mut self, incoming: Incoming<'_>) -> Result<Answer, Fault> {
+        let Incoming { head, body, authority, started } = incoming;
         let upstream = self.upstream;
         let config = upstream.config();
         self.record.admit(upstream.admit()?);
         upstream.deposit(self.arrival.worker, started);
 
-        let client = self.client_view(asked)?;
+        let client = self.client_view(authority)?;
         let generation = upstream.target().await?;
-        check_signature(&head, &client, &generation, &config.host)?;
+        check_signature(head, &client, &generation, &config.host)?;
 
-        let extended = upgrade::translate_extended_connect(&mut head);
+        let extended = upgrade::translate_extended_connect(head);
         // Without the client's side of it (a library caller has none) an upgrade cannot be made.
-        let asked = extended || headers::upgrade(&head).is_some();
+        let asked = extended || headers::upgrade(head).is_some();
         let on_upgrade = asked.then(|| Upgrade::take(&mut head.extensions)).flatten();
         let switching = on_upgrade.is_some();
         body.confine(headers::strip_request(&mut head.headers, switching));
@@ -203,8 +207,8 @@ impl Journey<'_> {
         Ok(Answer { response, lease, client, upgrade: on_upgrade, extended })
     }
 
-    fn client_view(&self, asked: Option<Authority>) -> Result<ClientView, Fault> {
-        let authority = match asked {
+    fn client_view(&self, authority: Option<Authority>) -> Result<ClientView, Fault> {
+        let authority = match authority {
             Some(authority) => authority,
             // HTTP/1.0 without Host: the address it came to.
             None => {
@@ -217,7 +221,7 @@ impl Journey<'_> {
     /// Sends the request until there is a response, or a failure that is not to be repeated.
     async fn try_until_answered(
         &mut self,
-        outgoing: &mut Outgoing,
+        outgoing: &mut Outgoing<'_>,
         mut generation: Arc<Generation>,
         want: Want,
     ) -> Result<(Response<()>, Lease), Fault> {
@@ -237,51 +241,64 @@ impl Journey<'_> {
                     continue;
                 }
             }
-            let (outcome, mut elsewhere) = match lease {
-                Ok(lease) => {
-                    outgoing.address(upstream, &generation, lease.is_http2())?;
-                    tried.kept = lease.is_reused();
-                    (Attempt { lease, outgoing, config }.run().await, None)
-                }
-                Err(fault) => {
+            let mut elsewhere = None;
+            // A block: what comes behind it has no room for a response.
+            let (retry, was_sent, was_lost) = {
+                let outcome = match lease {
+                    Ok(mut lease) => {
+                        outgoing.address(upstream, &generation, lease.is_http2())?;
+                        tried.kept = lease.is_reused();
+                        match (Attempt { lease: &mut lease, outgoing, config }).run().await {
+                            Ok((response, took)) => {
+                                let status = response.status();
+                                Outcome::Response(status, Answered { response, lease, took })
+                            }
+                            Err(fault) => Outcome::Lost(fault),
+                        }
+                    }
+                    Err(fault) => {
+                        tried.failed.extend(fault.endpoint());
+                        if speaks_against_target(&fault) {
+                            upstream.failed_at(&generation, &tried.failed);
+                        }
+                        let behind = match tried.is_last_next(&config.retry) {
+                            true => upstream.behind(&generation).await,
+                            false => None,
+                        };
+                        let target = match behind {
+                            Some(target) => target,
+                            None => upstream.target().await?,
+                        };
+                        tried.elsewhere = !Arc::ptr_eq(&target, &generation)
+                            || target.balancer().has_untried(Instant::now(), &tried.failed);
+                        elsewhere = Some(target);
+                        Outcome::Unconnected(fault)
+                    }
+                };
+                if let Outcome::Lost(fault) = &outcome
+                    && fault.is_of_endpoint()
+                {
                     tried.failed.extend(fault.endpoint());
-                    if speaks_against_target(&fault) {
+                    if speaks_against_target(fault) {
                         upstream.failed_at(&generation, &tried.failed);
                     }
-                    let behind = match tried.is_last_next(&config.retry) {
-                        true => upstream.behind(&generation).await,
-                        false => None,
-                    };
-                    let target = match behind {
-                        Some(target) => target,
-                        None => upstream.target().await?,
-                    };
-                    tried.elsewhere = !Arc::ptr_eq(&target, &generation)
-                        || target.balancer().has_untried(Instant::now(), &tried.failed);
-                    (Outcome::Unconnected(fault), Some(target))
                 }
+                let retry = match next(&outcome, outgoing.asked(), &tried, &config.retry) {
+                    Next::Again(retry) if retry.is_free || upstream.withdraw() => retry,
+                    Next::Again(_) | Next::Answer => {
+                        return self.end(outcome, outgoing, generation);
+                    }
+                };
+                tried.note(&outcome, retry);
+                let was_sent = !matches!(outcome, Outcome::Unconnected(_));
+                (retry, was_sent, matches!(outcome, Outcome::Lost(_)))
             };
-            if let Outcome::Lost(fault) = &outcome
-                && fault.is_of_endpoint()
-            {
-                tried.failed.extend(fault.endpoint());
-                if speaks_against_target(fault) {
-                    upstream.failed_at(&generation, &tried.failed);
-                }
-            }
-            let retry = match next(&outcome, outgoing.asked(), &tried, &config.retry) {
-                Next::Again(retry) if retry.is_free || upstream.withdraw() => retry,
-                Next::Again(_) | Next::Answer => return self.end(outcome, outgoing, generation),
-            };
-            if matches!(outcome, Outcome::Lost(_)) && !tried.kept {
+            if was_lost && !tried.kept {
                 elsewhere = Some(upstream.target().await?);
             }
-            tried.note(&outcome, retry);
             self.record.retried(retry.reason);
             outgoing.start_over();
-            let had_it = !matches!(outcome, Outcome::Unconnected(_))
-                && (retry.on == On::AnotherEndpoint || !tried.kept);
-            drop(outcome);
+            let had_it = was_sent && (retry.on == On::AnotherEndpoint || !tried.kept);
             generation = match elsewhere {
                 Some(other) if !had_it || !Arc::ptr_eq(&other, &generation) => other,
                 _ if had_it => self.beyond(generation, &tried).await,
@@ -304,7 +321,7 @@ impl Journey<'_> {
     fn end(
         &mut self,
         outcome: Outcome,
-        outgoing: &Outgoing,
+        outgoing: &Outgoing<'_>,
         generation: Arc<Generation>,
     ) -> Result<(Response<()>, Lease), Fault> {
         let fault = match outcome {

@@ -17,7 +17,7 @@ mod urls;
 
 pub use body::Body;
 pub use error::ForwardError;
-pub use http::{Arrival, forward, refuse, serve};
+pub use http::{Arrival, Incoming, forward, refuse, serve};
 pub use passthrough::{Passthrough, PassthroughError, Tunnel};
 pub use record::Record;
 pub use reply::{Problem, RefusedHead};

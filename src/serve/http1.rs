@@ -145,7 +145,7 @@ impl<S: ByteStream + 'static> Line<S> {
         };
         let end = match last {
             Last::Refused(head) => {
-                self.refuse(head).await;
+                Box::pin(self.refuse(head)).await;
                 End::Lingers
             }
             Last::Answered => End::Lingers,

@@ -14,7 +14,7 @@ use crate::{
     body::RequestBody,
     detect::detect,
     forward::{
-        self, Arrival, ForwardError, Passthrough, PassthroughError, Tunnel, Upgrade,
+        self, Arrival, ForwardError, Incoming, Passthrough, PassthroughError, Tunnel, Upgrade,
         destination::Destination,
     },
     route::Routes,
@@ -97,10 +97,10 @@ impl Server {
         handover: &Handover,
     ) -> Response<forward::Body> {
         let started = Instant::now();
-        let Service::ForwardProxy(proxy) = &proxy.service else {
-            return forward::serve(request, arrival, Routes::none()).await;
-        };
         let (mut head, body) = request.into_parts();
+        let Service::ForwardProxy(proxy) = &proxy.service else {
+            return forward::serve(&mut head, body, arrival, Routes::none()).await;
+        };
         if let Some(credentials) = &proxy.credentials
             && !credentials.admit(&head.headers)
         {
@@ -128,13 +128,13 @@ impl Server {
                 if let Some(connection) = &arrival.connection {
                     connection.belongs_to(&alias.worker(arrival.worker).metrics);
                 }
-                let asked = match forward::headers::authority(&head) {
-                    Ok(asked) => asked,
+                let authority = match forward::headers::authority(&head) {
+                    Ok(authority) => authority,
                     Err(error) => return forward::refuse(&head, &error.into(), arrival, started),
                 };
                 forward::headers::strip_proxy(&mut head.headers);
-                let request = Request::from_parts(head, body);
-                return forward::forward(request, asked, &alias, arrival, started).await;
+                let incoming = Incoming { head: &mut head, body, authority, started };
+                return forward::forward(incoming, &alias, arrival).await;
             }
             (None, None) => {
                 let fault = PassthroughError::Refused(destination).into();
