@@ -1,8 +1,10 @@
 //! What a reload leaves as it was: all that was learned of targets that remain.
 
+use std::net::SocketAddr;
+
 use crate::support::{
     client,
-    proxy::Proxy,
+    proxy::{Proxy, with_admin},
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
@@ -16,11 +18,7 @@ async fn a_reload_while_dns_fails_leaves_the_last_good_answer_in_service() {
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::answer);
     let yaml = |keys: &str| with_admin(&scene.restless_yaml(keys));
-    let proxy = Proxy::start(&yaml("")).await;
-    let address = proxy.address(ALIAS).await;
-    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
-    scene.dns.answer(ALIAS_IN_DNS, Answer::ServFail);
-    proxy.logged("serving the last good answer").await;
+    let (proxy, address) = stale(&scene, &yaml("")).await;
 
     let root = "ca: {system: false, webpki: false, files: [\"$FOLDER/root.pem\"]}";
     let further = "  - name: another\n    listen: [\"127.0.0.1:0\"]\n    target: another.example\n";
@@ -212,11 +210,7 @@ async fn an_allow_that_is_taken_back_while_dns_fails_leaves_the_last_good_answer
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::answer);
     let yaml = |keys: &str| with_admin(&scene.restless_yaml(keys));
-    let proxy = Proxy::start(&yaml("")).await;
-    let address = proxy.address(ALIAS).await;
-    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
-    scene.dns.answer(ALIAS_IN_DNS, Answer::ServFail);
-    proxy.logged("serving the last good answer").await;
+    let (proxy, address) = stale(&scene, &yaml("")).await;
 
     proxy.rewrite(&yaml("allow: [elsewhere.example]"));
     proxy.reload().await;
@@ -260,6 +254,12 @@ async fn endpoints(proxy: &Proxy) -> Vec<Value> {
     proxy.status().await["aliases"][0]["endpoints"].as_array().unwrap().clone()
 }
 
-fn with_admin(yaml: &str) -> String {
-    format!("{yaml}admin: {{listen: \"127.0.0.1:0\"}}\n")
+/// A proxy that serves the alias from the last good answer, while the cluster's DNS fails; and its address.
+async fn stale(scene: &Scene, yaml: &str) -> (Proxy, SocketAddr) {
+    let proxy = Proxy::start(yaml).await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    scene.dns.answer(ALIAS_IN_DNS, Answer::ServFail);
+    proxy.logged("serving the last good answer").await;
+    (proxy, address)
 }

@@ -5,10 +5,8 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use crate::support::process;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 #[test]
@@ -63,7 +61,7 @@ fn it_stays_up_for_its_curl_lines_until_it_is_told_to_go() {
         let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(shown["args"]["test"], "value");
 
-        kill(Pid::from_raw(running.0.id().try_into().unwrap()), signal).unwrap();
+        process::signal(&running.0, signal);
         assert_eq!(running.0.wait().unwrap().code(), Some(0), "{signal}");
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);
     }

@@ -11,16 +11,14 @@ use std::{
 
 use crate::support::{
     client,
+    process::{ended, names_in, signal},
     proxy::{Proxy, Setup},
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts,
     service_origin::ServiceOrigin,
     trust, within,
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use truename::demo::dns::RecordType;
 
 /// A regular file that cannot be opened for as long as this lives, as on a volume that hangs: its
@@ -326,26 +324,4 @@ async fn a_command_that_waits_for_a_file_that_hangs_ends_with_the_signal_and_lea
     signal(&child, Signal::SIGTERM);
     assert_eq!(ended(&mut child).await, Some(128 + 15));
     assert_eq!(names_in(&folder.path().join("tmp")), BTreeSet::new());
-}
-
-fn signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
-}
-
-/// Waits for its end, and gives its exit code.
-async fn ended(child: &mut Child) -> Option<i32> {
-    within("the process to end", async {
-        loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                return status.code();
-            }
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-}
-
-fn names_in(folder: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }

@@ -6,7 +6,7 @@ use crate::support::{
     client, loopback,
     message::Message,
     peer::Peer,
-    proxy::Proxy,
+    proxy::{Proxy, with_admin},
     raw_origin::RawOrigin,
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust, within,
@@ -427,11 +427,6 @@ async fn upgraded(proxy: &Proxy) -> Peer {
 /// An endpoint at which nobody listens.
 fn refusing() -> std::net::SocketAddr {
     loopback::listen_anywhere().local_addr().unwrap()
-}
-
-/// With an admin listener that stays where it is when the file changes.
-fn with_admin(yaml: &str) -> String {
-    format!("{yaml}\nadmin: {{listen: \"127.0.0.1:0\"}}\n")
 }
 
 async fn reload(proxy: &Proxy, yaml: &str) {

@@ -12,13 +12,11 @@ use std::{
 
 use crate::support::{
     client, loopback,
+    process::{ended, names_in, signal},
     scene::{ALIAS, Scene},
     scripts, trust, within,
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -205,7 +203,7 @@ impl Unread {
     }
 
     async fn terminate(&mut self) -> Option<i32> {
-        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        signal(&self.child, Signal::SIGTERM);
         ended(&mut self.child).await
     }
 }
@@ -215,19 +213,6 @@ impl Drop for Unread {
         self.child.kill().ok();
         self.child.wait().ok();
     }
-}
-
-/// Waits for its end, and gives its exit code.
-async fn ended(child: &mut Child) -> Option<i32> {
-    within("the process to end", async {
-        loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                return status.code();
-            }
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
 }
 
 /// The binary, with one of its streams lost.
@@ -262,9 +247,4 @@ fn dressed(mut command: Command, folder: &Path) -> Command {
     command.env("TMPDIR", folder.join("tmp")).env("XDG_STATE_HOME", folder.join("state"));
     command.current_dir(folder).stdin(Stdio::null());
     command
-}
-
-fn names_in(folder: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }

@@ -7,7 +7,7 @@
 //! * [`client`]: the application's side; [`curl`]: the one that users have
 //! * [`trust`]: certificates, and the root that vouches for them
 //! * [`ca`]: folders of local certificate authorities
-//! * [`proxy`]: the binary under test; [`tools`]: other people's that `./test` installs
+//! * [`proxy`]: the binary under test; [`process`]: one that a test starts by itself; [`tools`]: other people's that `./test` installs
 //!
 //! * [`scene`]: all of them together, as most tests want them; [`through`]: the same around one
 //!   scripted origin
@@ -28,6 +28,7 @@ pub mod curl;
 pub mod loopback;
 pub mod message;
 pub mod peer;
+pub mod process;
 pub mod proxy;
 pub mod raw_origin;
 pub mod scene;

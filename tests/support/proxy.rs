@@ -35,10 +35,8 @@ impl Setup {
     /// A proxy with this configuration. In it `$FOLDER` is where its files are: `root.pem` (the
     /// tests' authority), and what [`Setup::file`] adds. Without an `admin:` it has one on any port.
     pub fn new(yaml: &str) -> Self {
-        let mut yaml = yaml.to_owned();
-        if !yaml.lines().any(|line| line.starts_with("admin:")) {
-            yaml.push_str("\nadmin: {listen: \"127.0.0.1:0\"}\n");
-        }
+        let has_admin = yaml.lines().any(|line| line.starts_with("admin:"));
+        let yaml = if has_admin { yaml.to_owned() } else { with_admin(yaml) };
         let root = trust::authority().root_pem().to_owned();
         Self {
             yaml,
@@ -390,4 +388,9 @@ fn read_log(stderr: ChildStderr, notes: &watch::Sender<State>) {
         let Ok(line) = line else { return };
         notes.send_modify(|state| state.note(line));
     }
+}
+
+/// The configuration with an admin listener, which stays where it is when a test rewrites the file.
+pub fn with_admin(yaml: &str) -> String {
+    format!("{yaml}\nadmin: {{listen: \"127.0.0.1:0\"}}\n")
 }
