@@ -1,4 +1,4 @@
-//! What happens between the two sides: a request goes out and its answer comes back.
+//! What happens between the two sides: a request goes out and its response comes back.
 
 mod attempt;
 mod body;
@@ -21,4 +21,4 @@ pub use http::{Arrival, Incoming, forward, refuse, serve};
 pub use passthrough::{Passthrough, PassthroughError, Tunnel};
 pub use record::Record;
 pub use reply::{Problem, RefusedHead};
-pub use upgrade::{Handover, Upgrade};
+pub use upgrade::{Handover, Upgrade, is_extended_connect};

@@ -62,7 +62,7 @@ pub struct Connection<S> {
 pub async fn handshake<S: ByteStream>(
     io: S,
     streams: usize,
-) -> Result<(Client, Connection<S>, KeepAlive), ExchangeError> {
+) -> Result<(Client, Connection<S>, OriginKeepAlive), ExchangeError> {
     let (io, writer) = coalesced(io);
     let window = ReceiveWindow::upstream();
     let mut builder = Builder::new();
@@ -78,7 +78,7 @@ pub async fn handshake<S: ByteStream>(
     let pings = inner.ping_pong();
     let output = Arc::<Output>::default();
     let client = Client { sender, credit: window.credit().clone(), output: output.clone() };
-    Ok((client, Connection { inner, writer, window, output }, KeepAlive(pings)))
+    Ok((client, Connection { inner, writer, window, output }, OriginKeepAlive(pings)))
 }
 
 impl Client {
@@ -128,10 +128,11 @@ impl<S: ByteStream> Future for Connection<S> {
     }
 }
 
-/// Asks a silent peer whether it is there.
-pub struct KeepAlive(Option<PingPong>);
+/// Asks a silent origin whether it is there, while requests wait for it. Apart from the connection, which is
+/// polled for every frame.
+pub struct OriginKeepAlive(Option<PingPong>);
 
-impl KeepAlive {
+impl OriginKeepAlive {
     /// Ready once the peer has not responded to a ping, which it gets where streams are open, as
     /// `is_waiting` says, and nothing has come since `has_spoken` was last asked.
     pub async fn lost(self, is_waiting: impl Fn() -> bool, mut has_spoken: impl FnMut() -> bool) {

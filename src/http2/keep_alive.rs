@@ -9,7 +9,7 @@ use std::{
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Asks a silent peer whether it is there.
+/// Asks a silent client whether it is there, as part of polling its connection.
 pub struct KeepAlive {
     ping: Option<PingPong>,
     interval: Duration,

@@ -280,7 +280,7 @@ impl Future for Driver {
 
 /// Has an HTTP/2 connection driven until it ends, is to end, or its peer is gone. Apart from its driver,
 /// which is woken by every frame.
-async fn watch(driver: Driver, keep_alive: http2::KeepAlive, kill: CancellationToken) {
+async fn watch(driver: Driver, keep_alive: http2::OriginKeepAlive, kill: CancellationToken) {
     let (streams, wire) = (driver.streams.0.clone(), driver.line.wire.clone());
     let mut driven = tokio::spawn(driver);
     let lost = async {

@@ -20,7 +20,7 @@ use crate::{
     body::{Interim, RequestBody},
     forward::{self, Arrival, Upgrade, headers},
     http2::{
-        Protocol, Reason, Sender, Tunnel,
+        Reason, Sender, Tunnel,
         server::{Connection, ConnectionError, Exchange, Responder},
     },
     idle::IdleTimer,
@@ -135,8 +135,7 @@ impl Server {
     ) {
         let Exchange { mut head, body, responder } = exchange;
         let is_head = head.method == Method::HEAD;
-        let connects =
-            head.method == Method::CONNECT && head.extensions.get::<Protocol>().is_some();
+        let connects = forward::is_extended_connect(&head);
         let Ok(length) = content_length(&mut head.headers, connects) else {
             return responder.reset(Reason::PROTOCOL_ERROR);
         };

@@ -93,7 +93,7 @@ impl From<h2::Error> for ExchangeError {
 /// A request that was begun. Dropped before its end, it resets its stream.
 pub struct Exchange {
     upload: Option<Upload>,
-    response: Incoming,
+    response: Receiving,
     /// What has come of the response, to the connection's window.
     unread: Unread,
     /// What the request met while nobody asked for the response's body, who is told when they do.
@@ -101,8 +101,8 @@ pub struct Exchange {
     is_head: bool,
 }
 
-/// The response.
-enum Incoming {
+/// The response, as far as it has come.
+enum Receiving {
     Head(ResponseFuture),
     Body(Download),
     Ended,
@@ -169,7 +169,7 @@ impl Exchange {
         });
         let is_head = head.method == Method::HEAD;
         let unread = credit.open();
-        Ok(Self { upload, response: Incoming::Head(response), unread, lost: None, is_head })
+        Ok(Self { upload, response: Receiving::Head(response), unread, lost: None, is_head })
     }
 
     /// The response's head, while the request's body is sent. `interim` gets every `1xx`, but a `100`
@@ -194,7 +194,7 @@ impl Exchange {
         cx: &mut Context<'_>,
         interim: Option<&Arc<dyn Interim>>,
     ) -> Poll<Result<Response<()>, ExchangeError>> {
-        let Incoming::Head(response) = &mut self.response else { return Poll::Pending };
+        let Receiving::Head(response) = &mut self.response else { return Poll::Pending };
         // Asked for the response first, h2 passes over them.
         while let Some(head) = ready!(response.poll_informational(cx)).transpose()? {
             match head.status() {
@@ -214,7 +214,7 @@ impl Exchange {
         let empty = self.is_head
             || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let left = if empty { None } else { length(&head.headers) };
-        self.response = Incoming::Body(Download { stream, left, taken: 0 });
+        self.response = Receiving::Body(Download { stream, left, taken: 0 });
         self.unread.unread();
         // From now on the response may flow, whatever of the request is read.
         self.upload.iter_mut().for_each(|upload| upload.idle = None);
@@ -246,7 +246,7 @@ impl Exchange {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         self.poll_progress(cx);
-        let Incoming::Body(download) = &mut self.response else { return Poll::Ready(None) };
+        let Receiving::Body(download) = &mut self.response else { return Poll::Ready(None) };
         let frame = match self.lost.take() {
             Some(error) => Some(Err(error)),
             None => match download.poll(cx) {
@@ -259,7 +259,7 @@ impl Exchange {
         };
         self.unread.unread();
         if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
-            self.response = Incoming::Ended;
+            self.response = Receiving::Ended;
         }
         Poll::Ready(frame)
     }
@@ -267,9 +267,9 @@ impl Exchange {
     /// Whether the response's body has ended.
     pub fn is_end_stream(&self) -> bool {
         match &self.response {
-            Incoming::Head(_) => false,
-            Incoming::Body(download) => download.stream.is_end_stream(),
-            Incoming::Ended => true,
+            Receiving::Head(_) => false,
+            Receiving::Body(download) => download.stream.is_end_stream(),
+            Receiving::Ended => true,
         }
     }
 
@@ -277,7 +277,7 @@ impl Exchange {
     pub fn size_hint(&self) -> SizeHint {
         match &self.response {
             _ if self.is_end_stream() => SizeHint::with_exact(0),
-            Incoming::Body(Download { left: Some(left), .. }) => SizeHint::with_exact(*left),
+            Receiving::Body(Download { left: Some(left), .. }) => SizeHint::with_exact(*left),
             _ => SizeHint::default(),
         }
     }
