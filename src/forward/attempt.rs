@@ -1,4 +1,4 @@
-//! One attempt to have a request answered, on one connection.
+//! One attempt at a request, on one connection.
 
 use std::{mem, pin::pin, time::Duration};
 
@@ -115,7 +115,7 @@ impl Attempt<'_> {
                 };
                 in_time.ok_or_else(|| {
                     let endpoint = lease.endpoint();
-                    lease.failed("no answer within `timeouts.response`");
+                    lease.failed("no response within `timeouts.response`");
                     // It had all of the request, or is taking no more of it.
                     ForwardError::ResponseTimeout { endpoint, limit }.with(Taken::Some)
                 })?

@@ -27,7 +27,7 @@ const OWN_IDLE: Duration = Duration::from_secs(60);
 pub struct Body(Kind);
 
 enum Kind {
-    /// truename's own answer.
+    /// truename's own response.
     Whole(Option<Bytes>, Option<Box<Record>>),
     /// The origin's.
     Streaming(Box<Streaming>),
@@ -54,7 +54,7 @@ pub(super) enum Origin {
 }
 
 impl Body {
-    /// All of a short answer.
+    /// All of a short response.
     pub fn whole(bytes: Bytes) -> Self {
         Self(Kind::Whole(Some(bytes), None))
     }
@@ -113,7 +113,7 @@ impl Body {
         }
     }
 
-    /// Attaches the record of the request to truename's own answer.
+    /// Attaches the record of the request to truename's own response.
     pub(super) fn record(&mut self, record: Box<Record>) {
         if let Kind::Whole(_, none) = &mut self.0 {
             *none = Some(record);

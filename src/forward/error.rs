@@ -1,4 +1,4 @@
-//! Everything that can keep a request from its answer.
+//! Everything that can keep a request from its response.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     upstream::SendError,
 };
 
-/// Why a request has no answer from its origin.
+/// Why a request has no response from its origin.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
     /// It is no single, clear request.
@@ -45,7 +45,7 @@ pub enum ForwardError {
         /// What would be sent.
         host: String,
     },
-    /// The connection failed while the request or its answer's head was on it.
+    /// The connection failed while the request or its response's head was on it.
     #[error("{}", describe(*.endpoint, .error, .tls.as_ref()))]
     Exchange {
         /// With whom.
@@ -57,7 +57,7 @@ pub enum ForwardError {
         /// Whether the connection had served before.
         kept: bool,
     },
-    /// `on_change` ended the connection before the answer's head had come.
+    /// `on_change` ended the connection before the response's head had come.
     #[error(
         "the connection to {endpoint} was closed before it had answered, for the alias leads \
          elsewhere now than to `{true_name}`"
@@ -68,7 +68,7 @@ pub enum ForwardError {
         /// Which true name that was.
         true_name: TrueName,
     },
-    /// A pooled connection gave an answer before the request was there.
+    /// A pooled connection gave a response before the request was there.
     #[error("{endpoint} sent an answer that nobody had asked for, and so none to this request")]
     Unsolicited {
         /// Who.

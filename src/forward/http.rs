@@ -58,7 +58,7 @@ pub struct Incoming<'a> {
     pub started: Instant,
 }
 
-/// Answers a request from wherever: with the origin's answer, or with an explanation.
+/// Answers a request from wherever: with the origin's response, or with an explanation.
 ///
 /// Here and below, a head is lent: futures within futures would each have room for one of their own.
 pub async fn serve(
@@ -123,7 +123,7 @@ async fn route(
     Ok((asked, upstream))
 }
 
-/// Sends a request to an alias, and gives its answer. Never fails: what goes wrong is answered.
+/// Sends a request to an alias, and gives its response. Never fails: what goes wrong is answered.
 pub async fn forward(
     incoming: Incoming<'_>,
     upstream: &Arc<Upstream>,
@@ -146,7 +146,7 @@ pub async fn forward(
     }
 }
 
-/// A request between its routing and its answer's head.
+/// A request between its routing and its response's head.
 struct Journey<'a> {
     upstream: &'a Arc<Upstream>,
     arrival: &'a Arrival,
@@ -155,7 +155,7 @@ struct Journey<'a> {
     generation: Option<Arc<Generation>>,
 }
 
-/// The origin's answer, and what is needed to pass it on.
+/// The origin's response, and what is needed to pass it on.
 struct Answer {
     response: Response<()>,
     lease: Lease,

@@ -49,7 +49,7 @@ pub enum PassthroughError {
     /// DNS does not lead to an address.
     #[error("{}", .0.what())]
     Resolve(ResolveError),
-    /// The connection failed while the request or its answer's head was on it.
+    /// The connection failed while the request or its response's head was on it.
     #[error("{endpoint}: {error}{}", causes(.error))]
     Exchange {
         /// With whom.
@@ -94,7 +94,7 @@ impl Passthrough {
         }
     }
 
-    /// Sends a request on as plain HTTP, and gives its answer. Never fails: what goes wrong is
+    /// Sends a request on as plain HTTP, and gives its response. Never fails: what goes wrong is
     /// answered.
     pub async fn forward(
         &self,

@@ -20,7 +20,7 @@ use crate::{fault::ProxyErrorType, http2::Protocol, socket::ByteStream, upstream
 #[derive(Clone, Debug)]
 pub struct Upgrade(Arc<Mutex<Option<oneshot::Receiver<Stream>>>>);
 
-/// Whoever hands the stream over, once the answer is written that says so.
+/// Whoever hands the stream over, once the response is written that says so.
 pub type Handover = oneshot::Sender<Stream>;
 
 type Stream = Box<dyn ByteStream>;
@@ -70,7 +70,7 @@ pub fn translate_extended_connect(head: &mut request::Parts) -> bool {
     true
 }
 
-/// Writes a `101` as the answer to an extended CONNECT.
+/// Writes a `101` as the response to an extended CONNECT.
 pub fn translate_switch<B>(response: &mut Response<B>) {
     *response.status_mut() = StatusCode::OK;
     const GONE: [HeaderName; 3] = [UPGRADE, CONNECTION, SEC_WEBSOCKET_ACCEPT];
@@ -94,7 +94,7 @@ pub(super) fn switch(
     tokio::spawn(async move {
         // The client's side is ready once the 101 is written, or never.
         let (Some(client), Some(origin)) = (client.stream().await, lease.take_tunnel()) else {
-            tracing::debug!("an upgrade came to nothing");
+            tracing::debug!("an upgrade was not completed");
             record.broke(ProxyErrorType::HttpUpgradeFailed);
             return;
         };

@@ -1,4 +1,4 @@
-//! Our side of a connection to an origin: a request out, its answer in.
+//! Our side of a connection to an origin: a request out, its response in.
 
 use std::{
     future::poll_fn,
@@ -28,7 +28,7 @@ use http_body::{Body, Frame, SizeHint};
 /// A response's head may be this long.
 const MAX_HEAD: usize = 256 * 1024;
 
-/// Why there is no answer, or no more of it.
+/// Why there is no response, or no more of it.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
     /// The connection had ended, or had something to say, before anything was written.
@@ -40,19 +40,19 @@ pub enum ExchangeError {
     /// The peer took nothing of the request for as long as `timeouts.idle` says.
     #[error("nothing of the request was read for {0:?}, `timeouts.idle`")]
     Unread(Duration),
-    /// Writing failed, and no answer had come.
+    /// Writing failed, and no response had come.
     #[error("writing the request")]
     Write(#[source] io::Error),
     /// Reading failed.
-    #[error("reading the answer")]
+    #[error("reading the response")]
     Read(#[source] io::Error),
-    /// It ended before the answer's head did.
-    #[error("the connection was closed before the answer's head was complete")]
+    /// It ended before the response's head did.
+    #[error("the connection was closed before the response's head was complete")]
     Closed,
     /// What came is no response's head.
     #[error("{0}")]
     Head(HeadError),
-    /// The answer's body is not what its head said.
+    /// The response's body is not what its head said.
     #[error("{0}")]
     Body(BodyError),
 }
@@ -69,7 +69,7 @@ pub struct Client<S> {
     idle: Option<Duration>,
     /// Whether the next request could be told from this one.
     reusable: bool,
-    /// What the request met while nobody asked for the answer's body, who is told when they do.
+    /// What the request met while nobody asked for the response's body, who is told when they do.
     lost: Option<ExchangeError>,
 }
 
@@ -95,7 +95,7 @@ impl<S: ByteStream> Client<S> {
         }
     }
 
-    /// Sends a request and gives its answer's head. The answer's body is read by
+    /// Sends a request and gives its response's head. The response's body is read by
     /// [`poll_frame`](Self::poll_frame), which goes on with the request's where that has not ended.
     ///
     /// `probe`: the connection has served before, so that it is asked first whether it is still
@@ -126,7 +126,7 @@ impl<S: ByteStream> Client<S> {
         .await
     }
 
-    /// Whether nothing has come since the last answer. What the kernel knows by now is known here
+    /// Whether nothing has come since the last response. What the kernel knows by now is known here
     /// before anything is written.
     fn poll_free(&mut self, cx: &mut Context<'_>) -> bool {
         self.is_free() && self.inbox.poll_fill(cx, &mut self.stream).is_pending()
@@ -204,7 +204,7 @@ impl<S: ByteStream> Client<S> {
                         let framing = response_framing(method, &mut head);
                         let framing = framing.map_err(ExchangeError::Head)?;
                         self.answer = Decoder::new(framing);
-                        // From now on the answer may flow, whatever of the request is read.
+                        // From now on the response may flow, whatever of the request is read.
                         self.idle = None;
                         self.reusable = framing != Framing::Close
                             && head.status != StatusCode::SWITCHING_PROTOCOLS
@@ -256,17 +256,17 @@ impl<S: ByteStream> Client<S> {
         }
     }
 
-    /// Goes on with the request's body, for a caller who does not ask for the answer's.
+    /// Goes on with the request's body, for a caller who does not ask for the response's.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
         if self.upload.is_some() || !self.outbox.is_empty() {
-            // If writing fails, the answer will say so, or is whole already.
+            // If writing fails, the response will say so, or is whole already.
             if let Poll::Ready(Err(error @ ExchangeError::RequestBody(_))) = self.poll_upload(cx) {
                 self.lost = Some(error);
             }
         }
     }
 
-    /// The answer's body, as [`Body::poll_frame`] has it.
+    /// The response's body, as [`Body::poll_frame`] has it.
     pub fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -299,12 +299,12 @@ impl<S: ByteStream> Client<S> {
         Poll::Ready(Some(Err(error)))
     }
 
-    /// Whether the answer's body has ended.
+    /// Whether the response's body has ended.
     pub fn is_end_stream(&self) -> bool {
         self.answer.is_done()
     }
 
-    /// How much of the answer's body comes.
+    /// How much of the response's body comes.
     pub fn size_hint(&self) -> SizeHint {
         self.answer.size_hint()
     }

@@ -171,7 +171,7 @@ impl Connection {
         }
     }
 
-    /// Sends a request and gives its answer's head, behind which [`poll_frame`](Self::poll_frame) has
+    /// Sends a request and gives its response's head, behind which [`poll_frame`](Self::poll_frame) has
     /// the body. `probe`: the connection has served before. `limit`: for how long an HTTP/2 peer may allow no
     /// stream.
     pub async fn send(
@@ -191,7 +191,7 @@ impl Connection {
         }
     }
 
-    /// The answer's body, as [`Body::poll_frame`] has it.
+    /// The response's body, as [`Body::poll_frame`] has it.
     pub fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -208,7 +208,7 @@ impl Connection {
         }
     }
 
-    /// Goes on with the request's body, for a caller who does not ask for the answer's.
+    /// Goes on with the request's body, for a caller who does not ask for the response's.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
         match self {
             Self::Http1(Http1 { client: Some(client), .. }) => client.poll_progress(cx),
@@ -221,7 +221,7 @@ impl Connection {
         }
     }
 
-    /// Whether the answer's body has ended.
+    /// Whether the response's body has ended.
     pub fn is_end_stream(&self) -> bool {
         match self {
             Self::Http1(http1) => http1.client.as_ref().is_none_or(|client| client.is_end_stream()),
@@ -229,7 +229,7 @@ impl Connection {
         }
     }
 
-    /// How much of the answer's body comes.
+    /// How much of the response's body comes.
     pub fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http1(Http1 { client: Some(client), .. }) => client.size_hint(),
@@ -240,7 +240,7 @@ impl Connection {
         }
     }
 
-    /// The stream behind a `101`; none of HTTP/2, which has no such answer.
+    /// The stream behind a `101`; none of HTTP/2, which has no such response.
     pub fn take_tunnel(&mut self) -> Option<Prefixed<TargetStream>> {
         match self {
             Self::Http1(http1) => http1.client.take().and_then(|client| client.into_tunnel()),

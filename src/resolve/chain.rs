@@ -274,10 +274,7 @@ pub enum ChainError {
         targets: [Arc<str>; 2],
     },
     /// A CNAME to `.`, as for a name that is out of service.
-    #[error(
-        "the CNAME chain {} leads on to the root of DNS (`.`), which is no host",
-        arrows(chain)
-    )]
+    #[error("the CNAME chain {} ends at the root of DNS (`.`), which is not a host", arrows(chain))]
     Root {
         /// Up to the name whose CNAME it is.
         chain: Vec<Arc<str>>,

@@ -52,7 +52,7 @@ enum Last {
     End,
 }
 
-/// What of a request its answer is written by.
+/// What of a request its response is written by.
 struct Asked {
     method: Method,
     version: Version,
@@ -62,7 +62,7 @@ struct Asked {
     handover: Option<Handover>,
 }
 
-/// An answer on its way out.
+/// A response on its way out.
 struct Writing {
     out: Outbox,
     /// None once its end is written down, and where there is none.
@@ -73,7 +73,7 @@ struct Writing {
     switching: bool,
 }
 
-/// What came of an answer.
+/// What came of a response.
 enum Answered {
     /// The next request may come.
     Kept,
@@ -81,7 +81,7 @@ enum Answered {
     Behind,
     /// It was the last.
     Last,
-    /// The client has left, or the answer broke off.
+    /// The client has left, or the response broke off.
     Broken,
 }
 
@@ -106,7 +106,7 @@ impl<S: ByteStream + 'static> Line<S> {
     {
         let mut patience = Patience::new();
         let mut unused = pin!(inbound.unused(Instant::now()));
-        // Room for an answer's future, taken once for many requests. A connection that waits for
+        // Room for a response's future, taken once for many requests. A connection that waits for
         // its next request has none after a while.
         let mut answering = None;
         let last = loop {
@@ -233,7 +233,7 @@ impl<S: ByteStream + 'static> Line<S> {
         Ok((asked, Request::from_parts(head, body)))
     }
 
-    /// Waits for the answer, and notices a client that leaves meanwhile: then there is none.
+    /// Waits for the response, and notices a client that leaves meanwhile: then there is none.
     fn poll_answer<F: Future<Output = Response<Body>>>(
         &self,
         cx: &mut Context<'_>,
@@ -250,7 +250,7 @@ impl<S: ByteStream + 'static> Line<S> {
         Poll::Pending
     }
 
-    /// Writes an answer's head down; `None` where there can be no such answer. Not async: the
+    /// Writes a response's head down; `None` where there can be no such response. Not async: the
     /// connection's future would have room for the head as long as it lives.
     fn begin_answer(
         &self,
@@ -300,7 +300,7 @@ impl<S: ByteStream + 'static> Line<S> {
         Some(Writing { out, body, encoder, keep, switching })
     }
 
-    /// Makes the connection ready for what follows an answer.
+    /// Makes the connection ready for what follows a response.
     fn end_answer(&self, writing: Writing, handover: Option<Handover>, written: bool) -> Answered {
         let Writing { out, body, keep, switching, .. } = writing;
         // The connection to the origin is in it: not under the lock.
@@ -326,7 +326,7 @@ impl<S: ByteStream + 'static> Line<S> {
         }
     }
 
-    /// Writes what there is of an answer; `false` where that is not all, and never will be.
+    /// Writes what there is of a response; `false` where that is not all, and never will be.
     fn poll_respond(&self, cx: &mut Context<'_>, writing: &mut Writing) -> Poll<bool> {
         let Writing { out, body, encoder, .. } = writing;
         let mut waiting = false;
@@ -352,8 +352,8 @@ impl<S: ByteStream + 'static> Line<S> {
                     false => Ok(false),
                 });
                 match ended {
-                    // The request's record ends with its answer's body, so that who has read the
-                    // answer finds it written down.
+                    // The request's record ends with its response's body, so that who has read the
+                    // response finds it written down.
                     Ok(true) => (*body, *encoder) = (None, None),
                     Ok(false) => {}
                     Err(error) => {

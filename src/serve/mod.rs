@@ -151,7 +151,7 @@ impl Server {
             Err(error) => {
                 drop(self.counted(&inbound, "none", false));
                 let (peer, listener) = (inbound.peer, inbound.listener.address);
-                tracing::debug!(%peer, %listener, %error, "connection given up");
+                tracing::debug!(%peer, %listener, %error, "no protocol detected on a connection");
                 return;
             }
         };
@@ -307,7 +307,7 @@ impl Server {
             if report.has_ended {
                 tracing::info!(listener, failures, reason, "accepting no longer fails");
             } else {
-                tracing::warn!(listener, failures, reason, "accepting goes on failing");
+                tracing::warn!(listener, failures, reason, "accepting still fails");
             }
         }
         for report in self.failures.reports() {
@@ -328,7 +328,7 @@ impl Server {
                     failures,
                     reason,
                     latest_peer = latest,
-                    "TLS with clients goes on failing",
+                    "TLS with clients still fails",
                 );
             }
         }

@@ -52,7 +52,7 @@ enum Onward {
 }
 
 /// Where a CONNECT that is answered with 200 leaves what follows. The client's side of it is
-/// ready once the answer is written.
+/// ready once the response is written.
 type Handover = Mutex<Option<(Upgrade, Onward)>>;
 
 impl Server {
@@ -71,7 +71,7 @@ impl Server {
         };
         let Some((upgrade, onward)) = handover.into_inner() else { return end };
         let Some(tunnel) = upgrade.stream().await else {
-            tracing::debug!(peer = %inbound.peer, "a CONNECT came to nothing");
+            tracing::debug!(peer = %inbound.peer, "a CONNECT tunnel was not opened");
             return End::Done;
         };
         match onward {
@@ -179,7 +179,7 @@ impl Server {
                 self.speak(protocol, stream, inbound, deadline).await
             }
             Err(error) => {
-                tracing::debug!(peer = %inbound.peer, %error, "a tunnel was given up");
+                tracing::debug!(peer = %inbound.peer, %error, "no protocol detected in a tunnel");
                 End::Done
             }
         }

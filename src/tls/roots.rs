@@ -138,8 +138,8 @@ impl RootStores {
                     place = %place_of_system().display(),
                     error = found.errors.first().map(tracing::field::display),
                     trusted = found.certs.len(),
-                    "CA certificates of the system cannot be read and are not trusted: mend the file or folder, \
-                     have `SSL_CERT_FILE` or `SSL_CERT_DIR` name another, or set `tls.ca.system: false`",
+                    "CA certificates of the system cannot be read and are not trusted: fix the file or folder, \
+                     point `SSL_CERT_FILE` or `SSL_CERT_DIR` to another, or set `tls.ca.system: false`",
                 );
             }
             Arc::new(found.certs)

@@ -235,7 +235,7 @@ impl Upstream {
                     failures,
                     seconds,
                     fix,
-                    "requests go on failing; the latest: {}",
+                    "requests still fail; the latest: {}",
                     report.detail,
                 );
             }

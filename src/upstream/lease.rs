@@ -259,7 +259,7 @@ impl Acquiring<'_> {
 }
 
 impl Lease {
-    /// Sends the request, and gives its answer's head.
+    /// Sends the request, and gives its response's head.
     pub async fn send(
         &mut self,
         head: &request::Parts,
@@ -270,7 +270,7 @@ impl Lease {
         self.connection.send(head, body, self.reused, interim, limit).await
     }
 
-    /// The answer's body, as [`Body::poll_frame`](http_body::Body::poll_frame) has it.
+    /// The response's body, as [`Body::poll_frame`](http_body::Body::poll_frame) has it.
     pub fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -278,17 +278,17 @@ impl Lease {
         self.connection.poll_frame(cx)
     }
 
-    /// Goes on with the request's body, for a caller who does not ask for the answer's.
+    /// Goes on with the request's body, for a caller who does not ask for the response's.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
         self.connection.poll_progress(cx);
     }
 
-    /// Whether the answer's body has ended.
+    /// Whether the response's body has ended.
     pub fn is_end_stream(&self) -> bool {
         self.connection.is_end_stream()
     }
 
-    /// How much of the answer's body comes.
+    /// How much of the response's body comes.
     pub fn size_hint(&self) -> SizeHint {
         self.connection.size_hint()
     }
@@ -314,7 +314,7 @@ impl Lease {
         self.reused
     }
 
-    /// What the origin had of a request that `error` was met with; of one whose answer was sent
+    /// What the origin had of a request that `error` was met with; of one whose response was sent
     /// before it was there, where there is none. May take a second.
     pub async fn verdict(&self, error: Option<&SendError>) -> Verdict {
         let said = error.map_or(Verdict::Unknown, SendError::verdict);
@@ -326,7 +326,7 @@ impl Lease {
         }
     }
 
-    /// Whether any byte of an answer has come. HTTP/2 gives an answer's head whole or not at all.
+    /// Whether any byte of a response has come. HTTP/2 gives a response's head whole or not at all.
     pub fn has_begun_to_answer(&self) -> bool {
         match &self.connection {
             Connection::Http1(http1) => http1.line.wire.has_received_since(self.mark),

@@ -59,7 +59,7 @@ pub enum NoTarget {
     #[error("{0}")]
     Unusable(Arc<TlsError>),
     /// DNS has said nothing yet.
-    #[error("no DNS server has answered for this alias within {0:?}")]
+    #[error("no DNS server has responded for this alias within {0:?}")]
     Pending(Duration),
 }
 

@@ -92,7 +92,7 @@ fn the_root_of_dns_is_no_host() {
     let error = walk("a.example", &records).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the CNAME chain a.example leads on to the root of DNS (`.`), which is no host"
+        "the CNAME chain a.example ends at the root of DNS (`.`), which is not a host"
     );
 }
 

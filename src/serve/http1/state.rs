@@ -29,7 +29,7 @@ pub(super) struct State<S> {
     /// None once it speaks another protocol.
     pub(super) stream: Option<S>,
     pub(super) inbox: Inbox,
-    /// What goes out ahead of an answer: `1xx` only.
+    /// What goes out ahead of a response: `1xx` only.
     pub(super) outbox: Outbox,
     /// The body of the request at hand.
     pub(super) body: Decoder,
@@ -37,7 +37,7 @@ pub(super) struct State<S> {
     pub(super) request: u64,
     /// The client waits for `100 Continue`, which it gets when somebody wants the body.
     pub(super) expects: bool,
-    /// The client understands `1xx`, and its answer has not begun.
+    /// The client understands `1xx`, and its response has not begun.
     pub(super) interim: bool,
     /// The connection's own task, to be woken when the body has ended: nobody reads then.
     pub(super) owner: Option<Waker>,
@@ -107,7 +107,7 @@ impl<S: ByteStream> State<S> {
         }
     }
 
-    /// Writes what goes out ahead of an answer, as far as that can be done now.
+    /// Writes what goes out ahead of a response, as far as that can be done now.
     pub(super) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if let Some(stream) = &mut self.stream
             && !self.outbox.is_empty()
