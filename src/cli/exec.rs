@@ -53,8 +53,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How long the command waits for what is said before it, where nobody reads.
 const BEFORE_COMMAND: Duration = Duration::from_millis(200);
 
-/// What is passed on to the command, beside what ends a process at once.
-const SIGNALS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+/// What is passed on to the command, beside what ends a process at once. SIGWINCH is here for the moment in which
+/// the command is being started: without a handler it would be discarded.
+const SIGNALS: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGWINCH];
 
 /// Run a command through a private proxy and exit with its status
 ///
