@@ -187,7 +187,8 @@ impl Connection {
                 Some(client) => Ok(client.send(head, body, probe, interim).await?),
                 None => Err(http1::ExchangeError::NotFree.into()),
             },
-            Self::Http2(http2) => Ok(http2.send(head, body, interim, limit).await?),
+            // Boxed, for requests of HTTP/1 would carry its weight.
+            Self::Http2(http2) => Ok(Box::pin(http2.send(head, body, interim, limit)).await?),
         }
     }
 
