@@ -1,5 +1,6 @@
 //! The body of a request on its way upstream.
 
+mod replay;
 mod trailers;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderName, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -19,18 +20,12 @@ use tokio::time::{Sleep, sleep};
 
 pub use trailers::strip_trailers;
 
+use replay::Replay;
+
 use crate::idle::{Idle, IdleTimer};
 
 /// What any source of a body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// How much of a body is kept in case it has to be sent again.
-///
-/// A request that outgrows it simply cannot be repeated once its body has begun to flow.
-const REPLAY_LIMIT: usize = 64 * 1024;
-
-/// Pieces are kept as one up to this: each by itself takes more memory than a few bytes are worth.
-const KEPT_AS_ONE: usize = 4 * 1024;
 
 /// How long a body waits for `100 Continue` before it is sent all the same (RFC 9110 §10.1.1:
 /// a client must not wait indefinitely).
@@ -75,12 +70,8 @@ struct Stream {
     attempt: u32,
     /// What the source said of its size before anything was read from it.
     size: SizeHint,
-    /// Frames read from the source, for another try. Unused once `keep` is off.
-    kept: Vec<Bytes>,
-    kept_bytes: usize,
-    keep: bool,
-    /// How many of `kept` the present try has sent.
-    position: usize,
+    /// What was read from the source, for another try.
+    replay: Replay,
     /// The present try has come to the end. Not what its source says: a body that is empty, but of
     /// which that was not known, ends anew at each try, as what its head says of it is the same.
     ended: bool,
@@ -142,10 +133,7 @@ impl RequestBody {
             size: source.size_hint(),
             source,
             attempt: 0,
-            kept: Vec::new(),
-            kept_bytes: 0,
-            keep: true,
-            position: 0,
+            replay: Replay::new(),
             ended: false,
             exhausted: false,
             waiting: None,
@@ -177,9 +165,9 @@ impl RequestBody {
     pub fn rewind(&self) -> bool {
         let Some(stream) = &self.stream else { return true };
         let mut stream = stream.lock();
-        stream.position = 0;
+        stream.replay.rewind();
         stream.ended = false;
-        stream.keep
+        stream.replay.is_complete()
     }
 
     /// The body for the next try, once it was started over: whoever still reads for the one before gets no
@@ -195,7 +183,7 @@ impl RequestBody {
 
     /// Whether [`rewind`](Self::rewind) would do.
     pub fn can_rewind(&self) -> bool {
-        self.stream.as_ref().is_none_or(|stream| stream.lock().keep)
+        self.stream.as_ref().is_none_or(|stream| stream.lock().replay.is_complete())
     }
 
     /// Ready once the present try has come to the body's end.
@@ -223,8 +211,8 @@ impl RequestBody {
     pub fn settle(&self) {
         let Some(stream) = &self.stream else { return };
         let mut stream = stream.lock();
-        if stream.position == stream.kept.len() {
-            stream.forget();
+        if stream.replay.is_at_end() {
+            stream.replay.forget();
         }
     }
 
@@ -298,18 +286,16 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         self.stream.as_ref().map_or(SizeHint::with_exact(0), |stream| {
             let stream = stream.lock();
-            if stream.position == 0 { stream.size } else { SizeHint::default() }
+            if stream.replay.is_at_start() { stream.size } else { SizeHint::default() }
         })
     }
 }
 
 impl Stream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some(kept) = self.kept.get(self.position) {
-            self.position += 1;
-            let frame = Frame::data(kept.clone());
+        if let Some(piece) = self.replay.next() {
             self.note_end();
-            return Poll::Ready(Some(Ok(frame)));
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         if self.exhausted {
             self.note_end();
@@ -326,9 +312,12 @@ impl Stream {
         let mut frame = ready!(self.poll_source(cx));
         if let Some(Ok(frame)) = &mut frame {
             match frame.data_ref() {
-                Some(data) => self.keep(data),
+                Some(data) => {
+                    self.bytes += data.len() as u64;
+                    self.replay.keep(data);
+                }
                 // Trailers end the body, and are not kept.
-                None => self.forget(),
+                None => self.replay.forget(),
             }
             if let Some(trailers) = frame.trailers_mut() {
                 strip_trailers(trailers, &self.nominated);
@@ -341,7 +330,7 @@ impl Stream {
 
     /// Takes note of the end, where that was it.
     fn note_end(&mut self) {
-        self.ended = self.exhausted && self.position == self.kept.len();
+        self.ended = self.exhausted && self.replay.is_at_end();
         if self.ended
             && let Some(waiting) = self.waiting.take()
         {
@@ -366,40 +355,6 @@ impl Stream {
             }
         }
     }
-
-    fn keep(&mut self, data: &Bytes) {
-        self.bytes += data.len() as u64;
-        if !self.keep {
-            return;
-        }
-        self.kept_bytes += data.len();
-        if self.kept_bytes > REPLAY_LIMIT {
-            self.forget();
-            return;
-        }
-        match self.kept.last_mut() {
-            Some(last) if last.len() + data.len() <= KEPT_AS_ONE => append(last, data),
-            _ => self.kept.push(data.clone()),
-        }
-        // All before it was sent.
-        self.position = self.kept.len();
-    }
-
-    fn forget(&mut self) {
-        self.keep = false;
-        self.kept = Vec::new();
-        self.position = 0;
-    }
-}
-
-fn append(kept: &mut Bytes, data: &[u8]) {
-    let mut whole = std::mem::take(kept).try_into_mut().unwrap_or_else(|shared| {
-        let mut copy = BytesMut::with_capacity(KEPT_AS_ONE);
-        copy.extend_from_slice(&shared);
-        copy
-    });
-    whole.extend_from_slice(data);
-    *kept = whole.freeze();
 }
 
 impl Source {

@@ -5,7 +5,10 @@ use http::HeaderMap;
 use http_body_util::StreamBody;
 use proptest::{collection::vec, prelude::*};
 
-use super::*;
+use super::{
+    replay::{KEPT_AS_ONE, REPLAY_LIMIT},
+    *,
+};
 
 type Part = Result<Frame<Bytes>, BoxError>;
 
@@ -73,7 +76,7 @@ fn a_body_in_pieces_of_a_byte_is_kept_in_few() {
     let mut body = body(&vec![b"x".to_vec(); REPLAY_LIMIT], false);
     let (data, ..) = read(&mut body, REPLAY_LIMIT);
     assert_eq!(data.len(), REPLAY_LIMIT);
-    assert_eq!(body.stream.as_ref().unwrap().lock().kept.len(), REPLAY_LIMIT / KEPT_AS_ONE);
+    assert_eq!(body.stream.as_ref().unwrap().lock().replay.pieces(), REPLAY_LIMIT / KEPT_AS_ONE);
     assert!(body.rewind());
     assert_eq!(read(&mut body, REPLAY_LIMIT), (vec![b'x'; REPLAY_LIMIT], false, true));
 }
