@@ -82,10 +82,10 @@ fn routing() -> Routing {
     });
     let mut registry = Registry::new(resolver.clone(), policy, 1);
     let dns = resolver.settings();
-    let upstreams = registry.inventory().plan(&aliases, &dns).unwrap();
-    registry.commit(&upstreams, &dns);
+    let aliases = registry.inventory().plan(&aliases, &dns).unwrap();
+    registry.commit(&aliases, &dns);
     drop(entered);
-    let routes = Routes::new(&upstreams);
+    let routes = Routes::new(&aliases);
     Routing { _runtime: runtime, routes, heads: heads() }
 }
 

@@ -38,7 +38,7 @@ use crate::{
     config::{self, Config, Problems},
     connect::AddressPolicy,
     drain::Drain,
-    forward::{self, Arrival},
+    forward::{self, Downstream},
     resolve::Resolver,
     route::Routes,
     tls::TlsConfigErrors,
@@ -78,7 +78,7 @@ pub struct Client {
 
 struct Shared {
     routes: Routes,
-    arrival: Arrival,
+    downstream: Downstream,
     /// The Host of requests that name none, where one alias alone can be meant.
     only: Option<HeaderValue>,
     _registry: Registry,
@@ -106,16 +106,16 @@ impl Client {
         let aliases = aliases.map(|alias| config::Alias { listen: vec![NOWHERE], ..alias });
         let dns = resolver.settings();
         let planned = registry.inventory().plan(&aliases.collect::<Vec<_>>(), &dns);
-        let upstreams = planned.map_err(|(alias, source)| ClientError::Tls { alias, source })?;
-        let only = match upstreams.as_slice() {
+        let aliases = planned.map_err(|(alias, source)| ClientError::Tls { alias, source })?;
+        let only = match aliases.as_slice() {
             [] => return Err(ClientError::NoAlias),
             // A name that passed validation is a Host.
             [only] => HeaderValue::from_str(&only.config().name).ok(),
             _ => None,
         };
 
-        registry.commit(&upstreams, &dns);
-        let arrival = Arrival {
+        registry.commit(&aliases, &dns);
+        let downstream = Downstream {
             listener: NOWHERE,
             peer: NOWHERE,
             local: NOWHERE,
@@ -125,8 +125,8 @@ impl Client {
             drain: Drain::default(),
             connection: None,
         };
-        let routes = Routes::new(&upstreams);
-        Ok(Self { shared: Arc::new(Shared { routes, arrival, only, _registry: registry }) })
+        let routes = Routes::new(&aliases);
+        Ok(Self { shared: Arc::new(Shared { routes, downstream, only, _registry: registry }) })
     }
 
     /// Sends a request to the alias that its URI or `Host` names, and gives the answer, whose body
@@ -151,14 +151,14 @@ impl Client {
         {
             head.headers.insert(HOST, only.clone());
         }
-        forward::serve(&mut head, body, &self.shared.arrival, &self.shared.routes).await
+        forward::serve(&mut head, body, &self.shared.downstream, &self.shared.routes).await
     }
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let aliases: Vec<_> = self.shared.routes.upstreams().iter().collect();
-        let names = aliases.iter().map(|upstream| &upstream.config().name);
+        let aliases: Vec<_> = self.shared.routes.aliases().iter().collect();
+        let names = aliases.iter().map(|alias| &alias.config().name);
         f.debug_list().entries(names).finish()
     }
 }

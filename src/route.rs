@@ -12,16 +12,16 @@ use foldhash::HashMap;
 
 use crate::{
     fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
-    upstream::Upstream,
+    upstream::Alias,
 };
 
 /// The aliases of one listener. Immutable: a reload makes new ones.
 #[derive(Default)]
 pub struct Routes {
-    by_host: HashMap<String, Arc<Upstream>>,
-    upstreams: Vec<Arc<Upstream>>,
+    by_host: HashMap<String, Arc<Alias>>,
+    aliases: Vec<Arc<Alias>>,
     /// The alias whose `hosts` say `*`.
-    any: Option<Arc<Upstream>>,
+    any: Option<Arc<Alias>>,
 }
 
 /// Nobody answers to a Host. That is what stops a web page whose name was rebound to loopback.
@@ -66,43 +66,43 @@ impl Routes {
     }
 
     /// The routes to these aliases.
-    pub fn new(upstreams: &[Arc<Upstream>]) -> Self {
-        let mut routes = Self { upstreams: upstreams.to_vec(), ..Self::default() };
+    pub fn new(aliases: &[Arc<Alias>]) -> Self {
+        let mut routes = Self { aliases: aliases.to_vec(), ..Self::default() };
         // An alias' own name leads to it, also where it is a form of the name of one before it.
-        for upstream in upstreams {
-            let name = upstream.config().name.clone();
-            routes.by_host.entry(name).or_insert_with(|| upstream.clone());
+        for alias in aliases {
+            let name = alias.config().name.clone();
+            routes.by_host.entry(name).or_insert_with(|| alias.clone());
         }
-        for upstream in upstreams {
-            for host in upstream.hosts() {
+        for alias in aliases {
+            for host in alias.hosts() {
                 // The alias listed first keeps any other name that two could claim.
-                routes.by_host.entry(host.clone()).or_insert_with(|| upstream.clone());
+                routes.by_host.entry(host.clone()).or_insert_with(|| alias.clone());
             }
-            if upstream.config().hosts.iter().any(|host| host == "*") {
-                routes.any.get_or_insert_with(|| upstream.clone());
+            if alias.config().hosts.iter().any(|host| host == "*") {
+                routes.any.get_or_insert_with(|| alias.clone());
             }
         }
         routes
     }
 
     /// The alias that serves `host` (without port, in any case) on a listener whose address is `local`.
-    pub fn find(&self, local: IpAddr, host: Option<&str>) -> Result<Arc<Upstream>, RouteError> {
+    pub fn find(&self, local: IpAddr, host: Option<&str>) -> Result<Arc<Alias>, RouteError> {
         let found = match host {
             Some(host) => self.by_name(local, host),
             None => self.only().or(self.any.as_ref()),
         };
         found.cloned().ok_or_else(|| {
-            let served = self.upstreams.iter().map(|upstream| upstream.config().name.clone());
+            let served = self.aliases.iter().map(|alias| alias.config().name.clone());
             RouteError { host: host.map(Into::into), served: served.collect() }
         })
     }
 
-    fn by_name(&self, local: IpAddr, host: &str) -> Option<&Arc<Upstream>> {
-        if let Some(upstream) = self.by_host.get(host) {
-            return Some(upstream);
+    fn by_name(&self, local: IpAddr, host: &str) -> Option<&Arc<Alias>> {
+        if let Some(alias) = self.by_host.get(host) {
+            return Some(alias);
         }
         let host = folded(host);
-        let by_true_name = || self.upstreams.iter().find(|upstream| upstream.is_true_name(&host));
+        let by_true_name = || self.aliases.iter().find(|alias| alias.is_true_name(&host));
         self.by_host
             .get(&host)
             .or_else(by_true_name)
@@ -112,14 +112,14 @@ impl Routes {
 
     /// The alias whose certificate a client is shown that gave this name by SNI, and whether the listener
     /// answers to any name. Without a name, it is the listener's first alias.
-    pub fn shown(&self, name: Option<&str>) -> Option<(&Arc<Upstream>, bool)> {
-        let Some(name) = name else { return Some((self.upstreams.first()?, false)) };
+    pub fn shown(&self, name: Option<&str>) -> Option<(&Arc<Alias>, bool)> {
+        let Some(name) = name else { return Some((self.aliases.first()?, false)) };
         let folded = folded(name);
-        let by_true_name = || self.upstreams.iter().find(|u| u.is_true_name(&folded));
+        let by_true_name = || self.aliases.iter().find(|u| u.is_true_name(&folded));
         let known = self.by_host.get(&folded).or_else(by_true_name);
         let local = || self.only().filter(|_| folded == "localhost");
-        let upstream = known.or_else(local).or(self.any.as_ref())?;
-        Some((upstream, self.any.is_some()))
+        let alias = known.or_else(local).or(self.any.as_ref())?;
+        Some((alias, self.any.is_some()))
     }
 
     /// The names that are answered to whatever DNS says, in order.
@@ -130,13 +130,13 @@ impl Routes {
     }
 
     /// The aliases, in the configuration's order.
-    pub fn upstreams(&self) -> &[Arc<Upstream>] {
-        &self.upstreams
+    pub fn aliases(&self) -> &[Arc<Alias>] {
+        &self.aliases
     }
 
     /// The alias of a listener that has but one.
-    pub fn only(&self) -> Option<&Arc<Upstream>> {
-        match self.upstreams.as_slice() {
+    pub fn only(&self) -> Option<&Arc<Alias>> {
+        match self.aliases.as_slice() {
             [only] => Some(only),
             _ => None,
         }
@@ -145,7 +145,7 @@ impl Routes {
     /// The longest `timeouts.keepalive` of the aliases. Whose requests come is not known while a
     /// connection begins.
     pub fn keepalive(&self) -> Duration {
-        let of_aliases = self.upstreams.iter().map(|upstream| upstream.config().timeouts.keepalive);
+        let of_aliases = self.aliases.iter().map(|alias| alias.config().timeouts.keepalive);
         of_aliases.max().unwrap_or_default()
     }
 }

@@ -39,7 +39,7 @@ use crate::{
     config::{Config, LogLevel},
     listener::Bound,
     telemetry::{Metrics, set_log_level},
-    upstream::Upstream,
+    upstream::Alias,
 };
 
 /// A failure to accept repeats many times a second, as where no more files may be opened.
@@ -55,7 +55,7 @@ const LAST_RESPONSE: Duration = Duration::from_secs(10);
 
 /// What the admin listener shows. The control thread replaces it whole.
 pub struct Snapshot {
-    upstreams: ArcSwap<Vec<Arc<Upstream>>>,
+    aliases: ArcSwap<Vec<Arc<Alias>>>,
     config: ArcSwapOption<Config>,
     commands: Commands,
     metrics: Metrics,
@@ -66,7 +66,7 @@ impl Snapshot {
     /// Nothing yet.
     pub fn new(commands: Commands, metrics: Metrics) -> Self {
         Self {
-            upstreams: ArcSwap::default(),
+            aliases: ArcSwap::default(),
             config: ArcSwapOption::empty(),
             commands,
             metrics,
@@ -75,8 +75,8 @@ impl Snapshot {
     }
 
     /// Shows another configuration at work.
-    pub fn update(&self, upstreams: Vec<Arc<Upstream>>, config: Config) {
-        self.upstreams.store(Arc::new(upstreams));
+    pub fn update(&self, aliases: Vec<Arc<Alias>>, config: Config) {
+        self.aliases.store(Arc::new(aliases));
         self.config.store(Some(Arc::new(config)));
     }
 }
@@ -195,7 +195,7 @@ async fn answer(request: Request<Incoming>, ends: Ends, snapshot: &Snapshot) -> 
         (&Method::GET | &Method::HEAD, "/metrics") => metrics(snapshot),
         (&Method::GET | &Method::HEAD, "/status") => {
             let _turn = snapshot.turns.next().await;
-            json(&status::status(&snapshot.upstreams.load()))
+            json(&status::status(&snapshot.aliases.load()))
         }
         (&Method::GET | &Method::HEAD, "/config") => {
             let _turn = snapshot.turns.next().await;
@@ -220,7 +220,7 @@ async fn answer(request: Request<Incoming>, ends: Ends, snapshot: &Snapshot) -> 
 }
 
 fn metrics(snapshot: &Snapshot) -> Response<Content> {
-    let scrape = Scrape::new(snapshot.metrics.render(), snapshot.upstreams.load_full());
+    let scrape = Scrape::new(snapshot.metrics.render(), snapshot.aliases.load_full());
     let mut response = text(StatusCode::OK, "");
     *response.body_mut() = Content::Right(scrape);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

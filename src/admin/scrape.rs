@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use super::status::word;
 use crate::{
-    balance::State,
+    balance::EndpointState,
     telemetry::{AliasMetrics, Family, Lines, SERIES},
-    upstream::{EndpointStatus, Upstream},
+    upstream::{Alias, EndpointStatus},
 };
 
 /// A piece has a little more than this.
@@ -27,7 +27,7 @@ const PIECE: usize = 64 * 1024;
 pub(super) struct Scrape {
     /// The process' own series, until they are written.
     process: Option<String>,
-    upstreams: Arc<Vec<Arc<Upstream>>>,
+    aliases: Arc<Vec<Arc<Alias>>>,
     /// What comes next: a family, and one of its sources.
     family: usize,
     source: usize,
@@ -39,10 +39,10 @@ pub(super) struct Scrape {
 
 impl Scrape {
     /// Of these aliases. `process` is what the process has besides, as text.
-    pub(super) fn new(process: String, upstreams: Arc<Vec<Arc<Upstream>>>) -> Self {
+    pub(super) fn new(process: String, aliases: Arc<Vec<Arc<Alias>>>) -> Self {
         Self {
             process: Some(process),
-            upstreams,
+            aliases,
             family: 0,
             source: 0,
             headed: false,
@@ -62,23 +62,23 @@ impl Scrape {
 
     /// Adds the series of the next source; `false` where the family has no more.
     fn add(&mut self, out: &mut String) -> bool {
-        let Self { upstreams, headed, .. } = self;
+        let Self { aliases, headed, .. } = self;
         let source = self.source;
         self.source += 1;
         if let Some(family) = SERIES.get(self.family) {
             // What belongs to no alias comes first.
             let series = match source.checked_sub(1) {
                 None => AliasMetrics::of_no_alias().series(),
-                Some(index) => match upstreams.get(index) {
-                    Some(upstream) => upstream.series(),
+                Some(index) => match aliases.get(index) {
+                    Some(alias) => alias.series(),
                     None => return false,
                 },
             };
             family.add(series, series.alias(), headed, out);
         } else {
-            let Some(upstream) = upstreams.get(source) else { return false };
+            let Some(alias) = aliases.get(source) else { return false };
             let family = &UPSTREAM[self.family - SERIES.len()];
-            family.add(upstream, &upstream.config().name, headed, out);
+            family.add(alias, &alias.config().name, headed, out);
         }
         true
     }
@@ -104,26 +104,26 @@ impl Body for Scrape {
 
 /// What comes and goes with endpoints and names: read from what is there now, so that one that left
 /// disappears.
-const UPSTREAM: [Family<Upstream>; 6] = [
+const UPSTREAM: [Family<Alias>; 6] = [
     Family {
         name: "truename_upstream_connections_total",
         kind: "counter",
         help: "Connections opened.",
-        write: |upstream, lines| by_endpoint(upstream, lines, |e| e.connections_total),
+        write: |alias, lines| by_endpoint(alias, lines, |e| e.connections_total),
     },
     Family {
         name: "truename_upstream_connections_active",
         kind: "gauge",
         help: "Open connections.",
-        write: |upstream, lines| by_endpoint(upstream, lines, |e| e.connections_active as u64),
+        write: |alias, lines| by_endpoint(alias, lines, |e| e.connections_active as u64),
     },
     Family {
         name: "truename_endpoints",
         kind: "gauge",
         help: "Endpoints, by state.",
-        write: |upstream, lines| {
-            let endpoints = upstream.endpoints();
-            for state in [State::Active, State::Retiring, State::Ejected] {
+        write: |alias, lines| {
+            let endpoints = alias.endpoints();
+            for state in [EndpointState::Active, EndpointState::Retiring, EndpointState::Ejected] {
                 let count = endpoints.iter().filter(|endpoint| endpoint.state == state).count();
                 lines.add(&[("state", word(state))], count);
             }
@@ -133,15 +133,15 @@ const UPSTREAM: [Family<Upstream>; 6] = [
         name: "truename_upstream_connections_idle",
         kind: "gauge",
         help: "Idle connections in pools.",
-        write: |upstream, lines| lines.add(&[], upstream.idle()),
+        write: |alias, lines| lines.add(&[], alias.idle()),
     },
     Family {
         name: "truename_true_name_info",
         kind: "gauge",
         help: "1 for the current true name.",
-        write: |upstream, lines| {
+        write: |alias, lines| {
             // Targets may share a name, as those of two ports do.
-            let states = upstream.targets().iter().map(|target| target.state());
+            let states = alias.targets().iter().map(|target| target.state());
             let names: BTreeSet<String> = states
                 .filter_map(|state| Some(state.current.as_ref()?.true_name.to_string()))
                 .collect();
@@ -154,8 +154,8 @@ const UPSTREAM: [Family<Upstream>; 6] = [
         name: "truename_dns_stale_seconds",
         kind: "gauge",
         help: "Age of the stale DNS response in use; 0 if it is fresh.",
-        write: |upstream, lines| {
-            let states = upstream.targets().iter().map(|target| target.state());
+        write: |alias, lines| {
+            let states = alias.targets().iter().map(|target| target.state());
             let since = states.filter_map(|state| state.stale_since).min();
             let age = since.map(|since| Instant::now().saturating_duration_since(since));
             lines.add(&[], age.unwrap_or_default().as_secs_f64());
@@ -163,9 +163,9 @@ const UPSTREAM: [Family<Upstream>; 6] = [
     },
 ];
 
-fn by_endpoint(upstream: &Upstream, lines: &mut Lines<'_>, value: impl Fn(&EndpointStatus) -> u64) {
+fn by_endpoint(alias: &Alias, lines: &mut Lines<'_>, value: impl Fn(&EndpointStatus) -> u64) {
     let mut addresses = BTreeSet::new();
-    for endpoint in upstream.endpoints() {
+    for endpoint in alias.endpoints() {
         // Targets may share an endpoint, too; its connections were counted together.
         if addresses.insert(endpoint.address) {
             lines.add(&[("endpoint", &endpoint.address.to_string())], value(&endpoint));

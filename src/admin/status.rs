@@ -6,8 +6,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    balance::State,
-    upstream::{EndpointStatus, Upstream},
+    balance::EndpointState,
+    upstream::{Alias, EndpointStatus},
 };
 
 /// `GET /status`.
@@ -51,16 +51,16 @@ struct Endpoint {
 }
 
 /// Takes it down.
-pub fn status(upstreams: &[Arc<Upstream>]) -> Status {
+pub fn status(aliases: &[Arc<Alias>]) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION"),
-        aliases: upstreams.iter().map(|upstream| alias(upstream)).collect(),
+        aliases: aliases.iter().map(|alias| alias_status(alias)).collect(),
     }
 }
 
-fn alias(upstream: &Upstream) -> AliasStatus {
+fn alias_status(alias: &Alias) -> AliasStatus {
     let now = Instant::now();
-    let targets = upstream.targets().iter().map(|target| {
+    let targets = alias.targets().iter().map(|target| {
         let state = target.state();
         let current = state.current.as_ref();
         let seconds = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
@@ -78,11 +78,11 @@ fn alias(upstream: &Upstream) -> AliasStatus {
         }
     });
     AliasStatus {
-        alias: upstream.config().name.clone(),
-        listen: upstream.config().listen.iter().map(ToString::to_string).collect(),
+        alias: alias.config().name.clone(),
+        listen: alias.config().listen.iter().map(ToString::to_string).collect(),
         targets: targets.collect(),
-        endpoints: upstream.endpoints().into_iter().map(endpoint).collect(),
-        connections_idle: upstream.idle(),
+        endpoints: alias.endpoints().into_iter().map(endpoint).collect(),
+        connections_idle: alias.idle(),
     }
 }
 
@@ -99,10 +99,10 @@ fn endpoint(endpoint: EndpointStatus) -> Endpoint {
     }
 }
 
-pub(super) fn word(state: State) -> &'static str {
+pub(super) fn word(state: EndpointState) -> &'static str {
     match state {
-        State::Active => "active",
-        State::Ejected => "ejected",
-        State::Retiring => "retiring",
+        EndpointState::Active => "active",
+        EndpointState::Ejected => "ejected",
+        EndpointState::Retiring => "retiring",
     }
 }

@@ -27,9 +27,9 @@ const CLOSE: Duration = Duration::from_millis(200);
 ///
 /// Files are read and keys are made on the runtime's blocking pool: a volume that hangs holds up
 /// neither DNS nor the admin listener, and nothing waits for it at the end.
-pub struct Certificates {
+pub struct CertificateWatcher {
     keeper: Keeper,
-    check: Option<JoinHandle<(Keeper, Option<server::Certificates>)>>,
+    check: Option<JoinHandle<(Keeper, Option<server::ServerCertificates>)>>,
     next_check: Instant,
 }
 
@@ -44,7 +44,7 @@ pub struct Keeper {
     failure: Option<String>,
 }
 
-impl Certificates {
+impl CertificateWatcher {
     /// Finds or makes certificates for each alias. What was served `before` a reload stays, as far as
     /// it can. Blocking.
     ///
@@ -53,7 +53,7 @@ impl Certificates {
         config: &Config,
         subjects: Vec<Subject>,
         before: Option<&Keeper>,
-    ) -> Result<(Self, server::Certificates), SourceError> {
+    ) -> Result<(Self, server::ServerCertificates), SourceError> {
         let (keeper, shown) = Keeper::issue(config, subjects, before)?;
         let next_check = Instant::now() + CHECK;
         Ok((Self { keeper, check: None, next_check }, shown))
@@ -65,7 +65,7 @@ impl Certificates {
     }
 
     /// Waits until other certificates are to be served. Loses nothing where it is dropped.
-    pub async fn changed(&mut self) -> server::Certificates {
+    pub async fn changed(&mut self) -> server::ServerCertificates {
         loop {
             let check = match &mut self.check {
                 Some(check) => check,
@@ -105,7 +105,7 @@ impl Keeper {
         config: &Config,
         subjects: Vec<Subject>,
         before: Option<&Self>,
-    ) -> Result<(Self, server::Certificates), SourceError> {
+    ) -> Result<(Self, server::ServerCertificates), SourceError> {
         let directory = &config.ca.directory;
         let files = &config.listener.tls;
         let before = before.filter(|before| before.directory == *directory);
@@ -126,7 +126,7 @@ impl Keeper {
 
     /// Takes changed files into service, and what the time of day asks for. What cannot be used leaves
     /// the last good certificates in force.
-    fn look(&mut self) -> Option<server::Certificates> {
+    fn look(&mut self) -> Option<server::ServerCertificates> {
         let looked = match self.source.look(&self.subjects, false) {
             Ok(false) => return None,
             Ok(true) => {
@@ -160,7 +160,7 @@ impl Keeper {
         }
     }
 
-    fn warn_of_uncovered(&self, shown: &server::Certificates) {
+    fn warn_of_uncovered(&self, shown: &server::ServerCertificates) {
         for name in self.source.uncovered(&self.subjects, shown) {
             tracing::warn!(
                 name,

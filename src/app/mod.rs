@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, interval, timeout},
 };
 
-use certificates::Certificates;
+use certificates::CertificateWatcher;
 use plan::{Inventory, Loaded, Plan};
 use serving::Parts;
 use sockets::{Purpose, Sockets, is_ipv6_only};
@@ -151,7 +151,7 @@ struct Control {
     snapshot: Arc<Snapshot>,
     metrics: Metrics,
     /// None before the first configuration is at work.
-    certificates: Option<Certificates>,
+    certificates: Option<CertificateWatcher>,
 }
 
 impl Control {
@@ -221,7 +221,7 @@ impl Control {
         let resolver = self.registry.resolver().clone();
         let parts = Parts {
             config: &config,
-            upstreams: &aliases,
+            aliases: &aliases,
             sockets: &sockets,
             passthrough: allowed.then(|| Passthrough::new(resolver, self.policy.clone())),
             credentials,
@@ -377,7 +377,7 @@ impl Control {
     }
 
     /// Serves other certificates from the next handshake on.
-    fn show(&self, certificates: server::Certificates) {
+    fn show(&self, certificates: server::ServerCertificates) {
         let serving = self.server.serving.load().showing(certificates);
         self.server.serving.store(Arc::new(serving));
     }
@@ -472,7 +472,7 @@ fn waiting_for_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }
 
-async fn changed(certificates: &mut Option<Certificates>) -> server::Certificates {
+async fn changed(certificates: &mut Option<CertificateWatcher>) -> server::ServerCertificates {
     match certificates {
         Some(certificates) => certificates.changed().await,
         None => std::future::pending().await,

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    certificates::{Certificates, Keeper},
+    certificates::{CertificateWatcher, Keeper},
     sockets::Sockets,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     resolve::Environment,
     serve::Credentials,
     tls::{authority::Subject, server},
-    upstream::{self, Upstream},
+    upstream::{self, Alias},
 };
 
 /// A reload waits so long for an address that is taken: the workers close the sockets that the one before it has
@@ -45,11 +45,11 @@ pub struct Plan {
 pub struct Loaded {
     pub credentials: Option<Arc<Credentials>>,
     /// In the configuration's order.
-    pub aliases: Vec<Arc<Upstream>>,
+    pub aliases: Vec<Arc<Alias>>,
     /// What their names were completed by.
     pub environment: Environment,
-    pub certificates: Certificates,
-    pub shown: server::Certificates,
+    pub certificates: CertificateWatcher,
+    pub shown: server::ServerCertificates,
 }
 
 impl Plan {
@@ -102,13 +102,13 @@ impl Loaded {
         let environment = now.upstream.environment(&config.dns);
         let aliases = now.upstream.plan(&config.aliases, &config.dns);
         let aliases = aliases.map_err(|(alias, source)| StartError::Tls { alias, source })?;
-        let subjects = aliases.iter().map(|upstream| {
-            let alias = upstream.config();
-            let listen = alias.listen.iter().map(SocketAddr::ip);
-            Subject::new(&alias.name, upstream.hosts().iter().cloned(), listen)
+        let subjects = aliases.iter().map(|alias| {
+            let settings = alias.config();
+            let listen = settings.listen.iter().map(SocketAddr::ip);
+            Subject::new(&settings.name, alias.hosts().iter().cloned(), listen)
         });
         let (certificates, shown) =
-            Certificates::issue(config, subjects.collect(), now.certificates.as_ref())?;
+            CertificateWatcher::issue(config, subjects.collect(), now.certificates.as_ref())?;
         Ok(Self { credentials, aliases, environment, certificates, shown })
     }
 }

@@ -16,20 +16,20 @@ use crate::{
     serve::{
         Credentials, ForwardProxy, Listener, ListenerId, Reached, Service, Serving, UNBOUND, covers,
     },
-    tls::server::Certificates,
-    upstream::Upstream,
+    tls::server::ServerCertificates,
+    upstream::Alias,
 };
 
 /// What the listeners of a configuration are made of.
 pub struct Parts<'a> {
     pub config: &'a Config,
     /// In the configuration's order.
-    pub upstreams: &'a [Arc<Upstream>],
+    pub aliases: &'a [Arc<Alias>],
     pub sockets: &'a Sockets,
     /// The way of the forward proxy to hosts that are no alias.
     pub passthrough: Option<Passthrough>,
     pub credentials: Option<Arc<Credentials>>,
-    pub certificates: Certificates,
+    pub certificates: ServerCertificates,
     /// That of the process.
     pub drain: &'a Drain,
 }
@@ -39,13 +39,13 @@ impl Parts<'_> {
     pub fn serving(self, before: &Serving) -> Serving {
         let settings = Arc::new(self.config.listener.clone());
         let mut known = Known::new(before, self.drain);
-        let shared = shared(self.upstreams);
+        let shared = shared(self.aliases);
         let ids = known.aliases(&shared);
         let mut serving =
             Serving { certificates: Arc::new(self.certificates), ..Serving::default() };
         let mut at: HashMap<Purpose, Arc<Listener>> = HashMap::new();
-        for ((address, upstreams), identity) in shared.into_iter().zip(ids) {
-            let service = Service::Http(Routes::new(&upstreams));
+        for ((address, aliases), identity) in shared.into_iter().zip(ids) {
+            let service = Service::Http(Routes::new(&aliases));
             let listener = Arc::new(identity.listener(address, service, settings.clone()));
             at.insert(Purpose::Aliases(address), listener);
         }
@@ -54,7 +54,7 @@ impl Parts<'_> {
         {
             let identity = known.forward_proxy();
             let service = Service::ForwardProxy(ForwardProxy {
-                aliases: reached(self.upstreams, &at),
+                aliases: reached(self.aliases, &at),
                 passthrough: self.passthrough,
                 credentials: self.credentials,
             });
@@ -67,45 +67,45 @@ impl Parts<'_> {
 }
 
 /// The aliases of each address, in the configuration's order.
-fn shared(upstreams: &[Arc<Upstream>]) -> Vec<(SocketAddr, Vec<Arc<Upstream>>)> {
-    let mut shared: Vec<(SocketAddr, Vec<Arc<Upstream>>)> = Vec::new();
+fn shared(aliases: &[Arc<Alias>]) -> Vec<(SocketAddr, Vec<Arc<Alias>>)> {
+    let mut shared: Vec<(SocketAddr, Vec<Arc<Alias>>)> = Vec::new();
     let mut index: HashMap<SocketAddr, usize> = HashMap::new();
-    for upstream in upstreams {
-        for address in listens(upstream) {
+    for alias in aliases {
+        for address in listens(alias) {
             let nth = *index.entry(address).or_insert_with(|| {
                 shared.push((address, Vec::new()));
                 shared.len() - 1
             });
-            shared[nth].1.push(upstream.clone());
+            shared[nth].1.push(alias.clone());
         }
     }
     shared
 }
 
 /// Where an alias is reached.
-fn listens(upstream: &Upstream) -> impl Iterator<Item = SocketAddr> {
-    let listen = &upstream.config().listen;
+fn listens(alias: &Alias) -> impl Iterator<Item = SocketAddr> {
+    let listen = &alias.config().listen;
     let unbound = listen.is_empty().then_some(UNBOUND);
     listen.iter().copied().chain(unbound)
 }
 
 /// The aliases that the forward proxy knows, by the names that are theirs whatever DNS says.
 fn reached(
-    upstreams: &[Arc<Upstream>],
+    aliases: &[Arc<Alias>],
     at: &HashMap<Purpose, Arc<Listener>>,
 ) -> foldhash::HashMap<String, Reached> {
     let mut reached = foldhash::HashMap::default();
     // As for the routes of a listener, an alias' own name comes before the forms of others' names.
-    let own = upstreams.iter().map(|upstream| (upstream, slice::from_ref(&upstream.config().name)));
-    let all = upstreams.iter().map(|upstream| (upstream, upstream.hosts()));
-    for (upstream, names) in own.chain(all) {
-        let first = listens(upstream).next();
+    let own = aliases.iter().map(|alias| (alias, slice::from_ref(&alias.config().name)));
+    let all = aliases.iter().map(|alias| (alias, alias.hosts()));
+    for (alias, names) in own.chain(all) {
+        let first = listens(alias).next();
         let Some(listener) = first.and_then(|first| at.get(&Purpose::Aliases(first))) else {
             continue;
         };
         for host in names {
-            let alias = || Reached { upstream: upstream.clone(), listener: listener.clone() };
-            reached.entry(host.clone()).or_insert_with(alias);
+            let found = || Reached { alias: alias.clone(), listener: listener.clone() };
+            reached.entry(host.clone()).or_insert_with(found);
         }
     }
     reached
@@ -153,27 +153,26 @@ impl<'a> Known<'a> {
 
     /// Which listeners of aliases they are. One goes on that has an alias in common with one before:
     /// first where that had the same address, then wherever it is now.
-    fn aliases(&mut self, shared: &[(SocketAddr, Vec<Arc<Upstream>>)]) -> Vec<Identity> {
-        let stay = shared.iter().map(|(address, upstreams)| {
-            let old = self.by_address.get(address).filter(|old| has_any(old, upstreams))?;
-            let same = may_follow(old, *address, upstreams).then(|| same(old))?;
+    fn aliases(&mut self, shared: &[(SocketAddr, Vec<Arc<Alias>>)]) -> Vec<Identity> {
+        let stay = shared.iter().map(|(address, aliases)| {
+            let old = self.by_address.get(address).filter(|old| has_any(old, aliases))?;
+            let same = may_follow(old, *address, aliases).then(|| same(old))?;
             self.by_address.remove(address);
             Some(same)
         });
         let mut found: Vec<_> = stay.collect();
         let mut by_alias: HashMap<String, BTreeSet<SocketAddr>> = HashMap::new();
         for (address, old) in self.by_address.iter().filter(|(address, _)| **address != UNBOUND) {
-            for name in names(old.routes().upstreams()) {
+            for name in names(old.routes().aliases()) {
                 by_alias.entry(name.to_owned()).or_default().insert(*address);
             }
         }
-        for (found, (address, upstreams)) in found.iter_mut().zip(shared) {
+        for (found, (address, aliases)) in found.iter_mut().zip(shared) {
             if found.is_none() && *address != UNBOUND {
-                let mut addresses =
-                    names(upstreams).filter_map(|name| by_alias.get(name)).flatten();
+                let mut addresses = names(aliases).filter_map(|name| by_alias.get(name)).flatten();
                 let old = addresses.find(|old| {
                     let old = self.by_address.get(old);
-                    old.is_some_and(|old| may_follow(old, *address, upstreams))
+                    old.is_some_and(|old| may_follow(old, *address, aliases))
                 });
                 *found = old.and_then(|old| self.by_address.remove(old)).map(same);
             }
@@ -196,9 +195,9 @@ fn same(old: &Listener) -> Identity {
 
 /// Whether connections may follow their listener to an address: not to aliases that they could not reach, where the
 /// address does not include every one that they may have come to.
-fn may_follow(old: &Listener, address: SocketAddr, upstreams: &[Arc<Upstream>]) -> bool {
-    let before: HashSet<&str> = names(old.routes().upstreams()).collect();
-    includes(address, old.widest) || names(upstreams).all(|name| before.contains(name))
+fn may_follow(old: &Listener, address: SocketAddr, aliases: &[Arc<Alias>]) -> bool {
+    let before: HashSet<&str> = names(old.routes().aliases()).collect();
+    includes(address, old.widest) || names(aliases).all(|name| before.contains(name))
 }
 
 /// Whether whoever reaches `inner` reaches `outer`, ports apart.
@@ -207,11 +206,11 @@ fn includes(outer: SocketAddr, inner: SocketAddr) -> bool {
     covers(at_port(outer), false, at_port(inner))
 }
 
-fn has_any(listener: &Listener, upstreams: &[Arc<Upstream>]) -> bool {
-    let old: HashSet<&str> = names(listener.routes().upstreams()).collect();
-    names(upstreams).any(|name| old.contains(name))
+fn has_any(listener: &Listener, aliases: &[Arc<Alias>]) -> bool {
+    let old: HashSet<&str> = names(listener.routes().aliases()).collect();
+    names(aliases).any(|name| old.contains(name))
 }
 
-fn names(upstreams: &[Arc<Upstream>]) -> impl Iterator<Item = &str> {
-    upstreams.iter().map(|upstream| upstream.config().name.as_str())
+fn names(aliases: &[Arc<Alias>]) -> impl Iterator<Item = &str> {
+    aliases.iter().map(|alias| alias.config().name.as_str())
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// What an endpoint is good for at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum EndpointState {
     /// Takes requests.
     Active,
     /// Failed too often, or fails its health check: takes none while another can.
@@ -133,13 +133,13 @@ impl Endpoint {
     }
 
     /// What it is good for at `now`.
-    pub fn state(&self, now: Instant) -> State {
+    pub fn state(&self, now: Instant) -> EndpointState {
         if self.retiring.load(Relaxed) {
-            State::Retiring
+            EndpointState::Retiring
         } else if self.is_usable(now) {
-            State::Active
+            EndpointState::Active
         } else {
-            State::Ejected
+            EndpointState::Ejected
         }
     }
 

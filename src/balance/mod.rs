@@ -9,7 +9,7 @@ mod outlier;
 #[cfg(test)]
 mod tests;
 
-pub use endpoint::{Endpoint, InFlight, State};
+pub use endpoint::{Endpoint, EndpointState, InFlight};
 
 use crate::config;
 use arc_swap::ArcSwap;

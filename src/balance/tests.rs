@@ -207,14 +207,14 @@ fn consecutive_failures_eject_and_the_endpoint_comes_back() {
     assert_eq!(bad.failed(now), None);
     assert_eq!(bad.failed(now), None);
     assert_eq!(bad.failed(now), Some(10 * SECOND));
-    assert_eq!(bad.state(now), State::Ejected);
+    assert_eq!(bad.state(now), EndpointState::Ejected);
     assert_eq!(bad.ejected_for(now + 4 * SECOND), Some(6 * SECOND));
     for _ in 0..50 {
         assert_eq!(balancer.pick(now, &mut rng, &[]).unwrap().address(), address(2));
     }
 
     let later = now + 10 * SECOND;
-    assert_eq!(bad.state(later), State::Active);
+    assert_eq!(bad.state(later), EndpointState::Active);
     let picked =
         (0..50).any(|_| balancer.pick(later, &mut rng, &[]).unwrap().address() == address(1));
     assert!(picked, "it takes requests again");
@@ -247,7 +247,7 @@ fn a_dead_endpoint_is_ejected_within_a_few_requests() {
             picked.succeeded();
         }
     }
-    assert_eq!(endpoint(&balancer, 1).state(now), State::Ejected);
+    assert_eq!(endpoint(&balancer, 1).state(now), EndpointState::Ejected);
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn a_success_forgets_failures() {
         assert_eq!(endpoint.failed(now), None);
         endpoint.succeeded();
     }
-    assert_eq!(endpoint.state(now), State::Active);
+    assert_eq!(endpoint.state(now), EndpointState::Active);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn the_last_usable_endpoint_is_never_ejected() {
     for _ in 0..10 {
         assert_eq!(last.failed(now), None);
     }
-    assert_eq!(last.state(now), State::Active);
+    assert_eq!(last.state(now), EndpointState::Active);
     assert!(!balancer.has_healthy(now), "but a failover is due");
     assert!(balancer.has_healthy(now + 10 * SECOND), "and after a while another trial");
 }
@@ -301,7 +301,7 @@ fn without_a_limit_of_failures_nothing_is_ejected() {
     balancer.update(&addresses(2), now);
     let endpoint = endpoint(&balancer, 1);
     assert!((0..100).all(|_| endpoint.failed(now).is_none()));
-    assert_eq!(endpoint.state(now), State::Active);
+    assert_eq!(endpoint.state(now), EndpointState::Active);
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn a_failed_health_check_takes_an_endpoint_out() {
         assert_eq!(balancer.pick(now, &mut rng, &[]).unwrap().address(), address(2));
     }
     endpoint(&balancer, 1).mark_healthy(true);
-    assert_eq!(endpoint(&balancer, 1).state(now), State::Active);
+    assert_eq!(endpoint(&balancer, 1).state(now), EndpointState::Active);
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn an_address_that_leaves_retires_until_its_requests_end() {
     let leaving = endpoint(&balancer, 2);
     let request = leaving.begin(now);
     balancer.update(&addresses(1), now);
-    assert_eq!(leaving.state(now), State::Retiring);
+    assert_eq!(leaving.state(now), EndpointState::Retiring);
     assert_eq!(balancer.endpoints().len(), 2);
     drop(request);
     assert_eq!(balancer.endpoints().len(), 1);
@@ -370,7 +370,7 @@ fn an_address_that_returns_while_it_retires_is_the_same_endpoint() {
     balancer.update(&addresses(1), now);
     balancer.update(&addresses(2), now);
     assert!(Arc::ptr_eq(&leaving, &endpoint(&balancer, 2)));
-    assert_eq!(leaving.state(now), State::Active);
+    assert_eq!(leaving.state(now), EndpointState::Active);
 }
 
 #[test]
@@ -390,7 +390,8 @@ fn concurrent_failures_leave_one_endpoint_usable() {
                 });
             }
         });
-        let usable = balancer.endpoints().iter().filter(|e| e.state(now) == State::Active).count();
+        let usable =
+            balancer.endpoints().iter().filter(|e| e.state(now) == EndpointState::Active).count();
         assert_eq!(usable, 1);
     }
 }
@@ -448,7 +449,7 @@ proptest! {
                     for old in members.iter() {
                         let stayed = after.iter().find(|new| new.address() == old.address());
                         prop_assert!(stayed.is_none_or(|new| Arc::ptr_eq(old, new)));
-                        prop_assert_eq!(stayed.is_none(), old.state(now) == State::Retiring);
+                        prop_assert_eq!(stayed.is_none(), old.state(now) == EndpointState::Retiring);
                     }
                     current = list;
                 }
@@ -460,8 +461,8 @@ proptest! {
                     };
                     prop_assert!(current.contains(&picked.address()));
                     let usable: Vec<_> =
-                        members.iter().filter(|e| e.state(now) == State::Active).collect();
-                    prop_assert!(usable.is_empty() || picked.state(now) == State::Active);
+                        members.iter().filter(|e| e.state(now) == EndpointState::Active).collect();
+                    prop_assert!(usable.is_empty() || picked.state(now) == EndpointState::Active);
                     let elsewhere = usable.iter().any(|e| !tried.contains(&e.address()));
                     prop_assert!(!elsewhere || !tried.contains(&picked.address()));
                     let untried = !tried.contains(&picked.address());
@@ -476,9 +477,9 @@ proptest! {
                 Step::Fail(n) if !members.is_empty() => {
                     let failing = &members[n % members.len()];
                     if failing.failed(now).is_some() {
-                        prop_assert_eq!(failing.state(now), State::Ejected);
+                        prop_assert_eq!(failing.state(now), EndpointState::Ejected);
                         prop_assert!(
-                            members.iter().any(|e| e.state(now) == State::Active),
+                            members.iter().any(|e| e.state(now) == EndpointState::Active),
                             "the last one was ejected"
                         );
                     }

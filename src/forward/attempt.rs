@@ -15,7 +15,7 @@ use crate::{
     config,
     fault::{Fault, Taken},
     tls::TlsError,
-    upstream::{Generation, Lease, SendError, Upstream},
+    upstream::{Alias, Generation, Lease, SendError},
 };
 
 /// A request on its way: what the client meant, and how each target is told.
@@ -60,20 +60,20 @@ impl Outgoing<'_> {
     /// Addresses the request to a generation's target, as the version of HTTP writes it.
     pub(super) fn address(
         &mut self,
-        upstream: &Upstream,
+        alias: &Alias,
         generation: &Generation,
         http2: bool,
     ) -> Result<(), Fault> {
-        let config = upstream.config();
+        let config = alias.config();
         if config.repair {
-            let alias = |host: &str| {
+            let is_alias = |host: &str| {
                 host.eq_ignore_ascii_case(self.client.authority.as_str())
-                    || upstream.hosts().iter().any(|own| own.eq_ignore_ascii_case(host))
+                    || alias.hosts().iter().any(|own| own.eq_ignore_ascii_case(host))
             };
             let told = told_host(&config.host);
             let target = view(generation, told.as_ref());
             mem::take(&mut self.repaired).undo(&mut self.head.headers);
-            self.repaired = headers::repair_request(&mut self.head.headers, alias, target);
+            self.repaired = headers::repair_request(&mut self.head.headers, is_alias, target);
             self.client.origin = self.repaired.origin.clone();
         }
         let host: HeaderValue = host_to_send(&config.host, &self.client, generation)?;

@@ -15,7 +15,7 @@ use crate::{
     body::{BoxError, strip_trailers},
     connect::TargetStream,
     fault::ProxyErrorType,
-    http1::Client,
+    http1::ClientConnection,
     idle::{Idle, IdleTimer},
     upstream::{Lease, SendError},
 };
@@ -50,7 +50,7 @@ pub(super) enum Origin {
     /// An alias', and for how long its target says that it will keep it.
     Alias(Lease, Option<Duration>),
     /// That of a host that is no alias.
-    Host(Client<TargetStream>),
+    Host(ClientConnection<TargetStream>),
 }
 
 impl Body {

@@ -22,12 +22,12 @@ use crate::{
     fault::{Fault, Taken},
     route::Routes,
     telemetry::{AliasMetrics, DownstreamConnection},
-    upstream::{Generation, Lease, Upstream, Want},
+    upstream::{Alias, Generation, Lease, Want},
 };
 
 /// What a request's connection says of it.
 #[derive(Clone, Debug)]
-pub struct Arrival {
+pub struct Downstream {
     /// The listener, as configured.
     pub listener: SocketAddr,
     /// The application's end.
@@ -64,34 +64,34 @@ pub struct Incoming<'a> {
 pub async fn serve(
     head: &mut request::Parts,
     body: RequestBody,
-    arrival: &Arrival,
+    downstream: &Downstream,
     routes: &Routes,
 ) -> Response<Body> {
     let started = Instant::now();
-    let (authority, upstream) = match route(head, arrival, routes).await {
+    let (authority, alias) = match route(head, downstream, routes).await {
         Ok(found) => found,
-        Err(fault) => return refuse(head, &fault, arrival, started),
+        Err(fault) => return refuse(head, &fault, downstream, started),
     };
-    if let Some(connection) = &arrival.connection {
-        connection.belongs_to(&upstream.worker(arrival.worker).metrics);
+    if let Some(connection) = &downstream.connection {
+        connection.belongs_to(&alias.worker(downstream.worker).metrics);
     }
-    forward(Incoming { head, body, authority, started }, &upstream, arrival).await
+    forward(Incoming { head, body, authority, started }, &alias, downstream).await
 }
 
 /// Answers a request that is for no alias, and has not gone anywhere.
 pub fn refuse(
     head: &request::Parts,
     fault: &Fault,
-    arrival: &Arrival,
+    downstream: &Downstream,
     started: Instant,
 ) -> Response<Body> {
     let problem = Problem::new(fault, None, None);
-    if let Some(connection) = &arrival.connection {
+    if let Some(connection) = &downstream.connection {
         connection.belongs_to(AliasMetrics::of_no_alias());
     }
     Record::of_nobody(head, started).failed(&problem, fault, None);
     tracing::info!(
-        listener = %arrival.listener,
+        listener = %downstream.listener,
         error = problem.error().as_str(),
         "{}",
         problem.detail(),
@@ -101,42 +101,42 @@ pub fn refuse(
 
 async fn route(
     head: &request::Parts,
-    arrival: &Arrival,
+    downstream: &Downstream,
     routes: &Routes,
-) -> Result<(Option<Authority>, Arc<Upstream>), Fault> {
+) -> Result<(Option<Authority>, Arc<Alias>), Fault> {
     if head.method == Method::CONNECT && !upgrade::is_extended_connect(head) {
         return Err(ForwardError::Connect.into());
     }
     let asked = headers::authority(head)?;
     let host = asked.as_ref().map(Authority::host);
     // HTTP/1.0 need not say a Host; TLS has said it for it.
-    let host = host.or(arrival.server_name.as_deref());
-    let find = || routes.find(arrival.local.ip(), host);
-    if let Ok(upstream) = find() {
-        return Ok((asked, upstream));
+    let host = host.or(downstream.server_name.as_deref());
+    let find = || routes.find(downstream.local.ip(), host);
+    if let Ok(alias) = find() {
+        return Ok((asked, alias));
     }
     // It may be the true name of an alias that DNS has yet to answer for the first time.
-    for upstream in routes.upstreams() {
-        let _ = upstream.target().await;
+    for alias in routes.aliases() {
+        let _ = alias.target().await;
     }
-    let upstream = find()?;
-    Ok((asked, upstream))
+    let alias = find()?;
+    Ok((asked, alias))
 }
 
 /// Sends a request to an alias, and gives its response. Never fails: what goes wrong is answered.
 pub async fn forward(
     incoming: Incoming<'_>,
-    upstream: &Arc<Upstream>,
-    arrival: &Arrival,
+    alias: &Arc<Alias>,
+    downstream: &Downstream,
 ) -> Response<Body> {
-    let mut record = Record::of_alias(upstream, arrival.worker, incoming.head, incoming.started);
+    let mut record = Record::of_alias(alias, downstream.worker, incoming.head, incoming.started);
     record.reads(&incoming.body);
-    let mut journey = Journey { upstream, arrival, record, generation: None };
+    let mut journey = Journey { alias, downstream, record, generation: None };
     match journey.run(incoming).await {
-        Ok(answer) => answer.into_response(journey.record, upstream, arrival),
+        Ok(answer) => answer.into_response(journey.record, alias, downstream),
         Err(fault) => {
             let generation = journey.generation.take();
-            let problem = Problem::new(&fault, Some(upstream), generation.as_deref());
+            let problem = Problem::new(&fault, Some(alias), generation.as_deref());
             journey.record.failed(&problem, &fault, generation);
             journey.record.explain(&problem);
             let mut response = problem.into_response();
@@ -148,8 +148,8 @@ pub async fn forward(
 
 /// A request between its routing and its response's head.
 struct Journey<'a> {
-    upstream: &'a Arc<Upstream>,
-    arrival: &'a Arrival,
+    alias: &'a Arc<Alias>,
+    downstream: &'a Downstream,
     record: Box<Record>,
     /// Under which it failed, if it came that far.
     generation: Option<Arc<Generation>>,
@@ -169,13 +169,13 @@ struct Answer {
 impl Journey<'_> {
     async fn run(&mut self, incoming: Incoming<'_>) -> Result<Answer, Fault> {
         let Incoming { head, body, authority, started } = incoming;
-        let upstream = self.upstream;
-        let config = upstream.config();
-        self.record.admit(upstream.admit()?);
-        upstream.deposit(self.arrival.worker, started);
+        let alias = self.alias;
+        let config = alias.config();
+        self.record.admit(alias.admit()?);
+        alias.deposit(self.downstream.worker, started);
 
         let client = self.client_view(authority)?;
-        let generation = upstream.target().await?;
+        let generation = alias.target().await?;
         check_signature(head, &client, &generation, &config.host)?;
 
         let extended = upgrade::translate_extended_connect(head);
@@ -187,7 +187,7 @@ impl Journey<'_> {
         headers::add_forwarded(
             &mut head.headers,
             config.forwarded,
-            self.arrival.peer.ip(),
+            self.downstream.peer.ip(),
             &client,
         );
         let want = want(head.version, switching, config.http.version);
@@ -211,11 +211,14 @@ impl Journey<'_> {
         let authority = match authority {
             Some(authority) => authority,
             // HTTP/1.0 without Host: the address it came to.
-            None => {
-                self.arrival.local.to_string().parse().map_err(|_| headers::BadRequest::NoHost)?
-            }
+            None => self
+                .downstream
+                .local
+                .to_string()
+                .parse()
+                .map_err(|_| headers::BadRequest::NoHost)?,
         };
-        Ok(ClientView { scheme: self.arrival.scheme, authority, origin: None })
+        Ok(ClientView { scheme: self.downstream.scheme, authority, origin: None })
     }
 
     /// Sends the request until there is a response, or a failure that is not to be repeated.
@@ -225,17 +228,17 @@ impl Journey<'_> {
         mut generation: Arc<Generation>,
         want: Want,
     ) -> Result<(Response<()>, Lease), Fault> {
-        let upstream = self.upstream;
-        let config = upstream.config();
+        let alias = self.alias;
+        let config = alias.config();
         let mut tried = Tried::default();
         loop {
-            let lease = upstream
-                .acquire(self.arrival.worker, &generation, want, &tried.failed, tried.renewed)
+            let lease = alias
+                .acquire(self.downstream.worker, &generation, want, &tried.failed, tried.renewed)
                 .await;
             // The true name changed meanwhile: nothing was sent to the old one, and nothing will be.
             // (An alias that a reload took away has no newer one.)
             if generation.is_retired() {
-                let newer = upstream.target().await?;
+                let newer = alias.target().await?;
                 if !Arc::ptr_eq(&newer, &generation) {
                     generation = newer;
                     continue;
@@ -246,7 +249,7 @@ impl Journey<'_> {
             let (retry, was_sent, was_lost) = {
                 let outcome = match lease {
                     Ok(mut lease) => {
-                        outgoing.address(upstream, &generation, lease.is_http2())?;
+                        outgoing.address(alias, &generation, lease.is_http2())?;
                         tried.kept = lease.is_reused();
                         match (Attempt { lease: &mut lease, outgoing, config }).run().await {
                             Ok((response, took)) => {
@@ -259,15 +262,15 @@ impl Journey<'_> {
                     Err(fault) => {
                         tried.failed.extend(fault.endpoint());
                         if speaks_against_target(&fault) {
-                            upstream.failed_at(&generation, &tried.failed);
+                            alias.failed_at(&generation, &tried.failed);
                         }
                         let behind = match tried.is_last_next(&config.retry) {
-                            true => upstream.behind(&generation).await,
+                            true => alias.behind(&generation).await,
                             false => None,
                         };
                         let target = match behind {
                             Some(target) => target,
-                            None => upstream.target().await?,
+                            None => alias.target().await?,
                         };
                         tried.elsewhere = !Arc::ptr_eq(&target, &generation)
                             || target.balancer().has_untried(Instant::now(), &tried.failed);
@@ -280,11 +283,11 @@ impl Journey<'_> {
                 {
                     tried.failed.extend(fault.endpoint());
                     if speaks_against_target(fault) {
-                        upstream.failed_at(&generation, &tried.failed);
+                        alias.failed_at(&generation, &tried.failed);
                     }
                 }
                 let retry = match next(&outcome, outgoing.asked(), &tried, &config.retry) {
-                    Next::Again(retry) if retry.is_free || upstream.withdraw() => retry,
+                    Next::Again(retry) if retry.is_free || alias.withdraw() => retry,
                     Next::Again(_) | Next::Answer => {
                         return self.end(outcome, outgoing, generation);
                     }
@@ -294,7 +297,7 @@ impl Journey<'_> {
                 (retry, was_sent, matches!(outcome, Outcome::Lost(_)))
             };
             if was_lost && !tried.kept {
-                elsewhere = Some(upstream.target().await?);
+                elsewhere = Some(alias.target().await?);
             }
             self.record.retried(retry.reason);
             outgoing.start_over();
@@ -311,10 +314,10 @@ impl Journey<'_> {
     /// attempt, or where the target has no other endpoint.
     async fn beyond(&self, generation: Arc<Generation>, tried: &Tried) -> Arc<Generation> {
         let has_other = generation.balancer().has_untried(Instant::now(), &tried.failed);
-        if has_other && !tried.is_last(&self.upstream.config().retry) {
+        if has_other && !tried.is_last(&self.alias.config().retry) {
             return generation;
         }
-        self.upstream.behind(&generation).await.unwrap_or(generation)
+        self.alias.behind(&generation).await.unwrap_or(generation)
     }
 
     /// Takes what came of the last attempt for what came of the request.
@@ -332,7 +335,7 @@ impl Journey<'_> {
                 return Ok((response, lease));
             }
             Outcome::Unconnected(fault) => {
-                self.upstream.refresh();
+                self.alias.refresh();
                 fault
             }
             Outcome::Lost(fault) => fault,
@@ -346,11 +349,11 @@ impl Answer {
     fn into_response(
         self,
         record: Box<Record>,
-        upstream: &Upstream,
-        arrival: &Arrival,
+        alias: &Alias,
+        downstream: &Downstream,
     ) -> Response<Body> {
         let Self { mut response, mut lease, client, upgrade, extended } = self;
-        let config = upstream.config();
+        let config = alias.config();
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let keep_alive = headers::keep_alive(response.version(), response.headers());
         let nominated = headers::strip_response(response.headers_mut(), switching);
@@ -367,7 +370,7 @@ impl Answer {
             if extended {
                 upgrade::translate_switch(&mut response);
             }
-            return upgrade::switch(response, client, lease, record, idle, arrival);
+            return upgrade::switch(response, client, lease, record, idle, downstream);
         }
         let idle = config.timeouts.idle;
         let (reusable, keep_alive) = keep_alive;

@@ -17,8 +17,8 @@ mod urls;
 
 pub use body::Body;
 pub use error::ForwardError;
-pub use http::{Arrival, Incoming, forward, refuse, serve};
+pub use http::{Downstream, Incoming, forward, refuse, serve};
 pub use passthrough::{Passthrough, PassthroughError, Tunnel};
 pub use record::Record;
 pub use reply::{Problem, RefusedHead};
-pub use upgrade::{Handover, Upgrade, is_extended_connect};
+pub use upgrade::{Upgrade, UpgradeSender, is_extended_connect};

@@ -26,7 +26,7 @@ use crate::{
     connect::{AddressPolicy, Deadline, Session, TargetStream},
     drain::Drain,
     fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
-    http1::Client,
+    http1::ClientConnection,
     resolve::{ResolveError, Resolver},
     socket::ByteStream,
     telemetry::AliasMetrics,
@@ -120,7 +120,7 @@ impl Passthrough {
         body: RequestBody,
         destination: &Destination,
         record: &mut Record,
-    ) -> Result<(Response<()>, Client<TargetStream>, Vec<HeaderName>), Fault> {
+    ) -> Result<(Response<()>, ClientConnection<TargetStream>, Vec<HeaderName>), Fault> {
         body.confine(headers::strip_request(&mut head.headers, false));
         headers::strip_proxy(&mut head.headers);
         let host = destination.http_host();
@@ -138,7 +138,7 @@ impl Passthrough {
         let failed =
             |error| PassthroughError::Exchange { endpoint, error: SendError::Http1(error) };
         // Like an alias' requests, it may take its time to begin: `timeouts.response` is off.
-        let mut client = Client::new(session.stream);
+        let mut client = ClientConnection::new(session.stream);
         body.set_idle(Some(self.timeouts.idle));
         let interim = record.request().interim();
         let mut response = client.send(&head, body, false, interim).await.map_err(failed)?;

@@ -15,13 +15,13 @@ use crate::{
     body::RequestBody,
     fault::{Fault, ProxyErrorType},
     telemetry::{Access, AliasMetrics, RequestFailure, RequestTotals, RetryReason},
-    upstream::{Generation, Lease, Upstream},
+    upstream::{Alias, Generation, Lease},
 };
 
 /// One request, or tunnel, as metrics and access log see it. Written down when it drops.
 pub struct Record {
     /// None of what belongs to no alias.
-    alias: Option<Arc<Upstream>>,
+    alias: Option<Arc<Alias>>,
     worker: usize,
     started: Instant,
     protocol: &'static str,
@@ -44,16 +44,16 @@ pub struct Record {
 }
 
 impl Record {
-    /// Begins the record of a request that came at `started` and was routed to `upstream`, on one of its
+    /// Begins the record of a request that came at `started` and was routed to `alias`, on one of its
     /// workers.
     pub fn of_alias(
-        upstream: &Arc<Upstream>,
+        alias: &Arc<Alias>,
         worker: usize,
         head: &request::Parts,
         started: Instant,
     ) -> Box<Self> {
         let path = || head.uri.path().into();
-        Self::begin(Some(upstream.clone()), worker, head, path, started)
+        Self::begin(Some(alias.clone()), worker, head, path, started)
     }
 
     /// The same of a request for a host that is no alias.
@@ -75,7 +75,7 @@ impl Record {
     }
 
     fn begin(
-        alias: Option<Arc<Upstream>>,
+        alias: Option<Arc<Alias>>,
         worker: usize,
         head: &request::Parts,
         path: impl FnOnce() -> Box<str>,
@@ -116,7 +116,7 @@ impl Record {
     }
 
     /// The alias that it belongs to.
-    pub fn alias(&self) -> Option<&Arc<Upstream>> {
+    pub fn alias(&self) -> Option<&Arc<Alias>> {
         self.alias.as_ref()
     }
 
@@ -147,7 +147,7 @@ impl Record {
         self.generation = Some(lease.generation().clone());
         self.endpoint = Some(lease.endpoint());
         self.reused = lease.is_reused();
-        self.tls_version = lease.line().facts.tls_version.unwrap_or("");
+        self.tls_version = lease.info().facts.tls_version.unwrap_or("");
         self.upstream_time = Some(took);
     }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Body;
 use crate::{
     fault::{Fault, Kind, ProxyErrorType, Stage},
-    upstream::{Generation, Upstream},
+    upstream::{Alias, Generation},
 };
 
 /// An error as the client sees it: RFC 9457, with what truename knows besides.
@@ -40,25 +40,20 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// What a client is told of a fault that was met while serving `upstream` (none where no alias was
+    /// What a client is told of a fault that was met while serving `alias` (none where no alias was
     /// found), under one of its generations if it came that far.
-    pub fn new(
-        fault: &Fault,
-        upstream: Option<&Upstream>,
-        generation: Option<&Generation>,
-    ) -> Self {
+    pub fn new(fault: &Fault, alias: Option<&Alias>, generation: Option<&Generation>) -> Self {
         let (status, error) = view(fault.kind());
         let resolution = generation.map(Generation::resolution);
-        let resolution = resolution.or_else(|| {
-            upstream.and_then(|upstream| upstream.targets()[0].state().current.clone())
-        });
+        let resolution = resolution
+            .or_else(|| alias.and_then(|alias| alias.targets()[0].state().current.clone()));
         let chain = fault.chain().or(resolution.as_ref().map(|resolution| &resolution.chain[..]));
         Self {
             kind: format!("urn:truename:error:{error}"),
             title: title(error),
             status,
             detail: fault.to_string(),
-            alias: upstream.map(|upstream| upstream.config().name.clone()),
+            alias: alias.map(|alias| alias.config().name.clone()),
             true_name: resolution.as_ref().map(|resolution| resolution.true_name.to_string()),
             chain: chain.unwrap_or_default().iter().map(ToString::to_string).collect(),
             endpoint: fault.endpoint().map(|endpoint| endpoint.to_string()),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{Arrival, Body, Record, tunnel::tunnel};
+use super::{Body, Downstream, Record, tunnel::tunnel};
 use crate::{fault::ProxyErrorType, http2::Protocol, socket::ByteStream, upstream::Lease};
 
 /// The client's side of a connection that may come to speak another protocol: an extension of the
@@ -21,13 +21,13 @@ use crate::{fault::ProxyErrorType, http2::Protocol, socket::ByteStream, upstream
 pub struct Upgrade(Arc<Mutex<Option<oneshot::Receiver<Stream>>>>);
 
 /// Whoever hands the stream over, once the response is written that says so.
-pub type Handover = oneshot::Sender<Stream>;
+pub type UpgradeSender = oneshot::Sender<Stream>;
 
 type Stream = Box<dyn ByteStream>;
 
 impl Upgrade {
     /// Both ends of the handing over.
-    pub fn new() -> (Handover, Self) {
+    pub fn new() -> (UpgradeSender, Self) {
         let (handover, stream) = oneshot::channel();
         (handover, Self(Arc::new(Mutex::new(Some(stream)))))
     }
@@ -86,11 +86,11 @@ pub(super) fn switch(
     mut lease: Lease,
     mut record: Box<Record>,
     idle: Duration,
-    arrival: &Arrival,
+    downstream: &Downstream,
 ) -> Response<Body> {
-    let guard = arrival.drain.guard();
+    let guard = downstream.drain.guard();
     // The client's connection is the tunnel's from now on.
-    let connection = arrival.connection.clone();
+    let connection = downstream.connection.clone();
     tokio::spawn(async move {
         // The client's side is ready once the 101 is written, or never.
         let (Some(client), Some(origin)) = (client.stream().await, lease.take_tunnel()) else {

@@ -45,10 +45,10 @@ pub enum BodyError {
 
 /// Reads a body.
 #[derive(Debug)]
-pub struct Decoder(State);
+pub struct Decoder(DecoderState);
 
 #[derive(Debug)]
-enum State {
+enum DecoderState {
     Length(u64),
     Close,
     /// A chunk's size comes; so many bytes of extensions have come before.
@@ -65,28 +65,28 @@ impl Decoder {
     /// A body that begins.
     pub fn new(framing: Framing) -> Self {
         Self(match framing {
-            Framing::Length(0) => State::Done,
-            Framing::Length(length) => State::Length(length),
-            Framing::Chunked => State::Size(0),
-            Framing::Close => State::Close,
+            Framing::Length(0) => DecoderState::Done,
+            Framing::Length(length) => DecoderState::Length(length),
+            Framing::Chunked => DecoderState::Size(0),
+            Framing::Close => DecoderState::Close,
         })
     }
 
     /// No body, or nothing more of it.
     pub fn done() -> Self {
-        Self(State::Done)
+        Self(DecoderState::Done)
     }
 
     /// Whether the body has ended.
     pub fn is_done(&self) -> bool {
-        matches!(self.0, State::Done)
+        matches!(self.0, DecoderState::Done)
     }
 
     /// What is known of how much comes.
     pub fn size_hint(&self) -> SizeHint {
         match self.0 {
-            State::Length(left) => SizeHint::with_exact(left),
-            State::Done => SizeHint::with_exact(0),
+            DecoderState::Length(left) => SizeHint::with_exact(left),
+            DecoderState::Done => SizeHint::with_exact(0),
             _ => SizeHint::default(),
         }
     }
@@ -96,35 +96,35 @@ impl Decoder {
     pub fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<Frame<Bytes>>, BodyError> {
         loop {
             match &mut self.0 {
-                State::Done => return Ok(None),
-                State::Close => return Ok(piece(bytes, u64::MAX).map(Frame::data)),
-                State::Length(left) => {
+                DecoderState::Done => return Ok(None),
+                DecoderState::Close => return Ok(piece(bytes, u64::MAX).map(Frame::data)),
+                DecoderState::Length(left) => {
                     let Some(data) = piece(bytes, *left) else { return Ok(None) };
                     *left -= data.len() as u64;
                     if *left == 0 {
-                        self.0 = State::Done;
+                        self.0 = DecoderState::Done;
                     }
                     return Ok(Some(Frame::data(data)));
                 }
-                State::Chunk(left, extensions) => {
+                DecoderState::Chunk(left, extensions) => {
                     let Some(data) = piece(bytes, *left) else { return Ok(None) };
                     *left -= data.len() as u64;
                     if *left == 0 {
-                        self.0 = State::ChunkEnd(*extensions);
+                        self.0 = DecoderState::ChunkEnd(*extensions);
                         self.skip_end(bytes);
                     }
                     return Ok(Some(Frame::data(data)));
                 }
-                State::ChunkEnd(extensions) => {
+                DecoderState::ChunkEnd(extensions) => {
                     let extensions = *extensions;
                     match &bytes[..] {
                         [] | [b'\r'] => return Ok(None),
                         [b'\r', b'\n', ..] => bytes.advance(2),
                         _ => return Err(BodyError::Chunk),
                     }
-                    self.0 = State::Size(extensions);
+                    self.0 = DecoderState::Size(extensions);
                 }
-                State::Size(extensions) => {
+                DecoderState::Size(extensions) => {
                     let Some((size, line, extension)) = chunk_size(bytes)? else { return Ok(None) };
                     let extensions = *extensions + extension;
                     if extensions > MAX_EXTENSIONS {
@@ -132,13 +132,13 @@ impl Decoder {
                     }
                     bytes.advance(line);
                     self.0 = match size {
-                        0 => State::Trailers,
-                        size => State::Chunk(size, extensions),
+                        0 => DecoderState::Trailers,
+                        size => DecoderState::Chunk(size, extensions),
                     };
                 }
-                State::Trailers => {
+                DecoderState::Trailers => {
                     let Some(trailers) = trailers(bytes)? else { return Ok(None) };
-                    self.0 = State::Done;
+                    self.0 = DecoderState::Done;
                     return Ok((!trailers.is_empty()).then(|| Frame::trailers(trailers)));
                 }
             }
@@ -151,15 +151,15 @@ impl Decoder {
         const END: &[u8] = b"\r\n0\r\n\r\n";
         if bytes.starts_with(END) {
             bytes.advance(END.len());
-            self.0 = State::Done;
+            self.0 = DecoderState::Done;
         }
     }
 
     /// The connection has ended: whether that is where the body does.
     pub fn end(&mut self) -> Result<(), BodyError> {
         match self.0 {
-            State::Close | State::Done => {
-                self.0 = State::Done;
+            DecoderState::Close | DecoderState::Done => {
+                self.0 = DecoderState::Done;
                 Ok(())
             }
             _ => Err(BodyError::Incomplete),

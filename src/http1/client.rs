@@ -59,7 +59,7 @@ pub enum ExchangeError {
 
 /// A connection for one request at a time.
 #[derive(Debug)]
-pub struct Client<S> {
+pub struct ClientConnection<S> {
     stream: S,
     inbox: Inbox,
     outbox: Outbox,
@@ -80,7 +80,7 @@ struct Upload {
     encoder: Encoder,
 }
 
-impl<S: ByteStream> Client<S> {
+impl<S: ByteStream> ClientConnection<S> {
     /// A connection that nothing was said on yet.
     pub fn new(stream: S) -> Self {
         Self {

@@ -7,7 +7,7 @@
 //!   is kept beside ([`Spelling`])
 //! * [`Decoder`], [`Encoder`]: bodies by length, in chunks, or until the end
 //! * [`Inbox`], [`Outbox`]: what was read and not understood yet, what is not written yet
-//! * [`Client`]: one request after the other on a connection to an origin
+//! * [`ClientConnection`]: one request after the other on a connection to an origin
 
 mod body;
 mod client;
@@ -18,7 +18,7 @@ mod transfer;
 mod tests;
 
 pub use body::{BodyError, Decoder, Encoder, Framing};
-pub use client::{Client, ExchangeError};
+pub use client::{ClientConnection, ExchangeError};
 pub use head::{
     HeadError, Reason, RequestFraming, Spelling, parse_request, parse_response, push_request,
     push_response, request_framing, response_framing,

@@ -76,7 +76,7 @@ async fn a_request_that_breaks_off_under_its_response_is_the_last_on_its_connect
     let head = Request::post("/").header("transfer-encoding", "chunked").body(()).unwrap();
     let (head, ()) = head.into_parts();
     origin.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-    let mut client = Client::new(stream);
+    let mut client = ClientConnection::new(stream);
     client.send(&head, RequestBody::boxed(body), false, None).await.unwrap();
     parts.send(Err("it broke off".into())).unwrap();
     // Nobody asks for the response's body meanwhile.
@@ -321,7 +321,7 @@ fn our_request(wire: &[u8]) -> Option<Message> {
 fn our_response(method: &Method, wire: &[u8]) -> Option<Message> {
     run(async {
         let stream = origin(wire);
-        let mut client = Client::new(stream);
+        let mut client = ClientConnection::new(stream);
         let (head, ()) = request(method).map(|_| ()).into_parts();
         let response = client.send(&head, RequestBody::empty(), false, None).await.ok()?;
         let mut body = Some(Vec::new());

@@ -42,14 +42,14 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A handle on a connection, to begin requests with.
 #[derive(Clone)]
-pub struct Client {
+pub struct ClientConnection {
     sender: SendRequest<Bytes>,
     credit: Arc<Credit>,
     output: Arc<Output>,
 }
 
 /// What reads from and writes to the socket. It ends when the peer closes, and once there is neither
-/// a [`Client`] nor an [`Exchange`].
+/// a [`ClientConnection`] nor an [`Exchange`].
 pub struct Connection<S> {
     inner: h2::client::Connection<Coalesced<S>, Bytes>,
     writer: Writer<S>,
@@ -62,7 +62,7 @@ pub struct Connection<S> {
 pub async fn handshake<S: ByteStream>(
     io: S,
     streams: usize,
-) -> Result<(Client, Connection<S>, OriginKeepAlive), ExchangeError> {
+) -> Result<(ClientConnection, Connection<S>, OriginKeepAlive), ExchangeError> {
     let (io, writer) = coalesced(io);
     let window = ReceiveWindow::upstream();
     let mut builder = Builder::new();
@@ -77,11 +77,12 @@ pub async fn handshake<S: ByteStream>(
     let (sender, mut inner) = builder.handshake(io).await?;
     let pings = inner.ping_pong();
     let output = Arc::<Output>::default();
-    let client = Client { sender, credit: window.credit().clone(), output: output.clone() };
+    let client =
+        ClientConnection { sender, credit: window.credit().clone(), output: output.clone() };
     Ok((client, Connection { inner, writer, window, output }, OriginKeepAlive(pings)))
 }
 
-impl Client {
+impl ClientConnection {
     /// Whether further requests may be begun: the peer has not said GOAWAY, and the connection has not
     /// ended.
     pub fn is_open(&mut self) -> bool {

@@ -24,7 +24,9 @@ mod window;
 
 pub use h2::{Reason, ext::Protocol};
 
-pub use client::{Client, Connection, Exchange, ExchangeError, OriginKeepAlive, handshake};
+pub use client::{
+    ClientConnection, Connection, Exchange, ExchangeError, OriginKeepAlive, handshake,
+};
 pub use coalesce::{Coalesced, Writer, coalesced};
 pub use frames::Flood;
 pub use incoming::{Incoming, ReceiveError};

@@ -6,7 +6,7 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, time::sleep};
 
 use super::{Bound, workers::Worker};
-use crate::serve::Inbound;
+use crate::serve::Arrival;
 
 /// Out of descriptors, `accept` fails at once, again and again: then it waits, ever longer.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
@@ -37,8 +37,8 @@ impl Worker {
                     // What is over the limit waits in the kernel's backlog, behind this one. A
                     // permit taken before would be kept from other sockets while nobody comes here.
                     let Some(permit) = self.permit().await else { return };
-                    match self.inbound(bound, &stream, peer) {
-                        Some(inbound) => self.take(stream, inbound, permit),
+                    match self.arrival(bound, &stream, peer) {
+                        Some(arrival) => self.take(stream, arrival, permit),
                         None => refuse(&stream),
                     }
                 }
@@ -58,7 +58,7 @@ impl Worker {
     }
 
     /// What a connection comes to; `None` where nobody listens there any more.
-    fn inbound(&self, bound: &Bound, stream: &TcpStream, peer: SocketAddr) -> Option<Box<Inbound>> {
+    fn arrival(&self, bound: &Bound, stream: &TcpStream, peer: SocketAddr) -> Option<Box<Arrival>> {
         let serving = self.server.serving.load();
         let listener = serving.listener_of(bound.id, stream)?.clone();
         // The kernel is asked only where the socket does not say it.
@@ -66,7 +66,7 @@ impl Worker {
             true => stream.local_addr().ok()?,
             false => bound.address,
         };
-        Some(Inbound::new(listener, peer, local, self.index))
+        Some(Arrival::new(listener, peer, local, self.index))
     }
 }
 

@@ -24,20 +24,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::Bound;
-use crate::serve::{Inbound, Server};
+use crate::serve::{Arrival, Server};
 
 /// What a worker is told.
 enum Order {
     /// To accept on this socket, with the others, until it is to close.
     Accept(Arc<Bound>),
     /// To serve what another has accepted.
-    Serve(Handover),
+    Serve(Dispatched),
 }
 
 /// A connection on its way to a worker.
-struct Handover {
+struct Dispatched {
     stream: std::net::TcpStream,
-    inbound: Box<Inbound>,
+    arrival: Box<Arrival>,
     taken: Taken,
 }
 
@@ -156,9 +156,9 @@ impl Worker {
                 () = stopped.cancelled() => return,
             };
             match order {
-                Some(Order::Serve(Handover { stream, inbound, taken })) => {
+                Some(Order::Serve(Dispatched { stream, arrival, taken })) => {
                     if let Ok(stream) = TcpStream::from_std(stream) {
-                        self.serve(stream, inbound, taken);
+                        self.serve(stream, arrival, taken);
                     }
                 }
                 Some(Order::Accept(bound)) => {
@@ -185,24 +185,24 @@ impl Worker {
     pub(super) fn take(
         &self,
         stream: TcpStream,
-        mut inbound: Box<Inbound>,
+        mut arrival: Box<Arrival>,
         permit: OwnedSemaphorePermit,
     ) {
         let (index, taken) = self.seats.take(self.index, permit);
         if index == self.index {
-            self.serve(stream, inbound, taken);
+            self.serve(stream, arrival, taken);
         } else if let Ok(stream) = stream.into_std() {
-            inbound.worker = index;
-            let handover = Handover { stream, inbound, taken };
+            arrival.worker = index;
+            let handover = Dispatched { stream, arrival, taken };
             let _ = self.seats.seats[index].orders.send(Order::Serve(handover));
         }
     }
 
-    fn serve(&self, stream: TcpStream, inbound: Box<Inbound>, taken: Taken) {
+    fn serve(&self, stream: TcpStream, arrival: Box<Arrival>, taken: Taken) {
         let server = self.server.clone();
         tokio::spawn(async move {
             // Made in here, as a future that is moved into another is kept twice.
-            server.connection(stream, inbound, Box::new(taken)).await;
+            server.connection(stream, arrival, Box::new(taken)).await;
         });
     }
 }

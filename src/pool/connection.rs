@@ -33,7 +33,7 @@ pub enum Connection {
 
 /// What all requests on one connection share; alive until its socket closes.
 #[derive(Debug)]
-pub struct Line {
+pub struct ConnectionInfo {
     /// The socket, for questions about lost requests.
     pub wire: Arc<Wire>,
     /// How it was made.
@@ -47,9 +47,9 @@ pub struct Line {
 #[derive(Debug)]
 pub struct Http1 {
     /// None once it speaks another protocol.
-    client: Option<Box<http1::Client<TargetStream>>>,
+    client: Option<Box<http1::ClientConnection<TargetStream>>>,
     /// Its connection.
-    pub line: Arc<Line>,
+    pub info: Arc<ConnectionInfo>,
 }
 
 /// Why a request has no response, or no more of it.
@@ -142,20 +142,20 @@ impl Connection {
     ) -> Result<Self, SendError> {
         let Session { stream, wire, facts } = session;
         let http2 = prior_knowledge || facts.alpn == Negotiated::Http2;
-        let line = Arc::new(Line { wire, facts, expires, counted });
+        let info = Arc::new(ConnectionInfo { wire, facts, expires, counted });
         if http2 {
-            Ok(Self::Http2(Http2::start(stream, line, kill).await?))
+            Ok(Self::Http2(Http2::start(stream, info, kill).await?))
         } else {
-            let client = Some(Box::new(http1::Client::new(stream)));
-            Ok(Self::Http1(Http1 { client, line }))
+            let client = Some(Box::new(http1::ClientConnection::new(stream)));
+            Ok(Self::Http1(Http1 { client, info }))
         }
     }
 
     /// Its connection.
-    pub fn line(&self) -> &Arc<Line> {
+    pub fn info(&self) -> &Arc<ConnectionInfo> {
         match self {
-            Self::Http1(http1) => &http1.line,
-            Self::Http2(http2) => &http2.line,
+            Self::Http1(http1) => &http1.info,
+            Self::Http2(http2) => &http2.info,
         }
     }
 
@@ -266,7 +266,7 @@ impl Http1 {
         if let Some(client) = &mut self.client {
             client.rest();
         }
-        self.line.wire.rest();
+        self.info.wire.rest();
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Lead, Line};
+use super::{ConnectionInfo, Lead};
 use crate::{
     body::{Interim, RequestBody},
     connect::{Mark, TargetStream},
@@ -37,9 +37,9 @@ const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A handle on an HTTP/2 connection: the pool's, or one stream.
 pub struct Http2 {
-    client: http2::Client,
+    client: http2::ClientConnection,
     /// Its connection.
-    pub line: Arc<Line>,
+    pub info: Arc<ConnectionInfo>,
     streams: Arc<Streams>,
     is_stream: bool,
     /// The request on this stream.
@@ -71,16 +71,16 @@ impl Http2 {
     /// cancelled.
     pub(super) async fn start(
         stream: TargetStream,
-        line: Arc<Line>,
+        info: Arc<ConnectionInfo>,
         kill: CancellationToken,
     ) -> Result<Self, http2::ExchangeError> {
         let (client, connection, keep_alive) = http2::handshake(stream, MAX_STREAMS).await?;
         let streams = Arc::new(Streams::new());
-        let mark = line.wire.mark();
+        let mark = info.wire.mark();
         let ended = Ended(streams.clone());
-        let driver = Driver { connection, streams: ended, mark, line: line.clone() };
+        let driver = Driver { connection, streams: ended, mark, info: info.clone() };
         tokio::spawn(watch(driver, keep_alive, kill));
-        Ok(Self { client, line, streams, is_stream: true, exchange: None })
+        Ok(Self { client, info, streams, is_stream: true, exchange: None })
     }
 
     /// Sends a request and gives its response's head.
@@ -91,7 +91,7 @@ impl Http2 {
         interim: Option<&Arc<dyn Interim>>,
         limit: Duration,
     ) -> Result<Response<()>, http2::ExchangeError> {
-        let mark = self.line.wire.mark();
+        let mark = self.info.wire.mark();
         // Whoever is told after this is told of this stream, too.
         let barred = self.streams.barred.notified();
         let exchange = self.exchange.insert(Box::new(self.client.begin(head, body)?));
@@ -121,7 +121,7 @@ impl Http2 {
             // Nothing will be written any more, and nothing was, by whatever stream.
             http2::ExchangeError::Connection(error)
                 if self.streams.ended.load(Ordering::Acquire)
-                    && !self.line.wire.has_written_since(mark) =>
+                    && !self.info.wire.has_written_since(mark) =>
             {
                 http2::ExchangeError::NotSent(error)
             }
@@ -149,7 +149,7 @@ impl Http2 {
     pub(super) fn handle(&self) -> Self {
         Self {
             client: self.client.clone(),
-            line: self.line.clone(),
+            info: self.info.clone(),
             streams: self.streams.clone(),
             is_stream: false,
             exchange: None,
@@ -185,7 +185,7 @@ impl Http2 {
 
 impl fmt::Debug for Http2 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Http2").field("line", &self.line).field("streams", &self.streams).finish()
+        f.debug_struct("Http2").field("info", &self.info).field("streams", &self.streams).finish()
     }
 }
 
@@ -241,7 +241,12 @@ impl Streams {
 
     /// Ready once a stream that was begun with `client` has waited for `limit` since the peer allowed none,
     /// and has not been opened.
-    async fn unopened(&self, barred: Notified<'_>, client: &mut http2::Client, limit: Duration) {
+    async fn unopened(
+        &self,
+        barred: Notified<'_>,
+        client: &mut http2::ClientConnection,
+        limit: Duration,
+    ) {
         if self.limit.load(Ordering::Relaxed) != 0 {
             barred.await;
         }
@@ -253,13 +258,13 @@ impl Streams {
     }
 }
 
-/// Polls an HTTP/2 connection until it ends, and holds its line that long.
+/// Polls an HTTP/2 connection until it ends, and keeps it counted that long.
 struct Driver {
     // Dropped before the end is told: after it, nothing is written any more.
     connection: http2::Connection<TargetStream>,
     streams: Ended,
     mark: Mark,
-    line: Arc<Line>,
+    info: Arc<ConnectionInfo>,
 }
 
 /// Tells of a connection's end when it is dropped.
@@ -271,7 +276,7 @@ impl Future for Driver {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let ended = Pin::new(&mut self.connection).poll(cx);
         // RFC 9113 §3.4: the first that comes are the peer's SETTINGS.
-        if self.line.wire.has_received_since(self.mark) {
+        if self.info.wire.has_received_since(self.mark) {
             self.streams.0.learn(self.connection.max_streams());
         }
         ended
@@ -281,7 +286,7 @@ impl Future for Driver {
 /// Has an HTTP/2 connection driven until it ends, is to end, or its peer is gone. Apart from its driver,
 /// which is woken by every frame.
 async fn watch(driver: Driver, keep_alive: http2::OriginKeepAlive, kill: CancellationToken) {
-    let (streams, wire) = (driver.streams.0.clone(), driver.line.wire.clone());
+    let (streams, wire) = (driver.streams.0.clone(), driver.info.wire.clone());
     let mut driven = tokio::spawn(driver);
     let lost = async {
         sleep(SETTINGS_TIMEOUT).await;

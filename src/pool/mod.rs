@@ -24,7 +24,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use connection::{Connection, Http1, Line, SendError};
+pub use connection::{Connection, ConnectionInfo, Http1, SendError};
 pub use error::AcquireError;
 pub use flight::{Flight, Follow, Lead};
 pub use http2::Http2;
@@ -120,7 +120,7 @@ impl Pool {
             .shared
             .iter()
             .rev()
-            .filter(|shared| shared.line.expires > now)
+            .filter(|shared| shared.info.expires > now)
             .find_map(Http2::share)
         {
             return Some(Connection::Http2(shared));
@@ -147,8 +147,8 @@ impl Pool {
         let idle = keep_alive.map_or(idle_timeout, |origin| {
             origin.saturating_sub(Duration::from_secs(1)).min(idle_timeout)
         });
-        let until = (now + idle).min(connection.line.expires);
-        let endpoint = connection.line.counted.endpoint().clone();
+        let until = (now + idle).min(connection.info.expires);
+        let endpoint = connection.info.counted.endpoint().clone();
         let address = key.endpoint;
         let mut slots = self.slots.lock();
         let slot = slots.entry(key).or_default();
@@ -247,7 +247,7 @@ impl Pool {
             for index in (0..slot.shared.len()).rev() {
                 let shared = &slot.shared[index];
                 let idle = shared.idle_for(now).is_some_and(|idle| idle > idle_timeout);
-                if !keep || idle || shared.is_closed() || shared.line.expires <= now {
+                if !keep || idle || shared.is_closed() || shared.info.expires <= now {
                     closing.push(Connection::Http2(slot.shared.remove(index)));
                 }
             }

@@ -96,7 +96,7 @@ impl Round {
 }
 
 /// Asks a fixed list of servers. Equal questions in flight share one query.
-pub struct Client {
+pub struct DnsClient {
     servers: Vec<SocketAddr>,
     preferred: Mutex<Preferred>,
     in_flight: Mutex<HashMap<(String, Family), Weak<Flight>>>,
@@ -113,10 +113,10 @@ struct Preferred {
 /// Whoever comes first asks; should he be cancelled, another does.
 type Flight = OnceCell<Result<Answer, LookupError>>;
 
-impl Client {
+impl DnsClient {
     /// A client of these servers; a missing one is an error of the first lookup, not of this.
-    pub fn new(servers: &[SocketAddr]) -> Client {
-        Client {
+    pub fn new(servers: &[SocketAddr]) -> DnsClient {
+        DnsClient {
             servers: servers.to_vec(),
             preferred: Mutex::new(Preferred { index: 0, since: Instant::now() }),
             in_flight: Mutex::default(),

@@ -2,7 +2,7 @@
 //! the time.
 
 use super::{
-    Question, Resolution, State, TrueName,
+    Question, Resolution, ResolutionState, TrueName,
     chain::{Chain, Rule},
     error::{Failure, Refusal, ResolveError},
     lookup::Round,
@@ -30,7 +30,7 @@ pub struct Memory {
     ttl: Option<Duration>,
     /// Whether the name that was asked for, or any it led through, is the cluster's.
     in_cluster: bool,
-    state: State,
+    state: ResolutionState,
 }
 
 /// What DNS has said of one name, whatever question and settings it is judged by.
@@ -136,7 +136,7 @@ impl Memory {
             generation: 0,
             ttl: None,
             in_cluster: false,
-            state: State::default(),
+            state: ResolutionState::default(),
         }
     }
 
@@ -151,7 +151,7 @@ impl Memory {
     }
 
     /// What to publish.
-    pub fn state(&self) -> &State {
+    pub fn state(&self) -> &ResolutionState {
         &self.state
     }
 
@@ -212,7 +212,7 @@ impl Memory {
         let Some(name) = name else { return };
         if self.answers.name.as_ref().is_some_and(|before| before != name) {
             self.answers = Answers::default();
-            self.state = State::default();
+            self.state = ResolutionState::default();
         }
         self.answers.name = Some(name.clone());
         cluster_domain.clone_into(&mut self.answers.cluster_domain);
@@ -254,7 +254,7 @@ impl Memory {
             self.answers.v6.refused = None;
             return self.combine(&leading);
         }
-        self.state = State::default();
+        self.state = ResolutionState::default();
         if let Some(refused) = refused {
             self.state_refusal(&refused, now);
         }

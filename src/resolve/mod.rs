@@ -3,7 +3,7 @@
 //! [`environment`] says where names are resolved, [`names`] makes the absolute name to ask for, [`lookup`] asks the
 //! servers in turn (each by `exchange`), [`chain`] walks the answer and decides the true name, [`memory`] says what
 //! still holds when DNS fails, and [`refresh`] does all of it again before the TTL runs out. The request path only ever
-//! reads the latest [`State`].
+//! reads the latest [`ResolutionState`].
 
 pub mod chain;
 pub mod environment;
@@ -92,7 +92,7 @@ pub struct Resolution {
 
 /// What is known about a [`Question`] now.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct State {
+pub struct ResolutionState {
     /// What new requests use: the last good answer for as long as it may serve.
     pub current: Option<Arc<Resolution>>,
     /// Why DNS gave nothing new last time; none after a good answer.
@@ -103,7 +103,7 @@ pub struct State {
     pub refused: Option<Arc<Refusal>>,
 }
 
-impl State {
+impl ResolutionState {
     /// Whether no answer has come yet, neither a good nor a bad one.
     pub fn is_pending(&self) -> bool {
         self.current.is_none() && self.error.is_none()

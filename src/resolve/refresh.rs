@@ -1,10 +1,10 @@
 //! Keeps resolutions fresh: a task for each question asks again before the TTL runs out, and publishes what holds.
 
 use super::{
-    Question, ResolveError, State,
+    Question, ResolutionState, ResolveError,
     environment::{Environment, ResolvConf, Source},
     error::Place,
-    lookup::{Client, Round},
+    lookup::{DnsClient, Round},
     memory::{Answers, Memory, Outlook},
     names::{NameError, candidates, in_domain, normalise},
     report::Report,
@@ -33,7 +33,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 pub struct Resolver {
     dns: ArcSwap<config::Dns>,
     resolv_conf: Source,
-    client: Mutex<Arc<Client>>,
+    client: Mutex<Arc<DnsClient>>,
     /// Those that know something of a name, the latest last: whoever asks for it next begins with that.
     informed: Mutex<HashMap<Arc<str>, Vec<Weak<Inquiry>>>>,
 }
@@ -49,7 +49,7 @@ impl Resolver {
         Arc::new(Resolver {
             dns: ArcSwap::from_pointee(dns),
             resolv_conf: Source::new(resolv_conf),
-            client: Mutex::new(Arc::new(Client::new(&[]))),
+            client: Mutex::new(Arc::new(DnsClient::new(&[]))),
             informed: Mutex::default(),
         })
     }
@@ -139,7 +139,7 @@ impl Resolver {
     }
 
     /// Resolves once, for `explain`: what a subscription's first state would be.
-    pub async fn resolve(&self, question: &Question) -> State {
+    pub async fn resolve(&self, question: &Question) -> ResolutionState {
         let mut memory = Memory::new(Arc::new(question.clone()), &self.settings());
         let (round, cluster_domain) = self.ask(question).await;
         memory.absorb(round, &cluster_domain, Instant::now());
@@ -183,10 +183,10 @@ impl Resolver {
     }
 
     /// The client, made anew when the servers changed.
-    fn client(&self, servers: &[SocketAddr]) -> Arc<Client> {
+    fn client(&self, servers: &[SocketAddr]) -> Arc<DnsClient> {
         let mut client = self.client.lock();
         if client.servers() != servers {
-            *client = Arc::new(Client::new(servers));
+            *client = Arc::new(DnsClient::new(servers));
         }
         client.clone()
     }
@@ -212,27 +212,30 @@ fn name_to_ask(question: &Question, environment: &Environment) -> Result<Asked, 
     }
 }
 
-/// The latest [`State`] of a question, and a way to ask for a newer one.
+/// The latest [`ResolutionState`] of a question, and a way to ask for a newer one.
 #[derive(Clone)]
 pub struct Subscription {
-    state: watch::Receiver<Arc<State>>,
+    state: watch::Receiver<Arc<ResolutionState>>,
     inquiry: Arc<Inquiry>,
 }
 
 impl Subscription {
     /// What is known now.
-    pub fn state(&self) -> Arc<State> {
+    pub fn state(&self) -> Arc<ResolutionState> {
         self.state.borrow().clone()
     }
 
     /// Waits for a state that was not seen yet; none when nobody publishes any more.
-    pub async fn changed(&mut self) -> Option<Arc<State>> {
+    pub async fn changed(&mut self) -> Option<Arc<ResolutionState>> {
         self.state.changed().await.ok()?;
         Some(self.state.borrow_and_update().clone())
     }
 
     /// Waits until the state is as wished, which it may be already; none when nobody publishes any more.
-    pub async fn wait_for(&mut self, wished: impl Fn(&State) -> bool) -> Option<Arc<State>> {
+    pub async fn wait_for(
+        &mut self,
+        wished: impl Fn(&ResolutionState) -> bool,
+    ) -> Option<Arc<ResolutionState>> {
         let found = self.state.wait_for(|state| wished(state)).await;
         found.ok().map(|state| state.clone())
     }
@@ -267,7 +270,7 @@ struct Inquiry {
     settings: Mutex<Arc<config::Dns>>,
     memory: Mutex<Memory>,
     report: Mutex<Report>,
-    sender: watch::Sender<Arc<State>>,
+    sender: watch::Sender<Arc<ResolutionState>>,
     /// Somebody wishes for a newer answer.
     wish: Notify,
     /// The question or the settings are new.
@@ -470,7 +473,7 @@ mod tests {
             refresh.wait().await;
             refresh.run().await;
         });
-        let over = state.wait_for(|state: &Arc<State>| state.current.is_none());
+        let over = state.wait_for(|state: &Arc<ResolutionState>| state.current.is_none());
         timeout(TTL, over).await.expect("it serves for ever").unwrap();
         timeout(TTL, server.wait_for_queries(ALIAS, 2 * asked + 1)).await.expect("not asked");
     }

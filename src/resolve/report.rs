@@ -1,6 +1,6 @@
 //! What the log hears of a question's changes.
 
-use super::{Question, State, chain::arrows};
+use super::{Question, ResolutionState, chain::arrows};
 use std::sync::Arc;
 
 /// Reports on one question.
@@ -13,7 +13,7 @@ pub(super) struct Report {
 
 impl Report {
     /// `known` was said before.
-    pub(super) fn new(question: Arc<Question>, known: &State) -> Report {
+    pub(super) fn new(question: Arc<Question>, known: &ResolutionState) -> Report {
         let generation = known.current.as_ref().map_or(0, |current| current.generation);
         Report { question, generation }
     }
@@ -24,13 +24,13 @@ impl Report {
     }
 
     /// Compares what was published with what is published now.
-    pub(super) fn change(&mut self, old: &State, new: &State) {
+    pub(super) fn change(&mut self, old: &ResolutionState, new: &ResolutionState) {
         self.true_name(old, new);
         refusal(&self.question, old, new);
         failure(&self.question, old, new);
     }
 
-    fn true_name(&mut self, old: &State, new: &State) {
+    fn true_name(&mut self, old: &ResolutionState, new: &ResolutionState) {
         let alias = &*self.question.alias;
         let [was, is] = [old, new].map(|state| state.current.as_ref().map(|c| &c.true_name));
         if was == is {
@@ -54,7 +54,7 @@ impl Report {
     }
 }
 
-fn refusal(question: &Question, old: &State, new: &State) {
+fn refusal(question: &Question, old: &ResolutionState, new: &ResolutionState) {
     let Some(refused) = new.refused.as_ref().filter(|_| old.refused != new.refused) else {
         return;
     };
@@ -63,7 +63,7 @@ fn refusal(question: &Question, old: &State, new: &State) {
 }
 
 /// Warns when failing begins and when its reason changes, not at each retry.
-fn failure(question: &Question, old: &State, new: &State) {
+fn failure(question: &Question, old: &ResolutionState, new: &ResolutionState) {
     let alias = &*question.alias;
     match (&old.error, &new.error) {
         (_, Some(_)) if new.refused.is_some() => {}

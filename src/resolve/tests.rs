@@ -55,11 +55,11 @@ fn told(name: &str) -> Question {
     Question { target: Some(TargetHost::Name(name.into())), ..question() }
 }
 
-async fn resolve(server: &DnsServer) -> State {
+async fn resolve(server: &DnsServer) -> ResolutionState {
     timeout(PATIENCE, resolver(server).resolve(&question())).await.unwrap()
 }
 
-fn failure(state: &State) -> (Failure, String) {
+fn failure(state: &ResolutionState) -> (Failure, String) {
     match state.error.as_deref() {
         Some(error @ ResolveError::Lookup { error: lookup, .. }) => {
             (lookup.failure.clone(), error.to_string())
@@ -68,12 +68,15 @@ fn failure(state: &State) -> (Failure, String) {
     }
 }
 
-async fn until(subscription: &mut Subscription, wished: impl Fn(&State) -> bool) -> Arc<State> {
+async fn until(
+    subscription: &mut Subscription,
+    wished: impl Fn(&ResolutionState) -> bool,
+) -> Arc<ResolutionState> {
     let state = timeout(PATIENCE, subscription.wait_for(wished)).await;
     state.expect("the state never came").expect("the task has ended")
 }
 
-fn true_name(state: &State) -> Option<&str> {
+fn true_name(state: &ResolutionState) -> Option<&str> {
     state.current.as_ref().map(|current| current.true_name.as_str())
 }
 
@@ -339,8 +342,9 @@ async fn a_family_that_comes_late_is_taken_in_soon() {
     let state = until(&mut subscription, |state| state.current.is_some()).await;
     assert_eq!(state.current.as_ref().unwrap().addresses, [IpAddr::from(V6)]);
     server.restore(ALIAS);
-    let both =
-        |state: &State| state.current.as_ref().is_some_and(|current| current.addresses.len() == 2);
+    let both = |state: &ResolutionState| {
+        state.current.as_ref().is_some_and(|current| current.addresses.len() == 2)
+    };
     until(&mut subscription, both).await;
 }
 

@@ -75,8 +75,8 @@ fn routes(aliases: &[Alias], listener: SocketAddr) -> Routes {
     let here = aliases.iter().filter(|alias| alias.listen.contains(&listener));
     let here: Vec<Alias> = here.cloned().collect();
     let inventory = Registry::new(resolver.clone(), policy, 1).inventory();
-    let upstreams = inventory.plan(&here, &resolver.settings()).unwrap();
-    Routes::new(&upstreams)
+    let aliases = inventory.plan(&here, &resolver.settings()).unwrap();
+    Routes::new(&aliases)
 }
 
 /// Whom the reference says to serve: which of `aliases` it is.

@@ -21,10 +21,10 @@ use tokio::time::{Instant, timeout};
 
 use state::{SKIP, State};
 
-use super::{End, Inbound, Listener, Server, patience::Patience};
+use super::{Arrival, End, Listener, Server, patience::Patience};
 use crate::{
     body::{BoxError, Connection, Interim, RequestBody},
-    forward::{Body, Handover, Problem, RefusedHead, Upgrade, headers},
+    forward::{Body, Problem, RefusedHead, Upgrade, UpgradeSender, headers},
     http1::{
         BodyError, Decoder, Encoder, Framing, HeadError, Outbox, parse_request, push_response,
         request_framing,
@@ -59,7 +59,7 @@ struct Asked {
     keep_alive: bool,
     /// `TE: trailers`.
     trailers: bool,
-    handover: Option<Handover>,
+    handover: Option<UpgradeSender>,
 }
 
 /// A response on its way out.
@@ -97,7 +97,7 @@ impl<S: ByteStream + 'static> Line<S> {
         self: &Arc<Self>,
         tls: bool,
         server: &Server,
-        mut inbound: Box<Inbound>,
+        mut arrival: Box<Arrival>,
         answer: A,
     ) -> End
     where
@@ -105,13 +105,13 @@ impl<S: ByteStream + 'static> Line<S> {
         F: Future<Output = Response<Body>>,
     {
         let mut patience = Patience::new();
-        let mut unused = pin!(inbound.unused(Instant::now()));
+        let mut unused = pin!(arrival.unused(Instant::now()));
         // Room for a response's future, taken once for many requests. A connection that waits for
         // its next request has none after a while.
         let mut answering = None;
         let last = loop {
             let next = poll_fn(|cx| {
-                let next = self.poll_next(cx, &mut patience, server, &mut inbound);
+                let next = self.poll_next(cx, &mut patience, server, &mut arrival);
                 if next.is_pending() && self.lock().inbox.bytes.is_empty() {
                     if patience.rests() {
                         self.lock().rest();
@@ -126,12 +126,12 @@ impl<S: ByteStream + 'static> Line<S> {
                 Err(last) => break last,
             };
             let answering = answering.get_or_insert_with(|| Box::pin(None));
-            answering.set(Some(answer(request, inbound.listener.clone())));
+            answering.set(Some(answer(request, arrival.listener.clone())));
             let answer = poll_fn(|cx| self.poll_answer(cx, answering.as_mut())).await;
             // A client that has left takes its request along.
             answering.set(None);
             let Some(answer) = answer else { return End::Done };
-            let keep = !inbound.is_ending();
+            let keep = !arrival.is_ending();
             let Some(mut writing) = self.begin_answer(answer, &asked, keep) else {
                 return End::Done;
             };
@@ -164,15 +164,15 @@ impl<S: ByteStream + 'static> Line<S> {
         cx: &mut Context<'_>,
         patience: &mut Patience,
         server: &Server,
-        inbound: &mut Inbound,
+        arrival: &mut Arrival,
     ) -> Poll<Result<(Asked, Request<RequestBody>), Last>> {
         let mut state = self.lock();
         loop {
             state.inbox.skip_empty_lines();
             if state.inbox.has_begun() {
-                inbound.follow(server);
+                arrival.follow(server);
             }
-            let max_size = inbound.listener.settings.max_header_size;
+            let max_size = arrival.listener.settings.max_header_size;
             if state.inbox.has_begun() && state.inbox.may_have_head(max_size) {
                 match parse_request(&mut state.inbox.bytes, max_size) {
                     Ok(None) => patience.head(),
@@ -192,7 +192,7 @@ impl<S: ByteStream + 'static> Line<S> {
         }
         let begun = state.inbox.has_begun();
         drop(state);
-        ready!(patience.poll(cx, inbound.listener.settings.header_timeout));
+        ready!(patience.poll(cx, arrival.listener.settings.header_timeout));
         // A client that has asked for nothing gets no response.
         let slow = patience.in_head && begun;
         Poll::Ready(Err(if slow { Last::Refused(RefusedHead::TooSlow) } else { Last::End }))
@@ -301,7 +301,12 @@ impl<S: ByteStream + 'static> Line<S> {
     }
 
     /// Makes the connection ready for what follows a response.
-    fn end_answer(&self, writing: Writing, handover: Option<Handover>, written: bool) -> Answered {
+    fn end_answer(
+        &self,
+        writing: Writing,
+        handover: Option<UpgradeSender>,
+        written: bool,
+    ) -> Answered {
         let Writing { out, body, keep, switching, .. } = writing;
         // The connection to the origin is in it: not under the lock.
         drop(body);

@@ -15,10 +15,10 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-use super::{End, Inbound, Listener, Server};
+use super::{Arrival, End, Listener, Server};
 use crate::{
     body::{Interim, RequestBody},
-    forward::{self, Arrival, Upgrade, headers},
+    forward::{self, Downstream, Upgrade, headers},
     http2::{
         Reason, Sender, Tunnel,
         server::{Connection, ConnectionError, Exchange, Responder},
@@ -54,18 +54,18 @@ impl Server {
     pub(super) async fn http2<S>(
         self: &Arc<Self>,
         stream: S,
-        arrival: Arrival,
-        inbound: Box<Inbound>,
+        downstream: Downstream,
+        arrival: Box<Arrival>,
     ) -> End
     where
         S: ByteStream + 'static,
     {
-        let arrival = Arc::new(arrival);
-        if let Err(error) = self.streams(stream, &arrival, inbound).await {
+        let downstream = Arc::new(downstream);
+        if let Err(error) = self.streams(stream, &downstream, arrival).await {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             tracing::debug!(
-                listener = %arrival.listener,
-                peer = %arrival.peer,
+                listener = %downstream.listener,
+                peer = %downstream.peer,
                 %error,
                 source,
                 "connection ended",
@@ -77,17 +77,17 @@ impl Server {
     async fn streams<S>(
         self: &Arc<Self>,
         stream: S,
-        arrival: &Arc<Arrival>,
-        mut inbound: Box<Inbound>,
+        downstream: &Arc<Downstream>,
+        mut arrival: Box<Arrival>,
     ) -> Result<(), ConnectionError>
     where
         S: ByteStream + 'static,
     {
-        let settings = &inbound.listener.settings;
+        let settings = &arrival.listener.settings;
         let (max_size, timeout) = (settings.max_header_size, settings.header_timeout);
         let mut connection = Connection::handshake(stream, max_size, timeout).await?;
         {
-            let mut unused = pin!(inbound.unused(Instant::now()));
+            let mut unused = pin!(arrival.unused(Instant::now()));
             loop {
                 // Biased, so that a burst of requests does not ask for the end each time.
                 let next = tokio::select! {
@@ -96,7 +96,7 @@ impl Server {
                     () = unused.as_mut() => break,
                 };
                 let Some(exchange) = next else { return Ok(()) };
-                connection.spawn(self.begin(exchange?, arrival, &mut inbound));
+                connection.spawn(self.begin(exchange?, downstream, &mut arrival));
             }
         }
         connection.graceful_shutdown();
@@ -111,7 +111,7 @@ impl Server {
                 },
             };
             let Some(exchange) = next else { return Ok(()) };
-            connection.spawn(self.begin(exchange?, arrival, &mut inbound));
+            connection.spawn(self.begin(exchange?, downstream, &mut arrival));
         }
     }
 
@@ -119,18 +119,18 @@ impl Server {
     fn begin(
         self: &Arc<Self>,
         exchange: Exchange,
-        arrival: &Arc<Arrival>,
-        inbound: &mut Inbound,
+        downstream: &Arc<Downstream>,
+        arrival: &mut Arrival,
     ) -> impl Future<Output = ()> + Send + use<> {
-        inbound.follow(self);
-        self.clone().exchange(exchange, arrival.clone(), inbound.listener.clone())
+        arrival.follow(self);
+        self.clone().exchange(exchange, downstream.clone(), arrival.listener.clone())
     }
 
     /// A stream, from its request's head to its response's end.
     async fn exchange(
         self: Arc<Self>,
         exchange: Exchange,
-        arrival: Arc<Arrival>,
+        downstream: Arc<Downstream>,
         listener: Arc<Listener>,
     ) {
         let Exchange { mut head, body, responder } = exchange;
@@ -159,7 +159,7 @@ impl Server {
         let body = body.with_interim(Arc::new(Ahead(responder.clone())));
         let response = {
             let request = Request::from_parts(head, body);
-            let mut responding = pin!(self.respond(request, &arrival, listener));
+            let mut responding = pin!(self.respond(request, &downstream, listener));
             poll_fn(|cx| match responding.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),
                 // A client that has given up takes its request along.

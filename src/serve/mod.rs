@@ -32,14 +32,14 @@ use crate::{
     body::RequestBody,
     detect::{DetectError, HTTP2_PREFACE, Protocol, detect},
     drain::Drain,
-    forward::{self, Arrival},
+    forward::{self, Downstream},
     socket::{ByteStream, Place, Prefixed},
     telemetry::{DownstreamConnection, Failures},
     tls::{
         Negotiated,
         server::{AcceptError, Accepted, Asked, ServerTls},
     },
-    upstream::Upstream,
+    upstream::Alias,
 };
 
 /// What every connection is served with.
@@ -58,7 +58,7 @@ pub struct Server {
 
 /// A connection: by which listener it came, and its two ends.
 #[derive(Clone)]
-pub struct Inbound {
+pub struct Arrival {
     /// The listener, as it was when the connection or its latest request began.
     pub listener: Arc<Listener>,
     /// The application's end.
@@ -74,12 +74,12 @@ pub struct Inbound {
 /// What holds for the inside of a tunnel.
 struct Tunnelled {
     /// The alias that the CONNECT named.
-    alias: Arc<Upstream>,
+    alias: Arc<Alias>,
     /// The forward proxy, whose end is the tunnel's, too.
     proxy: Drain,
 }
 
-impl Inbound {
+impl Arrival {
     /// A connection that was accepted.
     pub fn new(
         listener: Arc<Listener>,
@@ -128,38 +128,38 @@ impl Server {
     pub async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
-        inbound: Box<Inbound>,
+        arrival: Box<Arrival>,
         place: Place,
     ) {
         let _guard = self.drain.guard();
         let (mut stream, socket) = SocketStream::new(stream, place);
         // One that is gone already shows that soon enough.
-        let _ = socket.watch(inbound.listener.keepalive());
+        let _ = socket.watch(arrival.listener.keepalive());
 
         let accepted = Instant::now();
-        let deadline = accepted + inbound.listener.settings.header_timeout;
+        let deadline = accepted + arrival.listener.settings.header_timeout;
         let detected = tokio::select! {
             detected = detect(&mut stream, deadline) => detected,
-            () = inbound.unused(accepted) => return,
+            () = arrival.unused(accepted) => return,
         };
         let (protocol, prefix) = match detected {
             Ok(detected) => detected,
             Err(DetectError::Silent) => {
-                drop(self.counted(&inbound, "none", false));
+                drop(self.counted(&arrival, "none", false));
                 return;
             }
             Err(error) => {
-                drop(self.counted(&inbound, "none", false));
-                let (peer, listener) = (inbound.peer, inbound.listener.address);
+                drop(self.counted(&arrival, "none", false));
+                let (peer, listener) = (arrival.peer, arrival.listener.address);
                 tracing::debug!(%peer, %listener, %error, "no protocol detected on a connection");
                 return;
             }
         };
         let stream = Prefixed::new(prefix, stream);
-        let end = match inbound.listener.service {
-            Service::Http(_) => self.speak(protocol, stream, inbound, deadline).await,
+        let end = match arrival.listener.service {
+            Service::Http(_) => self.speak(protocol, stream, arrival, deadline).await,
             // Whatever it speaks: HTTP/1 is where it is told that nothing else is spoken here.
-            Service::ForwardProxy(_) => Box::pin(self.proxied(stream, inbound)).await,
+            Service::ForwardProxy(_) => Box::pin(self.proxied(stream, arrival)).await,
         };
         if end == End::Lingers {
             Box::pin(linger(&socket, &self.drain)).await;
@@ -174,7 +174,7 @@ impl Server {
         self: &Arc<Self>,
         protocol: Protocol,
         stream: S,
-        inbound: Box<Inbound>,
+        arrival: Box<Arrival>,
         deadline: Instant,
     ) -> End
     where
@@ -182,14 +182,14 @@ impl Server {
     {
         match protocol {
             Protocol::Http1 => {
-                let arrival = self.arrival(&inbound, "http/1.1", "http", None);
-                self.requests(stream, arrival, inbound).await
+                let downstream = self.downstream(&arrival, "http/1.1", "http", None);
+                self.requests(stream, downstream, arrival).await
             }
             Protocol::Http2 => {
-                let arrival = self.arrival(&inbound, "h2", "http", None);
-                Box::pin(self.http2(stream, arrival, inbound)).await
+                let downstream = self.downstream(&arrival, "h2", "http", None);
+                Box::pin(self.http2(stream, downstream, arrival)).await
             }
-            Protocol::Tls => Box::pin(self.secured(stream, inbound, deadline)).await,
+            Protocol::Tls => Box::pin(self.secured(stream, arrival, deadline)).await,
         }
     }
 
@@ -197,55 +197,55 @@ impl Server {
     async fn secured<S>(
         self: &Arc<Self>,
         stream: S,
-        inbound: Box<Inbound>,
+        arrival: Box<Arrival>,
         deadline: Instant,
     ) -> End
     where
         S: ByteStream + 'static,
     {
-        match Box::pin(self.accept(stream, &inbound, deadline)).await {
+        match Box::pin(self.accept(stream, &arrival, deadline)).await {
             Some(Accepted { stream, server_name, alpn: Negotiated::Http2 }) => {
-                let arrival = self.arrival(&inbound, "h2", "https", server_name);
-                match Box::pin(self.preface(stream, &inbound, deadline)).await {
-                    Some(stream) => Box::pin(self.http2(stream, arrival, inbound)).await,
+                let downstream = self.downstream(&arrival, "h2", "https", server_name);
+                match Box::pin(self.preface(stream, &arrival, deadline)).await {
+                    Some(stream) => Box::pin(self.http2(stream, downstream, arrival)).await,
                     None => End::Done,
                 }
             }
             Some(Accepted { stream, server_name, .. }) => {
-                let arrival = self.arrival(&inbound, "http/1.1", "https", server_name);
-                Box::pin(self.requests(stream, arrival, inbound)).await
+                let downstream = self.downstream(&arrival, "http/1.1", "https", server_name);
+                Box::pin(self.requests(stream, downstream, arrival)).await
             }
             None => {
-                drop(self.counted(&inbound, "none", true));
+                drop(self.counted(&arrival, "none", true));
                 End::Lingers
             }
         }
     }
 
     /// What the connection says of its requests. Counts it for as long as the value lives.
-    fn arrival(
+    fn downstream(
         &self,
-        inbound: &Inbound,
+        arrival: &Arrival,
         protocol: &'static str,
         scheme: &'static str,
         server_name: Option<String>,
-    ) -> Arrival {
-        let connection = Some(self.counted(inbound, protocol, scheme == "https"));
-        let Inbound { ref listener, peer, local, worker, .. } = *inbound;
+    ) -> Downstream {
+        let connection = Some(self.counted(arrival, protocol, scheme == "https"));
+        let Arrival { ref listener, peer, local, worker, .. } = *arrival;
         let (listener, drain) = (listener.address, self.drain.clone());
-        Arrival { listener, peer, local, scheme, server_name, worker, drain, connection }
+        Downstream { listener, peer, local, scheme, server_name, worker, drain, connection }
     }
 
     /// The connection in the metrics.
     fn counted(
         &self,
-        inbound: &Inbound,
+        arrival: &Arrival,
         protocol: &'static str,
         tls: bool,
     ) -> Arc<DownstreamConnection> {
         let connection = Arc::new(DownstreamConnection::new(protocol, tls));
-        if let Some(only) = inbound.listener.routes().only() {
-            connection.belongs_to(&only.worker(inbound.worker).metrics);
+        if let Some(only) = arrival.listener.routes().only() {
+            connection.belongs_to(&only.worker(arrival.worker).metrics);
         }
         connection
     }
@@ -254,28 +254,28 @@ impl Server {
     async fn accept<S>(
         &self,
         stream: S,
-        inbound: &Inbound,
+        arrival: &Arrival,
         deadline: Instant,
     ) -> Option<Accepted<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let (listener, peer) = (inbound.listener.address, inbound.peer);
-        let routes = inbound.listener.routes();
+        let (listener, peer) = (arrival.listener.address, arrival.peer);
+        let routes = arrival.listener.routes();
         let choose = |name: Option<&str>| {
-            let found = match (&inbound.tunnel, name) {
+            let found = match (&arrival.tunnel, name) {
                 (Some(tunnel), None) => Some((&tunnel.alias, false)),
                 _ => routes.shown(name),
             };
             let alias = found.map(|(alias, _)| alias.config().name.as_str());
             let any = found.is_some_and(|(_, any)| any);
-            let asked = Asked { alias, any, name, address: inbound.local.ip() };
+            let asked = Asked { alias, any, name, address: arrival.local.ip() };
             self.serving.load().certificates.find(asked).cloned()
         };
         let handshake = self.tls.accept(stream, choose, || routes.names());
         let shaken = tokio::select! {
             shaken = timeout_at(deadline, handshake) => shaken,
-            () = inbound.unused(Instant::now()) => return None,
+            () = arrival.unused(Instant::now()) => return None,
         };
         match shaken {
             Ok(Ok(accepted)) => Some(accepted),
@@ -338,8 +338,8 @@ impl Server {
     fn requests<S>(
         &self,
         stream: S,
-        arrival: Arrival,
-        inbound: Box<Inbound>,
+        downstream: Downstream,
+        arrival: Box<Arrival>,
     ) -> impl Future<Output = End>
     where
         S: ByteStream + 'static,
@@ -347,8 +347,8 @@ impl Server {
         let line = Line::new(stream);
         // A block, as an async fn keeps its arguments twice.
         async move {
-            let answer = |request, listener| self.respond(request, &arrival, listener);
-            line.serve(arrival.scheme == "https", self, inbound, answer).await
+            let answer = |request, listener| self.respond(request, &downstream, listener);
+            line.serve(downstream.scheme == "https", self, arrival, answer).await
         }
     }
 
@@ -357,13 +357,13 @@ impl Server {
     async fn preface<S: AsyncRead + Unpin>(
         &self,
         mut stream: S,
-        inbound: &Inbound,
+        arrival: &Arrival,
         deadline: Instant,
     ) -> Option<Prefixed<S>> {
         let mut preface = [0; HTTP2_PREFACE.len()];
         tokio::select! {
             read = timeout_at(deadline, stream.read_exact(&mut preface)) => read.ok()?.ok()?,
-            () = inbound.unused(Instant::now()) => return None,
+            () = arrival.unused(Instant::now()) => return None,
         };
         // Whether it is one is for `h2` to say.
         Some(Prefixed::new(Bytes::copy_from_slice(&preface), stream))
@@ -372,12 +372,12 @@ impl Server {
     fn respond(
         &self,
         request: Request<RequestBody>,
-        arrival: &Arrival,
+        downstream: &Downstream,
         listener: Arc<Listener>,
     ) -> impl Future<Output = Response<forward::Body>> {
         let (mut head, body) = request.into_parts();
         // A block, as an async fn keeps its arguments twice.
-        async move { forward::serve(&mut head, body, arrival, listener.routes()).await }
+        async move { forward::serve(&mut head, body, downstream, listener.routes()).await }
     }
 
     /// A listener as it is now; one that a reload has removed stays as it was.
@@ -423,12 +423,12 @@ mod tests {
             settings: Arc::default(),
             drain: Drain::default(),
         });
-        let inbound = Inbound::new(listener, address, address, 0);
-        let arrival = server.arrival(&inbound, "http/1.1", "http", None);
-        let served = inbound.listener.clone();
+        let arrival = Arrival::new(listener, address, address, 0);
+        let downstream = server.downstream(&arrival, "http/1.1", "http", None);
+        let served = arrival.listener.clone();
         let request = Request::new(RequestBody::empty());
-        let request = size_of_val(&server.respond(request, &arrival, served));
-        let connection = size_of_val(&server.clone().connection(stream, inbound, Box::new(())));
+        let request = size_of_val(&server.respond(request, &downstream, served));
+        let connection = size_of_val(&server.clone().connection(stream, arrival, Box::new(())));
         assert!(connection <= 1312, "a connection: {connection} bytes");
         assert!(request <= 2560, "a request: {request} bytes");
     }

@@ -9,18 +9,18 @@ use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Credentials, End, Inbound, Listener, Server, Service, Tunnelled, http1::Line};
+use super::{Arrival, Credentials, End, Listener, Server, Service, Tunnelled, http1::Line};
 use crate::{
     body::RequestBody,
     detect::detect,
     forward::{
-        self, Arrival, ForwardError, Incoming, Passthrough, PassthroughError, Tunnel, Upgrade,
+        self, Downstream, ForwardError, Incoming, Passthrough, PassthroughError, Tunnel, Upgrade,
         destination::Destination,
     },
     route::Routes,
     socket::{ByteStream, Prefixed},
     telemetry::AliasMetrics,
-    upstream::Upstream,
+    upstream::Alias,
 };
 
 /// The forward proxy, as configured.
@@ -38,7 +38,7 @@ pub struct ForwardProxy {
 #[derive(Clone)]
 pub struct Reached {
     /// The alias.
-    pub upstream: Arc<Upstream>,
+    pub alias: Arc<Alias>,
     /// The listener as whose connections tunnels to it are served.
     pub listener: Arc<Listener>,
 }
@@ -53,25 +53,25 @@ enum Onward {
 
 /// Where a CONNECT that is answered with 200 leaves what follows. The client's side of it is
 /// ready once the response is written.
-type Handover = Mutex<Option<(Upgrade, Onward)>>;
+type PendingTunnel = Mutex<Option<(Upgrade, Onward)>>;
 
 impl Server {
     /// Serves a connection to the forward proxy: request by request, and then what a CONNECT
     /// made of it. HTTP/1.1 in the clear is all that it speaks.
-    pub(super) async fn proxied<S>(self: &Arc<Self>, stream: S, inbound: Box<Inbound>) -> End
+    pub(super) async fn proxied<S>(self: &Arc<Self>, stream: S, arrival: Box<Arrival>) -> End
     where
         S: ByteStream + 'static,
     {
-        let handover = Handover::default();
-        let arrival = self.arrival(&inbound, "http/1.1", "http", None);
+        let pending = PendingTunnel::default();
+        let downstream = self.downstream(&arrival, "http/1.1", "http", None);
         let line = Line::new(stream);
         let end = {
-            let answer = |request, proxy| self.answer(proxy, request, &arrival, &handover);
-            line.serve(false, self, inbound.clone(), answer).await
+            let answer = |request, proxy| self.answer(proxy, request, &downstream, &pending);
+            line.serve(false, self, arrival.clone(), answer).await
         };
-        let Some((upgrade, onward)) = handover.into_inner() else { return end };
+        let Some((upgrade, onward)) = pending.into_inner() else { return end };
         let Some(tunnel) = upgrade.stream().await else {
-            tracing::debug!(peer = %inbound.peer, "a CONNECT tunnel was not opened");
+            tracing::debug!(peer = %arrival.peer, "a CONNECT tunnel was not opened");
             return End::Done;
         };
         match onward {
@@ -79,12 +79,12 @@ impl Server {
                 host.run(tunnel, &self.drain).await;
                 End::Done
             }
-            Onward::Alias(Reached { upstream: alias, listener }) => {
-                let proxy = inbound.listener.drain.clone();
+            Onward::Alias(Reached { alias, listener }) => {
+                let proxy = arrival.listener.drain.clone();
                 let tunnelled = Some(Arc::new(Tunnelled { alias, proxy }));
                 let listener = self.current(&listener);
-                let inbound = Inbound { listener, tunnel: tunnelled, ..*inbound };
-                self.inside(tunnel, Box::new(inbound)).await
+                let arrival = Arrival { listener, tunnel: tunnelled, ..*arrival };
+                self.inside(tunnel, Box::new(arrival)).await
             }
         }
     }
@@ -93,55 +93,57 @@ impl Server {
         &self,
         proxy: Arc<Listener>,
         request: Request<RequestBody>,
-        arrival: &Arrival,
-        handover: &Handover,
+        downstream: &Downstream,
+        pending: &PendingTunnel,
     ) -> Response<forward::Body> {
         let started = Instant::now();
         let (mut head, body) = request.into_parts();
         let Service::ForwardProxy(proxy) = &proxy.service else {
-            return forward::serve(&mut head, body, arrival, Routes::none()).await;
+            return forward::serve(&mut head, body, downstream, Routes::none()).await;
         };
         if let Some(credentials) = &proxy.credentials
             && !credentials.admit(&head.headers)
         {
             let given = head.headers.contains_key(PROXY_AUTHORIZATION);
             let fault = ForwardError::Credentials { given }.into();
-            return forward::refuse(&head, &fault, arrival, started);
+            return forward::refuse(&head, &fault, downstream, started);
         }
         let destination = match Destination::of(&head) {
             Ok(destination) => destination,
             Err(error) => {
                 let fault = ForwardError::from(error).into();
-                return forward::refuse(&head, &fault, arrival, started);
+                return forward::refuse(&head, &fault, downstream, started);
             }
         };
         let connects = head.method == Method::CONNECT;
         let alias = proxy.aliases.get(destination.host()).cloned();
         let onward = match (alias, &proxy.passthrough) {
             (Some(alias), _) if connects => {
-                if let Some(connection) = &arrival.connection {
+                if let Some(connection) = &downstream.connection {
                     connection.wraps_another();
                 }
                 Onward::Alias(alias)
             }
-            (Some(Reached { upstream: alias, .. }), _) => {
-                if let Some(connection) = &arrival.connection {
-                    connection.belongs_to(&alias.worker(arrival.worker).metrics);
+            (Some(Reached { alias, .. }), _) => {
+                if let Some(connection) = &downstream.connection {
+                    connection.belongs_to(&alias.worker(downstream.worker).metrics);
                 }
                 let authority = match forward::headers::authority(&head) {
                     Ok(authority) => authority,
-                    Err(error) => return forward::refuse(&head, &error.into(), arrival, started),
+                    Err(error) => {
+                        return forward::refuse(&head, &error.into(), downstream, started);
+                    }
                 };
                 forward::headers::strip_proxy(&mut head.headers);
                 let incoming = Incoming { head: &mut head, body, authority, started };
-                return forward::forward(incoming, &alias, arrival).await;
+                return forward::forward(incoming, &alias, downstream).await;
             }
             (None, None) => {
                 let fault = PassthroughError::Refused(destination).into();
-                return forward::refuse(&head, &fault, arrival, started);
+                return forward::refuse(&head, &fault, downstream, started);
             }
             (None, Some(passthrough)) if connects => {
-                if let Some(connection) = &arrival.connection {
+                if let Some(connection) = &downstream.connection {
                     connection.belongs_to(AliasMetrics::of_no_alias());
                 }
                 match passthrough.tunnel(&head, &destination, started).await {
@@ -150,7 +152,7 @@ impl Server {
                 }
             }
             (None, Some(passthrough)) => {
-                if let Some(connection) = &arrival.connection {
+                if let Some(connection) = &downstream.connection {
                     connection.belongs_to(AliasMetrics::of_no_alias());
                 }
                 let request = Request::from_parts(head, body);
@@ -158,28 +160,28 @@ impl Server {
             }
         };
         // Every CONNECT comes with one.
-        *handover.lock() = head.extensions.remove().map(|upgrade: Upgrade| (upgrade, onward));
+        *pending.lock() = head.extensions.remove().map(|upgrade: Upgrade| (upgrade, onward));
         Response::new(forward::Body::whole(Bytes::new()))
     }
 
     /// The inside of a tunnel to an alias: as a connection to the alias' listener.
-    async fn inside<S>(self: &Arc<Self>, mut stream: S, inbound: Box<Inbound>) -> End
+    async fn inside<S>(self: &Arc<Self>, mut stream: S, arrival: Box<Arrival>) -> End
     where
         S: ByteStream + 'static,
     {
         let since = Instant::now();
-        let deadline = since + inbound.listener.settings.header_timeout;
+        let deadline = since + arrival.listener.settings.header_timeout;
         let detected = tokio::select! {
             detected = detect(&mut stream, deadline) => detected,
-            () = inbound.unused(since) => return End::Done,
+            () = arrival.unused(since) => return End::Done,
         };
         match detected {
             Ok((protocol, prefix)) => {
                 let stream = Prefixed::new(prefix, stream);
-                self.speak(protocol, stream, inbound, deadline).await
+                self.speak(protocol, stream, arrival, deadline).await
             }
             Err(error) => {
-                tracing::debug!(peer = %inbound.peer, %error, "no protocol detected in a tunnel");
+                tracing::debug!(peer = %arrival.peer, %error, "no protocol detected in a tunnel");
                 End::Done
             }
         }

@@ -16,7 +16,7 @@ use super::{
     ForwardProxy,
     sockets::{SocketId, SocketUse},
 };
-use crate::{config, drain::Drain, route::Routes, tls::server::Certificates};
+use crate::{config, drain::Drain, route::Routes, tls::server::ServerCertificates};
 
 /// The address of the listener of aliases that have none, and are reached by the forward proxy only: no
 /// socket can have it.
@@ -30,7 +30,7 @@ pub struct Serving {
     /// The sockets that their connections come by.
     pub sockets: HashMap<SocketId, SocketUse>,
     /// What clients are shown that speak TLS.
-    pub certificates: Arc<Certificates>,
+    pub certificates: Arc<ServerCertificates>,
 }
 
 /// A listener, whatever becomes of its address.
@@ -78,7 +78,7 @@ impl Serving {
     }
 
     /// The same with other certificates.
-    pub fn showing(&self, certificates: Certificates) -> Self {
+    pub fn showing(&self, certificates: ServerCertificates) -> Self {
         Self {
             listeners: self.listeners.clone(),
             sockets: self.sockets.clone(),

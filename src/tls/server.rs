@@ -31,7 +31,7 @@ pub struct ServerTls {
 
 /// What is shown to whom.
 #[derive(Debug, Default)]
-pub struct Certificates {
+pub struct ServerCertificates {
     aliases: HashMap<String, Arc<AliasCertificates>>,
     /// For all aliases, from files.
     configured: Option<Arc<CertifiedKey>>,
@@ -61,7 +61,7 @@ pub struct AliasCertificates {
 
 type Served = (Arc<Authority>, Certified);
 
-impl Certificates {
+impl ServerCertificates {
     /// One certificate for all aliases.
     pub fn configured(key: Arc<CertifiedKey>) -> Self {
         Self { aliases: HashMap::new(), configured: Some(key) }

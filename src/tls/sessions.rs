@@ -143,14 +143,14 @@ impl Debug for Sessions {
 #[derive(Debug)]
 pub(super) struct Visit {
     sessions: Arc<Sessions>,
-    state: Mutex<State>,
+    state: Mutex<Verification>,
 }
 
-enum State {
+enum Verification {
     /// The handshake is not over. What the server has issued already waits for its end.
-    Open(Vec<Session>),
+    Pending(Vec<Session>),
     /// The certificates are verified, in this handshake or in the one that is resumed.
-    Verified(Arc<Chain>),
+    Done(Arc<Chain>),
 }
 
 enum Session {
@@ -162,8 +162,8 @@ impl Visit {
     /// The handshake is over, and these are the certificates that prove the server's name.
     pub(super) fn verified(&self, name: &ServerName<'static>, certificates: &[CertificateDer<'_>]) {
         let chain = self.sessions.chain(name, certificates);
-        let before = std::mem::replace(&mut *self.state.lock(), State::Verified(chain.clone()));
-        if let State::Open(sessions) = before {
+        let before = std::mem::replace(&mut *self.state.lock(), Verification::Done(chain.clone()));
+        if let Verification::Pending(sessions) = before {
             sessions.into_iter().for_each(|it| self.sessions.keep(it, chain.clone()));
         }
     }
@@ -171,9 +171,11 @@ impl Visit {
     fn issued(&self, session: Session) {
         let chain = match &mut *self.state.lock() {
             // rustls issues no more than a server may send before it is verified: a few.
-            State::Open(sessions) if sessions.len() < TICKETS => return sessions.push(session),
-            State::Open(_) => return,
-            State::Verified(chain) => chain.clone(),
+            Verification::Pending(sessions) if sessions.len() < TICKETS => {
+                return sessions.push(session);
+            }
+            Verification::Pending(_) => return,
+            Verification::Done(chain) => chain.clone(),
         };
         self.sessions.keep(session, chain);
     }
@@ -217,17 +219,17 @@ impl ClientSessionStore for Visit {
     }
 }
 
-impl Default for State {
+impl Default for Verification {
     fn default() -> Self {
-        State::Open(Vec::new())
+        Verification::Pending(Vec::new())
     }
 }
 
-impl Debug for State {
+impl Debug for Verification {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            State::Open(_) => "Open",
-            State::Verified(_) => "Verified",
+            Verification::Pending(_) => "Pending",
+            Verification::Done(_) => "Done",
         })
     }
 }

@@ -16,7 +16,7 @@ use super::{
     TlsConfigError, TlsFault,
     authority::{AuthorityError, Subject},
     roots::{MAX_CERTIFICATES, certificates, pem_error, read},
-    server::{Certificates, is_valid_for},
+    server::{ServerCertificates, is_valid_for},
     store::{Serving, Store, StoreError},
 };
 use crate::{
@@ -109,12 +109,12 @@ impl Source {
     }
 
     /// What is to be shown to whom.
-    pub fn certificates(&self) -> Result<Certificates, SourceError> {
+    pub fn certificates(&self) -> Result<ServerCertificates, SourceError> {
         match self {
             Self::Files { certificate, key, .. } => {
-                Ok(Certificates::configured(Arc::new(certified_key(certificate, key)?)))
+                Ok(ServerCertificates::configured(Arc::new(certified_key(certificate, key)?)))
             }
-            Self::Local { serving, .. } => Ok(Certificates::local(serving.certificates())),
+            Self::Local { serving, .. } => Ok(ServerCertificates::local(serving.certificates())),
         }
     }
 
@@ -122,7 +122,7 @@ impl Source {
     pub fn uncovered<'a>(
         &self,
         subjects: &'a [Subject],
-        certificates: &Certificates,
+        certificates: &ServerCertificates,
     ) -> Vec<&'a str> {
         let Some(key) = certificates.configured_key() else { return Vec::new() };
         let names = subjects.iter().flat_map(|subject| &subject.names);

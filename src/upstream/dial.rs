@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::{
-    Generation, Upstream,
+    Alias, Generation,
     happy_eyeballs::{Because, Progress, Won, race},
 };
 use crate::{
@@ -87,7 +87,7 @@ impl Attempts<'_> {
 /// A connection that an alias' request, or tunnel, asks for.
 #[derive(Clone, Copy)]
 pub(super) struct DialRequest<'a> {
-    pub(super) upstream: &'a Arc<Upstream>,
+    pub(super) alias: &'a Arc<Alias>,
     pub(super) worker: usize,
     pub(super) generation: &'a Arc<Generation>,
     pub(super) alpn: Alpn,
@@ -131,7 +131,7 @@ impl DialRequest<'_> {
                 // all requests would pay for a black hole for ever.
                 let late = "another endpoint was connected while this one was dialled";
                 for endpoint in overtaken {
-                    self.upstream.endpoint_failed(self.generation, &endpoint, late);
+                    self.alias.endpoint_failed(self.generation, &endpoint, late);
                 }
                 Ok(connection)
             }
@@ -158,12 +158,12 @@ impl DialRequest<'_> {
         kept: impl Fn(&Arc<Endpoint>) -> Option<T>,
     ) -> Result<Dialled<T>, Fault> {
         let address = endpoint.address();
-        let config = self.upstream.config();
-        let worker = self.upstream.worker(self.worker);
-        let connections = self.upstream.connections(address);
+        let config = self.alias.config();
+        let worker = self.alias.worker(self.worker);
+        let connections = self.alias.connections(address);
         // An idle connection of a sibling counts too: it makes way.
         let make_way = || {
-            let siblings = self.upstream.workers().iter();
+            let siblings = self.alias.workers().iter();
             siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
         };
         let room = worker.pool.room(&connections, || kept(&endpoint), make_way);
@@ -176,7 +176,7 @@ impl DialRequest<'_> {
             }
         };
         let attempts = Attempts {
-            policy: &self.upstream.policy,
+            policy: &self.alias.policy,
             identity: self.generation.tls().map(|(tls, server_name)| Identity {
                 tls,
                 server_name,
@@ -195,7 +195,7 @@ impl DialRequest<'_> {
                 if fault.is_of_endpoint() {
                     let text = fault.to_string();
                     endpoint.distrust(matches!(fault.cause(), Some(ConnectError::Tls { .. })));
-                    self.upstream.endpoint_failed(self.generation, &endpoint, &text);
+                    self.alias.endpoint_failed(self.generation, &endpoint, &text);
                 }
                 Err(fault)
             }
@@ -203,7 +203,7 @@ impl DialRequest<'_> {
     }
 }
 
-impl Upstream {
+impl Alias {
     /// Counts a transport failure, and says so where it ejects the endpoint.
     pub(super) fn endpoint_failed(
         &self,

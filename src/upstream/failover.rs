@@ -4,9 +4,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Generation, NoTarget, Target, Upstream};
+use super::{Alias, Generation, NoTarget, Target};
 
-impl Upstream {
+impl Alias {
     /// The target that new requests go to: the first with a usable endpoint.
     ///
     /// Waits only while DNS has never answered yet, and no longer than `timeouts.connect`: for each target

@@ -6,17 +6,17 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::time::{Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Generation, Target, Upstream};
+use super::{Alias, Generation, Target};
 use crate::{
     config::OnChange,
     pool::PoolKey,
-    resolve::{Resolution, Resolver, State},
+    resolve::{Resolution, ResolutionState, Resolver},
 };
 
 /// How often connections that were idle too long are closed.
 const REAP_INTERVAL: Duration = Duration::from_secs(1);
 
-impl Upstream {
+impl Alias {
     /// Makes these settings those of its targets: DNS is asked for what is new, and each has the generation
     /// that follows from what is known.
     pub(super) fn put_to_work(&self, resolver: &Arc<Resolver>) {
@@ -57,7 +57,7 @@ impl Upstream {
         }
     }
 
-    fn count(&self, generation: &mut Option<u64>, old: &State, new: &State) {
+    fn count(&self, generation: &mut Option<u64>, old: &ResolutionState, new: &ResolutionState) {
         if let Some(current) = &new.current {
             let before = generation.replace(current.generation);
             let moves = before.map_or(0, |before| current.generation.saturating_sub(before));
@@ -66,7 +66,7 @@ impl Upstream {
         self.count_refusal(old, new);
     }
 
-    fn count_refusal(&self, old: &State, new: &State) {
+    fn count_refusal(&self, old: &ResolutionState, new: &ResolutionState) {
         if new.refused.is_some() && new.refused != old.refused {
             self.state.series.true_name_refused();
         }
@@ -74,7 +74,7 @@ impl Upstream {
 
     /// A new true name is a failover: a new generation, and the old one ends as `on_change`
     /// says. New addresses are a rotation: the balancer's set changes.
-    fn apply(&self, target: &Target, state: &State) {
+    fn apply(&self, target: &Target, state: &ResolutionState) {
         target.unusable.store(None);
         let Some(resolution) = &state.current else {
             let last = target.generation.swap(None).or_else(|| target.unserved.swap(None));

@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::{
-    Generation, Upstream,
+    Alias, Generation,
     dial::{DialRequest, Dialled},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     body::{Interim, RequestBody},
     connect::{Deadline, Mark, Session, TargetStream, Verdict, Wire},
     fault::Fault,
-    pool::{AcquireError, Connection, Counted, Flight, Line, PoolKey, SendError},
+    pool::{AcquireError, Connection, ConnectionInfo, Counted, Flight, PoolKey, SendError},
     socket::Prefixed,
     tls::{Alpn, Negotiated},
 };
@@ -63,7 +63,7 @@ pub struct Lease {
     key: PoolKey,
     in_flight: InFlight,
     generation: Arc<Generation>,
-    upstream: Arc<Upstream>,
+    alias: Arc<Alias>,
     worker: usize,
     /// Where the connection stood when it was leased.
     mark: Mark,
@@ -71,7 +71,7 @@ pub struct Lease {
     reusable: bool,
 }
 
-impl Upstream {
+impl Alias {
     /// A connection to one of the generation's endpoints: a pooled one, unless `fresh`, else a
     /// new one, within `timeouts.connect`.
     ///
@@ -90,7 +90,7 @@ impl Upstream {
         };
         let endpoint = pick(tried).ok_or(AcquireError::NoEndpoint)?;
         let deadline = Deadline::new(now, self.config.timeouts.connect);
-        let dial = DialRequest { upstream: self, worker, generation, alpn: want.alpn(), deadline };
+        let dial = DialRequest { alias: self, worker, generation, alpn: want.alpn(), deadline };
         let acquiring = Acquiring { dial, want };
         if !fresh && let Some(lease) = acquiring.pooled(&endpoint, now) {
             return Ok(lease);
@@ -115,7 +115,7 @@ impl Acquiring<'_> {
     }
 
     fn pooled(&self, endpoint: &Arc<Endpoint>, now: Instant) -> Option<Lease> {
-        let pool = &self.dial.upstream.worker(self.dial.worker).pool;
+        let pool = &self.dial.alias.worker(self.dial.worker).pool;
         self.want.protocols().iter().find_map(|protocol| {
             let key = self.key(endpoint.address(), *protocol);
             // What other requests left idle is no reason to speak HTTP/1.1 to who has HTTP/2.
@@ -126,7 +126,7 @@ impl Acquiring<'_> {
                 return None;
             }
             let connection = pool.take(&key, now)?;
-            let mark = connection.line().wire.reuse();
+            let mark = connection.info().wire.reuse();
             Some(Lease { mark, reused: true, ..self.lease(connection, key, endpoint, now) })
         })
     }
@@ -139,12 +139,12 @@ impl Acquiring<'_> {
         now: Instant,
     ) -> Lease {
         Lease {
-            mark: connection.line().wire.mark(),
+            mark: connection.info().wire.mark(),
             connection,
             key,
             in_flight: endpoint.begin(now),
             generation: self.dial.generation.clone(),
-            upstream: self.dial.upstream.clone(),
+            alias: self.dial.alias.clone(),
             worker: self.dial.worker,
             reused: false,
             reusable: true,
@@ -161,7 +161,7 @@ impl Acquiring<'_> {
         if self.want == Want::Http1 {
             return self.connect(&endpoint, tried).await;
         }
-        let pool = &self.dial.upstream.worker(self.dial.worker).pool;
+        let pool = &self.dial.alias.worker(self.dial.worker).pool;
         let mut tried = tried.to_vec();
         loop {
             match pool.flight(&self.key(endpoint.address(), Negotiated::Http2)) {
@@ -224,11 +224,11 @@ impl Acquiring<'_> {
         counted: Counted,
         endpoint: &Arc<Endpoint>,
     ) -> Result<Lease, Fault> {
-        let DialRequest { upstream, worker, generation, .. } = self.dial;
+        let DialRequest { alias, worker, generation, .. } = self.dial;
         let address = endpoint.address();
         // Without TLS there is no ALPN: HTTP/2 is then spoken with prior knowledge.
         let prior_knowledge = generation.tls().is_none() && self.want != Want::Http1;
-        let lifetime = upstream.config().pool.max_lifetime.mul_f64(0.9 + 0.1 * fastrand::f64());
+        let lifetime = alias.config().pool.max_lifetime.mul_f64(0.9 + 0.1 * fastrand::f64());
         let started = Connection::start(
             session,
             prior_knowledge,
@@ -238,7 +238,7 @@ impl Acquiring<'_> {
         );
         let connection =
             started.await.map_err(|error| AcquireError::Http { endpoint: address, error })?;
-        let pool = &upstream.worker(worker).pool;
+        let pool = &alias.worker(worker).pool;
         let http2_key = self.key(address, Negotiated::Http2);
         let key = match &connection {
             Connection::Http2(http2) => {
@@ -266,7 +266,7 @@ impl Lease {
         body: RequestBody,
         interim: Option<&Arc<dyn Interim>>,
     ) -> Result<Response<()>, SendError> {
-        let limit = self.upstream.config().timeouts.connect;
+        let limit = self.alias.config().timeouts.connect;
         self.connection.send(head, body, self.reused, interim, limit).await
     }
 
@@ -306,7 +306,7 @@ impl Lease {
 
     /// The exchange failed on the transport.
     pub fn failed(&self, error: &str) {
-        self.upstream.endpoint_failed(&self.generation, self.in_flight.endpoint(), error);
+        self.alias.endpoint_failed(&self.generation, self.in_flight.endpoint(), error);
     }
 
     /// Whether the connection had served before.
@@ -321,7 +321,7 @@ impl Lease {
         match &self.connection {
             _ if said.proves_unread() => said,
             Connection::Http1(_) if error.is_some() && self.has_begun_to_answer() => Verdict::Begun,
-            Connection::Http1(http1) if self.reused => http1.line.wire.verdict(self.mark).await,
+            Connection::Http1(http1) if self.reused => http1.info.wire.verdict(self.mark).await,
             _ => said,
         }
     }
@@ -329,7 +329,7 @@ impl Lease {
     /// Whether any byte of a response has come. HTTP/2 gives a response's head whole or not at all.
     pub fn has_begun_to_answer(&self) -> bool {
         match &self.connection {
-            Connection::Http1(http1) => http1.line.wire.has_received_since(self.mark),
+            Connection::Http1(http1) => http1.info.wire.has_received_since(self.mark),
             Connection::Http2(_) => false,
         }
     }
@@ -337,7 +337,7 @@ impl Lease {
     /// The connection beneath, where it carries this request alone.
     pub fn own_wire(&self) -> Option<Arc<Wire>> {
         match &self.connection {
-            Connection::Http1(http1) => Some(http1.line.wire.clone()),
+            Connection::Http1(http1) => Some(http1.info.wire.clone()),
             Connection::Http2(_) => None,
         }
     }
@@ -347,7 +347,7 @@ impl Lease {
     pub fn is_answer_unsolicited(&self) -> bool {
         match &self.connection {
             Connection::Http1(http1) if self.reused => {
-                http1.line.wire.is_unacknowledged_since(self.mark)
+                http1.info.wire.is_unacknowledged_since(self.mark)
             }
             _ => false,
         }
@@ -364,10 +364,10 @@ impl Lease {
     pub fn give_back(self, keep_alive: Option<Duration>) {
         if let Connection::Http1(http1) = self.connection
             && self.reusable
-            && (!self.generation.is_retired() || self.upstream.makes(&self.key))
-            && self.upstream.policy.load().check(self.key.endpoint).is_ok()
+            && (!self.generation.is_retired() || self.alias.makes(&self.key))
+            && self.alias.policy.load().check(self.key.endpoint).is_ok()
         {
-            self.upstream.worker(self.worker).pool.give(self.key, http1, keep_alive);
+            self.alias.worker(self.worker).pool.give(self.key, http1, keep_alive);
         }
     }
 
@@ -382,8 +382,8 @@ impl Lease {
     }
 
     /// The connection beneath.
-    pub fn line(&self) -> &Arc<Line> {
-        self.connection.line()
+    pub fn info(&self) -> &Arc<ConnectionInfo> {
+        self.connection.info()
     }
 
     /// The generation that it belongs to.

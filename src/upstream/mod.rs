@@ -43,7 +43,7 @@ use crate::{
 
 /// An alias by one configuration, shared by all workers: its settings, which never change, and what
 /// outlives them.
-pub struct Upstream {
+pub struct Alias {
     config: Arc<config::Alias>,
     hosts: Vec<String>,
     targets: Vec<Arc<Target>>,
@@ -52,7 +52,7 @@ pub struct Upstream {
     state: Arc<AliasState>,
 }
 
-impl Upstream {
+impl Alias {
     /// Its requests that fail.
     pub fn failures(&self) -> &Failures<RequestFailure> {
         &self.state.failures

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{AliasState, Target, TargetKey, Upstream, material::Material};
+use super::{Alias, AliasState, Target, TargetKey, material::Material};
 use crate::{
     config,
     connect::AddressPolicy,
@@ -26,7 +26,7 @@ pub struct Registry {
 }
 
 struct Running {
-    alias: Arc<Upstream>,
+    alias: Arc<Alias>,
     /// Ends what goes on in the background by these settings.
     stop: CancellationToken,
 }
@@ -37,7 +37,7 @@ pub struct Inventory {
     resolver: Arc<Resolver>,
     policy: Arc<ArcSwap<AddressPolicy>>,
     workers: usize,
-    aliases: HashMap<String, Arc<Upstream>>,
+    aliases: HashMap<String, Arc<Alias>>,
 }
 
 impl Registry {
@@ -70,7 +70,7 @@ impl Registry {
     /// leaves ends as `on_change` says.
     ///
     /// Must run inside of the control thread's runtime. Nothing is dialled.
-    pub fn commit(&mut self, aliases: &[Arc<Upstream>], dns: &config::Dns) {
+    pub fn commit(&mut self, aliases: &[Arc<Alias>], dns: &config::Dns) {
         let new_dns = *self.resolver.settings() != *dns;
         if new_dns {
             self.resolver.configure(dns.clone());
@@ -100,7 +100,7 @@ impl Registry {
     }
 
     /// Puts an alias to work, in place of what had its name.
-    fn replace(&self, old: Option<Running>, alias: &Arc<Upstream>) -> Running {
+    fn replace(&self, old: Option<Running>, alias: &Arc<Alias>) -> Running {
         if let Some(old) = &old {
             old.stop.cancel();
             old.alias.report_ended_failures();
@@ -145,7 +145,7 @@ impl Inventory {
         &self,
         configs: &[config::Alias],
         dns: &config::Dns,
-    ) -> Result<Vec<Arc<Upstream>>, (String, TlsConfigErrors)> {
+    ) -> Result<Vec<Arc<Alias>>, (String, TlsConfigErrors)> {
         let environment = self.environment(dns);
         let mut roots = RootStores::default();
         let mut aliases = Vec::with_capacity(configs.len());
@@ -167,9 +167,9 @@ impl Inventory {
         &self,
         config: &config::Alias,
         hosts: Vec<String>,
-        old: Option<&Arc<Upstream>>,
+        old: Option<&Arc<Alias>>,
         roots: &mut RootStores,
-    ) -> Result<Arc<Upstream>, TlsConfigErrors> {
+    ) -> Result<Arc<Alias>, TlsConfigErrors> {
         let material = match old.filter(|old| old.config().tls == config.tls) {
             Some(old) => old.material.clone(),
             None => Arc::new(Material::load(&config.tls, roots)?),
@@ -180,7 +180,7 @@ impl Inventory {
             Some(index) => known.swap_remove(index).clone(),
             None => Target::new(key),
         };
-        Ok(Arc::new(Upstream {
+        Ok(Arc::new(Alias {
             hosts,
             targets: TargetKey::of_alias(config).map(&mut target).collect(),
             material,

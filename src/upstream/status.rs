@@ -4,8 +4,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use tokio::time::Instant;
 
-use super::Upstream;
-use crate::balance::State as EndpointState;
+use super::Alias;
+use crate::balance::EndpointState;
 
 /// An endpoint as `status` and the metrics show it.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct EndpointStatus {
     pub connections_active: usize,
 }
 
-impl Upstream {
+impl Alias {
     /// Every endpoint that takes requests or still has connections, with its counts.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
         let now = Instant::now();

@@ -18,7 +18,7 @@ use tokio::{
 use super::Generation;
 use crate::{
     config::{self, TargetHost},
-    resolve::{Question, Refusal, ResolveError, Resolver, State, Subscription},
+    resolve::{Question, Refusal, ResolutionState, ResolveError, Resolver, Subscription},
     tls::TlsError,
 };
 
@@ -43,7 +43,7 @@ pub struct Target {
     /// Why there is no generation for a true name that DNS gave.
     pub(super) unusable: ArcSwapOption<TlsError>,
     /// What `generation` was made from: published after it.
-    applied: watch::Sender<Arc<State>>,
+    applied: watch::Sender<Arc<ResolutionState>>,
 }
 
 /// Why there is nobody to send a request to.
@@ -103,7 +103,7 @@ impl Target {
     }
 
     /// What DNS says of it.
-    pub fn state(&self) -> Arc<State> {
+    pub fn state(&self) -> Arc<ResolutionState> {
         match &*self.subscription.load() {
             Some(subscription) => subscription.state(),
             None => self.applied.borrow().clone(),
@@ -111,7 +111,11 @@ impl Target {
     }
 
     /// Begins to ask DNS, or goes on with the settings of now.
-    pub(super) fn ask(&self, alias: &config::Alias, resolver: &Arc<Resolver>) -> Arc<State> {
+    pub(super) fn ask(
+        &self,
+        alias: &config::Alias,
+        resolver: &Arc<Resolver>,
+    ) -> Arc<ResolutionState> {
         let question = Question::new(alias, self.key.asked.clone());
         if let Some(subscription) = &*self.subscription.load() {
             subscription.adopt(question);
@@ -141,12 +145,12 @@ impl Target {
     }
 
     /// What `generation` was made from.
-    pub(super) fn applied(&self) -> Arc<State> {
+    pub(super) fn applied(&self) -> Arc<ResolutionState> {
         self.applied.borrow().clone()
     }
 
     /// `generation` is what follows from `state`.
-    pub(super) fn has_applied(&self, state: Arc<State>) {
+    pub(super) fn has_applied(&self, state: Arc<ResolutionState>) {
         self.applied.send_replace(state);
     }
 

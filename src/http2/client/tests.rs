@@ -19,7 +19,7 @@ type Peer = server::Connection<DuplexStream, Bytes>;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A connection that is driven, and its other end.
-async fn connect() -> (Client, Peer, JoinHandle<()>) {
+async fn connect() -> (ClientConnection, Peer, JoinHandle<()>) {
     let (near, far) = duplex(64 * 1024);
     let (client, connection, _) = handshake(near, 100).await.unwrap();
     let driven = tokio::spawn(connection);

@@ -157,7 +157,7 @@ fn truncated(mut reply: Reply) -> Vec<Vec<u8>> {
 }
 
 async fn walk(server: SocketAddr, family: Family) -> Result<Chain, String> {
-    let chain = Client::new(&[server]).walk(NAME, Place::Alias, family).await;
+    let chain = DnsClient::new(&[server]).walk(NAME, Place::Alias, family).await;
     chain.map_err(|error| error.what().replace(&server.to_string(), "SERVER"))
 }
 
@@ -488,7 +488,7 @@ async fn servers_that_fail_each_in_its_way_are_all_named() {
     let refuses = serve(|r| vec![r.code(5).octets()], None).await;
     let servers = [silent.local_addr().unwrap(), nobody, refuses];
     let ask = |servers: Vec<SocketAddr>| async move {
-        Client::new(&servers).walk(NAME, Place::Alias, Family::V4).await.unwrap_err()
+        DnsClient::new(&servers).walk(NAME, Place::Alias, Family::V4).await.unwrap_err()
     };
     assert_eq!(
         ask(servers.to_vec()).await.what(),
@@ -509,7 +509,7 @@ async fn servers_that_fail_each_in_its_way_are_all_named() {
 #[tokio::test]
 async fn each_question_has_an_id_and_a_port_of_its_own() {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let client = Client::new(&[socket.local_addr().unwrap()]);
+    let client = DnsClient::new(&[socket.local_addr().unwrap()]);
     let mut seen: Vec<(u16, u16)> = Vec::new();
     let mut buffer = [0; 4096];
     for _ in 0..32 {
@@ -534,7 +534,7 @@ async fn each_question_has_an_id_and_a_port_of_its_own() {
 async fn many_names_at_once_take_a_bounded_number_of_sockets() {
     const NAMES: usize = MAX_IN_FLIGHT + 100;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let client = Client::new(&[socket.local_addr().unwrap()]);
+    let client = DnsClient::new(&[socket.local_addr().unwrap()]);
     let names: Vec<_> = (0..NAMES).map(|n| format!("n{n}.example")).collect();
     let walks = join_all(names.iter().map(|name| client.walk(name, Place::Alias, Family::V4)));
     let server = async {
@@ -572,7 +572,7 @@ async fn a_server_that_denies_names_of_another_is_not_asked_first_for_ever() {
     cluster.zone([dns::address(NAME, 5, IP)]);
     cluster.answer(NAME, dns::Answer::ServFail);
     public.answer(NAME, dns::Answer::NxDomain);
-    let client = Client::new(&[cluster.address(), public.address()]);
+    let client = DnsClient::new(&[cluster.address(), public.address()]);
     let walk = || client.walk(NAME, Place::Alias, Family::V4);
     assert!(walk().await.is_err_and(|error| error.is_denial()));
     cluster.restore(NAME);
@@ -593,7 +593,7 @@ async fn each_of_many_servers_is_asked_without_edns_where_that_is_dropped() {
     let udp = |r: Reply| if r.knows_edns { Vec::new() } else { vec![r.good().octets()] };
     let server = serve(udp, None).await;
     for count in [4, 5, 7, 20] {
-        let client = Client::new(&vec![server; count]);
+        let client = DnsClient::new(&vec![server; count]);
         let chain = client.walk(NAME, Place::Alias, Family::V4).await;
         assert!(chain.is_ok(), "{count}: {chain:?}");
     }

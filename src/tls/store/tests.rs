@@ -6,7 +6,7 @@ use super::{
 };
 use crate::tls::{
     authority::{Authority, DAY, Root, Seconds, Subject, now},
-    server::{Asked, Certificates},
+    server::{Asked, ServerCertificates},
 };
 
 const LIFETIME: Seconds = 5 * 365 * DAY;
@@ -152,7 +152,7 @@ fn the_longest_alias_has_files() {
 fn a_name_is_found_in_whichever_of_an_alias_authorities_has_it() {
     let app = subject(["app", "app.app", "app.app.svc"]);
     let serving = Serving::in_memory(&[app], &Serving::default()).unwrap();
-    let certificates = Certificates::local(serving.certificates());
+    let certificates = ServerCertificates::local(serving.certificates());
     let address = "127.0.0.1".parse().unwrap();
     let valid = |name: Option<&str>, any: bool, of: &str| {
         let key = certificates.find(Asked { alias: Some("app"), any, name, address })?;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::tls::{
     authority::Subject,
-    server::{AcceptError, Accepted, Asked, Certificates, ServerTls},
+    server::{AcceptError, Accepted, Asked, ServerCertificates, ServerTls},
     store::Serving,
 };
 use proptest::prelude::*;
@@ -88,10 +88,10 @@ async fn accept(bytes: &[u8]) -> Result<Accepted<DuplexStream>, AcceptError> {
     timeout(PATIENCE, async { tokio::join!(accept, client).0 }).await.expect("an end")
 }
 
-fn server() -> (ServerTls, Certificates) {
+fn server() -> (ServerTls, ServerCertificates) {
     let subject = Subject::new(NAME, [NAME.to_owned()], []);
     let serving = Serving::in_memory(&[subject], &Serving::default()).unwrap();
-    (ServerTls::new().unwrap(), Certificates::local(serving.certificates()))
+    (ServerTls::new().unwrap(), ServerCertificates::local(serving.certificates()))
 }
 
 fn hello() -> Vec<u8> {
