@@ -74,8 +74,6 @@ pub mod cli;
 #[doc(hidden)]
 pub mod connect;
 #[doc(hidden)]
-pub mod detect;
-#[doc(hidden)]
 pub mod fault;
 #[doc(hidden)]
 pub mod forward;
@@ -95,6 +93,8 @@ pub mod telemetry;
 pub mod tls;
 #[doc(hidden)]
 pub mod upstream;
+#[doc(hidden)]
+pub use serve::detect;
 
 mod admin;
 mod app;
@@ -108,4 +108,4 @@ mod idle;
 mod limit;
 mod listener;
 mod serve;
-mod socket;
+mod stream;

@@ -2,9 +2,9 @@
 //! The only module that knows all others.
 
 mod certificates;
+mod listen_sockets;
 mod plan;
 mod serving;
-mod sockets;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,9 +24,9 @@ use tokio::{
 };
 
 use certificates::CertificateWatcher;
+use listen_sockets::{ListenSockets, Purpose, is_ipv6_only};
 use plan::{Inventory, Loaded, Plan};
 use serving::Parts;
-use sockets::{Purpose, Sockets, is_ipv6_only};
 
 use crate::{
     admin::{self, Snapshot},
@@ -144,7 +144,7 @@ struct Control {
     policy: Arc<ArcSwap<AddressPolicy>>,
     server: Arc<Server>,
     threads: Workers,
-    sockets: Sockets,
+    sockets: ListenSockets,
     /// Since when some of them are closing.
     closing_since: Instant,
     admin: Option<SocketAddr>,
@@ -177,7 +177,7 @@ impl Control {
             registry: Registry::new(resolver, policy.clone(), workers),
             policy,
             threads: Workers::start(&server, workers, config.listener.max_connections)?,
-            sockets: Sockets::default(),
+            sockets: ListenSockets::default(),
             closing_since: Instant::now(),
             admin: admin.as_ref().map(|bound| bound.address),
             snapshot: Arc::new(Snapshot::new(commands, metrics.clone())),
@@ -260,7 +260,7 @@ impl Control {
     }
 
     /// Says where each alias listens, as far as that is new.
-    fn announce(&self, new: &Config, old_sockets: &Sockets) {
+    fn announce(&self, new: &Config, old_sockets: &ListenSockets) {
         if is_open(&new.proxy) && !is_open(&self.config.proxy) {
             tracing::warn!(
                 "whoever reaches the forward proxy may use it: name a file of USER:PASSWORD lines \

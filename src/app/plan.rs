@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     certificates::{CertificateWatcher, Keeper},
-    sockets::Sockets,
+    listen_sockets::ListenSockets,
 };
 use crate::{
     command::StartError,
@@ -27,7 +27,7 @@ const RELEASE_CHECK: Duration = Duration::from_millis(10);
 /// What is at work now, as far as a plan goes on with it.
 pub struct Inventory {
     pub upstream: upstream::Inventory,
-    pub sockets: Sockets,
+    pub sockets: ListenSockets,
     /// Where the admin listener is.
     pub admin: Option<SocketAddr>,
     /// None before the first configuration is at work.
@@ -37,7 +37,7 @@ pub struct Inventory {
 /// What can be put to work without fail. Dropped, it leaves no trace.
 pub struct Plan {
     pub config: Config,
-    pub sockets: Sockets,
+    pub sockets: ListenSockets,
     pub loaded: Loaded,
 }
 
@@ -73,7 +73,7 @@ impl Plan {
 
     /// The same at the start, when nothing is at work that a file could hold up.
     pub fn first(config: Config, now: &Inventory) -> Result<Self, StartError> {
-        let sockets = Sockets::bind(&config, &now.sockets, now.admin)?;
+        let sockets = ListenSockets::bind(&config, &now.sockets, now.admin)?;
         let loaded = Loaded::load(&config, now)?;
         sockets.listen(&now.sockets, now.admin)?;
         Ok(Self { config, sockets, loaded })
@@ -81,10 +81,10 @@ impl Plan {
 }
 
 /// Binds the sockets of `config`. An address that is taken may be free in a moment.
-async fn bind(config: &Config, now: &Inventory) -> Result<Sockets, StartError> {
+async fn bind(config: &Config, now: &Inventory) -> Result<ListenSockets, StartError> {
     let deadline = Instant::now() + RELEASE;
     loop {
-        match Sockets::bind(config, &now.sockets, now.admin) {
+        match ListenSockets::bind(config, &now.sockets, now.admin) {
             Err(StartError::Bind(error) | StartError::Proxy(error))
                 if error.is_taken() && Instant::now() < deadline =>
             {

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::sockets::{Purpose, Sockets};
+use super::listen_sockets::{ListenSockets, Purpose};
 use crate::{
     config::{self, Config},
     drain::Drain,
@@ -25,7 +25,7 @@ pub struct Parts<'a> {
     pub config: &'a Config,
     /// In the configuration's order.
     pub aliases: &'a [Arc<Alias>],
-    pub sockets: &'a Sockets,
+    pub sockets: &'a ListenSockets,
     /// The way of the forward proxy to hosts that are no alias.
     pub passthrough: Option<Passthrough>,
     pub credentials: Option<Arc<Credentials>>,

@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Wire, WireStream};
 use crate::{
-    socket::{ByteStream, Socket},
+    stream::{ByteStream, Socket},
     tls::Negotiated,
 };
 

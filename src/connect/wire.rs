@@ -34,7 +34,7 @@ use tokio::{
 use tokio_util::io::poll_read_buf;
 
 use super::verdict::{End, Observation, Verdict};
-use crate::socket::Socket;
+use crate::stream::Socket;
 
 sockopt_impl!(
     /// Linux' `struct tcp_info`, as far as it is needed.

@@ -4,13 +4,13 @@ use std::{net::SocketAddr, time::Duration};
 
 use ::http::StatusCode;
 
-use super::{destination::DestinationError, headers::BadRequest};
+use super::{destination::DestinationError, http::headers::BadRequest};
 use crate::{
     fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
     idle::Idle,
     resolve::TrueName,
     tls::TlsError,
-    upstream::SendError,
+    upstream::{Generation, SendError},
 };
 
 /// Why a request has no response from its origin.
@@ -232,4 +232,9 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Whether the request's own body broke off, and nothing that ended its connection on purpose did.
+pub(super) fn is_of_the_body(error: &SendError, generation: &Generation) -> bool {
+    error.is_of_the_body() && !generation.killed().is_cancelled()
 }

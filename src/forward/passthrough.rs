@@ -13,11 +13,10 @@ use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::{
-    Body, Problem, Record,
-    body::Origin,
+    Record,
     destination::Destination,
     error::{causes, kind_of},
-    headers,
+    http::{Body, Origin, Problem, headers},
     tunnel::tunnel,
 };
 use crate::{
@@ -28,7 +27,7 @@ use crate::{
     fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
     http1::ClientConnection,
     resolve::{ResolveError, Resolver},
-    socket::ByteStream,
+    stream::ByteStream,
     telemetry::AliasMetrics,
     upstream::{Attempts, SendError},
 };
@@ -180,7 +179,7 @@ fn failed(mut record: Box<Record>, fault: &Fault) -> Response<Body> {
     let problem = Problem::new(fault, None, None);
     record.failed(&problem, fault, None);
     record.explain(&problem);
-    problem.into_response()
+    problem.into_response().map(Body::whole)
 }
 
 impl PassthroughError {

@@ -6,9 +6,8 @@ use ::http::{Method, StatusCode, Version, request};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
-    Problem,
     destination::Destination,
-    headers,
+    http::{Problem, headers},
     tunnel::{Carried, End},
 };
 use crate::{

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::socket::{ByteStream, Socket};
+use crate::stream::{ByteStream, Socket};
 
 /// How long the open direction of a tunnel may rest once the other has ended. Whoever has closed both at
 /// once looks the same until something is written to it.

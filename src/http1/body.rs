@@ -4,7 +4,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
 
-use super::{Outbox, head::push_fields};
+use super::{
+    Outbox,
+    head::{Framing, push_fields},
+};
 
 /// A line that says a chunk's size, with its extensions, may be this long; and all extensions of a body
 /// together, which nobody reads and everybody has to carry.
@@ -14,17 +17,6 @@ const MAX_EXTENSIONS: usize = 16 * 1024;
 /// Trailers may be this long, and this many.
 const MAX_TRAILERS: usize = 16 * 1024;
 const MAX_TRAILER_FIELDS: usize = 64;
-
-/// Where a body ends (RFC 9112 §6.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
-    /// After so many bytes.
-    Length(u64),
-    /// With the last chunk and its trailers.
-    Chunked,
-    /// With the connection.
-    Close,
-}
 
 /// A body that is not what its head said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

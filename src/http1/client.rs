@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     body::{BoxError, Interim, RequestBody},
-    socket::{ByteStream, Prefixed},
+    stream::{ByteStream, Prefixed},
 };
 use bytes::Bytes;
 use http::{

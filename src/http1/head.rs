@@ -10,8 +10,6 @@ use http::{
     uri::PathAndQuery,
 };
 
-use super::Framing;
-
 /// A request with more fields is refused, as by most servers. Responses with more are rare, and cost an
 /// allocation.
 const MAX_FIELDS: usize = 100;
@@ -51,6 +49,17 @@ pub enum HeadError {
     /// A coding that cannot be undone, or that its version does not have (RFC 9112 §6.1).
     #[error("Transfer-Encoding is another than `chunked`, or in HTTP/1.0")]
     Coding,
+}
+
+/// Where a body ends (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// After so many bytes.
+    Length(u64),
+    /// With the last chunk and its trailers.
+    Chunked,
+    /// With the connection.
+    Close,
 }
 
 /// How a head's names were written: a `HeaderMap` knows them in lower case only. An extension of the

@@ -12,15 +12,17 @@
 mod body;
 mod client;
 mod head;
+mod server;
 mod transfer;
 
 #[cfg(test)]
 mod tests;
 
-pub use body::{BodyError, Decoder, Encoder, Framing};
+pub use body::{BodyError, Decoder, Encoder};
 pub use client::{ClientConnection, ExchangeError};
 pub use head::{
-    HeadError, Reason, RequestFraming, Spelling, parse_request, parse_response, push_request,
-    push_response, request_framing, response_framing,
+    Framing, HeadError, Reason, RequestFraming, Spelling, parse_request, parse_response,
+    push_request, push_response, request_framing, response_framing,
 };
+pub use server::{SKIP, ServerConnection};
 pub use transfer::{Inbox, Outbox};

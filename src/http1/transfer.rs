@@ -15,7 +15,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::{
     idle::IdleTimer,
-    socket::{ByteStream, Socket},
+    stream::{ByteStream, Socket},
 };
 
 /// What is read at once, and what a peer that sends much is read by.

@@ -25,7 +25,7 @@ pub use exchange::{Exchange, ExchangeError};
 use super::{
     Coalesced, Credit, Output, ReceiveWindow, SEND_BUFFER, UPSTREAM_WINDOW, Writer, coalesced,
 };
-use crate::{body::RequestBody, socket::ByteStream};
+use crate::{body::RequestBody, stream::ByteStream};
 
 /// Response heads larger than this are refused.
 const MAX_RESPONSE_HEAD: u32 = 256 * 1024;

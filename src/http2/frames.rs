@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::socket::{ByteStream, Socket};
+use crate::stream::{ByteStream, Socket};
 
 const HEADER: usize = 9;
 const PREFACE: usize = 24;

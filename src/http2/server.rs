@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     idle::IdleTimer,
-    socket::{ByteStream, Socket},
+    stream::{ByteStream, Socket},
 };
 
 /// A client that vanished does not hold its streams for ever.

@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Gone, Incoming, Sender};
-use crate::socket::{ByteStream, Socket};
+use crate::stream::{ByteStream, Socket};
 
 /// How much is given to the stream at once.
 const PIECE: usize = 16 * 1024;

@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-use crate::serve::{SocketId, covers};
+use crate::serve::{ListenSocketId, covers};
 
 /// Connections that the kernel keeps while nobody accepts.
 const BACKLOG: i32 = 1024;
@@ -64,7 +64,7 @@ fn way_out(error: &io::Error, is_of_admin: bool) -> &'static str {
 #[derive(Debug)]
 pub struct Bound {
     /// Which socket.
-    pub id: SocketId,
+    pub id: ListenSocketId,
     /// The address as configured: what routes are found by.
     pub configured: SocketAddr,
     /// The address that the kernel gave: the port, where 0 was asked for.
@@ -95,7 +95,7 @@ impl Bound {
         let together = Together::new(ours, configured.port());
         let socket = bind(configured, ipv6_only, together.has_others()).map_err(error)?;
         Ok(Self {
-            id: SocketId::unique(),
+            id: ListenSocketId::unique(),
             configured,
             address: socket.local_addr().map_err(error)?,
             ipv6_only,

@@ -13,12 +13,12 @@ use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Counted, Http2, Lead};
+use super::{ConnectionInfo, Counted, Http2, Lead};
 use crate::{
     body::{Interim, RequestBody},
-    connect::{Facts, Session, TargetStream, Verdict, Wire},
+    connect::{Session, TargetStream, Verdict},
     http1, http2,
-    socket::Prefixed,
+    stream::Prefixed,
     tls::Negotiated,
 };
 
@@ -29,18 +29,6 @@ pub enum Connection {
     Http1(Http1),
     /// Shared by many.
     Http2(Http2),
-}
-
-/// What all requests on one connection share; alive until its socket closes.
-#[derive(Debug)]
-pub struct ConnectionInfo {
-    /// The socket, for questions about lost requests.
-    pub wire: Arc<Wire>,
-    /// How it was made.
-    pub facts: Facts,
-    /// When it has to be replaced (`pool.max_lifetime`, less some jitter).
-    pub expires: Instant,
-    pub(super) counted: Counted,
 }
 
 /// An HTTP/1.1 connection.

@@ -8,6 +8,7 @@ mod connection;
 mod error;
 mod flight;
 mod http2;
+mod info;
 mod permit;
 
 use std::{
@@ -24,10 +25,11 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use connection::{Connection, ConnectionInfo, Http1, SendError};
+pub use connection::{Connection, Http1, SendError};
 pub use error::AcquireError;
 pub use flight::{Flight, Follow, Lead};
 pub use http2::Http2;
+pub use info::ConnectionInfo;
 pub use permit::{Counted, EndpointConnections, Permit, Room};
 
 use flight::SingleFlight;

@@ -1,7 +1,5 @@
 //! An application's HTTP/1 connection: request by request, each answered before the next is read.
 
-mod state;
-
 use std::{
     fmt,
     future::poll_fn,
@@ -19,17 +17,15 @@ use http_body::{Body as _, Frame};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout};
 
-use state::{SKIP, State};
-
-use super::{Arrival, End, Listener, Server, patience::Patience};
+use super::{Arrival, End, Listener, Server, request_timer::RequestTimer};
 use crate::{
     body::{BoxError, Connection, Interim, RequestBody},
     forward::{Body, Problem, RefusedHead, Upgrade, UpgradeSender, headers},
     http1::{
-        BodyError, Decoder, Encoder, Framing, HeadError, Outbox, parse_request, push_response,
-        request_framing,
+        BodyError, Decoder, Encoder, Framing, HeadError, Outbox, SKIP, ServerConnection,
+        parse_request, push_response, request_framing,
     },
-    socket::{ByteStream, Prefixed},
+    stream::{ByteStream, Prefixed},
     telemetry::AliasMetrics,
 };
 
@@ -38,7 +34,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection, shared by its task and by the bodies of its requests, which whoever sends them
 /// upstream reads.
-pub(super) struct Line<S>(Mutex<State<S>>);
+pub(super) struct Http1Connection<S>(Mutex<ServerConnection<S>>);
 
 /// How long reading the rest of a body that nobody wants may take.
 const SKIP_TIME: Duration = Duration::from_secs(10);
@@ -85,10 +81,10 @@ enum Answered {
     Broken,
 }
 
-impl<S: ByteStream + 'static> Line<S> {
+impl<S: ByteStream + 'static> Http1Connection<S> {
     /// `stream` is plaintext, or the inside of TLS.
     pub fn new(stream: S) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State::new(stream))))
+        Arc::new(Self(Mutex::new(ServerConnection::new(stream))))
     }
 
     /// Serves requests until the connection ends, each with the listener as it is when its head is
@@ -104,16 +100,16 @@ impl<S: ByteStream + 'static> Line<S> {
         A: Fn(Request<RequestBody>, Arc<Listener>) -> F,
         F: Future<Output = Response<Body>>,
     {
-        let mut patience = Patience::new();
+        let mut timer = RequestTimer::new();
         let mut unused = pin!(arrival.unused(Instant::now()));
         // Room for a response's future, taken once for many requests. A connection that waits for
         // its next request has none after a while.
         let mut answering = None;
         let last = loop {
             let next = poll_fn(|cx| {
-                let next = self.poll_next(cx, &mut patience, server, &mut arrival);
+                let next = self.poll_next(cx, &mut timer, server, &mut arrival);
                 if next.is_pending() && self.lock().inbox.bytes.is_empty() {
-                    if patience.rests() {
+                    if timer.rests() {
                         self.lock().rest();
                         answering = None;
                     }
@@ -137,8 +133,8 @@ impl<S: ByteStream + 'static> Line<S> {
             };
             let written = poll_fn(|cx| self.poll_respond(cx, &mut writing)).await;
             match self.end_answer(writing, asked.handover, written) {
-                Answered::Kept => patience.idle(),
-                Answered::Behind if Box::pin(self.skip_rest()).await => patience.idle(),
+                Answered::Kept => timer.idle(),
+                Answered::Behind if Box::pin(self.skip_rest()).await => timer.idle(),
                 Answered::Behind | Answered::Last => break Last::Answered,
                 Answered::Broken => return End::Done,
             }
@@ -155,14 +151,14 @@ impl<S: ByteStream + 'static> Line<S> {
         end
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<S>> {
+    fn lock(&self) -> MutexGuard<'_, ServerConnection<S>> {
         self.0.lock()
     }
 
     fn poll_next(
         self: &Arc<Self>,
         cx: &mut Context<'_>,
-        patience: &mut Patience,
+        timer: &mut RequestTimer,
         server: &Server,
         arrival: &mut Arrival,
     ) -> Poll<Result<(Asked, Request<RequestBody>), Last>> {
@@ -175,7 +171,7 @@ impl<S: ByteStream + 'static> Line<S> {
             let max_size = arrival.listener.settings.max_header_size;
             if state.inbox.has_begun() && state.inbox.may_have_head(max_size) {
                 match parse_request(&mut state.inbox.bytes, max_size) {
-                    Ok(None) => patience.head(),
+                    Ok(None) => timer.head(),
                     Ok(Some(head)) => {
                         state.inbox.head_taken();
                         drop(state);
@@ -192,9 +188,9 @@ impl<S: ByteStream + 'static> Line<S> {
         }
         let begun = state.inbox.has_begun();
         drop(state);
-        ready!(patience.poll(cx, arrival.listener.settings.header_timeout));
+        ready!(timer.poll(cx, arrival.listener.settings.header_timeout));
         // A client that has asked for nothing gets no response.
-        let slow = patience.in_head && begun;
+        let slow = timer.in_head && begun;
         Poll::Ready(Err(if slow { Last::Refused(RefusedHead::TooSlow) } else { Last::End }))
     }
 
@@ -422,7 +418,7 @@ impl<S: ByteStream + 'static> Line<S> {
     }
 }
 
-impl<S: ByteStream> Connection for Line<S> {
+impl<S: ByteStream> Connection for Http1Connection<S> {
     fn poll_frame(
         &self,
         request: u64,
@@ -442,7 +438,7 @@ impl<S: ByteStream> Connection for Line<S> {
     }
 }
 
-impl<S: ByteStream> Interim for Line<S> {
+impl<S: ByteStream> Interim for Http1Connection<S> {
     fn pass_on(&self, mut head: response::Parts) {
         headers::strip_response(&mut head.headers, false);
         let mut state = self.0.lock();
@@ -459,9 +455,9 @@ impl<S: ByteStream> Interim for Line<S> {
     }
 }
 
-impl<S> fmt::Debug for Line<S> {
+impl<S> fmt::Debug for Http1Connection<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line").finish_non_exhaustive()
+        f.debug_struct("Http1Connection").finish_non_exhaustive()
     }
 }
 

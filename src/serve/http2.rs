@@ -24,7 +24,7 @@ use crate::{
         server::{Connection, ConnectionError, Exchange, Responder},
     },
     idle::IdleTimer,
-    socket::ByteStream,
+    stream::ByteStream,
 };
 
 /// How long a client that has asked for nothing has to leave by itself at the end.

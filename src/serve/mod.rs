@@ -1,13 +1,14 @@
 //! One connection from an application: detected, then served request by request.
 
+mod client_stream;
 mod credentials;
+pub mod detect;
+mod forward_proxy;
 mod http1;
 mod http2;
-mod patience;
-mod proxy;
+mod listen_socket;
+mod request_timer;
 mod service;
-mod socket;
-mod sockets;
 
 use std::{io::ErrorKind, net::SocketAddr, sync::Arc};
 
@@ -21,19 +22,18 @@ use tokio::{
 };
 
 pub use credentials::Credentials;
-pub use proxy::{ForwardProxy, Reached};
-pub use service::{Listener, ListenerId, Service, Serving, UNBOUND};
-pub use sockets::{Part, SocketId, SocketUse, covers};
+pub use listen_socket::{ListenSocketId, ListenSocketUse, ListenerId, Part, covers};
+pub use service::{ForwardProxy, Listener, Reached, Service, Serving, UNBOUND};
 
-use http1::Line;
-use socket::{SocketStream, linger};
+use client_stream::{ClientStream, linger};
+use detect::{DetectError, HTTP2_PREFACE, Protocol, detect};
+use http1::Http1Connection;
 
 use crate::{
     body::RequestBody,
-    detect::{DetectError, HTTP2_PREFACE, Protocol, detect},
     drain::Drain,
     forward::{self, Downstream},
-    socket::{ByteStream, Place, Prefixed},
+    stream::{ByteStream, Place, Prefixed},
     telemetry::{DownstreamConnection, Failures},
     tls::{
         Negotiated,
@@ -132,7 +132,7 @@ impl Server {
         place: Place,
     ) {
         let _guard = self.drain.guard();
-        let (mut stream, socket) = SocketStream::new(stream, place);
+        let (mut stream, socket) = ClientStream::new(stream, place);
         // One that is gone already shows that soon enough.
         let _ = socket.watch(arrival.listener.keepalive());
 
@@ -344,11 +344,11 @@ impl Server {
     where
         S: ByteStream + 'static,
     {
-        let line = Line::new(stream);
+        let connection = Http1Connection::new(stream);
         // A block, as an async fn keeps its arguments twice.
         async move {
             let answer = |request, listener| self.respond(request, &downstream, listener);
-            line.serve(downstream.scheme == "https", self, arrival, answer).await
+            connection.serve(downstream.scheme == "https", self, arrival, answer).await
         }
     }
 

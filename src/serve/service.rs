@@ -2,10 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,10 +10,13 @@ use foldhash::HashMap;
 use tokio::net::TcpStream;
 
 use super::{
-    ForwardProxy,
-    sockets::{SocketId, SocketUse},
+    Credentials,
+    listen_socket::{ListenSocketId, ListenSocketUse, ListenerId},
 };
-use crate::{config, drain::Drain, route::Routes, tls::server::ServerCertificates};
+use crate::{
+    config, drain::Drain, forward::Passthrough, route::Routes, tls::server::ServerCertificates,
+    upstream::Alias,
+};
 
 /// The address of the listener of aliases that have none, and are reached by the forward proxy only: no
 /// socket can have it.
@@ -28,14 +28,10 @@ pub struct Serving {
     /// The listeners.
     pub listeners: HashMap<ListenerId, Arc<Listener>>,
     /// The sockets that their connections come by.
-    pub sockets: HashMap<SocketId, SocketUse>,
+    pub sockets: HashMap<ListenSocketId, ListenSocketUse>,
     /// What clients are shown that speak TLS.
     pub certificates: Arc<ServerCertificates>,
 }
-
-/// A listener, whatever becomes of its address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ListenerId(u64);
 
 /// A listener as it is configured.
 pub struct Listener {
@@ -63,9 +59,33 @@ pub enum Service {
     ForwardProxy(ForwardProxy),
 }
 
+/// The forward proxy, as configured.
+pub struct ForwardProxy {
+    /// The aliases, by the names that are theirs whatever DNS says. A true name is none of them: who tells
+    /// a proxy the vendor's name means the vendor.
+    pub aliases: HashMap<String, Reached>,
+    /// The way to hosts that are no alias; `None` where they are refused.
+    pub passthrough: Option<Passthrough>,
+    /// What clients have to know; `None` where nothing is asked of them.
+    pub credentials: Option<Arc<Credentials>>,
+}
+
+/// An alias that is reached by the forward proxy.
+#[derive(Clone)]
+pub struct Reached {
+    /// The alias.
+    pub alias: Arc<Alias>,
+    /// The listener as whose connections tunnels to it are served.
+    pub listener: Arc<Listener>,
+}
+
 impl Serving {
     /// The listener of a new connection; `None` where nobody listens there any more.
-    pub fn listener_of(&self, socket: SocketId, stream: &TcpStream) -> Option<&Arc<Listener>> {
+    pub fn listener_of(
+        &self,
+        socket: ListenSocketId,
+        stream: &TcpStream,
+    ) -> Option<&Arc<Listener>> {
         self.listeners.get(&self.sockets.get(&socket)?.listener(stream)?)
     }
 
@@ -84,14 +104,6 @@ impl Serving {
             sockets: self.sockets.clone(),
             certificates: Arc::new(certificates),
         }
-    }
-}
-
-impl ListenerId {
-    /// One that no other listener has.
-    pub fn unique() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 

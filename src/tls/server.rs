@@ -18,7 +18,7 @@ use super::{
     authority::{Authority, Certified},
     client::Negotiated,
 };
-use crate::socket::{ByteStream, Socket};
+use crate::stream::{ByteStream, Socket};
 
 /// RFC 6066 §3: the server knows no such name.
 const UNRECOGNIZED_NAME: u8 = 112;

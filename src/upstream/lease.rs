@@ -22,7 +22,7 @@ use crate::{
     connect::{Deadline, Mark, Session, TargetStream, Verdict, Wire},
     fault::Fault,
     pool::{AcquireError, Connection, ConnectionInfo, Counted, Flight, PoolKey, SendError},
-    socket::Prefixed,
+    stream::Prefixed,
     tls::{Alpn, Negotiated},
 };
 

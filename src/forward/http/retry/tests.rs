@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use futures_util::{FutureExt, stream};
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 use crate::{
-    body::BoxError,
+    body::{BoxError, RequestBody},
     fault::{Cause, Diagnosis, Kind, Stage},
 };
 

@@ -1,50 +1,27 @@
 //! One request: routed, rewritten, sent, sent again where that is safe, and answered.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
-use ::http::{
-    HeaderValue, Method, Response, StatusCode, Version, header::HOST, request, uri::Authority,
-};
+use ::http::{Method, Response, StatusCode, Version, header::HOST, request, uri::Authority};
 use tokio::time::Instant;
 
 use super::{
-    Body, ForwardError, Problem, Record,
-    attempt::{Answered, Attempt, Outcome, Outgoing},
+    super::{Downstream, ForwardError, Record},
+    Body, Problem,
+    attempt::{Answered, Attempt, Outcome, Outgoing, configured_host, host_to_send, target_view},
     body::Origin,
-    headers::{self, ClientView, Repaired, TargetView},
+    headers::{self, ClientView, Repaired},
     retry::{Next, On, Tried, next, speaks_against_target},
     upgrade::{self, Upgrade},
 };
 use crate::{
     body::RequestBody,
     config::{HostHeader, HttpVersion},
-    drain::Drain,
     fault::{Fault, Taken},
     route::Routes,
-    telemetry::{AliasMetrics, DownstreamConnection},
+    telemetry::AliasMetrics,
     upstream::{Alias, Generation, Lease, Want},
 };
-
-/// What a request's connection says of it.
-#[derive(Clone, Debug)]
-pub struct Downstream {
-    /// The listener, as configured.
-    pub listener: SocketAddr,
-    /// The application's end.
-    pub peer: SocketAddr,
-    /// Our end.
-    pub local: SocketAddr,
-    /// `http`, or `https` on TLS.
-    pub scheme: &'static str,
-    /// The name that the application asked for by TLS' SNI, if it did.
-    pub server_name: Option<String>,
-    /// The worker that serves the connection.
-    pub worker: usize,
-    /// What a tunnel must not outlive unnoticed.
-    pub drain: Drain,
-    /// The connection in the metrics; none where a program called without one.
-    pub connection: Option<Arc<DownstreamConnection>>,
-}
 
 /// A request for an alias, as it came.
 pub struct Incoming<'a> {
@@ -96,7 +73,7 @@ pub fn refuse(
         "{}",
         problem.detail(),
     );
-    problem.into_response()
+    problem.into_response().map(Body::whole)
 }
 
 async fn route(
@@ -139,7 +116,7 @@ pub async fn forward(
             let problem = Problem::new(&fault, Some(alias), generation.as_deref());
             journey.record.failed(&problem, &fault, generation);
             journey.record.explain(&problem);
-            let mut response = problem.into_response();
+            let mut response = problem.into_response().map(Body::whole);
             response.body_mut().record(journey.record);
             response
         }
@@ -358,8 +335,8 @@ impl Answer {
         let keep_alive = headers::keep_alive(response.version(), response.headers());
         let nominated = headers::strip_response(response.headers_mut(), switching);
         if config.repair {
-            let told = told_host(&config.host);
-            let target = view(lease.generation(), told.as_ref());
+            let told = configured_host(&config.host);
+            let target = target_view(lease.generation(), told.as_ref());
             headers::repair_response(response.headers_mut(), &client, target);
         }
         *response.version_mut() = Version::HTTP_11;
@@ -382,19 +359,6 @@ impl Answer {
     }
 }
 
-/// The target as it knows itself: by the Host that it is sent.
-pub(super) fn view<'a>(generation: &'a Generation, told: Option<&'a Authority>) -> TargetView<'a> {
-    let authority = told.unwrap_or(generation.authority());
-    TargetView { scheme: generation.scheme(), authority }
-}
-
-pub(super) fn told_host(configured: &HostHeader) -> Option<Authority> {
-    match configured {
-        HostHeader::Literal(host) => host.parse().ok(),
-        HostHeader::Rewrite | HostHeader::Preserve => None,
-    }
-}
-
 fn want(downstream: Version, switching: bool, configured: HttpVersion) -> Want {
     match configured {
         // RFC 9113 §8.6: HTTP/2 has no Upgrade.
@@ -404,22 +368,6 @@ fn want(downstream: Version, switching: bool, configured: HttpVersion) -> Want {
         HttpVersion::Auto if downstream == Version::HTTP_2 => Want::Http2Or1,
         HttpVersion::Auto => Want::Http1,
     }
-}
-
-pub(super) fn host_to_send(
-    configured: &HostHeader,
-    client: &ClientView,
-    generation: &Generation,
-) -> Result<HeaderValue, Fault> {
-    match configured {
-        HostHeader::Rewrite => Ok(generation.host().clone()),
-        HostHeader::Preserve => to_header(client.authority.as_str()),
-        HostHeader::Literal(host) => to_header(host),
-    }
-}
-
-fn to_header(host: &str) -> Result<HeaderValue, Fault> {
-    HeaderValue::from_str(host).map_err(|_| headers::BadRequest::InvalidHost(host.into()).into())
 }
 
 fn check_signature(

@@ -2,17 +2,16 @@
 
 use std::{mem, pin::pin, time::Duration};
 
-use ::http::{HeaderValue, Response, StatusCode, request};
+use ::http::{HeaderValue, Method, Response, StatusCode, request, uri::Authority};
 
 use super::{
-    ForwardError, deadline,
-    headers::{self, ClientView, Repaired},
-    http::{host_to_send, told_host, view},
-    retry::Asked,
+    super::error::{ForwardError, is_of_the_body},
+    deadline,
+    headers::{self, BadRequest, ClientView, Repaired, TargetView},
 };
 use crate::{
     body::RequestBody,
-    config,
+    config::{self, HostHeader},
     fault::{Fault, Taken},
     tls::TlsError,
     upstream::{Alias, Generation, Lease, SendError},
@@ -28,6 +27,13 @@ pub(super) struct Outgoing<'a> {
     pub(super) waits: bool,
     /// What `repair` changed for the target before.
     pub(super) repaired: Repaired,
+}
+
+/// What was asked for, as far as it matters for sending it again.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a Method,
+    pub(super) body: &'a RequestBody,
 }
 
 /// A request on a connection.
@@ -70,8 +76,8 @@ impl Outgoing<'_> {
                 host.eq_ignore_ascii_case(self.client.authority.as_str())
                     || alias.hosts().iter().any(|own| own.eq_ignore_ascii_case(host))
             };
-            let told = told_host(&config.host);
-            let target = view(generation, told.as_ref());
+            let told = configured_host(&config.host);
+            let target = target_view(generation, told.as_ref());
             mem::take(&mut self.repaired).undo(&mut self.head.headers);
             self.repaired = headers::repair_request(&mut self.head.headers, is_alias, target);
             self.client.origin = self.repaired.origin.clone();
@@ -95,6 +101,13 @@ impl Outgoing<'_> {
     /// What decides whether it may be sent again.
     pub(super) fn asked(&self) -> Asked<'_> {
         Asked { method: &self.head.method, body: &self.body }
+    }
+}
+
+impl Asked<'_> {
+    /// Whether to repeat the request does no harm, whatever came of it.
+    pub(super) fn is_safe_to_repeat(&self) -> bool {
+        self.method.is_idempotent() && self.body.is_untouched()
     }
 }
 
@@ -167,11 +180,6 @@ impl Attempt<'_> {
     }
 }
 
-/// Whether the request's own body broke off, and nothing that ended its connection on purpose did.
-pub(super) fn is_of_the_body(error: &SendError, generation: &Generation) -> bool {
-    error.is_of_the_body() && !generation.killed().is_cancelled()
-}
-
 fn explain(error: SendError, lease: &Lease) -> ForwardError {
     let (endpoint, generation) = (lease.endpoint(), lease.generation());
     if generation.killed().is_cancelled() && error.is_cut_off() {
@@ -179,4 +187,36 @@ fn explain(error: SendError, lease: &Lease) -> ForwardError {
     }
     let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
     ForwardError::Exchange { endpoint, error: Box::new(error), tls, kept: lease.is_reused() }
+}
+
+/// The target as it knows itself: by the Host that it is sent.
+pub(super) fn target_view<'a>(
+    generation: &'a Generation,
+    told: Option<&'a Authority>,
+) -> TargetView<'a> {
+    let authority = told.unwrap_or(generation.authority());
+    TargetView { scheme: generation.scheme(), authority }
+}
+
+pub(super) fn configured_host(configured: &HostHeader) -> Option<Authority> {
+    match configured {
+        HostHeader::Literal(host) => host.parse().ok(),
+        HostHeader::Rewrite | HostHeader::Preserve => None,
+    }
+}
+
+pub(super) fn host_to_send(
+    configured: &HostHeader,
+    client: &ClientView,
+    generation: &Generation,
+) -> Result<HeaderValue, Fault> {
+    match configured {
+        HostHeader::Rewrite => Ok(generation.host().clone()),
+        HostHeader::Preserve => to_header(client.authority.as_str()),
+        HostHeader::Literal(host) => to_header(host),
+    }
+}
+
+fn to_header(host: &str) -> Result<HeaderValue, Fault> {
+    HeaderValue::from_str(host).map_err(|_| BadRequest::InvalidHost(host.into()).into())
 }

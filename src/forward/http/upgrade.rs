@@ -12,8 +12,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{Body, Downstream, Record, tunnel::tunnel};
-use crate::{fault::ProxyErrorType, http2::Protocol, socket::ByteStream, upstream::Lease};
+use super::{
+    super::{Downstream, Record, tunnel::tunnel},
+    Body,
+};
+use crate::{fault::ProxyErrorType, http2::Protocol, stream::ByteStream, upstream::Lease};
 
 /// The client's side of a connection that may come to speak another protocol: an extension of the
 /// request that asks for it.

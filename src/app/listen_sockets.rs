@@ -13,7 +13,7 @@ use crate::{
     command::StartError,
     config::Config,
     listener::{BindError, Bound},
-    serve::{ListenerId, Part, SocketId, SocketUse, covers},
+    serve::{ListenSocketId, ListenSocketUse, ListenerId, Part, covers},
 };
 
 /// What connections are accepted for.
@@ -49,14 +49,14 @@ pub enum Role {
 
 /// The sockets of a configuration.
 #[derive(Clone, Default)]
-pub struct Sockets {
+pub struct ListenSockets {
     pub at_work: Vec<Listening>,
     /// Wide sockets that narrower ones have taken the place of. Connections to those may still be on
     /// their way through the wide ones.
     pub closing: Vec<Arc<Bound>>,
 }
 
-impl Sockets {
+impl ListenSockets {
     /// The sockets of `config`. Those that are there serve again wherever they fit. The others are
     /// bound, but do not listen yet: nothing has changed where this is dropped.
     ///
@@ -124,19 +124,19 @@ impl Sockets {
     pub fn uses(
         &self,
         listener: impl Fn(Purpose) -> Option<ListenerId>,
-    ) -> HashMap<SocketId, SocketUse> {
+    ) -> HashMap<ListenSocketId, ListenSocketUse> {
         let at_work = self.at_work.iter().filter_map(|listening| {
             let takes_more = listening.ipv6_only && listening.bound.is_of_both_families();
             let socket_use = match takes_more {
-                true => SocketUse::Parts(self.parts(&listening.bound, &listener)),
-                false => SocketUse::Open(listener(listening.purpose)?),
+                true => ListenSocketUse::Parts(self.parts(&listening.bound, &listener)),
+                false => ListenSocketUse::Open(listener(listening.purpose)?),
             };
             Some((listening.bound.id, socket_use))
         });
         let closing = self
             .closing
             .iter()
-            .map(|wide| (wide.id, SocketUse::Parts(self.parts(wide, &listener))));
+            .map(|wide| (wide.id, ListenSocketUse::Parts(self.parts(wide, &listener))));
         at_work.chain(closing).collect()
     }
 
@@ -183,7 +183,7 @@ struct Free {
 }
 
 impl Free {
-    fn new(now: &Sockets) -> Self {
+    fn new(now: &ListenSockets) -> Self {
         let mut free = Self { by_address: HashMap::default(), any_port: HashMap::default() };
         for bound in now.all() {
             free.by_address.entry(bound.address).or_default().push(bound.clone());

@@ -2,22 +2,14 @@
 
 use std::net::SocketAddr;
 
-use ::http::{Method, StatusCode};
+use ::http::StatusCode;
 
-use super::attempt::Outcome;
+use super::attempt::{Asked, Outcome};
 use crate::{
-    body::RequestBody,
     config::{self, RetryOn},
     fault::{Blame, Fault, Kind, Stage, Taken},
     telemetry::RetryReason,
 };
-
-/// What was asked for, as far as it matters for sending it again.
-#[derive(Clone, Copy)]
-pub(super) struct Asked<'a> {
-    pub(super) method: &'a Method,
-    pub(super) body: &'a RequestBody,
-}
 
 /// What was tried so far.
 #[derive(Debug, Default)]
@@ -148,13 +140,6 @@ pub(super) fn speaks_against_target(fault: &Fault) -> bool {
 /// Whether another endpoint of the same target may do better.
 fn is_worth_another_endpoint(fault: &Fault) -> bool {
     matches!(fault.blame(), Blame::Connection | Blame::Endpoint)
-}
-
-impl Asked<'_> {
-    /// Whether to repeat the request does no harm, whatever came of it.
-    pub(super) fn is_safe_to_repeat(&self) -> bool {
-        self.method.is_idempotent() && self.body.is_untouched()
-    }
 }
 
 #[cfg(test)]

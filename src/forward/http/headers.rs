@@ -16,6 +16,8 @@ use http::{
 use super::urls;
 use crate::config::Forwarded;
 
+pub use super::view::{ClientView, TargetView};
+
 /// RFC 9110 §7.6.1, and two that the world invented. `Transfer-Encoding` is each side's own.
 const HOP_BY_HOP: [&str; 8] = [
     "connection",
@@ -97,27 +99,6 @@ fn parse_host(value: &HeaderValue) -> Result<Authority, BadRequest> {
         return Err(BadRequest::NoHost);
     }
     Authority::try_from(value.as_bytes()).map_err(|_| invalid())
-}
-
-/// Where the client thinks it is: what `repair` translates from and to.
-#[derive(Clone, Debug)]
-pub struct ClientView {
-    /// `http`, or `https` on a TLS listener.
-    pub scheme: &'static str,
-    /// Host as the client wrote it.
-    pub authority: Authority,
-    /// The request's `Origin`, where it was the alias' and has been rewritten.
-    pub origin: Option<HeaderValue>,
-}
-
-/// Where the request goes.
-#[derive(Clone, Copy, Debug)]
-pub struct TargetView<'a> {
-    /// `https`, or `http` to a plaintext target.
-    pub scheme: &'static str,
-    /// What the target calls itself: the true name, with its port where that is not the default,
-    /// or the Host that the configuration tells outright.
-    pub authority: &'a Authority,
 }
 
 /// Which of [`HOP_BY_HOP`] a message has. Most have none, or one: a pass over the names that are

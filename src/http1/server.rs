@@ -9,38 +9,38 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 
+use super::{BodyError, Decoder, Inbox, Outbox};
 use crate::{
     body::BoxError,
-    http1::{BodyError, Decoder, Inbox, Outbox},
     idle::{Idle, IdleTimer},
-    socket::{ByteStream, Socket},
+    stream::{ByteStream, Socket},
 };
 
 /// How much of a request's body is read that nobody wants, and for how long, so that its connection can
 /// serve the next request; and how much where that is known to be there.
-pub(super) const SKIP: u64 = 1024 * 1024;
+pub const SKIP: u64 = 1024 * 1024;
 const SKIP_NOW: u64 = 128 * 1024;
 
 /// How often somebody looks whether the client of a body that nobody reads is still there.
 const LOOK_OUT: Duration = Duration::from_secs(1);
 
 /// A connection's state, which its task and the bodies of its requests share.
-pub(super) struct State<S> {
+pub struct ServerConnection<S> {
     /// None once it speaks another protocol.
-    pub(super) stream: Option<S>,
-    pub(super) inbox: Inbox,
+    pub stream: Option<S>,
+    pub inbox: Inbox,
     /// What goes out ahead of a response: `1xx` only.
-    pub(super) outbox: Outbox,
+    pub outbox: Outbox,
     /// The body of the request at hand.
-    pub(super) body: Decoder,
+    pub body: Decoder,
     /// The number of that request: a body that outlives it must not read the next one.
-    pub(super) request: u64,
+    pub request: u64,
     /// The client waits for `100 Continue`, which it gets when somebody wants the body.
-    pub(super) expects: bool,
+    pub expects: bool,
     /// The client understands `1xx`, and its response has not begun.
-    pub(super) interim: bool,
+    pub interim: bool,
     /// The connection's own task, to be woken when the body has ended: nobody reads then.
-    pub(super) owner: Option<Waker>,
+    pub owner: Option<Waker>,
     /// Whoever wants the body waits for the client.
     wanted: bool,
     /// The client has kept them waiting for too long.
@@ -50,12 +50,12 @@ pub(super) struct State<S> {
     /// Measures for how long nobody has wanted it.
     unwanted: IdleTimer,
     /// How long the client may read nothing of the response at hand.
-    pub(super) unread: Duration,
+    pub unread: Duration,
 }
 
-impl<S: ByteStream> State<S> {
+impl<S: ByteStream> ServerConnection<S> {
     /// Of a connection that nothing was read from.
-    pub(super) fn new(stream: S) -> Self {
+    pub fn new(stream: S) -> Self {
         Self {
             stream: Some(stream),
             inbox: Inbox::default(),
@@ -74,7 +74,7 @@ impl<S: ByteStream> State<S> {
     }
 
     /// A request begins, with this body.
-    pub(super) fn begin(&mut self, body: Decoder) {
+    pub fn begin(&mut self, body: Decoder) {
         self.body = body;
         // How long the client was silent before, or whoever wanted its last body, says nothing of this one.
         self.wanted = false;
@@ -83,16 +83,12 @@ impl<S: ByteStream> State<S> {
     }
 
     /// Reads; `false` at the end.
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(false) };
         Poll::Ready(matches!(ready!(self.inbox.poll_fill(cx, stream)), Ok(1..)))
     }
 
-    pub(super) fn poll_flush(
-        &mut self,
-        cx: &mut Context<'_>,
-        out: &mut Outbox,
-    ) -> Poll<io::Result<()>> {
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<io::Result<()>> {
         match &mut self.stream {
             Some(stream) => out.poll_flush(cx, stream),
             None => Poll::Ready(Ok(())),
@@ -100,7 +96,7 @@ impl<S: ByteStream> State<S> {
     }
 
     /// For somebody who waits for that: ready once the client has read nothing for too long.
-    pub(super) fn poll_unread(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<()> {
+    pub fn poll_unread(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<()> {
         match &self.stream {
             Some(stream) => out.poll_idle(cx, self.unread, stream),
             None => Poll::Pending,
@@ -108,7 +104,7 @@ impl<S: ByteStream> State<S> {
     }
 
     /// Writes what goes out ahead of a response, as far as that can be done now.
-    pub(super) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    pub fn poll_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if let Some(stream) = &mut self.stream
             && !self.outbox.is_empty()
             && let Poll::Ready(result) = self.outbox.poll_flush(cx, stream)
@@ -119,14 +115,14 @@ impl<S: ByteStream> State<S> {
     }
 
     /// Makes the connection's end a reset: nothing else tells that a response is not whole.
-    pub(super) fn reset_on_close(&self) {
+    pub fn reset_on_close(&self) {
         if let Some(socket) = self.stream.as_ref().and_then(ByteStream::socket) {
             socket.reset_on_close();
         }
     }
 
     /// Gives back what a connection that waits does not need.
-    pub(super) fn rest(&mut self) {
+    pub fn rest(&mut self) {
         self.inbox.release();
         self.outbox.release();
         if let Some(socket) = self.stream.as_ref().and_then(ByteStream::socket) {
@@ -135,7 +131,7 @@ impl<S: ByteStream> State<S> {
     }
 
     /// Whether the client has left. Whoever has a body to read learns of it by that.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.body.is_done() {
             if self.owner.as_ref().is_none_or(|owner| !owner.will_wake(cx.waker())) {
                 self.owner = Some(cx.waker().clone());
@@ -163,14 +159,14 @@ impl<S: ByteStream> State<S> {
     }
 
     /// Passes over what is left of a body that nobody wanted; `false` where that is not all there.
-    pub(super) fn skip_body(&mut self) -> bool {
+    pub fn skip_body(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.poll_skip(&mut cx, &mut { SKIP_NOW }) == Poll::Ready(true)
     }
 
     /// The same, for no more than `left` bytes of it. Ready with `false` where there is more, or it is
     /// broken.
-    pub(super) fn poll_skip(&mut self, cx: &mut Context<'_>, left: &mut u64) -> Poll<bool> {
+    pub fn poll_skip(&mut self, cx: &mut Context<'_>, left: &mut u64) -> Poll<bool> {
         loop {
             match self.body.decode(&mut self.inbox.bytes) {
                 _ if self.body.is_done() => return Poll::Ready(true),
@@ -191,7 +187,7 @@ impl<S: ByteStream> State<S> {
 
     /// Whether what is left of a request's body can be passed over once its response is written, so that
     /// the connection may be kept. `unwanted`: nobody reads it any more.
-    pub(super) fn may_skip_body(&mut self, unwanted: bool) -> bool {
+    pub fn may_skip_body(&mut self, unwanted: bool) -> bool {
         if unwanted && self.skip_body() {
             return true;
         }
@@ -199,7 +195,7 @@ impl<S: ByteStream> State<S> {
         !self.given_up && self.body.size_hint().exact().is_some_and(|left| left <= SKIP)
     }
 
-    pub(super) fn poll_frame(
+    pub fn poll_frame(
         &mut self,
         idle: Option<Duration>,
         cx: &mut Context<'_>,

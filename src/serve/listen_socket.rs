@@ -7,14 +7,24 @@ use std::{
 
 use tokio::net::TcpStream;
 
-use super::ListenerId;
+/// A listener, whatever becomes of its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerId(u64);
 
 /// A listening socket, whatever becomes of its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SocketId(u64);
+pub struct ListenSocketId(u64);
 
-impl SocketId {
+impl ListenSocketId {
     /// One that no other socket has.
+    pub fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl ListenerId {
+    /// One that no other listener has.
     pub fn unique() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -23,7 +33,7 @@ impl SocketId {
 
 /// What a socket is for.
 #[derive(Clone, Debug)]
-pub enum SocketUse {
+pub enum ListenSocketUse {
     /// All its connections are this listener's.
     Open(ListenerId),
     /// It takes more connections than are to be served: only these are. It is about to close, or it is a
@@ -42,7 +52,7 @@ pub struct Part {
     pub listener: ListenerId,
 }
 
-impl SocketUse {
+impl ListenSocketUse {
     /// The listener of a new connection; `None` where it is nobody's any more.
     pub fn listener(&self, stream: &TcpStream) -> Option<ListenerId> {
         match self {

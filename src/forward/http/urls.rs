@@ -1,7 +1,7 @@
 //! URLs in a response's fields, taken from the target's origin to the alias'. Pure, and on bytes: what
 //! servers write there is not always ASCII, and all of it behind the origin stays as it was.
 
-use super::headers::{ClientView, TargetView};
+use super::view::{ClientView, TargetView};
 
 /// A URL of the target in the alias' name; `None` for any other.
 pub(super) fn url(url: &[u8], client: &ClientView, target: TargetView<'_>) -> Option<Vec<u8>> {

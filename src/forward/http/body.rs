@@ -10,7 +10,7 @@ use ::http::HeaderName;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::{Record, attempt::is_of_the_body};
+use super::super::{Record, error::is_of_the_body};
 use crate::{
     body::{BoxError, strip_trailers},
     connect::TargetStream,
@@ -46,7 +46,7 @@ struct Streaming {
 }
 
 /// The connection that a response comes on.
-pub(super) enum Origin {
+pub(in crate::forward) enum Origin {
     /// An alias', and for how long its target says that it will keep it.
     Alias(Lease, Option<Duration>),
     /// That of a host that is no alias.
@@ -60,7 +60,7 @@ impl Body {
     }
 
     /// The target's body, for which each side may be silent as long as `idle`.
-    pub(super) fn streaming(
+    pub(in crate::forward) fn streaming(
         origin: Origin,
         record: Box<Record>,
         idle: Duration,

@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     drain::Drain,
-    socket::{ByteStream, Place, Socket},
+    stream::{ByteStream, Place, Socket},
 };
 
 /// How long, and how much, a client may go on sending on a connection that is at its end, before that is
@@ -37,12 +37,12 @@ const SCRAP: usize = 16 * 1024;
 
 /// The byte stream of a socket. The socket itself is shared with whoever closes it in the end.
 #[derive(Debug)]
-pub struct SocketStream {
+pub struct ClientStream {
     read: OwnedReadHalf,
     socket: Arc<Socket>,
 }
 
-impl SocketStream {
+impl ClientStream {
     /// Its bytes, and the socket, which holds its place.
     pub fn new(stream: TcpStream, place: Place) -> (Self, Arc<Socket>) {
         let (read, mut socket) = Socket::split(stream);
@@ -52,7 +52,7 @@ impl SocketStream {
     }
 }
 
-impl AsyncRead for SocketStream {
+impl AsyncRead for ClientStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -62,7 +62,7 @@ impl AsyncRead for SocketStream {
     }
 }
 
-impl AsyncWrite for SocketStream {
+impl AsyncWrite for ClientStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -92,7 +92,7 @@ impl AsyncWrite for SocketStream {
     }
 }
 
-impl ByteStream for SocketStream {
+impl ByteStream for ClientStream {
     fn socket(&self) -> Option<&Socket> {
         Some(&self.socket)
     }

@@ -8,7 +8,6 @@ use ::http::{
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::Body;
 use crate::{
     fault::{Fault, Kind, ProxyErrorType, Stage},
     upstream::{Alias, Generation},
@@ -122,10 +121,10 @@ impl Problem {
         self.stage
     }
 
-    /// The answer.
-    pub fn into_response(self) -> Response<Body> {
+    /// The response.
+    pub fn into_response(self) -> Response<Bytes> {
         let (head, body) = self.parts();
-        Response::from_parts(head, Body::whole(body))
+        Response::from_parts(head, body)
     }
 
     fn parts(&self) -> (response::Parts, Bytes) {

@@ -5,43 +5,23 @@ use std::sync::Arc;
 
 use ::http::{Method, Request, Response, header::PROXY_AUTHORIZATION};
 use bytes::Bytes;
-use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Arrival, Credentials, End, Listener, Server, Service, Tunnelled, http1::Line};
+use super::{
+    Arrival, End, Listener, Reached, Server, Service, Tunnelled, detect::detect,
+    http1::Http1Connection,
+};
 use crate::{
     body::RequestBody,
-    detect::detect,
     forward::{
-        self, Downstream, ForwardError, Incoming, Passthrough, PassthroughError, Tunnel, Upgrade,
+        self, Downstream, ForwardError, Incoming, PassthroughError, Tunnel, Upgrade,
         destination::Destination,
     },
     route::Routes,
-    socket::{ByteStream, Prefixed},
+    stream::{ByteStream, Prefixed},
     telemetry::AliasMetrics,
-    upstream::Alias,
 };
-
-/// The forward proxy, as configured.
-pub struct ForwardProxy {
-    /// The aliases, by the names that are theirs whatever DNS says. A true name is none of them: who tells
-    /// a proxy the vendor's name means the vendor.
-    pub aliases: HashMap<String, Reached>,
-    /// The way to hosts that are no alias; `None` where they are refused.
-    pub passthrough: Option<Passthrough>,
-    /// What clients have to know; `None` where nothing is asked of them.
-    pub credentials: Option<Arc<Credentials>>,
-}
-
-/// An alias that is reached by the forward proxy.
-#[derive(Clone)]
-pub struct Reached {
-    /// The alias.
-    pub alias: Arc<Alias>,
-    /// The listener as whose connections tunnels to it are served.
-    pub listener: Arc<Listener>,
-}
 
 /// What follows a CONNECT on its connection.
 enum Onward {
@@ -64,10 +44,10 @@ impl Server {
     {
         let pending = PendingTunnel::default();
         let downstream = self.downstream(&arrival, "http/1.1", "http", None);
-        let line = Line::new(stream);
+        let connection = Http1Connection::new(stream);
         let end = {
             let answer = |request, proxy| self.answer(proxy, request, &downstream, &pending);
-            line.serve(false, self, arrival.clone(), answer).await
+            connection.serve(false, self, arrival.clone(), answer).await
         };
         let Some((upgrade, onward)) = pending.into_inner() else { return end };
         let Some(tunnel) = upgrade.stream().await else {

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A client may keep an idle connection this long. Longer than any client's own patience: who
+/// A client may keep an idle connection this long. Longer than any client's own timer: who
 /// closes first must not be the proxy, for the client may just then send.
 const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 
@@ -16,7 +16,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 const LULL: Duration = Duration::from_secs(1);
 
 /// How long a client may take for a head, and from one to the next.
-pub(super) struct Patience {
+pub(super) struct RequestTimer {
     /// A head has begun.
     pub(super) in_head: bool,
     /// Nothing has been asked for a while.
@@ -26,7 +26,7 @@ pub(super) struct Patience {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patience {
+impl RequestTimer {
     /// With a new client, of which there was a first word.
     pub(super) fn new() -> Self {
         Self { in_head: true, resting: false, since: Instant::now(), timer: None }
@@ -51,12 +51,12 @@ impl Patience {
     /// or between two.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, header_timeout: Duration) -> Poll<()> {
         loop {
-            let patience = match self.in_head {
+            let timer = match self.in_head {
                 true => header_timeout,
                 false if self.resting => KEEP_ALIVE,
                 false => LULL,
             };
-            let deadline = self.since + patience;
+            let deadline = self.since + timer;
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             if timer.deadline() > deadline {
                 timer.as_mut().reset(deadline);

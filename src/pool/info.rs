@@ -1,0 +1,20 @@
+//! What all requests on one connection share.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Counted;
+use crate::connect::{Facts, Wire};
+
+/// What all requests on one connection share; alive until its socket closes.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// The socket, for questions about lost requests.
+    pub wire: Arc<Wire>,
+    /// How it was made.
+    pub facts: Facts,
+    /// When it has to be replaced (`pool.max_lifetime`, less some jitter).
+    pub expires: Instant,
+    pub(super) counted: Counted,
+}
