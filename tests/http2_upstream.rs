@@ -548,6 +548,40 @@ async fn a_connection_outlives_any_number_of_downloads_that_are_given_up() {
     assert_eq!(through.origin.seen().connections, 1);
 }
 
+#[tokio::test]
+async fn what_was_under_way_of_downloads_that_were_given_up_does_not_end_their_connection() {
+    const DOWNLOADS: usize = 1500;
+    let through = through("", |arrival| async move {
+        let mut frames = Frames::open(arrival).await;
+        let mut streams = Vec::new();
+        while streams.len() < DOWNLOADS {
+            let (stream, _) = frames.wait_for(HEADERS).await;
+            frames.send(HEADERS, END_HEADERS, stream, OK).await;
+            frames.send(DATA, 0, stream, b"some").await;
+            frames.wait_for(RST_STREAM).await;
+            streams.push(stream);
+        }
+        for stream in streams {
+            for _ in 0..3 {
+                frames.send(DATA, 0, stream, b"x").await;
+            }
+        }
+        let (stream, _) = frames.wait_for(HEADERS).await;
+        frames.send(HEADERS, END_HEADERS | END_STREAM, stream, OK).await;
+        frames.0.hold().await;
+    })
+    .await;
+    for _ in 0..DOWNLOADS {
+        let mut peer = through.connect().await;
+        peer.send(get("/")).await;
+        peer.head().await.unwrap();
+        assert!(!peer.some().await.is_empty());
+    }
+    let answer = through.exchange(&get("/")).await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    assert_eq!(through.origin.seen().connections, 1);
+}
+
 /// A frame behind GOAWAY's last stream, and all the ways in which a connection ends.
 #[tokio::test]
 async fn a_request_beyond_the_last_that_a_dying_origin_took_is_sent_again() {

@@ -30,11 +30,19 @@ use crate::{body::RequestBody, stream::ByteStream};
 /// Response heads larger than this are refused.
 const MAX_RESPONSE_HEAD: u32 = 256 * 1024;
 
-/// How many streams that we have reset are remembered, and for how long: what their peer had sent by
-/// then is passed over. Beyond that it counts as an error of the peer's, and a connection may have
-/// no more than a thousand of those.
-const RESET_STREAMS: usize = 1000;
-const RESET_DURATION: Duration = Duration::from_secs(10);
+/// How many streams that we have reset are remembered, and for how long: what their peer had sent by then is
+/// passed over.
+const RESET_STREAMS: usize = 10_000;
+const RESET_DURATION: Duration = Duration::from_secs(5);
+
+/// How many frames a connection survives that come for streams which are not remembered, or that are errors of
+/// one stream. `h2` never forgets one of these, and has 1,024 as its own limit: a few hundred downloads that are
+/// given up at a time, of which a few frames each were still under way, must not cost all others their connection.
+const RESET_ERRORS: usize = 1 << 16;
+
+/// By how much DATA frames may fall short of 256 bytes each, as long as they have not been read. `h2` counts those of
+/// streams that we have reset without end. Some 65,000 unread frames of a byte take 10 MiB.
+const SMALL_FRAMES: usize = 16 * 1024 * 1024;
 
 /// A peer that vanished is noticed before the kernel would.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -73,7 +81,9 @@ pub async fn handshake<S: ByteStream>(
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(MAX_RESPONSE_HEAD)
         .max_concurrent_reset_streams(RESET_STREAMS)
-        .reset_stream_duration(RESET_DURATION);
+        .reset_stream_duration(RESET_DURATION)
+        .max_local_error_reset_streams(Some(RESET_ERRORS))
+        .data_frame_budget(SMALL_FRAMES);
     let (sender, mut inner) = builder.handshake(io).await?;
     let pings = inner.ping_pong();
     let output = Arc::<Output>::default();
