@@ -495,6 +495,83 @@ async fn what_is_typed_reaches_a_command_in_a_session_of_its_own() {
     assert_eq!(output.status.code(), Some(5), "{said}");
 }
 
+/// Runs its arguments as a shell with job control does: as a job with a process group that the terminal belongs
+/// to. A job that stops is said so, and continued in the foreground.
+const JOB_CONTROL: &str = r#"
+import os, pty, signal, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    job = os.fork()
+    if job == 0:
+        os.setpgid(0, 0)
+        os.tcsetpgrp(0, os.getpid())
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTTOU):
+            signal.signal(number, signal.SIG_DFL)
+        os.execvp(sys.argv[1], sys.argv[1:])
+    while True:
+        _, status = os.waitpid(job, os.WUNTRACED)
+        os.tcsetpgrp(0, os.getpgrp())
+        if not os.WIFSTOPPED(status):
+            break
+        print("stopped", flush=True)
+        os.tcsetpgrp(0, job)
+        os.killpg(job, signal.SIGCONT)
+    os._exit(os.waitstatus_to_exitcode(status))
+said = b""
+while True:
+    try:
+        more = os.read(terminal, 1024)
+    except OSError:
+        break
+    if not more:
+        break
+    said += more
+print(said.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+
+#[tokio::test]
+async fn a_command_that_stops_gives_the_terminal_back_and_goes_on_with_us() {
+    let stage = Stage::new().await;
+    // A shell with a process group of its own; one that stays in ours; and one that keeps the terminal.
+    let own_group = "suspend; echo back; suspend; echo back; exit 5";
+    let keeps_terminal = r#"
+import os, signal
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+os.setpgid(0, 0)
+os.tcsetpgrp(0, os.getpid())
+for turn in range(2):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    assert os.tcgetpgrp(0) == os.getpid()
+    print("back", flush=True)
+os._exit(5)
+"#;
+    for command in [
+        &["bash", "--norc", "--noprofile", "-ic", own_group][..],
+        &["sh", "-c", "kill -TSTP $$; echo back; kill -STOP $$; echo back; exit 5"],
+        &["python3", "-c", keeps_terminal],
+    ] {
+        let exec = stage.exec(command);
+        let output = output(&mut stage.within(&["python3", "-c", JOB_CONTROL], &exec)).await;
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(5), "{command:?}: {said}");
+        let lines = said.lines().filter(|line| ["stopped", "back"].contains(&line.trim()));
+        let lines: Vec<_> = lines.map(str::trim).collect();
+        assert_eq!(lines, ["stopped", "back", "stopped", "back"], "{command:?}: {said}");
+    }
+}
+
+/// Where no shell waits for us, nobody would continue us.
+#[tokio::test]
+async fn a_command_that_stops_where_nobody_would_continue_it_goes_on() {
+    let stage = Stage::new().await;
+    let command = ["bash", "--norc", "--noprofile", "-ic", "suspend; suspend; exit 5"];
+    let output = output(&mut stage.on_terminal(&command)).await;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+}
+
 /// As `docker stop` does it, where there is a terminal and the image says `STOPSIGNAL SIGINT`.
 #[tokio::test]
 async fn what_was_sent_and_not_typed_reaches_a_command_on_a_terminal() {

@@ -1,11 +1,11 @@
 //! `truename exec`: a command with a private proxy of its own.
 
 mod environment;
+mod job;
 
 use std::{
     env,
     ffi::OsString,
-    fs::File,
     io,
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::ExitStatusExt,
@@ -16,14 +16,16 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::{Pid, getpgid, getpgrp, tcgetpgrp},
+    unistd::Pid,
 };
 use tokio::{
     process::{Child, Command},
     runtime,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{self, SignalKind, signal},
     sync::mpsc,
 };
+
+use job::Job;
 
 use super::{
     EXIT_INTERNAL, EXIT_USAGE, run,
@@ -138,7 +140,7 @@ impl Exec {
             let mut arrivals = Arrivals::new(&keyboard)?;
             outlive_file_size_limit()?;
             // Where these are ignored, nobody can be told how a command ended.
-            let _children = signal(SignalKind::child())?;
+            let children = signal(SignalKind::child())?;
             let exec = self.clone();
             let ready = tokio::select! {
                 ready = files::work(move || exec.prepare()) => ready.map_err(StartError::from)??,
@@ -146,7 +148,7 @@ impl Exec {
             };
             let Ready { app, mut command, .. } = ready;
             let result = match keyboard.start(|| command.spawn()) {
-                Ok(child) => attend(child, arrivals).await.map_err(ExecError::Io),
+                Ok(child) => attend(child, arrivals, children).await.map_err(ExecError::Io),
                 Err(source) => {
                     let command = self.command.first().cloned().unwrap_or_default();
                     Err(ExecError::Spawn { command, source })
@@ -230,19 +232,23 @@ struct Ready {
     _folder: Store,
 }
 
-/// Passes signals on until the command ends.
-async fn attend(mut child: Child, mut arrivals: Arrivals) -> io::Result<ExitStatus> {
+/// Passes signals on until the command ends, and stops where it stops.
+async fn attend(
+    mut child: Child,
+    mut arrivals: Arrivals,
+    mut children: unix::Signal,
+) -> io::Result<ExitStatus> {
     let pid = child.id().and_then(|pid| pid.try_into().ok()).map(Pid::from_raw);
+    let Some(job) = pid.map(Job) else { return child.wait().await };
     loop {
         tokio::select! {
             status = child.wait() => return status,
+            Some(()) = children.recv() => job.stop_with_it(),
             Some((signal, typed)) = arrivals.next() => {
                 // The terminal gives these to the command, too: twice would be once too often.
-                if let Some(pid) = pid
-                    && !(typed && is_in_foreground(pid))
-                {
+                if !(typed && job.is_in_foreground()) {
                     // It may have ended just now, which the next turn sees.
-                    let _ = kill(pid, signal);
+                    let _ = kill(job.0, signal);
                 }
             }
         }
@@ -280,14 +286,6 @@ impl Arrivals {
             signal = self.others.recv() => Some((signal?, false)),
         }
     }
-}
-
-/// Whether the command gets what the terminal gives to us: it may have left for a session of its own.
-fn is_in_foreground(command: Pid) -> bool {
-    let ours = getpgrp();
-    let terminal = File::open("/dev/tty");
-    getpgid(Some(command)) == Ok(ours)
-        && terminal.is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(ours))
 }
 
 fn code(status: ExitStatus) -> u8 {
