@@ -14,11 +14,13 @@ use std::{
 use crate::support::{
     client::{self, H2},
     loopback::{self, Blackhole},
+    message::Message,
     proxy::Proxy,
     raw_origin::{Arrival, RawOrigin},
     scene::{ALIAS, Scene, TRUE_NAME},
     scripts, trust, within,
 };
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::{
     process::Command,
@@ -31,20 +33,32 @@ const QUIET: &str = "log: {access: false}\n";
 
 /// `clients` applications at once send `requests` altogether; every one must be answered with 200.
 async fn send(address: SocketAddr, clients: usize, requests: usize) {
+    send_and_note(address, clients, requests, |_, _| {}).await;
+}
+
+/// The same, and `note` gets each response and how long it took.
+async fn send_and_note(
+    address: SocketAddr,
+    clients: usize,
+    requests: usize,
+    note: impl Fn(&Message, Duration) + Clone + Send + 'static,
+) {
     let left = Arc::new(AtomicUsize::new(requests));
     let mut tasks = JoinSet::new();
     for _ in 0..clients {
-        let left = left.clone();
+        let (left, note) = (left.clone(), note.clone());
         tasks.spawn(async move {
             let mut peer = client::connect(address).await;
             let take = |left: usize| left.checked_sub(1);
             while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                let began = Instant::now();
                 peer.send(format!(
                     "POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 1\r\n\r\n1"
                 ))
                 .await;
                 let answer = peer.response().await;
                 assert_eq!(answer.status(), 200, "{}", answer.text());
+                note(&answer, began.elapsed());
             }
         });
     }
@@ -71,10 +85,14 @@ async fn assert_equal_shares(policy: &str, tolerance: usize) {
 }
 
 async fn answer_after(arrival: Arrival, delay: Duration) {
+    answer_with(arrival, "ok", || delay).await;
+}
+
+async fn answer_with(arrival: Arrival, body: &str, delay: impl Fn() -> Duration) {
     let Some(mut conversation) = arrival.open().await else { return };
     while conversation.request().await.is_some() {
-        sleep(delay).await;
-        if conversation.peer.try_send(scripts::ok("ok")).await.is_err() {
+        sleep(delay()).await;
+        if conversation.peer.try_send(scripts::ok(body)).await.is_err() {
             return;
         }
     }
@@ -100,24 +118,53 @@ async fn equal_endpoints_get_equal_shares_by_least_requests() {
     assert_equal_shares("least_request", 100).await;
 }
 
+/// How long a response takes from the endpoints that are not slow: on this machine, and with what else it does just
+/// now. A busy one takes far longer than the endpoint itself does, and a slow endpoint with a delay of its own would be
+/// hardly slower than the others.
+struct Pace(Mutex<Duration>);
+
+impl Pace {
+    fn note(&self, took: Duration) {
+        let mut pace = self.0.lock();
+        *pace = *pace * 7 / 8 + took / 8;
+    }
+
+    fn of_now(&self) -> Duration {
+        *self.0.lock()
+    }
+}
+
 /// Four endpoints, the first ten times slower: what each gets of 1,000 requests.
 async fn shares_beside_a_slow_one(policy: &str) -> Vec<usize> {
+    const QUICK: Duration = Duration::from_millis(10);
     let mut scene = Scene::new(4).await;
     let slow = scene.addresses[0];
+    let pace = Arc::new(Pace(Mutex::new(QUICK)));
     let tls = trust::server_with_alpn(&[TRUE_NAME], &["http/1.1"]);
     let listeners = scene.take_listeners().into_iter();
     let origins: Vec<_> = listeners
         .map(|listener| {
             let is_slow = listener.local_addr().unwrap().ip() == slow;
-            let delay = Duration::from_millis(if is_slow { 100 } else { 10 });
+            let pace = pace.clone();
             RawOrigin::start(listener, Some(tls.clone()), move |arrival| {
-                answer_after(arrival, delay)
+                let pace = pace.clone();
+                async move {
+                    match is_slow {
+                        true => answer_with(arrival, "slow", || pace.of_now() * 10).await,
+                        false => answer_with(arrival, "quick", || QUICK).await,
+                    }
+                }
             })
         })
         .collect();
     let yaml = scene.yaml(&format!("balance: {policy}"));
     let proxy = Proxy::start(&format!("{yaml}{QUIET}")).await;
-    send(proxy.address(ALIAS).await, 16, 1_000).await;
+    send_and_note(proxy.address(ALIAS).await, 16, 1_000, move |answer, took| {
+        if answer.text() == "quick" {
+            pace.note(took);
+        }
+    })
+    .await;
     shares(&origins)
 }
 
@@ -227,9 +274,7 @@ async fn an_endpoint_with_a_wrong_certificate_is_put_aside_and_no_request_fails(
 async fn a_black_hole_is_put_aside_and_no_request_fails_or_waits_for_it() {
     let mut scene = Scene::new(4).await;
     let (first, _origins) = three_good(&mut scene).await;
-    let address = first.local_addr().unwrap();
-    drop(first);
-    let dead = Blackhole::bind(address);
+    let dead = Blackhole::of(first.into_std().unwrap());
     // Were a request to wait for it, the test would run out of patience.
     let yaml = scene.yaml("timeouts: {connect: 1h}");
     let proxy = Proxy::start(&format!("{yaml}{QUIET}")).await;
@@ -241,8 +286,7 @@ async fn a_burst_of_http2_requests_does_not_wait_for_a_black_hole() {
     let mut scene = Scene::new(2).await;
     let mut listeners = scene.take_listeners();
     let good = listeners.remove(0);
-    let address = listeners.remove(0).local_addr().unwrap();
-    let _dead = Blackhole::bind(address);
+    let _dead = Blackhole::of(listeners.remove(0).into_std().unwrap());
     let _origin = truename::demo::origin::Origin::serve(good, trust::server(&[TRUE_NAME])).unwrap();
     let yaml = scene.yaml("timeouts: {connect: 1h}");
     let proxy = Proxy::start(&format!("{yaml}{QUIET}")).await;

@@ -45,8 +45,13 @@ pub struct Blackhole {
 impl Blackhole {
     /// Takes `address` (port 0: any), and keeps it as long as this lives.
     pub fn bind(address: SocketAddr) -> Self {
-        let listener = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-        listener.bind(&address.into()).unwrap();
+        Self::of(std::net::TcpListener::bind(address).unwrap())
+    }
+
+    /// Takes the place of a listener that nobody has connected to yet. It is not closed for that and bound once
+    /// more: a process that another test starts just then holds the address until it runs its program.
+    pub fn of(listener: std::net::TcpListener) -> Self {
+        let listener = Socket::from(listener);
         // Linux completes handshakes until the accept queue is over its length and then drops SYNs:
         // a queue of none is full with the first connection that nobody accepts.
         listener.listen(0).unwrap();
