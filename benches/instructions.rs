@@ -64,7 +64,7 @@ fn routing() -> Routing {
     let entered = runtime.enter();
     let dns = config::Dns {
         // Told outright, so that the machine's own resolv.conf does not count.
-        servers: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 9))],
+        servers: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 9)).into()],
         cluster_domain: Some("cluster.local".to_owned()),
         namespace: Some("default".to_owned()),
         ..config::Dns::default()

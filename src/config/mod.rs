@@ -28,7 +28,9 @@ pub use credentials::{CredentialsError, read_credentials};
 pub use document::{Document, LoadError};
 pub use file::{FileError, read_file};
 pub use follow::{Contents, Followed};
-pub use names::{BadName, BadTarget, NamePattern, Target, TargetHost, normal_name};
+pub use names::{
+    BadName, BadNameServer, BadTarget, NamePattern, NameServer, Target, TargetHost, normal_name,
+};
 pub use problems::{Position, Problem, Problems};
 pub use process::*;
 pub use quantity::{BadValue, duration, listen_address};

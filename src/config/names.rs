@@ -2,11 +2,14 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
 use thiserror::Error;
+
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
 
 /// The form in which names are compared and sent: lower-case, IDNA-encoded, without the trailing dot.
 pub fn normal_name(text: &str) -> Result<String, BadName> {
@@ -197,6 +200,76 @@ impl fmt::Display for Target {
      such as `httpbin.org`, `10.0.0.7:8443` or `[2001:db8::7]:443`"
 )]
 pub struct BadTarget {
+    text: String,
+    why: String,
+}
+
+/// A DNS server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The interface that a link-local address is reached by: its name, or its number.
+    pub interface: Option<String>,
+}
+
+impl From<SocketAddr> for NameServer {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, interface: None }
+    }
+}
+
+impl FromStr for NameServer {
+    type Err = BadNameServer;
+
+    fn from_str(text: &str) -> Result<Self, BadNameServer> {
+        let bad = |why: String| BadNameServer { text: text.to_owned(), why };
+        let (plain, interface) = match text.split_once('%') {
+            Some((ip, rest)) => {
+                let end = rest.find(']').unwrap_or(rest.len());
+                (format!("{ip}{}", &rest[end..]), Some(rest[..end].to_owned()))
+            }
+            None => (text.to_owned(), None),
+        };
+        if let Ok(ip) = plain.parse::<Ipv6Addr>() {
+            let interface = interface.map_or_else(String::new, |interface| format!("%{interface}"));
+            return Err(bad(format!("an IPv6 address must be in brackets, `[{ip}{interface}]`")));
+        }
+        let (ip, port) = match plain.parse() {
+            Ok(Target { host: TargetHost::Ip(ip), port }) => (ip, port.unwrap_or(DNS_PORT)),
+            _ => return Err(bad("it is not an IP or IP:port".to_owned())),
+        };
+        if let Some(interface) = &interface {
+            let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            if !is_link_local {
+                return Err(bad(format!("`{ip}` is not link-local, so it takes no interface")));
+            }
+            if interface.is_empty() || interface.contains(|c: char| c.is_whitespace() || c == '/') {
+                return Err(bad(format!("`{interface}` is not an interface such as `eth0`")));
+            }
+        }
+        Ok(Self { address: SocketAddr::new(ip, port), interface })
+    }
+}
+
+impl fmt::Display for NameServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.interface {
+            Some(interface) => {
+                write!(f, "[{}%{interface}]:{}", self.address.ip(), self.address.port())
+            }
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+/// A DNS server that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "`{text}` is not a DNS server: {why}; write an IP or IP:port, such as `10.96.0.10`, `10.96.0.10:5353`, \
+     `[fd00::a]:53` or `[fe80::1%eth0]`"
+)]
+pub struct BadNameServer {
     text: String,
     why: String,
 }

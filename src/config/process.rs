@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    NameServer,
     form::*,
     table::{choice, default_sections, section},
 };
@@ -60,8 +61,8 @@ choice! {
 section! {
     /// How names are looked up.
     pub struct Dns {
-        /// DNS servers, as IP or IP:port; empty means those of /etc/resolv.conf. The hosts file is never read.
-        servers: Vec<SocketAddr> as List<DnsServer> = Vec::new(),
+        /// DNS servers, as IP, IP:port or [fe80::1%eth0]; empty means those of /etc/resolv.conf. The hosts file is never read.
+        servers: Vec<NameServer> as List<DnsServer> = Vec::new(),
         /// The cluster's domain; null: from the search list, else cluster.local.
         cluster_domain: Option<String> as Nullable<Name> = None,
         /// The namespace of a bare alias; null: from the search list, else default.

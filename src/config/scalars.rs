@@ -13,7 +13,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value as Json, json};
 
 use super::{
-    HostHeader, NamePattern, RetryOn, Target, TargetHost,
+    HostHeader, NamePattern, NameServer, RetryOn, Target,
     form::{Form, Reader, Scalar},
     names::normal_name,
     quantity,
@@ -243,17 +243,10 @@ text_form! {
 
 text_form! {
     /// A DNS server: IP, or IP:port.
-    DnsServer: SocketAddr, "a DNS server such as `10.96.0.10`, `10.96.0.10:5353` or `[fd00::a]:53`",
+    DnsServer: NameServer, "a DNS server such as `10.96.0.10`, `10.96.0.10:5353` or `[fd00::a]:53`",
     json!({ "type": "string", "examples": ["10.96.0.10", "10.96.0.10:5353"] }),
-    |text| match text.parse() {
-        Ok(Target { host: TargetHost::Ip(ip), port }) => Ok(SocketAddr::new(ip, port.unwrap_or(53))),
-        Ok(_) => Err(format!("`{text}` is not an IP; a DNS server is written `10.96.0.10` or `10.96.0.10:5353`")),
-        Err(_) if text.parse::<Ipv6Addr>().is_ok() => {
-            Err(format!("an IPv6 address must be in brackets, `[{text}]`"))
-        }
-        Err(_) => Err(format!("`{text}` is not an IP or IP:port, such as `10.96.0.10` or `[fd00::a]:53`")),
-    },
-    |address| json!(address.to_string())
+    |text| text.parse().map_err(|e: super::BadNameServer| e.to_string()),
+    |server| json!(server.to_string())
 }
 
 text_form! {

@@ -38,7 +38,7 @@ fn one_line_is_enough_for_an_alias() {
 #[test]
 fn a_file_may_hold_settings_without_aliases() {
     let config = parsed("version: 1\ndns: {servers: [10.96.0.10]}\n");
-    assert_eq!(config.dns.servers, ["10.96.0.10:53".parse::<SocketAddr>().unwrap()]);
+    assert_eq!(config.dns.servers, ["10.96.0.10:53".parse().unwrap()]);
     assert_eq!(config.aliases, []);
 }
 

@@ -131,7 +131,7 @@ impl World {
             config::Trust { system: false, webpki: false, files: vec![self.root_file.clone()] };
 
         let mut config = Config { aliases: vec![alias], ..Config::default() };
-        config.dns.servers = vec![self.dns().address()];
+        config.dns.servers = vec![self.dns().address().into()];
         config.dns.cluster_domain = Some("cluster.local".to_owned());
         config.dns.namespace = Some("default".to_owned());
         // Loopback is denied unless allowed: nobody's DNS should lead a proxy to its own machine.
@@ -227,7 +227,7 @@ mod tests {
         let trust = &config.aliases[0].tls.ca;
         assert!(!trust.system && !trust.webpki);
         assert_eq!(trust.files, [world.root_file()]);
-        assert_eq!(config.dns.servers, [world.dns().address()]);
+        assert_eq!(config.dns.servers, [world.dns().address().into()]);
     }
 
     #[test]

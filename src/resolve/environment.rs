@@ -57,7 +57,10 @@ impl Environment {
         let (namespace, domain) =
             reading.cluster.unwrap_or_else(|| ("default".into(), "cluster.local".into()));
         Environment {
-            servers: if dns.servers.is_empty() { reading.servers } else { dns.servers.clone() },
+            servers: match dns.servers.as_slice() {
+                [] => reading.servers,
+                configured => configured.iter().map(address).collect(),
+            },
             namespace: dns.namespace.as_deref().map_or(namespace, fold),
             cluster_domain: dns.cluster_domain.as_deref().map_or(domain, fold),
         }
@@ -268,10 +271,22 @@ fn server(word: &str, port: u16) -> Option<SocketAddr> {
         return Some(SocketAddr::new(word.parse().ok()?, port));
     };
     let ip: Ipv6Addr = ip.parse().ok()?;
-    // Without an interface that exists, the socket's error says so.
-    let interface = || scope.parse().ok().or_else(|| if_nametoindex(scope).ok());
-    let scope_id = if ip.is_unicast_link_local() { interface().unwrap_or(0) } else { 0 };
-    Some(SocketAddrV6::new(ip, port, 0, scope_id).into())
+    Some(through(ip, port, scope))
+}
+
+/// The address of a configured server, by the interfaces that there are now.
+fn address(server: &config::NameServer) -> SocketAddr {
+    match (&server.interface, server.address) {
+        (Some(interface), SocketAddr::V6(v6)) => through(*v6.ip(), v6.port(), interface),
+        _ => server.address,
+    }
+}
+
+/// `ip`, reached by an interface of this machine. Without one that exists, the socket's error says so.
+fn through(ip: Ipv6Addr, port: u16, interface: &str) -> SocketAddr {
+    let number = || interface.parse().ok().or_else(|| if_nametoindex(interface).ok());
+    let scope_id = if ip.is_unicast_link_local() { number().unwrap_or(0) } else { 0 };
+    SocketAddrV6::new(ip, port, 0, scope_id).into()
 }
 
 /// Namespace and domain of a search list's `<ns>.svc.<domain>`; none where DNS cannot be asked for such a name.

@@ -242,7 +242,8 @@ fn failure(server: SocketAddr, error: &io::Error) -> Failure {
             Failure::Io("it closed the connection before its response was complete".to_owned())
         }
         (io::ErrorKind::InvalidInput, SocketAddr::V6(v6)) if without_scope(v6) => Failure::Io(
-            "a link-local address needs an interface of this machine, as in fe80::1%eth0"
+            "a link-local address needs an interface of this machine, as in fe80::1%eth0 \
+             (in `dns.servers`: \"[fe80::1%eth0]\")"
                 .to_owned(),
         ),
         _ => Failure::Io(error.to_string()),

@@ -456,7 +456,8 @@ mod tests {
         let server = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
         server.zone([cname(ALIAS, 5, "db.example"), address("db.example", 5, Ipv4Addr::LOCALHOST)]);
         let nxdomain_hold = Duration::from_millis(300);
-        let dns = config::Dns { servers: vec![server.address()], nxdomain_hold, ..settings() };
+        let dns =
+            config::Dns { servers: vec![server.address().into()], nxdomain_hold, ..settings() };
         let nowhere = ResolvConf { path: "/nonexistent".into(), ..ResolvConf::default() };
         let question = Question::new(&config::Alias::named("db"), None);
         let resolver = Resolver::with_resolv_conf(dns, nowhere);

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Short times, so that a test sees in moments what takes hours.
 fn settings(servers: Vec<SocketAddr>) -> config::Dns {
     config::Dns {
-        servers,
+        servers: servers.into_iter().map(Into::into).collect(),
         min_ttl: Duration::from_millis(50),
         max_ttl: Duration::from_millis(50),
         ..names::tests::settings()

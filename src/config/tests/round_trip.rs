@@ -128,7 +128,8 @@ fn config() -> impl Strategy<Value = Config> {
         let (servers, cluster_domain, (a, b), networks, max_header_size, access, workers) = process;
         let mut config = Config { aliases: vec![one, two], workers, ..Config::default() };
         config.aliases.truncate(aliases);
-        config.dns.servers = servers.into_iter().map(|ip| (ip, 53).into()).collect();
+        config.dns.servers =
+            servers.into_iter().map(|ip| SocketAddr::from((ip, 53)).into()).collect();
         config.dns.cluster_domain = cluster_domain;
         (config.dns.min_ttl, config.dns.max_ttl) = (a.min(b), a.max(b));
         let network =

@@ -117,14 +117,32 @@ fn hosts_and_server_names_are_names_or_addresses() {
 fn dns_servers_are_addresses() {
     let config = parsed("version: 1\ndns: {servers: [10.96.0.10, 127.0.0.1:5353, \"[::1]\"]}");
     let expected = ["10.96.0.10:53", "127.0.0.1:5353", "[::1]:53"];
-    assert_eq!(config.dns.servers, expected.map(|text| text.parse::<SocketAddr>().unwrap()));
-    for (text, why) in
-        [("dns.google", "is not an IP;"), ("fd00::a", "`[fd00::a]`"), ("1.1.1.1:0", "not an IP or")]
-    {
+    let expected = expected.map(|text| text.parse::<SocketAddr>().unwrap().into());
+    assert_eq!(config.dns.servers, expected);
+    for (text, why) in [
+        ("dns.google", "is not an IP or IP:port;"),
+        ("fd00::a", "`[fd00::a]`"),
+        ("fe80::1%eth0", "`[fe80::1%eth0]`"),
+        ("1.1.1.1:0", "not an IP or"),
+        ("[fe80::1%]", "`` is not an interface"),
+        ("[fe80::1%eth0", "is not an IP or IP:port;"),
+        ("[fe80::1%eth0]:0", "is not an IP or IP:port;"),
+        ("[fd00::a%eth0]", "`fd00::a` is not link-local"),
+        ("10.96.0.10%eth0", "`10.96.0.10` is not link-local"),
+    ] {
         let problems = wrong(&format!("version: 1\ndns: {{servers: [\"{text}\"]}}"));
         assert!(problems.contains(why), "{problems}");
     }
     assert!(wrong("version: 1\ndns: {namespace: a.b}").contains("`a.b` has dots"));
+}
+
+#[test]
+fn a_link_local_dns_server_has_an_interface_that_this_machine_need_not_have() {
+    let config =
+        parsed("version: 1\ndns: {servers: [\"[fe80::1%none-such]\", \"[FE80::2%7]:5353\"]}");
+    let said: Vec<_> = config.dns.servers.iter().map(ToString::to_string).collect();
+    assert_eq!(said, ["[fe80::1%none-such]:53", "[fe80::2%7]:5353"]);
+    assert_eq!(Config::parse(&config.to_yaml(), "t.yaml").unwrap(), config);
 }
 
 #[test]

@@ -61,9 +61,9 @@ fn a_pods_resolv_conf_says_all() {
 
 #[test]
 fn the_configuration_overrides_the_file() {
-    let server = "127.0.0.1:5353".parse().unwrap();
+    let server: SocketAddr = "127.0.0.1:5353".parse().unwrap();
     let dns = config::Dns {
-        servers: vec![server],
+        servers: vec![server.into()],
         cluster_domain: Some("Cluster.Local.".into()),
         namespace: Some("qa".into()),
         ..settings()
@@ -93,6 +93,11 @@ fn a_link_local_server_keeps_its_interface() {
     let expected = [("fe80::1", loopback), ("fe80::2", 7), ("fe80::3", 0)]
         .map(|(ip, scope)| SocketAddrV6::new(ip.parse().unwrap(), 53, 0, scope).into());
     assert_eq!(servers, expected);
+
+    let configured = ["[fe80::1%lo]", "[fe80::2%7]", "[fe80::3%none-such]"];
+    let servers = configured.map(|server| server.parse().unwrap()).to_vec();
+    let dns = config::Dns { servers, ..settings() };
+    assert_eq!(parsed(&dns, POD).servers, expected);
 }
 
 #[tokio::test]
