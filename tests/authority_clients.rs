@@ -32,10 +32,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use truename::tls::{
-    authority::{Authority, Root, now},
-    store::pem,
-};
+use truename::tls::authority::{Authority, Root, now, pem};
 
 const ALIAS: &str = "webscaler-manual";
 /// What a client accepts of the alias' own certificates.

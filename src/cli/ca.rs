@@ -16,8 +16,8 @@ use crate::{
     resolve::{Resolver, names},
     telemetry,
     tls::{
-        authority::{self, AuthorityError, Subject, names::LOCALHOST},
-        store::{Serving, Store, StoreError, pem, write_new},
+        authority::{self, AuthorityError, Subject, names::LOCALHOST, pem},
+        store::{Serving, Store, StoreError, write_new},
     },
 };
 

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use super::{
     form::*,
     names::{NamePattern, Target},
+    scalars::*,
     table::{Section, choice, default_sections, section},
     tls::Tls,
 };

@@ -12,8 +12,10 @@ use thiserror::Error;
 use super::{
     Config, Protocol,
     file::{FileError, read_within, refuse_devices, regular},
-    form::{Reader, print_section, read_section, section_schema},
-    problems::{Found, Places, Problem, Problems},
+    form::{print_section, read_section, section_schema},
+    places::Places,
+    problems::{Found, Problem, Problems},
+    reader::Reader,
     table::{Key, Section},
     tree::{Kind, Node},
     validate,

@@ -10,9 +10,11 @@ mod file;
 mod follow;
 mod form;
 mod names;
+mod places;
 mod problems;
 mod process;
 mod quantity;
+mod reader;
 mod scalars;
 mod suggest;
 mod table;
@@ -37,6 +39,7 @@ pub use quantity::{BadValue, duration, listen_address};
 pub use tls::*;
 
 use form::*;
+use scalars::*;
 use table::{default_sections, section};
 
 section! {

@@ -9,6 +9,7 @@ use std::{
 use super::{
     NameServer,
     form::*,
+    scalars::*,
     table::{choice, default_sections, section},
 };
 

@@ -14,9 +14,10 @@ use serde_json::{Value as Json, json};
 
 use super::{
     HostHeader, NamePattern, NameServer, RetryOn, Target,
-    form::{Form, Reader, Scalar},
+    form::{Form, Scalar},
     names::normal_name,
     quantity,
+    reader::Reader,
     tree::{Kind, Node},
 };
 

@@ -4,7 +4,7 @@
 
 use serde_json::Value as Json;
 
-use super::{form::Reader, tree::Node};
+use super::{reader::Reader, tree::Node};
 
 /// A mapping of known keys.
 pub(crate) trait Section: Sized + 'static {

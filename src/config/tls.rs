@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::{
     form::*,
     names::NamePattern,
+    scalars::*,
     table::{choice, default_sections, section},
 };
 

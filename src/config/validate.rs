@@ -9,9 +9,7 @@ use std::{
 
 use super::{
     Alias, Config, Protocol, Target, TargetHost, TlsMode, answers, available,
-    credentials::read_credentials,
-    file::regular,
-    problems::{Found, Places},
+    credentials::read_credentials, file::regular, places::Places, problems::Found,
 };
 use crate::files::reading;
 

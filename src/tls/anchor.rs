@@ -2,7 +2,7 @@
 //! of a trust anchor, and nothing else of the certificate that they come from.
 
 use super::{
-    failure::{Date, printable},
+    leaf::{Date, printable},
     lists::Lists,
 };
 use rustls::pki_types::{CertificateDer, UnixTime};

@@ -1,10 +1,12 @@
 //! The client side: one configuration for each set of TLS settings, and the handshake.
 
 use super::{
-    failure::Leaf,
+    leaf::Leaf,
     lists::Lists,
+    offer::{Alpn, Offer},
+    pem::{certificates, pem_error, read},
     pins::Pins,
-    roots::{RootStores, certificates, pem_error, read, warn_of_dates},
+    roots::{RootStores, warn_of_dates},
     sessions::Sessions,
     verify::{Trusted, Verifier, Whom},
 };
@@ -33,41 +35,6 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
-
-/// The application protocols to offer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Alpn {
-    /// `http/1.1` only.
-    Http1,
-    /// `h2` only, and the server must agree to it.
-    Http2,
-    /// `h2`, then `http/1.1`.
-    Http2Or1,
-    /// Nothing: tunnels and databases.
-    None,
-}
-
-impl Alpn {
-    /// For people: what was offered.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Alpn::Http1 => "http/1.1",
-            Alpn::Http2 => "h2",
-            Alpn::Http2Or1 => "h2 or http/1.1",
-            Alpn::None => "what was offered",
-        }
-    }
-
-    fn protocols(self) -> Vec<Vec<u8>> {
-        let names: &[&[u8]] = match self {
-            Alpn::Http1 => &[b"http/1.1"],
-            Alpn::Http2 => &[b"h2"],
-            Alpn::Http2Or1 => &[b"h2", b"http/1.1"],
-            Alpn::None => &[],
-        };
-        names.iter().map(|name| name.to_vec()).collect()
-    }
-}
 
 /// The application protocol that the server agreed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,12 +134,14 @@ impl ClientTls {
         self.client_certificate
     }
 
-    pub(super) fn post_quantum(&self) -> bool {
-        self.post_quantum
-    }
-
-    pub(super) fn requires_tls13(&self) -> bool {
-        self.requires_tls13
+    /// What a handshake offers to the server.
+    pub fn offer(&self, alpn: Alpn) -> Offer {
+        Offer {
+            alpn,
+            post_quantum: self.post_quantum,
+            client_certificate: self.client_certificate,
+            requires_tls13: self.requires_tls13,
+        }
     }
 
     fn config(&self, alpn: Alpn) -> &Arc<ClientConfig> {
@@ -222,7 +191,7 @@ where
     let stream = connector
         .connect(name.clone(), stream)
         .await
-        .map_err(|error| TlsError::from_handshake(error, name, alpn, tls))?;
+        .map_err(|error| TlsError::from_handshake(error, name, tls.offer(alpn)))?;
 
     let (_, session) = stream.get_ref();
     let negotiated = match session.alpn_protocol() {

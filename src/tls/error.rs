@@ -1,14 +1,10 @@
 //! What can go wrong with TLS, in words that say what mends it.
 
 use super::{
-    anchor::Useless,
     failure::{Reason, VerifyFailure},
+    offer::Offer,
 };
-use crate::{
-    config::FileError,
-    fault::Kind,
-    tls::{Alpn, ClientTls},
-};
+use crate::{config::FileError, fault::Kind};
 use rustls::{
     AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible,
     pki_types::ServerName,
@@ -184,7 +180,7 @@ impl TlsConfigError {
         matches!(&self.what, TlsFault::Read { source, .. } if source.is_io())
     }
 
-    pub(super) fn root(path: &Path, why: &Useless) -> Self {
+    pub(super) fn root(path: &Path, why: &dyn Display) -> Self {
         Self::of("tls.ca.files", path, |path| TlsFault::Root { path, detail: why.to_string() })
     }
 
@@ -268,13 +264,12 @@ impl TlsError {
     pub(super) fn from_handshake(
         error: io::Error,
         name: &ServerName<'_>,
-        alpn: Alpn,
-        tls: &ClientTls,
+        offer: Offer,
     ) -> TlsError {
-        let post_quantum = tls.post_quantum();
+        let post_quantum = offer.post_quantum;
         let expected = name.to_str().into_owned();
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-            Some(error) => TlsError::from_rustls(error, expected, alpn, tls),
+            Some(error) => TlsError::from_rustls(error, expected, offer),
             None if error.kind() == io::ErrorKind::UnexpectedEof => {
                 TlsError::Eof { name: expected, post_quantum }
             }
@@ -289,13 +284,13 @@ impl TlsError {
     pub fn after_handshake(
         error: &(dyn error::Error + 'static),
         name: &ServerName<'_>,
-        tls: &ClientTls,
+        offer: Offer,
     ) -> Option<TlsError> {
         let mut cause = Some(error);
         while let Some(error) = cause {
             if let Some(found) = error.downcast_ref::<Error>() {
                 let name = name.to_str().into_owned();
-                return Some(TlsError::from_rustls(found, name, Alpn::None, tls));
+                return Some(TlsError::from_rustls(found, name, offer));
             }
             // An `io::Error` gives its content's cause for its own, and so hides the content.
             cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
@@ -348,7 +343,7 @@ impl TlsError {
         Some(hint.to_owned())
     }
 
-    fn from_rustls(error: &Error, name: String, alpn: Alpn, tls: &ClientTls) -> TlsError {
+    fn from_rustls(error: &Error, name: String, offer: Offer) -> TlsError {
         match error {
             Error::InvalidCertificate(CertificateError::Other(other)) => {
                 match other.0.downcast_ref::<VerifyFailure>() {
@@ -370,19 +365,19 @@ impl TlsError {
                 | InvalidMessage::MessageTooLarge,
             ) => TlsError::NotTls { name },
             Error::AlertReceived(AlertDescription::NoApplicationProtocol)
-            | Error::NoApplicationProtocol => TlsError::Alpn { name, offered: alpn.as_str() },
+            | Error::NoApplicationProtocol => TlsError::Alpn { name, offered: offer.alpn.as_str() },
             Error::AlertReceived(
                 alert @ (AlertDescription::HandshakeFailure
                 | AlertDescription::InsufficientSecurity
                 | AlertDescription::ProtocolVersion),
-            ) => TlsError::nothing_in_common(*alert, name, tls),
+            ) => TlsError::nothing_in_common(*alert, name, offer),
             Error::AlertReceived(alert) => TlsError::Alert {
                 name,
                 alert: alert_name(*alert),
-                client_certificate: tls.has_client_certificate(),
+                client_certificate: offer.client_certificate,
             },
             Error::PeerIncompatible(PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig) => {
-                TlsError::nothing_in_common(AlertDescription::ProtocolVersion, name, tls)
+                TlsError::nothing_in_common(AlertDescription::ProtocolVersion, name, offer)
             }
             Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
                 TlsError::Protocol {
@@ -405,8 +400,8 @@ impl TlsError {
     }
 
     /// The server found nothing in our offer that it knows.
-    fn nothing_in_common(alert: AlertDescription, name: String, tls: &ClientTls) -> TlsError {
-        let only_13 = tls.requires_tls13();
+    fn nothing_in_common(alert: AlertDescription, name: String, offer: Offer) -> TlsError {
+        let only_13 = offer.requires_tls13;
         let versions = if only_13 { "TLS 1.3 alone" } else { "TLS 1.2 and 1.3" };
         if alert == AlertDescription::ProtocolVersion {
             let hint = if only_13 {
@@ -425,7 +420,7 @@ impl TlsError {
         if only_13 {
             hint.push_str(", or set `tls.min_version: \"1.2\"`");
         }
-        if !tls.has_client_certificate() {
+        if !offer.client_certificate {
             hint.push_str("; if it wants a client certificate, set `tls.client_certificate`");
         }
         TlsError::Protocol {
@@ -433,7 +428,7 @@ impl TlsError {
             detail: format!(
                 "it refused with the alert {}: nothing in our offer ({versions}, no RSA key exchange, no CBC) is known to it, or it {}",
                 alert_name(alert),
-                if tls.has_client_certificate() {
+                if offer.client_certificate {
                     "does not accept our client certificate"
                 } else {
                     "wants a client certificate"

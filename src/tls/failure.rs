@@ -1,23 +1,14 @@
 //! A refused certificate, described so that a person sees what is wrong with it.
 
-use super::pins;
+use super::leaf::{Date, Leaf, NAMES_KEPT};
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::{
     error,
     fmt::{self, Display, Formatter},
-    net::IpAddr,
-};
-use x509_parser::{
-    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time,
 };
 
 /// More names than these are counted, not shown: a certificate may bear hundreds.
 const NAMES_SHOWN: usize = 8;
-
-/// What a stranger's certificate says is cut to this many names, and each text to [`TEXT_KEPT`].
-const NAMES_KEPT: usize = 100;
-
-const TEXT_KEPT: usize = 256;
 
 /// Why a certificate was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +76,7 @@ impl VerifyFailure {
             issuer: leaf.map(Leaf::issuer).unwrap_or_default(),
             not_before: leaf.map(Leaf::not_before),
             not_after: leaf.map(Leaf::not_after),
-            pin: leaf.map(|leaf| pins::pin(leaf.public_key())),
+            pin: leaf.map(Leaf::pin),
         }
     }
 
@@ -213,95 +204,6 @@ impl Display for VerifyFailure {
 
 impl error::Error for VerifyFailure {}
 
-/// What we read off a server's certificate, for people: verification is webpki's.
-pub(super) struct Leaf<'a>(X509Certificate<'a>);
-
-impl<'a> Leaf<'a> {
-    pub(super) fn parse(certificate: &'a CertificateDer<'_>) -> Option<Leaf<'a>> {
-        X509Certificate::from_der(certificate).ok().map(|(_, parsed)| Leaf(parsed))
-    }
-
-    pub(super) fn public_key(&self) -> &[u8] {
-        self.0.public_key().raw
-    }
-
-    pub(super) fn subject(&self) -> String {
-        printable(&self.0.subject().to_string())
-    }
-
-    pub(super) fn not_before(&self) -> i64 {
-        self.0.validity().not_before.timestamp()
-    }
-
-    pub(super) fn not_after(&self) -> i64 {
-        self.0.validity().not_after.timestamp()
-    }
-
-    /// Why it cannot be used at `now`, in Unix seconds: what webpki looks at in every certificate of a chain.
-    pub(super) fn fault(&self, now: i64) -> Option<Fault> {
-        match (self.not_before(), self.not_after()) {
-            (_, until) if now > until => Some(Fault::Expired(until)),
-            (from, _) if now < from => Some(Fault::NotYetValid(from)),
-            _ if !self.serves() => Some(Fault::NotForServers),
-            _ => None,
-        }
-    }
-
-    pub(super) fn is_self_issued(&self) -> bool {
-        self.0.issuer().as_raw() == self.0.subject().as_raw()
-    }
-
-    /// Whether it may serve as a server's: without an extended key usage anything goes.
-    pub(super) fn serves(&self) -> bool {
-        match self.0.extended_key_usage() {
-            Ok(usage) => usage.is_none_or(|usage| usage.value.server_auth || usage.value.any),
-            Err(_) => false,
-        }
-    }
-
-    fn issuer(&self) -> String {
-        printable(&self.0.issuer().to_string())
-    }
-
-    fn common_name(&self) -> Option<String> {
-        self.0.subject().iter_common_name().next()?.as_str().ok().map(printable)
-    }
-
-    fn names(&self) -> Vec<String> {
-        let Ok(Some(names)) = self.0.subject_alternative_name() else { return Vec::new() };
-        names.value.general_names.iter().filter_map(name).take(NAMES_KEPT).collect()
-    }
-}
-
-/// See [`Leaf::fault`].
-pub(super) enum Fault {
-    Expired(i64),
-    NotYetValid(i64),
-    NotForServers,
-}
-
-impl Display for Fault {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Fault::Expired(until) => write!(f, "expired at {}", Date(*until)),
-            Fault::NotYetValid(from) => write!(f, "is not valid before {}", Date(*from)),
-            Fault::NotForServers => write!(f, "may not issue certificates for servers"),
-        }
-    }
-}
-
-fn name(name: &GeneralName<'_>) -> Option<String> {
-    match name {
-        GeneralName::DNSName(name) => Some(printable(name)),
-        GeneralName::IPAddress(bytes) => {
-            let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
-            let address = v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
-            address.ok().map(|address| address.to_string())
-        }
-        _ => None,
-    }
-}
-
 /// webpki's verdict on a server's certificate.
 pub(super) fn reason(error: &webpki::Error, self_issued: bool) -> Reason {
     use webpki::Error::*;
@@ -333,30 +235,4 @@ pub(super) fn reason(error: &webpki::Error, self_issued: bool) -> Reason {
         error => return Reason::Other(error.to_string()),
     };
     Reason::Other(other.to_owned())
-}
-
-/// Texts of a stranger's certificate go to logs and headers: no control characters, nothing that has a terminal
-/// show what follows in another order, no great length.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() && !turns_text(*c)).take(TEXT_KEPT).collect()
-}
-
-/// The bidirectional controls of Unicode.
-fn turns_text(c: char) -> bool {
-    matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Unix seconds as RFC 3339.
-pub(super) struct Date(pub(super) i64);
-
-impl Display for Date {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Ok(time) = ASN1Time::from_timestamp(self.0) else {
-            return write!(f, "{} seconds after 1970", self.0);
-        };
-        let at = time.to_datetime();
-        let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
-        let (hour, minute, second) = (at.hour(), at.minute(), at.second());
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-    }
 }

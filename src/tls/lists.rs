@@ -22,8 +22,9 @@ use self::{
     signature::{Signed, Verdict, split},
 };
 use super::{
-    failure::{Date, Reason},
-    roots::read_up_to,
+    failure::Reason,
+    leaf::Date,
+    pem::read_up_to,
     shared::{Digest, Shared},
 };
 use crate::tls::{TlsConfigError, TlsFault};

@@ -1,12 +1,9 @@
 //! Pinned public keys.
 
-use super::failure::{Leaf, Reason};
+use super::{failure::Reason, leaf::Leaf, shared::sha256};
 use crate::tls::{TlsConfigError, TlsFault};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use rustls::{
-    SupportedCipherSuite, crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-    pki_types::CertificateDer,
-};
+use rustls::pki_types::CertificateDer;
 use webpki::{VerifiedPath, spki_for_anchor};
 
 /// SHA-256 over public keys (SubjectPublicKeyInfo); one of them must be in the verified chain.
@@ -53,11 +50,6 @@ impl Pins {
     }
 }
 
-/// The pin of a public key, as `tls.pins` takes it.
-pub(super) fn pin(public_key: &[u8]) -> String {
-    format!("sha256/{}", STANDARD.encode(sha256(public_key)))
-}
-
 fn parse(pin: &str) -> Result<Vec<u8>, TlsConfigError> {
     let refuse = || TlsConfigError::new("tls.pins", TlsFault::Pin { pin: pin.to_owned() });
     let text = pin.strip_prefix("sha256/").ok_or_else(refuse)?;
@@ -66,22 +58,13 @@ fn parse(pin: &str) -> Result<Vec<u8>, TlsConfigError> {
     STANDARD.decode(text).ok().filter(|hash| hash.len() == 32).ok_or_else(refuse)
 }
 
-/// From the TLS provider, so that no second implementation comes in.
-pub(super) fn sha256(data: &[u8]) -> Vec<u8> {
-    let hash = match TLS13_AES_128_GCM_SHA256 {
-        SupportedCipherSuite::Tls13(suite) => suite.common.hash_provider,
-        SupportedCipherSuite::Tls12(suite) => suite.common.hash_provider,
-    };
-    hash.hash(data).as_ref().to_vec()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn both_spellings_of_a_pin_are_the_same_pin() {
-        let plain = pin(b"key");
+        let plain = format!("sha256/{}", STANDARD.encode(sha256(b"key")));
         let curl = plain.replacen('/', "//", 1);
         assert_eq!(parse(&plain).unwrap(), parse(&curl).unwrap());
     }

@@ -2,21 +2,18 @@
 
 use super::{
     anchor::{Terms, Use, Useless},
-    failure::{Date, Leaf},
+    leaf::{Date, Leaf},
     lists::Lists,
+    pem::certificates,
     shared::{Digest, Shared},
 };
 use crate::{
-    config::{self, read_file},
+    config,
     files::reading,
     tls::{TlsConfigError, TlsFault},
 };
-use memchr::{memmem, memrchr2};
 use parking_lot::Mutex;
-use rustls::pki_types::{
-    CertificateDer, TrustAnchor, UnixTime,
-    pem::{self, PemObject},
-};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use std::{
     collections::HashSet,
     env,
@@ -25,15 +22,6 @@ use std::{
     sync::{Arc, Weak},
 };
 use webpki::anchor_from_trusted_cert;
-
-/// The largest file of certificates that is read: a hundred times the public roots.
-pub(super) const MAX_CERTIFICATES: usize = 16 << 20;
-
-/// Of UTF-8.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-
-/// What a block of PEM begins with, at the beginning of a line.
-const BEGIN: &[u8] = b"-----BEGIN ";
 
 /// Seconds: a certificate is said to expire soon in the last third of its life, but no earlier than this.
 const SOON: i64 = 30 * 24 * 60 * 60;
@@ -275,68 +263,4 @@ pub(super) fn warn_of_dates(key: &'static str, path: &Path, certificate: &Certif
         let until = Date(not_after);
         tracing::warn!(key, %file, subject, %until, "a certificate expires soon: replace it");
     }
-}
-
-/// The certificates of a PEM file, of which there must be one at least.
-pub(super) fn certificates(
-    path: &Path,
-    key: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, TlsConfigError> {
-    let text = read(path, key)?;
-    let certificates: Vec<_> =
-        CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|error| {
-            TlsConfigError::of(key, path, |path| TlsFault::Pem { path, detail: pem_error(&error) })
-        })?;
-    if certificates.is_empty() {
-        return Err(TlsConfigError::of(key, path, |path| TlsFault::NoCertificate { path }));
-    }
-    Ok(certificates)
-}
-
-/// Why a file is not PEM, for people.
-pub(super) fn pem_error(error: &pem::Error) -> String {
-    match error {
-        pem::Error::MissingSectionEnd { .. } => {
-            "its last block has no `-----END` line: the file is cut off".to_owned()
-        }
-        pem::Error::NoItemsFound => "it contains no such PEM block".to_owned(),
-        error => error.to_string(),
-    }
-}
-
-pub(super) fn read(path: &Path, key: &'static str) -> Result<Vec<u8>, TlsConfigError> {
-    read_up_to(MAX_CERTIFICATES, path, key)
-}
-
-pub(super) fn read_up_to(
-    limit: usize,
-    path: &Path,
-    key: &'static str,
-) -> Result<Vec<u8>, TlsConfigError> {
-    let contents = read_file(path, limit)
-        .map_err(|source| TlsConfigError::of(key, path, |path| TlsFault::Read { path, source }))?;
-    Ok(on_lines_of_their_own(contents))
-}
-
-/// Puts blocks of PEM on lines of their own: the reader sees none that begins within a line, as those of joined files do
-/// after an end without a newline, or after a byte order mark, which Windows' editors put first.
-fn on_lines_of_their_own(contents: Vec<u8>) -> Vec<u8> {
-    let is_hidden = |begin: &usize| {
-        let before = &contents[..*begin];
-        let line = memrchr2(b'\n', b'\r', before).map_or(before, |end| &before[end + 1..]);
-        line.ends_with(BYTE_ORDER_MARK) || line.trim_ascii_end().ends_with(b"-----")
-    };
-    let hidden: Vec<_> = memmem::find_iter(&contents, BEGIN).filter(is_hidden).collect();
-    if hidden.is_empty() {
-        return contents;
-    }
-    let mut lines = Vec::with_capacity(contents.len() + hidden.len());
-    let mut done = 0;
-    for begin in hidden {
-        lines.extend_from_slice(&contents[done..begin]);
-        lines.push(b'\n');
-        done = begin;
-    }
-    lines.extend_from_slice(&contents[done..]);
-    lines
 }

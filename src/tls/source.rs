@@ -15,7 +15,7 @@ use rustls::{
 use super::{
     TlsConfigError, TlsFault,
     authority::{AuthorityError, Subject},
-    roots::{MAX_CERTIFICATES, certificates, pem_error, read},
+    pem::{MAX_CERTIFICATES, certificates, pem_error, read},
     server::{ServerCertificates, is_valid_for},
     store::{Serving, Store, StoreError},
 };

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs, path::PathBuf};
 
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use super::store::pem;
+use super::authority::pem;
 
 /// What Java's own store has always been locked with. Ours guards nothing and takes any.
 pub const JAVA_PASSWORD: &str = "changeit";

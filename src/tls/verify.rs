@@ -1,7 +1,8 @@
 //! Whether a server's certificate proves the true name.
 
 use super::{
-    failure::{Fault, Leaf, Reason, VerifyFailure, reason},
+    failure::{Reason, VerifyFailure, reason},
+    leaf::{Fault, Leaf},
     lists::Lists,
     pins::Pins,
     roots::Roots,

@@ -9,10 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use truename::tls::{
-    authority::{Authority, DAY, Seconds, now},
-    store::pem,
-};
+use truename::tls::authority::{Authority, DAY, Seconds, now, pem};
 
 /// How long a root lasts.
 pub const LIFETIME: Seconds = 5 * 365 * DAY;

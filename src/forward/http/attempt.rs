@@ -13,7 +13,7 @@ use crate::{
     body::RequestBody,
     config::{self, HostHeader},
     fault::{Fault, Taken},
-    tls::TlsError,
+    tls::{Alpn, TlsError},
     upstream::{Alias, Generation, Lease, SendError},
 };
 
@@ -185,7 +185,9 @@ fn explain(error: SendError, lease: &Lease) -> ForwardError {
     if generation.killed().is_cancelled() && error.is_cut_off() {
         return ForwardError::Moved { endpoint, true_name: generation.true_name().clone() };
     }
-    let tls = generation.tls().and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls));
+    let tls = generation
+        .tls()
+        .and_then(|(tls, name)| TlsError::after_handshake(&error, name, tls.offer(Alpn::None)));
     ForwardError::Exchange { endpoint, error: Box::new(error), tls, kept: lease.is_reused() }
 }
 

@@ -10,8 +10,7 @@ use rustls::{
 };
 use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 
-use super::{AuthorityError, Root, Seconds, make::EARLY};
-use crate::tls::store::pem;
+use super::{AuthorityError, EARLY, Root, Seconds};
 
 /// A root without its key, the certificates that it signed, and their key.
 pub struct Authority {
@@ -165,7 +164,12 @@ fn server_certificate(
 }
 
 /// RFC 7468.
-pub(crate) fn block(label: &str, der: &[u8]) -> String {
+pub fn pem(certificate: &CertificateDer<'_>) -> String {
+    block("CERTIFICATE", certificate)
+}
+
+/// RFC 7468.
+fn block(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut pem = format!("-----BEGIN {label}-----\n");
     for line in text.as_bytes().chunks(64) {

@@ -15,7 +15,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 
 use super::{
-    Authority, AuthorityError, DAY, Root, Seconds, ServerCertificate,
+    Authority, AuthorityError, DAY, EARLY, Root, Seconds, ServerCertificate,
     names::{self, nested},
     system_time,
 };
@@ -28,9 +28,6 @@ const LEAF_LIFETIME: Seconds = 820 * DAY;
 
 /// Certificates that take turns over a root's lifetime, each beginning long before the last ends.
 const TERMS: i64 = 3;
-
-/// All begin this long ago: clocks may be wrong by as much.
-pub const EARLY: Seconds = 30 * DAY;
 
 /// How much of an alias fits into a common name of 64 characters, beside the rest.
 const ALIAS_IN_NAME: usize = 36;

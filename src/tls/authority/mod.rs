@@ -18,19 +18,21 @@ mod subject;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub(super) use certificates::block;
-pub use certificates::{Authority, Certified, ServerCertificate};
-pub use make::{EARLY, Issued, issue};
+pub use certificates::{Authority, Certified, ServerCertificate, pem};
+pub use make::{Issued, issue};
 pub use root::{Root, RootError};
 pub use subject::Subject;
 
-use super::failure::Date;
+use super::leaf::Date;
 
 /// Seconds since 1970.
 pub type Seconds = i64;
 
 /// A day.
 pub const DAY: Seconds = 24 * 3600;
+
+/// All begin this long ago: clocks may be wrong by as much.
+pub const EARLY: Seconds = 30 * DAY;
 
 /// Why an authority or its certificates cannot be made or used.
 #[derive(Debug, thiserror::Error)]

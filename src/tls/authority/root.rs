@@ -17,7 +17,7 @@ use super::{
     names::{self, is_certifiable},
     timestamp,
 };
-use crate::tls::pins::sha256;
+use crate::tls::shared::sha256;
 
 /// 127.0.0.0/8, as name constraints have it: address and mask.
 const LOOPBACK: [u8; 8] = [127, 0, 0, 0, 255, 0, 0, 0];

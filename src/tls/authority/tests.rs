@@ -12,9 +12,8 @@ use x509_parser::parse_x509_certificate;
 use super::{
     Authority, AuthorityError, DAY, Root, Subject, issue,
     names::{LOCALHOST, MOST, is_below, nested, sets},
-    now,
+    now, pem,
 };
-use crate::tls::store::pem;
 
 fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()

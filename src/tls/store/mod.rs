@@ -25,7 +25,7 @@ use std::{
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 
-use super::authority::{AuthorityError, Issued, Root, Seconds, now};
+use super::authority::{AuthorityError, Issued, Root, Seconds, now, pem};
 use crate::folder::PrivateFolder;
 pub use folder::{write, write_new};
 pub use listing::Stem;
@@ -247,11 +247,6 @@ impl Known {
         }
         false
     }
-}
-
-/// RFC 7468.
-pub fn pem(certificate: &CertificateDer<'_>) -> String {
-    super::authority::block("CERTIFICATE", certificate)
 }
 
 fn current_time() -> Seconds {

@@ -1,7 +1,7 @@
 //! Which certificates prove a name, and what is said of those that do not.
 
 use super::*;
-use crate::tls::{failure::Leaf, pins};
+use crate::tls::leaf::Leaf;
 use rcgen::{
     CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber, date_time_ymd,
 };
@@ -11,7 +11,7 @@ use rustls::{
 };
 
 fn pin(certificate: &CertificateDer<'_>) -> String {
-    pins::pin(Leaf::parse(certificate).unwrap().public_key())
+    Leaf::parse(certificate).unwrap().pin()
 }
 
 #[tokio::test]

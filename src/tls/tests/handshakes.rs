@@ -211,7 +211,7 @@ async fn a_missing_client_certificate_is_named_in_tls_1_3_where_the_alert_comes_
     let read = client.unwrap().stream.read_u8().await.unwrap_err();
     // As hyper wraps it, the I/O error is some way down.
     let wrapped = io::Error::other(Wrapped(read));
-    let error = TlsError::after_handshake(&wrapped, &name(NAME), &tls).unwrap();
+    let error = TlsError::after_handshake(&wrapped, &name(NAME), tls.offer(Alpn::None)).unwrap();
     assert_eq!(
         error.to_string(),
         "`api.example.com` refused the TLS connection with the alert certificate_required: it wants a client certificate, and there is none to show"
@@ -234,7 +234,9 @@ async fn a_client_certificate_that_the_server_refuses_is_not_called_missing() {
 #[test]
 fn an_error_that_is_not_of_tls_has_no_tls_error_behind_it() {
     let error = io::Error::other(Wrapped(io::ErrorKind::ConnectionReset.into()));
-    assert!(TlsError::after_handshake(&error, &name(NAME), &any_client()).is_none());
+    assert!(
+        TlsError::after_handshake(&error, &name(NAME), any_client().offer(Alpn::None)).is_none()
+    );
 }
 
 #[tokio::test]

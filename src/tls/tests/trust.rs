@@ -1,7 +1,7 @@
 //! What a certificate that is trusted may vouch for, and until when.
 
 use super::*;
-use crate::tls::{failure::Leaf, lists::Lists, pins};
+use crate::tls::{leaf::Leaf, lists::Lists};
 use rcgen::{
     CertificateRevocationListParams, GeneralSubtree, KeyIdMethod, NameConstraints,
     RevokedCertParams, SerialNumber, date_time_ymd,
@@ -59,11 +59,11 @@ fn with_serial(ca: &Ca, serial: u64) -> Identity {
 }
 
 fn pem(certificate: &CertificateDer<'_>) -> String {
-    crate::tls::store::pem(certificate)
+    crate::tls::authority::pem(certificate)
 }
 
 fn pin(certificate: &CertificateDer<'_>) -> String {
-    pins::pin(Leaf::parse(certificate).unwrap().public_key())
+    Leaf::parse(certificate).unwrap().pin()
 }
 
 #[tokio::test]

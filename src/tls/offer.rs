@@ -1,0 +1,47 @@
+//! What a handshake offers to the server.
+
+/// The application protocols to offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Alpn {
+    /// `http/1.1` only.
+    Http1,
+    /// `h2` only, and the server must agree to it.
+    Http2,
+    /// `h2`, then `http/1.1`.
+    Http2Or1,
+    /// Nothing: tunnels and databases.
+    None,
+}
+
+/// What a handshake offers to the server, as far as the server may refuse it.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    pub(super) alpn: Alpn,
+    /// The long ClientHello of a post-quantum key exchange.
+    pub(super) post_quantum: bool,
+    pub(super) client_certificate: bool,
+    /// No TLS 1.2.
+    pub(super) requires_tls13: bool,
+}
+
+impl Alpn {
+    /// For people: what was offered.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Alpn::Http1 => "http/1.1",
+            Alpn::Http2 => "h2",
+            Alpn::Http2Or1 => "h2 or http/1.1",
+            Alpn::None => "what was offered",
+        }
+    }
+
+    pub(super) fn protocols(self) -> Vec<Vec<u8>> {
+        let names: &[&[u8]] = match self {
+            Alpn::Http1 => &[b"http/1.1"],
+            Alpn::Http2 => &[b"h2"],
+            Alpn::Http2Or1 => &[b"h2", b"http/1.1"],
+            Alpn::None => &[],
+        };
+        names.iter().map(|name| name.to_vec()).collect()
+    }
+}

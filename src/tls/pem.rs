@@ -1,0 +1,85 @@
+//! Files in PEM.
+
+use std::path::Path;
+
+use memchr::{memmem, memrchr2};
+use rustls::pki_types::{
+    CertificateDer,
+    pem::{self, PemObject},
+};
+
+use super::{TlsConfigError, TlsFault};
+use crate::config::read_file;
+
+/// The largest file of certificates that is read: a hundred times the public roots.
+pub(super) const MAX_CERTIFICATES: usize = 16 << 20;
+
+/// Of UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// What a block of PEM begins with, at the beginning of a line.
+const BEGIN: &[u8] = b"-----BEGIN ";
+
+/// The certificates of a PEM file, of which there must be one at least.
+pub(super) fn certificates(
+    path: &Path,
+    key: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, TlsConfigError> {
+    let text = read(path, key)?;
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|error| {
+            TlsConfigError::of(key, path, |path| TlsFault::Pem { path, detail: pem_error(&error) })
+        })?;
+    if certificates.is_empty() {
+        return Err(TlsConfigError::of(key, path, |path| TlsFault::NoCertificate { path }));
+    }
+    Ok(certificates)
+}
+
+/// Why a file is not PEM, for people.
+pub(super) fn pem_error(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => {
+            "its last block has no `-----END` line: the file is cut off".to_owned()
+        }
+        pem::Error::NoItemsFound => "it contains no such PEM block".to_owned(),
+        error => error.to_string(),
+    }
+}
+
+pub(super) fn read(path: &Path, key: &'static str) -> Result<Vec<u8>, TlsConfigError> {
+    read_up_to(MAX_CERTIFICATES, path, key)
+}
+
+pub(super) fn read_up_to(
+    limit: usize,
+    path: &Path,
+    key: &'static str,
+) -> Result<Vec<u8>, TlsConfigError> {
+    let contents = read_file(path, limit)
+        .map_err(|source| TlsConfigError::of(key, path, |path| TlsFault::Read { path, source }))?;
+    Ok(on_lines_of_their_own(contents))
+}
+
+/// Puts blocks of PEM on lines of their own: the reader sees none that begins within a line, as those of joined files do
+/// after an end without a newline, or after a byte order mark, which Windows' editors put first.
+fn on_lines_of_their_own(contents: Vec<u8>) -> Vec<u8> {
+    let is_hidden = |begin: &usize| {
+        let before = &contents[..*begin];
+        let line = memrchr2(b'\n', b'\r', before).map_or(before, |end| &before[end + 1..]);
+        line.ends_with(BYTE_ORDER_MARK) || line.trim_ascii_end().ends_with(b"-----")
+    };
+    let hidden: Vec<_> = memmem::find_iter(&contents, BEGIN).filter(is_hidden).collect();
+    if hidden.is_empty() {
+        return contents;
+    }
+    let mut lines = Vec::with_capacity(contents.len() + hidden.len());
+    let mut done = 0;
+    for begin in hidden {
+        lines.extend_from_slice(&contents[done..begin]);
+        lines.push(b'\n');
+        done = begin;
+    }
+    lines.extend_from_slice(&contents[done..]);
+    lines
+}
