@@ -57,7 +57,10 @@ async fn without_time_it_asks_once() {
 
     let (listener, mut asked) = asked_and_closed().await;
     let output = wait(&["--timeout", "0s", "--admin", &listener.address.to_string()]).output();
-    assert_eq!(within("its end", output).await.unwrap().status.code(), Some(1));
+    let output = within("its end", output).await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(" after 0s: "), "{said}");
     assert_eq!(asked.recv().await, Some(()));
     assert!(asked.try_recv().is_err(), "asked more than once");
 }

@@ -19,7 +19,7 @@ use super::{
     run::{self, ConfigError},
 };
 use crate::{
-    config::{Admin, duration},
+    config::{Admin, duration, print_duration},
     files::{self, WorkError},
     telemetry,
 };
@@ -112,8 +112,8 @@ impl Wait {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 telemetry::say(format_args!(
-                    "truename: no proxy is ready at {admin} after {:?}: {error}; start one with `truename run`, or name its admin listener with --admin ADDR or --config FILE",
-                    self.timeout
+                    "truename: no proxy is ready at {admin} after {}: {error}; start one with `truename run`, or name its admin listener with --admin ADDR or --config FILE",
+                    print_duration(self.timeout)
                 ));
                 ExitCode::from(EXIT_FAILED)
             }

@@ -35,6 +35,7 @@ pub use names::{
 };
 pub use problems::{Position, Problem, Problems};
 pub use process::*;
+pub(crate) use quantity::print_duration;
 pub use quantity::{BadValue, duration, listen_address};
 pub use tls::*;
 

@@ -78,7 +78,7 @@ pub fn duration(text: &str) -> Result<Duration, BadValue> {
 }
 
 /// The largest of h, s, ms, us, ns that holds it whole.
-pub(super) fn print_duration(time: Duration) -> String {
+pub(crate) fn print_duration(time: Duration) -> String {
     let nanos = time.as_nanos();
     if nanos == 0 {
         return "0s".to_owned();
