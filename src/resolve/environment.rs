@@ -9,11 +9,11 @@ use std::{
     io::{self, Read},
     net::{Ipv6Addr, SocketAddr, SocketAddrV6},
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 use tokio::{
-    sync,
-    task::{JoinHandle, spawn_blocking},
+    sync::{self, oneshot},
     time::{Instant, sleep, timeout_at},
 };
 
@@ -95,7 +95,7 @@ pub struct Source {
 /// The file is being read, on another thread.
 #[derive(Debug)]
 struct Pending {
-    text: JoinHandle<io::Result<Vec<u8>>>,
+    text: oneshot::Receiver<io::Result<Vec<u8>>>,
     deadline: Instant,
 }
 
@@ -168,19 +168,16 @@ impl Source {
     /// file is not read again before it has ended.
     async fn text(&self) -> io::Result<Vec<u8>> {
         let mut pending = self.pending.lock().await;
-        let read = pending.get_or_insert_with(|| {
-            let path = self.file.path.clone();
-            Pending {
-                text: spawn_blocking(move || read(&path)),
-                deadline: Instant::now() + PATIENCE,
-            }
-        });
+        let read = match &mut *pending {
+            Some(read) => read,
+            None => pending.insert(Pending::begin(self.file.path.clone())?),
+        };
         let Ok(text) = timeout_at(read.deadline, &mut read.text).await else {
             let reason = "the volume or pipe it is on does not respond";
             return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
         };
         *pending = None;
-        text?
+        text.unwrap_or_else(|_| Err(io::Error::other("the thread that reads it has panicked")))
     }
 
     /// Looks once more: whether the file says what it said at the look before, or nothing.
@@ -230,6 +227,18 @@ impl Source {
         known.reading = Some(reading);
         drop(known);
         self.changes.send_replace(());
+    }
+}
+
+impl Pending {
+    /// On a thread of its own: those of the runtime may all be busy, and tokio panics where it can start none.
+    fn begin(path: PathBuf) -> io::Result<Pending> {
+        let (done, text) = oneshot::channel();
+        thread::Builder::new().name("resolv.conf".into()).spawn(move || {
+            // Nobody waits any longer where the resolver is gone.
+            let _ = done.send(read(&path));
+        })?;
+        Ok(Pending { text, deadline: Instant::now() + PATIENCE })
     }
 }
 

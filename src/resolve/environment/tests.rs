@@ -213,3 +213,16 @@ async fn a_file_of_which_nothing_is_needed_is_not_read() {
     // Other settings after a reload may need it.
     assert_eq!(file.source.known(&settings()).namespace, "prod");
 }
+
+/// Regression: a program that keeps its runtime's blocking threads busy kept its clients from DNS.
+#[test]
+fn a_file_is_read_though_all_threads_of_the_runtime_are_busy() {
+    let mut builder = runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
+    let (free, busy) = mpsc::channel::<()>();
+    runtime.spawn_blocking(move || busy.recv());
+    let file = File::new();
+    file.write(POD);
+    assert_eq!(runtime.block_on(file.read()), pod());
+    drop(free);
+}
