@@ -34,9 +34,11 @@ const GRACE: Duration = Duration::from_millis(500);
 /// again. It may know names that the others deny, and be back by now.
 const RETURN: Duration = Duration::from_secs(10);
 
-/// Questions that are out at one time, each with a socket: a thousand aliases, or the clients of a forward proxy, must not
-/// take all that this process may open.
-const MAX_IN_FLIGHT: usize = 256;
+/// Questions for aliases that are out at one time, each with a socket: a thousand aliases must not take all that this
+/// process may open.
+const MAX_IN_FLIGHT: usize = 192;
+/// The same for the clients of a forward proxy, apart from those: names that nobody answers for keep no alias waiting.
+const MAX_IN_FLIGHT_FOR_CLIENTS: usize = 64;
 
 /// An address family, asked for apart from the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,8 +101,10 @@ impl Round {
 pub struct DnsClient {
     servers: Vec<SocketAddr>,
     preferred: Mutex<Preferred>,
-    in_flight: Mutex<HashMap<(String, Family), Weak<Flight>>>,
+    /// By what is asked, and whether it is for a client of a forward proxy.
+    in_flight: Mutex<HashMap<(String, Family, bool), Weak<Flight>>>,
     permits: Semaphore,
+    permits_for_clients: Semaphore,
 }
 
 /// The server that answered last: a dead one before it costs its time only once.
@@ -121,6 +125,7 @@ impl DnsClient {
             preferred: Mutex::new(Preferred { index: 0, since: Instant::now() }),
             in_flight: Mutex::default(),
             permits: Semaphore::new(MAX_IN_FLIGHT),
+            permits_for_clients: Semaphore::new(MAX_IN_FLIGHT_FOR_CLIENTS),
         }
     }
 
@@ -173,7 +178,7 @@ impl DnsClient {
         // Ends: each turn but the last makes the chain longer, which the walk allows up to its bound.
         loop {
             let end = chain.end().clone();
-            let error = match self.ask(&end, family, deadline).await {
+            let error = match self.ask(&end, family, place, deadline).await {
                 Ok(answer) => match chain.walk(&answer.records).map_err(ResolveError::Chain)? {
                     Walked::Complete(chain) => return Ok(chain),
                     Walked::AskForEnd(longer) => {
@@ -201,10 +206,11 @@ impl DnsClient {
         &self,
         name: &str,
         family: Family,
+        place: Place,
         deadline: Instant,
     ) -> Result<Answer, LookupError> {
         let started = Instant::now();
-        let result = self.ask_together(name, family, deadline).await;
+        let result = self.ask_together(name, family, place, deadline).await;
         let label = result.as_ref().map_or_else(LookupError::label, |_| "ok");
         count(label, started);
         tracing::debug!(name, %family, result = label, "asked DNS");
@@ -216,32 +222,34 @@ impl DnsClient {
         &self,
         name: &str,
         family: Family,
+        place: Place,
         deadline: Instant,
     ) -> Result<Answer, LookupError> {
         let mut is_first = false;
-        let flight = self.flight(name, family);
+        let flight = self.flight(name, family, place);
         let asked = flight.get_or_init(|| {
             is_first = true;
-            self.ask_in_turn(name, family, deadline)
+            self.ask_in_turn(name, family, place, deadline)
         });
         let result = timeout_at(deadline, asked).await.cloned();
         match result {
             // The other's time was over, ours is not.
             Ok(Err(error)) if error.failure == Failure::Timeout && !is_first => {
-                self.ask_in_turn(name, family, deadline).await
+                self.ask_in_turn(name, family, place, deadline).await
             }
             Ok(result) => result,
             Err(_) => Err(self.silence(name)),
         }
     }
 
-    fn flight(&self, name: &str, family: Family) -> Arc<Flight> {
+    fn flight(&self, name: &str, family: Family, place: Place) -> Arc<Flight> {
         let mut in_flight = self.in_flight.lock();
         if in_flight.len() == in_flight.capacity() {
             // Before it grows: so it is never longer than twice what is in flight.
             in_flight.retain(|_, flight| flight.strong_count() > 0);
         }
-        let entry = in_flight.entry((name.to_owned(), family)).or_default();
+        let key = (name.to_owned(), family, place == Place::Client);
+        let entry = in_flight.entry(key).or_default();
         entry.upgrade().unwrap_or_else(|| {
             let flight = Arc::default();
             *entry = Arc::downgrade(&flight);
@@ -253,6 +261,7 @@ impl DnsClient {
         &self,
         name: &str,
         family: Family,
+        place: Place,
         deadline: Instant,
     ) -> Result<Answer, LookupError> {
         let count = self.servers.len();
@@ -260,7 +269,11 @@ impl DnsClient {
             return Err(LookupError::new(name, &[], Failure::NoServers));
         }
         let query = query(name, family)?;
-        let Ok(_permit) = timeout_at(deadline, self.permits.acquire()).await else {
+        let permits = match place {
+            Place::Client => &self.permits_for_clients,
+            _ => &self.permits,
+        };
+        let Ok(_permit) = timeout_at(deadline, permits.acquire()).await else {
             return Err(self.silence(name));
         };
         let (first, before) = self.first();

@@ -511,7 +511,12 @@ async fn the_task_ends_with_its_last_subscription() {
 async fn aliases_of_one_name_share_the_query_in_flight() {
     let server = server().await;
     server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
-    let resolver = resolver(&server);
+    // Of resolv.conf nothing is needed, so that both ask at once.
+    let resolver = with(config::Dns {
+        namespace: Some("default".into()),
+        cluster_domain: Some("cluster.local".into()),
+        ..settings(vec![server.address()])
+    });
     let question = question();
     tokio::join!(resolver.resolve(&question), resolver.resolve(&question));
     assert_eq!(server.queries(ALIAS, RecordType::A), 1);
@@ -526,6 +531,22 @@ async fn new_settings_keep_what_resolv_conf_has_said() {
     std::fs::write(file.path(), "").unwrap();
     resolver.configure(settings(vec!["192.0.2.53:53".parse().unwrap()]));
     assert_eq!(resolver.environment().namespace, "prod");
+}
+
+/// Regression: lookups for clients of a forward proxy took all places, and the aliases waited for one.
+#[tokio::test]
+async fn names_of_clients_that_nobody_answers_for_keep_no_alias_waiting() {
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
+    let names: Vec<_> = (0..300).map(|n| format!("n{n}.example")).collect();
+    names.iter().for_each(|name| server.answer(name, Answer::Silence));
+    let client = lookup::DnsClient::new(&[server.address()]);
+    let for_clients = names.iter().map(|name| client.both(name, error::Place::Client));
+    tokio::select! {
+        biased;
+        _ = futures_util::future::join_all(for_clients) => panic!("the alias waits for them"),
+        round = client.both(ALIAS, error::Place::Service) => assert!(round.v4.is_ok(), "{round:?}"),
+    }
 }
 
 #[tokio::test]
