@@ -59,6 +59,34 @@ async fn dns_that_does_not_answer_is_a_dns_timeout() {
     tells(&problem, "fix", &["`dns.servers`"]);
 }
 
+/// Regression: the DNS server and the network were blamed.
+#[tokio::test]
+async fn dns_that_cannot_be_asked_for_want_of_descriptors_names_the_limit() {
+    let mut scene = Scene::new(1).await;
+    let _origin = scene.script(scripts::answer).remove(0);
+    let yaml =
+        scene.restless_yaml("").replace("namespace: default", "namespace: default, stale: 0s");
+    let proxy = Proxy::start(&yaml).await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n");
+    peer.send(&request).await;
+    assert_eq!(peer.response().await.status(), 200);
+    proxy.limit_open_files(Some(4));
+    let answer = within("a lookup that fails", async {
+        loop {
+            peer.send(&request).await;
+            let answer = peer.response().await;
+            if answer.status() != 200 {
+                break answer;
+            }
+        }
+    })
+    .await;
+    let problem = problem(&answer, 503, "dns_error", "resolve");
+    tells(&problem, "detail", &["Too many open files"]);
+    tells(&problem, "fix", &["`ulimit -Hn`"]);
+}
+
 #[tokio::test]
 async fn a_dns_server_that_is_not_there_is_named_at_once() {
     let (scene, _origin, proxy) = with("", scripts::answer).await;

@@ -126,6 +126,9 @@ impl std::error::Error for ResolveError {
     }
 }
 
+/// Where the servers are not at fault.
+const OWN_LIMIT: &str = "this proxy's own limit is reached, not the DNS server's: let it open more files (`ulimit -Hn`), or lower `listener.max_connections`";
+
 fn lookup_fix(name: &str, place: Place, failure: &Failure) -> &'static str {
     match (failure, place) {
         (Failure::NxDomain | Failure::NoData, Place::Target | Place::Chain)
@@ -161,6 +164,8 @@ fn lookup_fix(name: &str, place: Place, failure: &Failure) -> &'static str {
         (Failure::ConnectionRefused, _) => {
             "nobody listens there: start that server, or choose others in `dns.servers`"
         }
+        (Failure::Exhausted(_), _) => OWN_LIMIT,
+        (Failure::Tcp(_, failure), _) if matches!(**failure, Failure::Exhausted(_)) => OWN_LIMIT,
         (Failure::Tcp(..), _) => {
             "responses that do not fit into a datagram come over TCP: let port 53 through for TCP too (a NetworkPolicy, a firewall), or choose other servers in `dns.servers`"
         }
@@ -211,6 +216,8 @@ pub enum Failure {
     Malformed(String),
     /// The question could not be sent, or the answer not be received.
     Io(String),
+    /// The same for want of something that this process or machine has run out of, such as descriptors.
+    Exhausted(String),
     /// The name does not fit into a question.
     Unaskable(String),
     /// There is nobody to ask.
@@ -247,7 +254,7 @@ impl LookupError {
         // What a server said explains more than that another could not be asked.
         ways.sort_by_key(|(_, failure)| match failure {
             Failure::Timeout => 2,
-            Failure::ConnectionRefused | Failure::Io(_) => 1,
+            Failure::ConnectionRefused | Failure::Io(_) | Failure::Exhausted(_) => 1,
             _ => 0,
         });
         let others = ways.split_off(ways.len().min(1));
@@ -272,7 +279,7 @@ impl LookupError {
             Failure::ConnectionRefused => "connection_refused",
             Failure::Tcp(..) => "tcp",
             Failure::Malformed(_) => "malformed",
-            Failure::Io(_) => "io",
+            Failure::Io(_) | Failure::Exhausted(_) => "io",
             Failure::Unaskable(_) => "unaskable",
             Failure::NoServers => "no_servers",
         }
@@ -322,7 +329,9 @@ impl Failure {
             Failure::Malformed(reason) => {
                 write!(f, "the response of {server} for {name} cannot be used: {reason}")
             }
-            Failure::Io(reason) => write!(f, "{server} could not be asked for {name}: {reason}"),
+            Failure::Io(reason) | Failure::Exhausted(reason) => {
+                write!(f, "{server} could not be asked for {name}: {reason}")
+            }
             Failure::Unaskable(reason) => write!(f, "DNS cannot be asked for {name}: {reason}"),
             Failure::NoServers => {
                 write!(
@@ -338,7 +347,9 @@ impl Failure {
             Failure::ConnectionRefused => "it refused the connection".to_owned(),
             Failure::Timeout => "it did not respond in time".to_owned(),
             Failure::Malformed(reason) => format!("its response cannot be used: {reason}"),
-            Failure::Io(reason) => format!("it could not be asked: {reason}"),
+            Failure::Io(reason) | Failure::Exhausted(reason) => {
+                format!("it could not be asked: {reason}")
+            }
             other => format!("it failed ({other:?})"),
         }
     }

@@ -5,6 +5,7 @@
 
 use super::error::{Failure, WhyTcp};
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
+use nix::errno::Errno;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -235,7 +236,12 @@ async fn connected(server: SocketAddr) -> io::Result<UdpSocket> {
 fn failure(server: SocketAddr, error: &io::Error) -> Failure {
     let without_scope =
         |v6: std::net::SocketAddrV6| v6.ip().is_unicast_link_local() && v6.scope_id() == 0;
+    let exhausted = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
+    let errno = error.raw_os_error().map(Errno::from_raw);
     match (error.kind(), server) {
+        _ if errno.is_some_and(|errno| exhausted.contains(&errno)) => {
+            Failure::Exhausted(error.to_string())
+        }
         (io::ErrorKind::ConnectionRefused, _) => Failure::ConnectionRefused,
         (io::ErrorKind::TimedOut, _) => Failure::Timeout,
         (io::ErrorKind::UnexpectedEof, _) => {
