@@ -341,6 +341,20 @@ async fn an_alias_that_is_removed_is_not_asked_for_while_its_tunnel_goes_on() {
     assert_eq!(peer.exactly(4).await, b"open");
 }
 
+/// Regression: until DNS had answered for the new name, or not in time, requests went on to the other tenant's target.
+#[tokio::test]
+async fn another_namespace_ends_the_service_of_the_former_one_at_once() {
+    let (scene, origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    scene.dns.answer("webscaler-manual.prod.svc.cluster.local", dns::Answer::Silence);
+    let yaml = yaml(&scene, "timeouts: {connect: 100ms}");
+    proxy.rewrite(&yaml.replace("namespace: default", "namespace: prod"));
+    proxy.reload().await;
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 504);
+    assert_eq!(origins[0].seen().requests.len(), 1);
+}
+
 #[tokio::test]
 async fn listeners_come_and_go_with_the_file() {
     let (scene, _origins, proxy) = running().await;

@@ -36,7 +36,7 @@ pub struct Memory {
 /// What DNS has said of one name, whatever question and settings it is judged by.
 #[derive(Clone, Debug, Default)]
 pub struct Answers {
-    /// None before the first answer.
+    /// None before DNS is asked.
     name: Option<Arc<str>>,
     /// The cluster's, when it was asked for.
     cluster_domain: String,
@@ -103,7 +103,7 @@ struct Failing {
 }
 
 impl Answers {
-    /// The name that was asked for; none before the first answer.
+    /// The name that is asked for; none before DNS is asked.
     pub fn name(&self) -> Option<&Arc<str>> {
         self.name.as_ref()
     }
@@ -175,7 +175,9 @@ impl Memory {
     /// Takes in what both families came to.
     pub fn absorb(&mut self, round: Round, cluster_domain: &str, now: Instant) {
         self.in_cluster = round.names().any(|name| in_domain(name, cluster_domain));
-        self.is_about(round.names().next(), cluster_domain);
+        if let Some(name) = round.names().next() {
+            self.turn_to(name, cluster_domain);
+        }
         match Finding::of(round, &self.question, cluster_domain, now) {
             Finding::Good { leading, families } => self.accept(&leading, *families, now),
             Finding::Refused(good) => self.refuse(&good, now),
@@ -207,14 +209,14 @@ impl Memory {
         self.expire(now);
     }
 
-    /// Answers about another name are none to this question: another namespace is another tenant's.
-    fn is_about(&mut self, name: Option<&Arc<str>>, cluster_domain: &str) {
-        let Some(name) = name else { return };
-        if self.answers.name.as_ref().is_some_and(|before| before != name) {
+    /// This is the name that is asked for from now on. Answers about another are none to this question: another
+    /// namespace is another tenant's.
+    pub fn turn_to(&mut self, name: &str, cluster_domain: &str) {
+        if self.answers.name.as_deref().is_some_and(|before| before != name) {
             self.answers = Answers::default();
             self.state = ResolutionState::default();
         }
-        self.answers.name = Some(name.clone());
+        self.answers.name.get_or_insert_with(|| Arc::from(name));
         cluster_domain.clone_into(&mut self.answers.cluster_domain);
     }
 

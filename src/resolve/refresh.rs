@@ -141,7 +141,7 @@ impl Resolver {
     /// Resolves once, for `explain`: what a subscription's first state would be.
     pub async fn resolve(&self, question: &Question) -> ResolutionState {
         let mut memory = Memory::new(Arc::new(question.clone()), &self.settings());
-        let (round, cluster_domain) = self.ask(question).await;
+        let (round, cluster_domain) = self.ask(question, |_, _| {}).await;
         memory.absorb(round, &cluster_domain, Instant::now());
         memory.state().clone()
     }
@@ -165,10 +165,14 @@ impl Resolver {
         }
     }
 
-    /// One round, and the cluster domain that it is to be judged by.
-    async fn ask(&self, question: &Question) -> (Round, String) {
+    /// One round, and the cluster domain that it is to be judged by. `turn_to` hears both before DNS is asked.
+    async fn ask(&self, question: &Question, turn_to: impl FnOnce(&str, &str)) -> (Round, String) {
         let environment = self.resolv_conf.read(&self.settings()).await;
-        let round = match name_to_ask(question, &environment) {
+        let asked = name_to_ask(question, &environment);
+        if let Some(name) = name_of(&asked) {
+            turn_to(name, &environment.cluster_domain);
+        }
+        let round = match asked {
             Ok(Asked::Ip(ip)) => Round::of_ip(ip),
             Ok(Asked::Name(name, place)) => {
                 let client = self.client(&environment.servers);
@@ -209,6 +213,15 @@ fn name_to_ask(question: &Question, environment: &Environment) -> Result<Asked, 
             };
             Ok(Asked::Name(name, place))
         }
+    }
+}
+
+/// What DNS is asked for, though it may be no name; none where it is not asked.
+fn name_of(asked: &Result<Asked, NameError>) -> Option<&str> {
+    match asked {
+        Ok(Asked::Ip(_)) => None,
+        Ok(Asked::Name(name, _)) => Some(name),
+        Err(error) => Some(&error.name),
     }
 }
 
@@ -257,6 +270,10 @@ impl Subscription {
         }
         let question = Arc::new(question);
         memory.adopt(question.clone(), &settings, Instant::now());
+        let environment = inquiry.resolver.environment();
+        if let Some(name) = name_of(&name_to_ask(&question, &environment)) {
+            memory.turn_to(name, &environment.cluster_domain);
+        }
         inquiry.report.lock().adopt(question);
         inquiry.publish(&memory);
         inquiry.anew.notify_one();
@@ -278,6 +295,15 @@ struct Inquiry {
 }
 
 impl Inquiry {
+    /// DNS is asked for this name from now on, and what is known of another serves no longer.
+    fn turn_to(&self, name: &str, cluster_domain: &str) {
+        let mut memory = self.memory.lock();
+        if memory.answers().name().is_some_and(|before| **before != *name) {
+            memory.turn_to(name, cluster_domain);
+            self.publish(&memory);
+        }
+    }
+
     fn publish(&self, memory: &Memory) {
         let new = Arc::new(memory.state().clone());
         let old = self.sender.send_replace(new.clone());
@@ -309,15 +335,18 @@ impl Refresh {
         let inquiry = self.inquiry.clone();
         let (round, cluster_domain) = loop {
             let question = inquiry.memory.lock().question().clone();
-            let mut attempt = pin!(inquiry.resolver.ask(&question));
+            let turn_to = |name: &str, domain: &str| inquiry.turn_to(name, domain);
+            let mut attempt = pin!(inquiry.resolver.ask(&question, turn_to));
             let asked = loop {
                 tokio::select! {
+                    // First: what was asked may be another tenant's name by now.
+                    biased;
+                    () = inquiry.anew.notified() => break None,
+                    () = inquiry.sender.closed() => return None,
                     asked = &mut attempt => break Some(asked),
                     () = at(inquiry.expiry()) => {
                         self.expire();
                     }
-                    () = inquiry.anew.notified() => break None,
-                    () = inquiry.sender.closed() => return None,
                 }
             };
             if let Some(asked) = asked {

@@ -37,6 +37,15 @@ impl Report {
             return;
         }
         let Some(current) = &new.current else {
+            if new.is_pending() {
+                let old = was.map(ToString::to_string);
+                tracing::info!(
+                    alias,
+                    old,
+                    "DNS is asked for another name; the old target is no longer used"
+                );
+                return;
+            }
             tracing::warn!(
                 alias,
                 "the last good answer has served its time: no request can be sent"
@@ -73,7 +82,7 @@ fn failure(question: &Question, old: &ResolutionState, new: &ResolutionState) {
             }
             None => tracing::warn!(alias, "cannot be resolved: {error}"),
         },
-        (Some(_), None) => tracing::info!(alias, "DNS answers again"),
+        (Some(_), None) if !new.is_pending() => tracing::info!(alias, "DNS answers again"),
         _ => {}
     }
 }

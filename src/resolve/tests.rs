@@ -533,6 +533,25 @@ async fn new_settings_keep_what_resolv_conf_has_said() {
     assert_eq!(resolver.environment().namespace, "prod");
 }
 
+/// Regression: until DNS had answered for the new name, or not in time, the answer for the former one served.
+#[tokio::test]
+async fn a_resolv_conf_of_another_namespace_ends_the_service_of_the_former_one_before_dns_answers()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("resolv.conf");
+    std::fs::write(&path, "search default.svc.cluster.local\n").unwrap();
+    let server = server().await;
+    server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
+    let prod = "webscaler-manual.prod.svc.cluster.local";
+    server.answer(prod, Answer::Silence);
+    let resolver = Resolver::with_resolv_conf(settings(vec![server.address()]), resolv_conf(&path));
+    let mut subscription = resolver.watch(question());
+    until(&mut subscription, |state| state.current.is_some()).await;
+    std::fs::write(&path, "search prod.svc.cluster.local\n").unwrap();
+    let state = until(&mut subscription, |state| state.current.is_none()).await;
+    assert!(state.is_pending(), "only once {prod} was not answered for: {state:?}");
+}
+
 /// Regression: lookups for clients of a forward proxy took all places, and the aliases waited for one.
 #[tokio::test]
 async fn names_of_clients_that_nobody_answers_for_keep_no_alias_waiting() {
