@@ -8,7 +8,7 @@ use std::{
 
 // Clients choose what is looked up, and nothing of what is kept: no defence against collisions made
 // on purpose is needed.
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
 use crate::{
     fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
@@ -24,19 +24,47 @@ pub struct Routes {
     any: Option<Arc<Alias>>,
 }
 
+/// An error lists so many of the names that a listener serves: it may have ten thousand, and the error is in a header.
+const LISTED: usize = 10;
+
+/// DNS has no longer name. Of a longer Host an error shows the beginning.
+const LONGEST_NAME: usize = 253;
+const SHOWN: usize = 64;
+
 /// Nobody answers to a Host. That is what stops a web page whose name was rebound to loopback.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} is not a name that this listener serves; it serves {}",
-    .host.as_ref().map_or("a request without Host".into(), |host| format!("`{host}`")),
-    if .served.is_empty() { "none".into() } else { .served.join(", ") })]
+#[error("{} is not a name that this listener serves; it serves {served}", shown(.host.as_deref()))]
 pub struct RouteError {
     host: Option<String>,
-    served: Vec<String>,
+    /// The names, or the first of many.
+    served: String,
+}
+
+fn shown(host: Option<&str>) -> String {
+    match host {
+        None => "a request without Host".into(),
+        Some(host) if host.len() <= LONGEST_NAME => format!("`{host}`"),
+        Some(host) => {
+            let beginning: String = host.chars().take(SHOWN).collect();
+            format!("`{beginning}...` ({} characters)", host.chars().count())
+        }
+    }
+}
+
+/// Names for an error: the first few, and how many there are besides.
+fn listed<'a>(names: impl Iterator<Item = &'a str>, count: usize) -> String {
+    let first: Vec<&str> = names.take(LISTED).collect();
+    match count - first.len() {
+        _ if first.is_empty() => "none".into(),
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
 }
 
 impl Cause for RouteError {
     fn fix(&self) -> Option<String> {
         Some(match &self.host {
+            Some(host) if host.len() > LONGEST_NAME => "ask for one of the names served".into(),
             Some(host) => {
                 format!("ask for one of the names served, or add \"{host}\" to the alias' `hosts`")
             }
@@ -92,8 +120,9 @@ impl Routes {
             None => self.only().or(self.any.as_ref()),
         };
         found.cloned().ok_or_else(|| {
-            let served = self.aliases.iter().map(|alias| alias.config().name.clone());
-            RouteError { host: host.map(Into::into), served: served.collect() }
+            let aliases = self.aliases.iter().map(|alias| alias.config().name.as_str());
+            let served = listed(aliases, self.aliases.len());
+            RouteError { host: host.map(Into::into), served }
         })
     }
 
@@ -122,11 +151,12 @@ impl Routes {
         Some((alias, self.any.is_some()))
     }
 
-    /// The names that are answered to whatever DNS says, in order.
-    pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.by_host.keys().cloned().collect();
-        names.sort();
-        names
+    /// The names that are answered to whatever DNS says, for an error: of many, the first few.
+    pub fn served(&self) -> String {
+        let mut seen = HashSet::default();
+        let names = self.aliases.iter().flat_map(|alias| alias.hosts());
+        let names = names.map(String::as_str).filter(|name| seen.insert(*name));
+        listed(names, self.by_host.len())
     }
 
     /// The aliases, in the configuration's order.

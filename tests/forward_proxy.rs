@@ -428,6 +428,23 @@ async fn what_names_nobody_clearly_is_a_bad_request() {
     }
 }
 
+/// Regression: the response's head repeated it in full, and was too large for many clients.
+#[tokio::test]
+async fn a_very_long_host_is_not_repeated_in_full() {
+    let world = World::new(Scene::new(1).await, "").await;
+    let host = "x".repeat(50_000);
+    for head in [
+        format!("GET http://{host}/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+        format!("CONNECT {host}:443 HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ] {
+        let answer = world.ask(&head).await;
+        let problem = refused(&answer, 400, "http_request_error");
+        assert!(answer.head.len() < 2048, "{} bytes of head", answer.head.len());
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.starts_with("`xxx") && detail.len() < 9000, "{detail}");
+    }
+}
+
 #[tokio::test]
 async fn a_host_that_cannot_be_reached_is_told_before_the_tunnel_opens() {
     let world = World::new(Scene::new(1).await, "").await;

@@ -126,10 +126,10 @@ proptest! {
                 let found = found.map(|found| found.config().clone());
                 prop_assert!(same, "{host:?} on {listener}: {found:?}, not {wished:?}");
             }
-            for name in routes.names() {
-                prop_assert!(routes.find(LOCAL, Some(&name)).is_ok(), "{name}");
-                let found = routes.find(LOCAL, Some(&name)).unwrap();
-                let (shown, _) = routes.shown(Some(&name)).unwrap();
+            for name in routes.by_host.keys() {
+                prop_assert!(routes.find(LOCAL, Some(name)).is_ok(), "{name}");
+                let found = routes.find(LOCAL, Some(name)).unwrap();
+                let (shown, _) = routes.shown(Some(name)).unwrap();
                 prop_assert!(Arc::ptr_eq(shown, &found), "{name}");
             }
         }
@@ -152,4 +152,30 @@ proptest! {
             prop_assert_eq!(found.as_ref().map(|found| &**found.config()), wished.copied());
         }
     }
+}
+
+/// Regression: with thousands of aliases, the error filled a header of 56 KB and a log line of 360 KB.
+#[test]
+fn an_error_names_a_few_of_many_names_and_shows_the_beginning_of_a_long_host() {
+    let listener = listeners()[0];
+    let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+    let _entered = runtime.enter();
+    let many: Vec<Alias> = (0..3000)
+        .map(|n| {
+            let mut alias = Alias::named(format!("service-{n}"));
+            (alias.listen, alias.tls.mode) = (vec![listener], TlsMode::Plaintext);
+            alias
+        })
+        .collect();
+    let routes = routes(&many, listener);
+    let host = "x".repeat(60_000);
+    let error = routes.find(LOCAL, Some(&host)).map(drop).unwrap_err();
+    let text = format!("{error}; {}", error.fix().unwrap());
+    assert!(text.len() < 500, "{} characters", text.len());
+    assert!(text.contains("xxx...` (60000 characters)"), "{text}");
+    assert!(text.contains("service-0, service-1, ") && text.contains(" and 2990 more"), "{text}");
+    let served = routes.served();
+    assert!(served.starts_with("service-0, service-0.default, "), "{served}");
+    assert!(served.ends_with(" and 11990 more"), "{served}");
+    assert_eq!(Routes::default().served(), "none");
 }

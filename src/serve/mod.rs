@@ -272,7 +272,7 @@ impl Server {
             let asked = Asked { alias, any, name, address: arrival.local.ip() };
             self.serving.load().certificates.find(asked).cloned()
         };
-        let handshake = self.tls.accept(stream, choose, || routes.names());
+        let handshake = self.tls.accept(stream, choose, || routes.served());
         let shaken = tokio::select! {
             shaken = timeout_at(deadline, handshake) => shaken,
             () = arrival.unused(Instant::now()) => return None,

@@ -172,13 +172,13 @@ pub enum AcceptError {
         "the client asked for {}; this listener serves {}; another name has to be among the alias' \
          `hosts`, or a certificate of `listener.tls` has to be valid for it",
         .name.as_ref().map_or("no name".to_owned(), |name| format!("`{name}`")),
-        .served.join(", ")
+        .served
     )]
     UnknownName {
         /// What it asked for.
         name: Option<String>,
-        /// The names it could have asked for.
-        served: Vec<String>,
+        /// The names it could have asked for, or the first of many.
+        served: String,
     },
     /// The handshake failed: most often, the client does not trust the certificate.
     #[error("the client's TLS handshake failed: {0}")]
@@ -216,7 +216,7 @@ impl ServerTls {
         &self,
         stream: S,
         choose: impl Fn(Option<&str>) -> Option<Arc<CertifiedKey>>,
-        names: impl Fn() -> Vec<String>,
+        names: impl Fn() -> String,
     ) -> Result<Accepted<S>, AcceptError>
     where
         S: AsyncRead + AsyncWrite + Unpin,

@@ -81,6 +81,11 @@ impl Alias {
         })
     }
 
+    /// Whether DNS has yet to say anything of one of its targets.
+    pub fn is_pending(&self) -> bool {
+        self.targets.iter().any(|target| target.is_pending())
+    }
+
     /// A worker's own part.
     pub fn worker(&self, worker: usize) -> &Worker {
         &self.state.workers[worker % self.state.workers.len()]

@@ -93,7 +93,7 @@ async fn route(
         return Ok((asked, alias));
     }
     // It may be the true name of an alias that DNS has yet to answer for the first time.
-    for alias in routes.aliases() {
+    for alias in routes.aliases().iter().filter(|alias| alias.is_pending()) {
         let _ = alias.target().await;
     }
     let alias = find()?;

@@ -13,6 +13,10 @@ use crate::{
     upstream::{Alias, Generation},
 };
 
+/// Of what happened, so much is told in a problem document, and in a header: clients and proxies limit the size of a head.
+const LONGEST_DETAIL: usize = 8 * 1024;
+const LONGEST_DETAIL_IN_HEADER: usize = 1024;
+
 /// An error as the client sees it: RFC 9457, with what truename knows besides.
 #[derive(Clone, Debug, Serialize)]
 pub struct Problem {
@@ -51,7 +55,7 @@ impl Problem {
             kind: format!("urn:truename:error:{error}"),
             title: title(error),
             status,
-            detail: fault.to_string(),
+            detail: shortened(&fault.to_string(), LONGEST_DETAIL),
             alias: alias.map(|alias| alias.config().name.clone()),
             true_name: resolution.as_ref().map(|resolution| resolution.true_name.to_string()),
             chain: chain.unwrap_or_default().iter().map(ToString::to_string).collect(),
@@ -134,8 +138,8 @@ impl Problem {
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        let status =
-            format!("truename; error={}; details=\"{}\"", self.error, sf_string(&self.detail));
+        let details = sf_string(&shortened(&self.detail, LONGEST_DETAIL_IN_HEADER));
+        let status = format!("truename; error={}; details=\"{details}\"", self.error);
         if let Ok(status) = HeaderValue::try_from(status) {
             headers.insert(HeaderName::from_static("proxy-status"), status);
         }
@@ -231,6 +235,18 @@ fn status_number<S: serde::Serializer>(
 
 fn stage_word<S: serde::Serializer>(stage: &Stage, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(stage.as_str())
+}
+
+/// Without the middle of what is longer: the reason stands at the end as often as at the beginning.
+fn shortened(text: &str, longest: usize) -> String {
+    if text.len() <= longest {
+        return text.to_owned();
+    }
+    let boundary = |index: usize| (0..=index).rev().find(|i| text.is_char_boundary(*i));
+    let half = (longest - 3) / 2;
+    let begin = boundary(half).map_or("", |end| &text[..end]);
+    let end = boundary(text.len() - half).map_or("", |begin| &text[begin..]);
+    format!("{begin}...{end}")
 }
 
 /// The inside of a structured field's string (RFC 8941 §3.3.3): printable ASCII, escaped.
