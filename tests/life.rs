@@ -240,6 +240,25 @@ async fn a_failure_that_goes_on_is_logged_when_it_begins_counted_and_reported_wh
     assert!(begun == 1 && told <= 3, "{log}");
 }
 
+/// Regression: whoever asked for names that are not served wrote a line with each request.
+#[tokio::test]
+async fn requests_for_no_alias_that_fail_are_logged_once_counted_and_reported_too() {
+    let mut scene = Scene::new(1).await;
+    scene.take_listeners();
+    let proxy = Proxy::start(&(scene.yaml("") + "log: {access: false}\n")).await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    for _ in 0..100 {
+        peer.send("GET / HTTP/1.1\r\nHost: stranger.example\r\n\r\n").await;
+        assert_eq!(peer.response().await.status(), 404);
+    }
+    let line = json(&proxy.logged("requests no longer fail for this reason").await);
+    assert_eq!((&line["level"], &line["stage"]), (&"info".into(), &"route".into()), "{line}");
+    assert_eq!((&line["failures"], &line["alias"]), (&100.into(), &Value::Null), "{line}");
+    let log = proxy.log();
+    let told = log.lines().filter(|line| line.contains("stranger.example")).count();
+    assert!(told <= 3, "{log}");
+}
+
 #[tokio::test]
 async fn failures_that_an_alias_change_ends_are_reported_with_their_count() {
     let mut scene = Scene::new(1).await;

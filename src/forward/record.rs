@@ -13,7 +13,7 @@ use super::{
 use crate::{
     body::RequestBody,
     fault::{Fault, ProxyErrorType},
-    telemetry::{Access, AliasMetrics, RequestFailure, RequestTotals, RetryReason},
+    telemetry::{Access, AliasMetrics, Failures, RequestFailure, RequestTotals, RetryReason},
     upstream::{Alias, Generation, Lease},
 };
 
@@ -197,16 +197,18 @@ impl Record {
     }
 
     /// Says in the log why a request failed, with everything a person would ask next. Only once, where
-    /// others to the same alias fail for the same reason.
+    /// others to the same alias, or to none, fail for the same reason.
     pub fn explain(&self, problem: &Problem) {
         let Some(alias) = &self.alias else {
-            tracing::info!(
-                stage = problem.stage().as_str(),
-                error = problem.error().as_str(),
-                fix = problem.fix(),
-                "{}",
-                problem.detail(),
-            );
+            if problem.begins(Failures::of_other_hosts()) {
+                tracing::info!(
+                    stage = problem.stage().as_str(),
+                    error = problem.error().as_str(),
+                    fix = problem.fix(),
+                    "{}",
+                    problem.detail(),
+                );
+            }
             return;
         };
         let kind = RequestFailure {

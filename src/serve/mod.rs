@@ -297,8 +297,33 @@ impl Server {
         }
     }
 
-    /// Logs what became of handshakes and accepts that failed: to be called every second or so.
+    /// Logs what became of handshakes, accepts and requests for no alias that failed: to be called every second or so.
     pub fn report_failures(&self) {
+        let (refused, others) = (Failures::of_refused(), Failures::of_other_hosts());
+        for report in refused.reports().into_iter().chain(others.reports()) {
+            let stage = report.kind.as_ref().map(|kind| kind.stage);
+            let error = report.kind.as_ref().map_or("various", |kind| kind.error);
+            let (failures, seconds) = (report.count, report.lasted.as_secs());
+            if report.has_ended {
+                tracing::info!(
+                    stage,
+                    error,
+                    failures,
+                    seconds,
+                    "requests no longer fail for this reason: {}",
+                    report.detail,
+                );
+            } else {
+                tracing::info!(
+                    stage,
+                    error,
+                    failures,
+                    seconds,
+                    "requests still fail; the latest: {}",
+                    report.detail,
+                );
+            }
+        }
         for report in self.accept_failures.reports() {
             let (listener, reason) = report.kind.unzip();
             let listener = listener.map(tracing::field::display);

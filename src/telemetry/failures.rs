@@ -1,7 +1,7 @@
 //! Failures that repeat: logged in full when they begin, counted while they go on, and reported when
 //! they have ended. One line for each would bury all others, and any client can cause them at will.
 
-use std::{collections::HashMap, hash::Hash, time::Duration};
+use std::{collections::HashMap, hash::Hash, sync::LazyLock, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -60,9 +60,34 @@ pub struct RequestFailure {
     pub fix: Option<String>,
 }
 
+/// What tells failed requests apart that belong to no alias.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NoAliasFailure {
+    /// How far requests come.
+    pub stage: &'static str,
+    /// The name in RFC 9209.
+    pub error: &'static str,
+    /// What is said of it: another host is another failure.
+    pub detail: String,
+}
+
 impl<K> Default for Failures<K> {
     fn default() -> Self {
         Self(Mutex::default())
+    }
+}
+
+impl Failures<NoAliasFailure> {
+    /// Requests that went nowhere, of the whole process.
+    pub fn of_refused() -> &'static Self {
+        static REFUSED: LazyLock<Failures<NoAliasFailure>> = LazyLock::new(Failures::default);
+        &REFUSED
+    }
+
+    /// Requests for hosts that are no alias, of the whole process.
+    pub fn of_other_hosts() -> &'static Self {
+        static HOSTS: LazyLock<Failures<NoAliasFailure>> = LazyLock::new(Failures::default);
+        &HOSTS
     }
 }
 
@@ -76,6 +101,10 @@ impl<K: Clone + Eq + Hash> Failures<K> {
         let mut going = self.0.lock();
         let kind = Some(kind);
         let kind = if going.len() < MAX_KINDS || going.contains_key(&kind) { kind } else { None };
+        // Where nobody asks for reports, as in a program that embeds a client.
+        if going.get(&kind).is_some_and(|failure| now - failure.last >= QUIET * 2) {
+            going.remove(&kind);
+        }
         let mut is_new = false;
         let failure = going.entry(kind).or_insert_with(|| {
             is_new = true;
@@ -156,6 +185,15 @@ mod tests {
         assert!(end.has_ended && end.count == 1200 && end.lasted.as_secs() == 119, "{end:?}");
         assert_eq!(failures.reports_at(now), []);
         assert!(failures.begins_at(now, "refused", "again"), "begun anew");
+    }
+
+    #[test]
+    fn a_failure_begins_anew_after_a_while_though_nobody_asks_for_reports() {
+        let failures = Failures::default();
+        let now = Instant::now();
+        assert!(failures.begins_at(now, "refused", ""));
+        assert!(!failures.begins_at(now + QUIET, "refused", ""));
+        assert!(failures.begins_at(now + QUIET * 3, "refused", ""));
     }
 
     #[test]

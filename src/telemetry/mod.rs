@@ -11,7 +11,7 @@ mod series;
 mod stderr;
 
 pub use access::Access;
-pub use failures::{Failures, RequestFailure};
+pub use failures::{Failures, NoAliasFailure, RequestFailure};
 pub use families::{Family, Lines, SERIES};
 pub use log::{init as init_log, is_coloured, set_level as set_log_level};
 pub use metrics::Metrics;

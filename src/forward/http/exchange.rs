@@ -19,7 +19,7 @@ use crate::{
     config::{HostHeader, HttpVersion},
     fault::{Fault, Taken},
     route::Routes,
-    telemetry::AliasMetrics,
+    telemetry::{AliasMetrics, Failures},
     upstream::{Alias, Generation, Lease, Want},
 };
 
@@ -67,12 +67,15 @@ pub fn refuse(
         connection.belongs_to(AliasMetrics::of_no_alias());
     }
     Record::of_nobody(head, started).failed(&problem, fault, None);
-    tracing::info!(
-        listener = %downstream.listener,
-        error = problem.error().as_str(),
-        "{}",
-        problem.detail(),
-    );
+    if problem.begins(Failures::of_refused()) {
+        tracing::info!(
+            listener = %downstream.listener,
+            stage = problem.stage().as_str(),
+            error = problem.error().as_str(),
+            "{}",
+            problem.detail(),
+        );
+    }
     problem.into_response().map(Body::whole)
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     fault::{Fault, Kind, ProxyErrorType, Stage},
+    telemetry::{Failures, NoAliasFailure},
     upstream::{Alias, Generation},
 };
 
@@ -123,6 +124,13 @@ impl Problem {
     /// How far the request came.
     pub fn stage(&self) -> Stage {
         self.stage
+    }
+
+    /// Counts it among `failures`. Whether it is the first of its kind, so that it is to be logged in full.
+    pub(in crate::forward) fn begins(&self, failures: &Failures<NoAliasFailure>) -> bool {
+        let (stage, error) = (self.stage.as_str(), self.error.as_str());
+        let kind = NoAliasFailure { stage, error, detail: self.detail.clone() };
+        failures.begins(kind, self.detail.clone())
     }
 
     /// The response.
