@@ -42,6 +42,34 @@ async fn a_listener_widens_and_narrows_and_no_client_is_refused_or_reset() {
     }
 }
 
+/// Regression: those beyond `listener.max_connections`, who wait in the queue of the wide socket, were reset with it.
+#[tokio::test]
+async fn a_listener_narrows_and_no_client_is_reset_that_waits_for_its_turn() {
+    let limit = "listener: {max_connections: 1}\nworkers: 2\n";
+    let world = World::with("0.0.0.0:0", limit).await;
+    let port = world.proxy.address(ALIAS).await.port();
+    let mut served = client::connect(local(port)).await;
+    assert_eq!(ask(&mut served, "/").await.text(), "ok");
+    let mut waiting = Vec::new();
+    for _ in 0..5 {
+        waiting.push(client::connect(local(port)).await);
+    }
+
+    world.reload(&(world.listening(&[&local(port).to_string()]) + limit)).await;
+    until_refused(SocketAddr::from(([127, 0, 0, 2], port))).await;
+    drop(served);
+    // Whose turn it is decides chance.
+    let mut answers = tokio::task::JoinSet::new();
+    for mut peer in waiting {
+        answers.spawn(async move {
+            peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n"))
+                .await;
+            peer.response().await.text().to_owned()
+        });
+    }
+    assert_eq!(answers.join_all().await, ["ok"; 5]);
+}
+
 #[tokio::test]
 async fn a_reload_that_would_narrow_a_listener_and_fails_refuses_nobody() {
     let world = World::start("0.0.0.0:0").await;
@@ -343,9 +371,14 @@ struct World {
 
 impl World {
     async fn start(listen: &str) -> Self {
+        Self::with(listen, "").await
+    }
+
+    /// The same with further keys of the configuration.
+    async fn with(listen: &str, keys: &str) -> Self {
         let mut scene = Scene::new(1).await;
         let origins = scene.script(scripts::answer);
-        let proxy = Setup::new(&listening(&scene, &[listen])).start().await;
+        let proxy = Setup::new(&(listening(&scene, &[listen]) + keys)).start().await;
         Self { scene, proxy, _origins: origins }
     }
 

@@ -1,6 +1,6 @@
 //! How a worker accepts on one socket.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::sleep};
@@ -12,16 +12,22 @@ use crate::serve::Arrival;
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
 impl Worker {
-    /// Accepts until the socket is to close.
-    pub(super) async fn accept(&self, bound: &Bound) {
-        let address = bound.configured;
+    /// Accepts until the socket is to close. Whoever has come to it by then and is still served waits for a permit by
+    /// itself: the kernel resets what is left in the queue of a socket that closes.
+    pub(super) async fn accept(self: &Arc<Self>, bound: &Bound) {
         tokio::select! {
+            // First: it may have a connection at hand.
+            biased;
             () = self.accept_all(bound) => {}
-            () = bound.closing() => tracing::debug!(%address, "no longer listening"),
+            () = bound.closing() => {}
         }
+        while let Some((stream, peer)) = bound.next_waiting() {
+            self.serve_in_turn(bound, stream, peer);
+        }
+        tracing::debug!(address = %bound.configured, "no longer listening");
     }
 
-    async fn accept_all(&self, bound: &Bound) {
+    async fn accept_all(self: &Arc<Self>, bound: &Bound) {
         let mut back_off = BackOff::new();
         // Each worker's own takes a descriptor, and there may be none left, as for a connection.
         let listener = loop {
@@ -36,7 +42,12 @@ impl Worker {
                     back_off = BackOff::new();
                     // What is over the limit waits in the kernel's backlog, behind this one. A
                     // permit taken before would be kept from other sockets while nobody comes here.
-                    let Some(permit) = self.permit().await else { return };
+                    let permit = tokio::select! {
+                        biased;
+                        permit = self.permit() => permit,
+                        () = bound.closing() => return self.serve_in_turn(bound, stream, peer),
+                    };
+                    let Some(permit) = permit else { return };
                     match self.arrival(bound, &stream, peer) {
                         Some(arrival) => self.take(stream, arrival, permit),
                         None => refuse(&stream),
@@ -46,6 +57,17 @@ impl Worker {
                 Err(error) => self.accepting_failed(bound, &error, &mut back_off).await,
             }
         }
+    }
+
+    /// Serves a connection once there is a permit for it.
+    fn serve_in_turn(self: &Arc<Self>, bound: &Bound, stream: TcpStream, peer: SocketAddr) {
+        let Some(arrival) = self.arrival(bound, &stream, peer) else { return refuse(&stream) };
+        let worker = self.clone();
+        tokio::spawn(async move {
+            if let Some(permit) = worker.permit().await {
+                worker.take(stream, arrival, permit);
+            }
+        });
     }
 
     /// Says so, where that is new, and waits before the next try.

@@ -12,7 +12,7 @@ use std::{
 
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use crate::serve::{ListenSocketId, covers};
@@ -133,6 +133,13 @@ impl Bound {
     /// A listener on it for this runtime. There may be several.
     pub fn to_tokio(&self) -> io::Result<TcpListener> {
         TcpListener::from_std(self.socket.try_clone()?)
+    }
+
+    /// A connection that nobody has accepted yet. For this runtime.
+    pub fn next_waiting(&self) -> Option<(TcpStream, SocketAddr)> {
+        let (stream, peer) = self.socket.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, peer))
     }
 
     /// Asks those who accept on it to stop: it closes once they have dropped it.
