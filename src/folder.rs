@@ -40,7 +40,7 @@ pub struct PrivateFolder {
 impl PrivateFolder {
     /// Makes one in the system's temporary folder, and removes those of processes that were killed.
     pub fn create() -> io::Result<Self> {
-        let parent = env::temp_dir();
+        let parent = parent();
         remove_stale(&parent);
         let path = FOLDERS.create(&parent)?;
         // Not every file system has locks: then nobody else will ever remove it.
@@ -102,6 +102,12 @@ impl Folders {
             remove(&path);
         }
     }
+}
+
+/// The system's temporary folder; also where TMPDIR is set to nothing, which would be the working directory.
+fn parent() -> PathBuf {
+    let parent = env::temp_dir();
+    if parent.as_os_str().is_empty() { PathBuf::from("/tmp") } else { parent }
 }
 
 fn ending() -> io::Error {

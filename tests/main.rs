@@ -24,6 +24,7 @@ mod ends;
 mod errors;
 mod examples;
 mod exec;
+mod exec_terminal;
 mod expect;
 mod failover;
 mod forward_proxy;

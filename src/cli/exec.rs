@@ -233,6 +233,8 @@ struct Ready {
 }
 
 /// Passes signals on until the command ends, and stops where it stops.
+///
+/// As the first process of a container, it is also the parent of processes whose own parents have ended.
 async fn attend(
     mut child: Child,
     mut arrivals: Arrivals,
@@ -243,7 +245,10 @@ async fn attend(
     loop {
         tokio::select! {
             status = child.wait() => return status,
-            Some(()) = children.recv() => job.stop_with_it(),
+            Some(()) = children.recv() => {
+                job::reap_others(job);
+                job.stop_with_it();
+            }
             Some((signal, typed)) = arrivals.next() => {
                 // The terminal gives these to the command, too: twice would be once too often.
                 if !(typed && job.is_in_foreground()) {

@@ -58,6 +58,20 @@ impl Job {
     }
 }
 
+/// Takes note of the end of children that we did not start: of those whose own parents have ended, where this is the
+/// first process of a container. They would stay there as zombies.
+pub fn reap_others(command: Job) {
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    // The command's end is awaited elsewhere.
+    while let Ok(status) = waitid(Id::All, ended | WaitPidFlag::WNOWAIT)
+        && let Some(pid) = status.pid().filter(|pid| *pid != command.0)
+    {
+        if waitid(Id::Pid(pid), ended).is_err() {
+            return;
+        }
+    }
+}
+
 /// The group that the terminal belongs to; none where we have no terminal.
 fn foreground() -> Option<Pid> {
     terminal().and_then(|terminal| tcgetpgrp(terminal).ok())
