@@ -257,6 +257,26 @@ async fn connect_is_for_a_forward_proxy() {
     assert_eq!(through.origin.seen().connections, 0);
 }
 
+/// Whoever speaks it does not read HTTP. A preface of HTTP/2 is its own parser's to refuse, even one that is
+/// cut.
+#[tokio::test]
+async fn a_request_line_of_another_protocol_or_a_wrong_preface_is_refused_without_a_response() {
+    let through = Through::new("", scripts::answer).await;
+    for bytes in [
+        "OPTIONS rtsp://webscaler-manual/ RTSP/1.0\r\nCSeq: 1\r\n\r\n",
+        "INVALID CONNECTION PREFACE\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\n",
+    ] {
+        let mut peer = through.connect().await;
+        peer.send(bytes).await;
+        peer.finish().await;
+        let answer = peer.rest().await.unwrap_or_default();
+        assert!(!answer.starts_with(b"HTTP/"), "{bytes:?}");
+    }
+    assert_eq!(through.origin.seen().connections, 0);
+}
+
 #[tokio::test]
 async fn bytes_that_are_no_http_are_answered_with_400_and_the_end() {
     let through = Through::new("", scripts::answer).await;

@@ -30,6 +30,9 @@ pub enum HeadError {
     /// A request's method, target or field that no request can have.
     #[error("invalid {0}")]
     Invalid(&'static str),
+    /// A request line that ends in the version of another protocol, as those of RTSP and SIP do.
+    #[error("the request line is of another protocol")]
+    OtherProtocol,
     /// More bytes than allowed.
     #[error("the head is too large")]
     TooLarge,
@@ -88,6 +91,9 @@ pub fn parse_request(
         Ok(httparse::Status::Partial) if bytes.len() < max_size => return Ok(None),
         Ok(_) => return Err(too_large(parsed.path)),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
+        Err(httparse::Error::Version) if names_other_protocol(bytes) => {
+            return Err(HeadError::OtherProtocol);
+        }
         Err(error) => return Err(HeadError::Malformed(error)),
     };
     let version = version(parsed.version);
@@ -201,6 +207,17 @@ fn too_large(target: Option<&str>) -> HeadError {
         Some(target) if target.len() > MAX_TARGET => HeadError::TargetTooLong,
         _ => HeadError::TooLarge,
     }
+}
+
+/// Whether the third and last word of a request line is a version, and not one of HTTP.
+fn names_other_protocol(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut words = line.splitn(3, |byte| *byte == b' ').skip(2);
+    words.next().is_some_and(|version| {
+        version.first().is_some_and(u8::is_ascii_uppercase)
+            && version.iter().all(|byte| byte.is_ascii_graphic())
+            && !version.get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"HTTP"))
+    })
 }
 
 fn version(minor: Option<u8>) -> Version {

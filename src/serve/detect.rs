@@ -23,6 +23,9 @@ const TLS_HANDSHAKE: u8 = 0x16;
 /// What the first read takes: a usual request whole.
 const FIRST_READ: usize = 4096;
 
+/// So much of the preface is HTTP/2's alone: what goes wrong behind it is for HTTP/2 to refuse.
+const HTTP2_LINE: usize = "PRI * HTTP/2.0".len();
+
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -61,9 +64,8 @@ pub async fn detect<S: AsyncRead + Unpin>(
             return Err(DetectError::Silent);
         }
         match classify(&read) {
-            // An end in the middle of a preface is for the HTTP/1 parser to complain about.
             None if length > 0 => {}
-            protocol => return Ok((protocol.unwrap_or(Protocol::Http1), read.freeze())),
+            protocol => return Ok((protocol.unwrap_or_else(|| cut(&read)), read.freeze())),
         }
     }
 }
@@ -86,11 +88,16 @@ pub fn classify(bytes: &[u8]) -> Option<Protocol> {
     if first == TLS_HANDSHAKE {
         return Some(Protocol::Tls);
     }
-    let compared = bytes.len().min(HTTP2_PREFACE.len());
-    if bytes[..compared] != HTTP2_PREFACE[..compared] {
-        return Some(Protocol::Http1);
+    let same = bytes.iter().zip(HTTP2_PREFACE).take_while(|(one, other)| one == other).count();
+    if same == HTTP2_PREFACE.len() || same >= HTTP2_LINE && same < bytes.len() {
+        return Some(Protocol::Http2);
     }
-    (compared == HTTP2_PREFACE.len()).then_some(Protocol::Http2)
+    (same < bytes.len()).then_some(Protocol::Http1)
+}
+
+/// What a preface is that ends before its last byte.
+fn cut(preface: &[u8]) -> Protocol {
+    if preface.len() >= HTTP2_LINE { Protocol::Http2 } else { Protocol::Http1 }
 }
 
 #[cfg(test)]
@@ -111,6 +118,8 @@ mod tests {
         assert_eq!(classify(b"G"), Some(Protocol::Http1));
         assert_eq!(classify(b"PO"), Some(Protocol::Http1));
         assert_eq!(classify(b"PRI * HTTP/1"), Some(Protocol::Http1));
+        assert_eq!(classify(b"PRI * HTTP/2.0\r\n\r\nS?"), Some(Protocol::Http2));
+        assert_eq!(classify(b"PRI * HTTP/2.0\n"), Some(Protocol::Http2));
         assert_eq!(classify(&[0x16]), Some(Protocol::Tls));
     }
 
@@ -138,7 +147,7 @@ mod tests {
             match detected {
                 Ok((protocol, read)) => {
                     prop_assert!(sent.starts_with(&read) && !read.is_empty());
-                    prop_assert_eq!(protocol, classify(&sent).unwrap_or(Protocol::Http1));
+                    prop_assert_eq!(protocol, classify(&sent).unwrap_or_else(|| cut(&sent)));
                 }
                 Err(error) => prop_assert!(sent.is_empty(), "{}", error),
             }

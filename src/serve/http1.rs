@@ -177,6 +177,7 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
                         drop(state);
                         return Poll::Ready(self.accept(head));
                     }
+                    Err(HeadError::OtherProtocol) => return Poll::Ready(Err(Last::End)),
                     Err(error) => return Poll::Ready(Err(refused(&error))),
                 }
             }
