@@ -1,16 +1,17 @@
 //! Which of an alias' targets gets a request: the first, for as long as it can be had.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use crate::support::{
-    client, loopback,
+    client::{self, H2},
+    loopback,
     message::Message,
     proxy::Proxy,
     raw_origin::{Arrival, RawOrigin},
     scene::{ALIAS, Scene},
     scripts, trust, within,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use truename::demo::dns::{self, Answer};
 
 const FIRST: &str = "first.example";
@@ -153,6 +154,41 @@ async fn a_new_limit_holds_for_endpoints_that_requests_from_before_it_come_to() 
 }
 
 /// Two targets at one port. The first has so many addresses.
+/// Regression: those that wait for its connection got a 504.
+#[tokio::test]
+async fn requests_that_wait_for_the_same_connection_in_vain_reach_the_second_target() {
+    let world = World::new(1).await;
+    let tls = trust::server_with_alpn(&[FIRST], &["h2"]);
+    let (accepted, mut accepts) = watch::channel(false);
+    let accepted = Arc::new(accepted);
+    // It never sends its SETTINGS.
+    let _first = RawOrigin::start(listener(world.first[0]), Some(tls), move |arrival: Arrival| {
+        let accepted = accepted.clone();
+        async move {
+            let _conversation = arrival.open().await;
+            accepted.send_replace(true);
+            std::future::pending().await
+        }
+    });
+    let _second = world.second();
+    let proxy = Proxy::start(&world.yaml("timeouts: {connect: 1s}")).await;
+    let client = H2::connect(proxy.address(ALIAS).await).await;
+    let url = format!("http://{ALIAS}/");
+    let mut leader = client.clone();
+    let first = url.clone();
+    let leading = tokio::spawn(async move { leader.get(&first).await });
+    within("the first request", accepts.wait_for(|accepted| *accepted)).await.unwrap();
+    let mut following = JoinSet::new();
+    for _ in 0..3 {
+        let (mut client, url) = (client.clone(), url.clone());
+        following.spawn(async move { client.get(&url).await.unwrap() });
+    }
+    for answer in following.join_all().await {
+        assert_eq!((answer.head.status.as_u16(), &answer.body[..]), (200, &b"second"[..]));
+    }
+    leading.abort();
+}
+
 struct World {
     scene: Scene,
     first: Vec<SocketAddr>,

@@ -44,8 +44,7 @@ impl AcquireError {
             Self::Http { endpoint, .. } => {
                 (Kind::ResponseInvalid, Blame::Endpoint, Some(*endpoint))
             }
-            // There was time for one connection, and it is over.
-            Self::Late { endpoint, .. } => (Kind::ConnectTimeout, Blame::Target, Some(*endpoint)),
+            Self::Late { endpoint, .. } => (Kind::ConnectTimeout, Blame::Endpoint, Some(*endpoint)),
             Self::ConnectionLimit { endpoint, .. } => {
                 (Kind::LimitReached, Blame::Alias, Some(*endpoint))
             }
