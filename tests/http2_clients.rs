@@ -10,13 +10,39 @@ use h2::{
     ext::Protocol,
 };
 use http::{Method, Request};
+use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, watch};
 
-use crate::support::{raw_origin::Arrival, scene::ALIAS, scripts, through::Through, within};
+use crate::{
+    clients::Frames,
+    support::{raw_origin::Arrival, scene::ALIAS, scripts, through::Through, within},
+};
 
 const IN_FLIGHT: &str = "truename_http_requests_in_flight{alias=\"webscaler-manual\"}";
 const IMPATIENT: &str = "timeouts: {idle: 1s}";
 const BLOCK: usize = 64 * 1024;
+
+/// As one is that reads only when it asks for something.
+#[tokio::test]
+async fn a_client_that_does_not_reply_to_a_goaway_is_told_its_last_stream_and_let_go() {
+    let through = Through::new("", scripts::answer).await;
+    let mut frames = Frames::connect(through.address).await;
+    let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", ALIAS)];
+    frames.get(1, &fields).await;
+    loop {
+        let (kind, ..) = frames.next().await.unwrap();
+        if kind == Frames::DATA {
+            break;
+        }
+    }
+    through.proxy.signal(Signal::SIGTERM);
+    let mut last = Vec::new();
+    while let Some((kind, _, payload)) = frames.next().await {
+        assert_eq!((kind, &payload[4..8]), (Frames::GOAWAY, &[0; 4][..]));
+        last.push(u32::from_be_bytes(payload[..4].try_into().unwrap()));
+    }
+    assert_eq!(last, [i32::MAX as u32, 1]);
+}
 
 /// The reset, and not the data's end, is what the origin is told: the half would look whole.
 #[tokio::test]

@@ -63,3 +63,51 @@ impl KeepAlive {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, pin::pin};
+
+    use bytes::Bytes;
+    use tokio::{
+        io::{DuplexStream, duplex},
+        time::timeout,
+    };
+
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(10);
+
+    /// Ready once its peer, which never replies, is thought to be gone. `moved` says what has come and gone by
+    /// the next look.
+    async fn silent(mut moved: impl FnMut() -> u64) {
+        let (client, server) = duplex(64 * 1024);
+        let (peer, server) =
+            tokio::join!(h2::client::handshake(client), h2::server::handshake(server));
+        let _peer = peer.unwrap();
+        let mut server: h2::server::Connection<DuplexStream, Bytes> = server.unwrap();
+        let mut keep_alive = KeepAlive::new(server.ping_pong(), MOMENT, MOMENT);
+        poll_fn(|cx| {
+            loop {
+                assert!(pin!(server.accept()).poll(cx).is_pending());
+                match keep_alive.poll(cx, moved()) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(Silent)) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_reply_is_gone_unless_it_still_takes_or_sends_something() {
+        silent(|| 0).await;
+        let mut moved = 0;
+        let moving = silent(|| {
+            moved += 1;
+            moved
+        });
+        timeout(MOMENT * 20, moving).await.unwrap_err();
+    }
+}

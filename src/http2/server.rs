@@ -274,6 +274,11 @@ impl<S: ByteStream> Connection<S> {
         self.h2.graceful_shutdown();
     }
 
+    /// Ends the connection, telling the client which stream is the last that was served (GOAWAY).
+    pub fn shutdown(&mut self) {
+        self.h2.abrupt_shutdown(Reason::NO_ERROR);
+    }
+
     /// Whether any stream is open.
     pub fn has_streams(&self) -> bool {
         self.h2.has_streams()

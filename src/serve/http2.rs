@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body::Body as _;
 use tokio::{
     task::yield_now,
-    time::{Duration, Instant, sleep},
+    time::{Duration, Instant, sleep, timeout},
 };
 
 use super::{Arrival, End, Listener, Server};
@@ -27,11 +27,11 @@ use crate::{
     stream::ByteStream,
 };
 
-/// How long a client that has asked for nothing has to leave by itself at the end.
+/// How long a client that has asked for nothing has to reply to the GOAWAY, while it has no stream.
 const GOODBYE: Duration = Duration::from_millis(250);
 
 /// The same for one that has: what it asks for may be on its way.
-const GOODBYE_AFTER_USE: Duration = Duration::from_secs(5);
+const GOODBYE_AFTER_USE: Duration = Duration::from_secs(1);
 
 /// Passes `1xx` on.
 #[derive(Debug)]
@@ -84,8 +84,8 @@ impl Server {
         S: ByteStream + 'static,
     {
         let settings = &arrival.listener.settings;
-        let (max_size, timeout) = (settings.max_header_size, settings.header_timeout);
-        let mut connection = Connection::handshake(stream, max_size, timeout).await?;
+        let (max_size, header_timeout) = (settings.max_header_size, settings.header_timeout);
+        let mut connection = Connection::handshake(stream, max_size, header_timeout).await?;
         {
             let mut unused = pin!(arrival.unused(Instant::now()));
             loop {
@@ -100,19 +100,23 @@ impl Server {
             }
         }
         connection.graceful_shutdown();
-        // The client may never reply to the GOAWAY.
         loop {
-            let patience = if connection.was_used() { GOODBYE_AFTER_USE } else { GOODBYE };
+            let limit = if connection.was_used() { GOODBYE_AFTER_USE } else { GOODBYE };
             let next = tokio::select! {
                 next = connection.accept() => next,
-                () = sleep(patience) => match connection.has_streams() {
+                () = sleep(limit) => match connection.has_streams() {
                     true => continue,
-                    false => return Ok(()),
+                    false => break,
                 },
             };
             let Some(exchange) = next else { return Ok(()) };
             connection.spawn(self.begin(exchange?, downstream, &mut arrival));
         }
+        // The client may not read before it asks for something: this tells it which requests were taken.
+        connection.shutdown();
+        let ended = async { while let Some(Ok(_)) = connection.accept().await {} };
+        let _ = timeout(GOODBYE, ended).await;
+        Ok(())
     }
 
     /// Each request is served by the listener as it is now.
