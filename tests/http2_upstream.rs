@@ -1,13 +1,6 @@
 //! HTTP/2 towards origins: where messages end, what comes ahead of them, and origins that stall.
 
-use std::{
-    future::poll_fn,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
@@ -15,7 +8,6 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::support::{
-    client,
     peer::{Peer, Wire},
     proxy::Proxy,
     raw_origin::{Arrival, RawOrigin},
@@ -24,21 +16,21 @@ use crate::support::{
     trust, within,
 };
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
 const GOAWAY: u8 = 7;
-const END_STREAM: u8 = 1;
+pub(crate) const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_HEADERS: u8 = 4;
 
 /// `:status: 200`, in HPACK.
-const OK: &[u8] = &[0x88];
+pub(crate) const OK: &[u8] = &[0x88];
 
 /// An alias whose origin speaks HTTP/2, to clients of either version.
-async fn through<Script, Run>(keys: &str, script: Script) -> Through
+pub(crate) async fn through<Script, Run>(keys: &str, script: Script) -> Through
 where
     Script: Fn(Arrival) -> Run + Clone + Send + Sync + 'static,
     Run: Future<Output = ()> + Send + 'static,
@@ -53,7 +45,7 @@ where
 }
 
 /// The same, with an origin that does `answer` to each request.
-async fn answering<Answer, Run>(keys: &str, answer: Answer) -> Through
+pub(crate) async fn answering<Answer, Run>(keys: &str, answer: Answer) -> Through
 where
     Answer: Fn(Request<h2::RecvStream>, SendResponse<Bytes>) -> Run + Clone + Send + Sync + 'static,
     Run: Future<Output = ()> + Send + 'static,
@@ -76,18 +68,18 @@ async fn serve(arrival: Arrival) -> h2::server::Connection<Box<dyn Wire>, Bytes>
 }
 
 /// An origin's connection, frame by frame.
-struct Frames(Peer);
+pub(crate) struct Frames(pub Peer);
 
 impl Frames {
     /// Ready for the first request.
-    async fn open(arrival: Arrival) -> Self {
+    pub async fn open(arrival: Arrival) -> Self {
         let mut frames = Self(arrival.open().await.unwrap().peer);
         frames.0.exactly(24).await;
         frames.send(SETTINGS, 0, 0, &[]).await;
         frames
     }
 
-    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
         frame.extend([kind, flags]);
         frame.extend(stream.to_be_bytes());
@@ -96,7 +88,7 @@ impl Frames {
     }
 
     /// Waits for a frame of this kind, and gives its stream and flags.
-    async fn wait_for(&mut self, kind: u8) -> (u32, u8) {
+    pub async fn wait_for(&mut self, kind: u8) -> (u32, u8) {
         loop {
             let head = within("a frame", self.0.exactly(9)).await;
             let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
@@ -510,78 +502,6 @@ async fn trailers_pass_between_http_1_1_and_an_origin_of_http_2_both_ways() {
     assert_eq!(answer.trailers, [("x-back".to_owned(), "42".to_owned())]);
 }
 
-/// What a download's origin had sent when its client left is no error of the origin's.
-#[tokio::test]
-async fn a_connection_outlives_any_number_of_downloads_that_are_given_up() {
-    const DOWNLOADS: usize = 1500;
-    let served = Arc::new(AtomicUsize::new(0));
-    let count = served.clone();
-    let through = answering("", move |_request, mut respond| {
-        let served = count.clone();
-        async move {
-            served.fetch_add(1, Ordering::SeqCst);
-            let Ok(mut body) = respond.send_response(Response::new(()), false) else { return };
-            loop {
-                body.reserve_capacity(1024);
-                let Some(Ok(room)) = poll_fn(|cx| body.poll_capacity(cx)).await else { return };
-                if body.send_data(vec![b'x'; room.min(1024)].into(), false).is_err() {
-                    return;
-                }
-            }
-        }
-    })
-    .await;
-    let address = through.address;
-    let mut tasks = JoinSet::new();
-    for _ in 0..10 {
-        tasks.spawn(async move {
-            for _ in 0..DOWNLOADS / 10 {
-                let mut peer = client::connect(address).await;
-                peer.send(get("/")).await;
-                peer.head().await.unwrap();
-                assert!(!peer.some().await.is_empty());
-            }
-        });
-    }
-    tasks.join_all().await;
-    assert_eq!(served.load(Ordering::SeqCst), DOWNLOADS);
-    assert_eq!(through.origin.seen().connections, 1);
-}
-
-#[tokio::test]
-async fn what_was_under_way_of_downloads_that_were_given_up_does_not_end_their_connection() {
-    const DOWNLOADS: usize = 1500;
-    let through = through("", |arrival| async move {
-        let mut frames = Frames::open(arrival).await;
-        let mut streams = Vec::new();
-        while streams.len() < DOWNLOADS {
-            let (stream, _) = frames.wait_for(HEADERS).await;
-            frames.send(HEADERS, END_HEADERS, stream, OK).await;
-            frames.send(DATA, 0, stream, b"some").await;
-            frames.wait_for(RST_STREAM).await;
-            streams.push(stream);
-        }
-        for stream in streams {
-            for _ in 0..3 {
-                frames.send(DATA, 0, stream, b"x").await;
-            }
-        }
-        let (stream, _) = frames.wait_for(HEADERS).await;
-        frames.send(HEADERS, END_HEADERS | END_STREAM, stream, OK).await;
-        frames.0.hold().await;
-    })
-    .await;
-    for _ in 0..DOWNLOADS {
-        let mut peer = through.connect().await;
-        peer.send(get("/")).await;
-        peer.head().await.unwrap();
-        assert!(!peer.some().await.is_empty());
-    }
-    let answer = through.exchange(&get("/")).await;
-    assert_eq!(answer.status(), 200, "{}", answer.text());
-    assert_eq!(through.origin.seen().connections, 1);
-}
-
 /// A frame behind GOAWAY's last stream, and all the ways in which a connection ends.
 #[tokio::test]
 async fn a_request_beyond_the_last_that_a_dying_origin_took_is_sent_again() {
@@ -603,7 +523,7 @@ async fn a_request_beyond_the_last_that_a_dying_origin_took_is_sent_again() {
     assert_eq!(through.origin.seen().connections, 2);
 }
 
-fn get(path: &str) -> String {
+pub(crate) fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")
 }
 

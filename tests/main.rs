@@ -34,6 +34,7 @@ mod http;
 mod http2;
 mod http2_clients;
 mod http2_floods;
+mod http2_origin_floods;
 mod http2_upstream;
 mod life;
 mod listener_certificate;

@@ -13,7 +13,7 @@
 
 use std::{
     io::{self, Read},
-    net::Shutdown,
+    net::{Shutdown, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -122,6 +122,11 @@ impl Wire {
     /// The socket itself.
     pub(super) fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// Who is at its other end.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.socket.stream().peer_addr().ok()
     }
 
     /// Where the connection stands.

@@ -23,7 +23,9 @@ use tokio::time::{sleep, timeout};
 pub use exchange::{Exchange, ExchangeError};
 
 use super::{
-    Coalesced, Credit, Output, ReceiveWindow, SEND_BUFFER, UPSTREAM_WINDOW, Writer, coalesced,
+    Coalesced, Credit, Flood, Output, ReceiveWindow, SEND_BUFFER, UPSTREAM_WINDOW, Writer,
+    coalesced,
+    frames::{Frames, Inspected},
 };
 use crate::{body::RequestBody, stream::ByteStream};
 
@@ -31,14 +33,9 @@ use crate::{body::RequestBody, stream::ByteStream};
 const MAX_RESPONSE_HEAD: u32 = 256 * 1024;
 
 /// How many streams that we have reset are remembered, and for how long: what their peer had sent by then is
-/// passed over.
+/// passed over. To what comes later, `h2` replies with a reset.
 const RESET_STREAMS: usize = 10_000;
 const RESET_DURATION: Duration = Duration::from_secs(5);
-
-/// How many frames a connection survives that come for streams which are not remembered, or that are errors of
-/// one stream. `h2` never forgets one of these, and has 1,024 as its own limit: a few hundred downloads that are
-/// given up at a time, of which a few frames each were still under way, must not cost all others their connection.
-const RESET_ERRORS: usize = 1 << 16;
 
 /// By how much DATA frames may fall short of 256 bytes each, as long as they have not been read. `h2` counts those of
 /// streams that we have reset without end. Some 65,000 unread frames of a byte take 10 MiB.
@@ -59,8 +56,8 @@ pub struct ClientConnection {
 /// What reads from and writes to the socket. It ends when the peer closes, and once there is neither
 /// a [`ClientConnection`] nor an [`Exchange`].
 pub struct Connection<S> {
-    inner: h2::client::Connection<Coalesced<S>, Bytes>,
-    writer: Writer<S>,
+    inner: h2::client::Connection<Coalesced<Inspected<S>>, Bytes>,
+    writer: Writer<Inspected<S>>,
     window: ReceiveWindow,
     output: Arc<Output>,
 }
@@ -71,7 +68,7 @@ pub async fn handshake<S: ByteStream>(
     io: S,
     streams: usize,
 ) -> Result<(ClientConnection, Connection<S>, OriginKeepAlive), ExchangeError> {
-    let (io, writer) = coalesced(io);
+    let (io, writer) = coalesced(Inspected::new(io, Frames::of_origin()));
     let window = ReceiveWindow::upstream();
     let mut builder = Builder::new();
     builder
@@ -82,7 +79,9 @@ pub async fn handshake<S: ByteStream>(
         .max_header_list_size(MAX_RESPONSE_HEAD)
         .max_concurrent_reset_streams(RESET_STREAMS)
         .reset_stream_duration(RESET_DURATION)
-        .max_local_error_reset_streams(Some(RESET_ERRORS))
+        // How many frames come of streams that `h2` has forgotten depends on our clients: no number of them
+        // ends the connection. What an origin sends for nothing is counted.
+        .max_local_error_reset_streams(None)
         .data_frame_budget(SMALL_FRAMES);
     let (sender, mut inner) = builder.handshake(io).await?;
     let pings = inner.ping_pong();
@@ -122,10 +121,10 @@ where
 }
 
 impl<S: ByteStream> Future for Connection<S> {
-    // What went wrong reaches the streams.
-    type Output = ();
+    // What else went wrong reaches the streams.
+    type Output = Result<(), Flood>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { inner, writer, window, output } = &mut *self;
         let ended = writer.poll_driven(cx, |cx| {
             let ended = Pin::new(&mut *inner).poll(cx);
@@ -135,7 +134,11 @@ impl<S: ByteStream> Future for Connection<S> {
             ended
         });
         output.written(writer.is_flushed());
-        ended.map(drop)
+        let (begun, sent) = (output.begun(), output.sent());
+        if let Some(flood) = writer.with_stream(|stream| stream.frames().flood(begun, sent)) {
+            return Poll::Ready(Err(flood));
+        }
+        ended.map(|_| Ok(()))
     }
 }
 

@@ -1,8 +1,8 @@
-//! Counts a client's frames. What `h2` does not bound by itself is bounded here: frames that cost the client
-//! little, and that a client with requests to make sends few of.
+//! Counts a peer's frames. What `h2` does not bound by itself is bounded here: frames that cost the peer
+//! little, and that one with requests to make, or to respond to, sends few of.
 //!
 //! `h2` itself limits CONTINUATION frames, empty and tiny DATA frames, streams reset before they were accepted
-//! and streams that it had to reset. The figures here are Envoy's, or stricter.
+//! and streams of clients that it had to reset. The figures here are Envoy's, or stricter.
 
 use std::{
     io,
@@ -23,7 +23,11 @@ const PREFACE: usize = 24;
 /// PRIORITY frames for each stream, and as many at first.
 const PRIORITIES: u64 = 100;
 
-/// WINDOW_UPDATE frames at first, for each stream, and for each DATA frame that the client was sent.
+/// HEADERS frames for each stream, and at first. Origins send several: `1xx` responses, and trailers.
+const HEADS_A_STREAM: u64 = 100;
+const HEADS_AT_FIRST: u64 = 1000;
+
+/// WINDOW_UPDATE frames at first, for each stream, and for each DATA frame that the peer was sent.
 const UPDATES_AT_FIRST: u64 = 5;
 const UPDATES_A_STREAM: u64 = 2;
 const UPDATES_A_FRAME: u64 = 20;
@@ -33,7 +37,7 @@ const UPDATES_A_FRAME: u64 = 20;
 const QUIET_AT_FIRST: u64 = 1000;
 const QUIET_A_SECOND: u64 = 10;
 
-/// What a client sends too much of.
+/// What a peer sends too much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flood {
     /// PRIORITY.
@@ -45,6 +49,9 @@ pub enum Flood {
     /// PING, SETTINGS, RST_STREAM and others.
     #[error("too many PING, SETTINGS or other control frames")]
     Control,
+    /// HEADERS.
+    #[error("too many HEADERS frames")]
+    Heads,
 }
 
 /// Frame types (RFC 9113 §6).
@@ -61,7 +68,7 @@ mod kind {
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// A client's frames, as their headers pass by.
+/// A peer's frames, as their headers pass by.
 #[derive(Debug)]
 pub struct Frames {
     since: Instant,
@@ -76,6 +83,7 @@ pub struct Frames {
     last_stream: u32,
     frames: u64,
     streams: u64,
+    heads: u64,
     data: u64,
     priorities: u64,
     updates: u64,
@@ -83,18 +91,24 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Of a connection of which nothing was read, not even the preface.
-    pub fn new() -> Self {
+    /// Of a client's connection, of which nothing was read, not even the preface.
+    pub fn of_client() -> Self {
+        Self { left: PREFACE, ..Self::of_origin() }
+    }
+
+    /// Of a connection to an origin, of which nothing was read.
+    pub fn of_origin() -> Self {
         Self {
             since: Instant::now(),
             header: [0; HEADER],
             header_length: 0,
-            left: PREFACE,
+            left: 0,
             kind: kind::DATA,
             in_block: false,
             last_stream: 0,
             frames: 0,
             streams: 0,
+            heads: 0,
             data: 0,
             priorities: 0,
             updates: 0,
@@ -132,6 +146,7 @@ impl Frames {
             kind::DATA if self.left > 0 => self.data += 1,
             kind::HEADERS | kind::CONTINUATION => {
                 self.in_block = flags & END_HEADERS == 0;
+                self.heads += u64::from(kind == kind::HEADERS);
                 let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
                 if stream > self.last_stream {
                     self.last_stream = stream;
@@ -145,17 +160,26 @@ impl Frames {
         }
     }
 
-    /// Whether there were too many of a kind. `sent`: DATA frames that the client was sent.
-    pub fn flood(&self, sent: u64) -> Option<Flood> {
-        if self.priorities > PRIORITIES * (1 + self.streams) {
+    /// Streams that the peer has opened.
+    pub fn streams(&self) -> u64 {
+        self.streams
+    }
+
+    /// Whether there were too many of a kind, for so many streams, whoever opened them. `sent`: DATA frames
+    /// that the peer was sent.
+    pub fn flood(&self, streams: u64, sent: u64) -> Option<Flood> {
+        if self.priorities > PRIORITIES * (1 + streams) {
             return Some(Flood::Priorities);
         }
-        let updates = UPDATES_A_STREAM * self.streams + UPDATES_A_FRAME * sent;
+        if self.heads > HEADS_AT_FIRST + HEADS_A_STREAM * streams {
+            return Some(Flood::Heads);
+        }
+        let updates = UPDATES_A_STREAM * streams + UPDATES_A_FRAME * sent;
         if self.updates > UPDATES_AT_FIRST + updates {
             return Some(Flood::Updates);
         }
         // Most connections never ask what time it is.
-        let quiet = QUIET_AT_FIRST + self.streams + self.data + sent;
+        let quiet = QUIET_AT_FIRST + streams + self.data + sent;
         let is_flood = self.quiet > quiet
             && self.quiet > quiet + QUIET_A_SECOND * self.since.elapsed().as_secs();
         is_flood.then_some(Flood::Control)
@@ -178,9 +202,9 @@ pub struct Inspected<S> {
 }
 
 impl<S> Inspected<S> {
-    /// Of a stream whose preface was not read.
-    pub fn new(stream: S) -> Self {
-        Self { stream, frames: Frames::new() }
+    /// Of a stream of which nothing was read.
+    pub fn new(stream: S, frames: Frames) -> Self {
+        Self { stream, frames }
     }
 
     /// What was read.
@@ -240,44 +264,66 @@ mod tests {
     }
 
     fn after(frames: impl IntoIterator<Item = Vec<u8>>) -> Frames {
-        let mut read = Frames::new();
+        let mut read = Frames::of_client();
         read.read(&[b'x'; PREFACE]);
         frames.into_iter().for_each(|frame| read.read(&frame));
         read
     }
 
+    fn flood(frames: &Frames, sent: u64) -> Option<Flood> {
+        frames.flood(frames.streams(), sent)
+    }
+
     #[test]
     fn a_flood_of_each_kind_is_told_and_what_clients_do_is_none() {
         let pings = |count| after(vec![frame(kind::PING, 0, 0, 8); count]);
-        assert_eq!(pings(1000).flood(0), None);
-        assert_eq!(pings(1001).flood(0), Some(Flood::Control));
-        assert_eq!(pings(1001).flood(1), None, "one for each frame that it was sent");
+        assert_eq!(flood(&pings(1000), 0), None);
+        assert_eq!(flood(&pings(1001), 0), Some(Flood::Control));
+        assert_eq!(flood(&pings(1001), 1), None, "one for each frame that it was sent");
         let replies = after(vec![frame(kind::PING, ACK, 0, 8); 5000]);
-        assert_eq!(replies.flood(0), None);
+        assert_eq!(flood(&replies, 0), None);
         let settings = after(vec![frame(kind::SETTINGS, 0, 0, 0); 1001]);
-        assert_eq!(settings.flood(0), Some(Flood::Control));
+        assert_eq!(flood(&settings, 0), Some(Flood::Control));
         let unknown = after(vec![frame(0xfe, 0, 0, 0); 1001]);
-        assert_eq!(unknown.flood(0), Some(Flood::Control));
+        assert_eq!(flood(&unknown, 0), Some(Flood::Control));
 
         let priorities = |count| after(vec![frame(kind::PRIORITY, 0, 1, 5); count]);
-        assert_eq!(priorities(100).flood(0), None);
-        assert_eq!(priorities(101).flood(0), Some(Flood::Priorities));
+        assert_eq!(flood(&priorities(100), 0), None);
+        assert_eq!(flood(&priorities(101), 0), Some(Flood::Priorities));
         let updates = |count| after(vec![frame(kind::WINDOW_UPDATE, 0, 0, 4); count]);
-        assert_eq!(updates(5).flood(0), None);
-        assert_eq!(updates(6).flood(0), Some(Flood::Updates));
-        assert_eq!(updates(25).flood(1), None);
+        assert_eq!(flood(&updates(5), 0), None);
+        assert_eq!(flood(&updates(6), 0), Some(Flood::Updates));
+        assert_eq!(flood(&updates(25), 1), None);
 
         // A stream for each, as a client has that resets what it no longer needs.
         let requests = (0..3000).flat_map(|number| {
             let stream = 2 * number + 1;
             [frame(kind::HEADERS, 5, stream, 20), frame(3, 0, stream, 4)]
         });
-        assert_eq!(after(requests).flood(0), None);
+        assert_eq!(flood(&after(requests), 0), None);
+    }
+
+    #[test]
+    fn an_origin_may_send_as_much_as_it_is_asked_for() {
+        let of_origin = |kind, payload, count| {
+            let mut read = Frames::of_origin();
+            (0..count).for_each(|_| read.read(&frame(kind, END_HEADERS, 1, payload)));
+            read
+        };
+        let heads = of_origin(kind::HEADERS, 20, 1200);
+        assert_eq!(heads.flood(1, 0), Some(Flood::Heads));
+        assert_eq!(heads.flood(2, 0), None);
+        let resets = of_origin(3, 4, 1200);
+        assert_eq!(resets.flood(100, 0), Some(Flood::Control));
+        assert_eq!(resets.flood(1200, 0), None, "it refuses every stream");
+        let updates = of_origin(kind::WINDOW_UPDATE, 4, 100);
+        assert_eq!(updates.flood(1, 1), Some(Flood::Updates));
+        assert_eq!(updates.flood(1, 5), None);
     }
 
     #[test]
     fn what_has_begun_and_not_ended_is_told_but_for_data() {
-        assert!(Frames::new().left == PREFACE && Frames::new().midway().is_none());
+        assert!(Frames::of_client().midway().is_none());
         assert!(after([frame(kind::HEADERS, END_HEADERS, 1, 5)]).midway().is_none());
         assert!(after([frame(kind::HEADERS, 0, 1, 5)]).midway().is_some());
         let block = [frame(kind::HEADERS, 0, 1, 5), frame(kind::CONTINUATION, END_HEADERS, 1, 5)];

@@ -30,6 +30,8 @@ pub struct Output {
     is_blocked: AtomicBool,
     /// DATA frames so far.
     sent: AtomicU64,
+    /// Requests begun so far, on a connection to an origin.
+    begun: AtomicU64,
     /// The streams that wait until it is.
     waiting: Mutex<Vec<Waker>>,
 }
@@ -60,6 +62,16 @@ impl Output {
     /// How many DATA frames were sent, at least.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Notes a request that is begun.
+    pub fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests were begun.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Notes a head ahead of the response; `false` where the peer does not read, and it is better left out.

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::{
     Coalesced, Credit, Incoming, MAX_STREAMS, Output, ReceiveWindow, SEND_BUFFER, STREAM_WINDOW,
     Sender, Writer, coalesced,
-    frames::{Flood, Inspected},
+    frames::{Flood, Frames, Inspected},
     keep_alive::KeepAlive,
     rooms::Rooms,
 };
@@ -134,7 +134,7 @@ impl<S: ByteStream> Connection<S> {
         max_header_size: usize,
         header_timeout: Duration,
     ) -> Result<Self, ConnectionError> {
-        let (stream, writer) = coalesced(Inspected::new(stream));
+        let (stream, writer) = coalesced(Inspected::new(stream, Frames::of_client()));
         let handshake = h2::server::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
@@ -226,7 +226,7 @@ impl<S: ByteStream> Connection<S> {
         let sent = self.output.sent();
         let look = |stream: &Inspected<S>| {
             let frames = stream.frames();
-            (frames.flood(sent), frames.midway())
+            (frames.flood(frames.streams(), sent), frames.midway())
         };
         let (flood, midway) = self.writer.with_stream(look);
         if let Some(flood) = flood {

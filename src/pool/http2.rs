@@ -274,7 +274,12 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let ended = Pin::new(&mut self.connection).poll(cx);
+        let ended = Pin::new(&mut self.connection).poll(cx).map(|ended| {
+            if let Err(flood) = ended {
+                let endpoint = self.info.wire.peer().map(tracing::field::display);
+                tracing::warn!(endpoint, %flood, "closed an HTTP/2 connection to an origin");
+            }
+        });
         // RFC 9113 §3.4: the first that comes are the peer's SETTINGS.
         if self.info.wire.has_received_since(self.mark) {
             self.streams.0.learn(self.connection.max_streams());

@@ -158,6 +158,7 @@ impl Exchange {
                 ExchangeError::Request(error)
             }
         })?;
+        output.begin();
         let upload = (!is_whole).then(|| Upload {
             idle: body.idle(),
             body,

@@ -19,7 +19,7 @@ type Peer = server::Connection<DuplexStream, Bytes>;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A connection that is driven, and its other end.
-async fn connect() -> (ClientConnection, Peer, JoinHandle<()>) {
+async fn connect() -> (ClientConnection, Peer, JoinHandle<Result<(), Flood>>) {
     let (near, far) = duplex(64 * 1024);
     let (client, connection, _) = handshake(near, 100).await.unwrap();
     let driven = tokio::spawn(connection);
@@ -85,7 +85,7 @@ async fn an_exchange_that_is_dropped_resets_its_stream_and_no_other() {
     assert!(kept.is_end_stream());
     assert!(client.is_open());
     drop((kept, client));
-    timeout(DEADLINE, driven).await.unwrap().unwrap();
+    timeout(DEADLINE, driven).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
