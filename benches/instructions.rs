@@ -258,8 +258,8 @@ fn pooling() -> Pooling {
             tcp_time: Duration::ZERO,
             tls_time: Duration::ZERO,
         };
-        let pool = Pool::new(&config::Pool::default(), 1);
-        let connections = Arc::new(EndpointConnections::new(Arc::default(), 0));
+        let pool = Pool::new(&config::Pool::default(), 0, 1);
+        let connections = Arc::new(EndpointConnections::new(Arc::default(), 0, 1));
         let Room::Free(permit) = pool.room(&connections, || None::<()>, || {}).await else {
             unreachable!("there is no limit")
         };

@@ -176,7 +176,7 @@ impl Http2 {
     /// For how long no stream has been open.
     pub fn idle_for(&self, now: Instant) -> Option<Duration> {
         let streams = &self.streams;
-        (streams.open.load(Ordering::Relaxed) == 0).then(|| {
+        (streams.open.load(Ordering::SeqCst) == 0).then(|| {
             let used = Duration::from_millis(streams.used.load(Ordering::Relaxed));
             now.saturating_duration_since(streams.since + used)
         })
@@ -194,7 +194,8 @@ impl Drop for Http2 {
         if self.is_stream {
             let used = self.streams.since.elapsed().as_millis() as u64;
             self.streams.used.store(used, Ordering::Relaxed);
-            self.streams.open.fetch_sub(1, Ordering::Relaxed);
+            let is_last = self.streams.open.fetch_sub(1, Ordering::SeqCst) == 1;
+            self.info.counted.has_room(is_last);
         }
     }
 }
@@ -213,18 +214,20 @@ impl Streams {
         }
     }
 
-    /// Takes note of how many streams the peer allows.
-    fn learn(&self, limit: usize) {
+    /// Takes note of how many streams the peer allows; whether that is another number than before.
+    fn learn(&self, limit: usize) -> bool {
         let limit = limit.min(MAX_STREAMS);
-        if self.limit.load(Ordering::Relaxed) != limit {
-            let mut flight = self.flight.lock();
-            self.limit.store(limit, Ordering::Relaxed);
-            if limit > 0 {
-                flight.take();
-            } else {
-                self.barred.notify_waiters();
-            }
+        if self.limit.load(Ordering::Relaxed) == limit {
+            return false;
         }
+        let mut flight = self.flight.lock();
+        self.limit.store(limit, Ordering::Relaxed);
+        if limit > 0 {
+            flight.take();
+        } else {
+            self.barred.notify_waiters();
+        }
+        true
     }
 
     /// Has others look for another connection where this one is of no use to them by now.
@@ -282,7 +285,10 @@ impl Future for Driver {
         });
         // RFC 9113 §3.4: the first that comes are the peer's SETTINGS.
         if self.info.wire.has_received_since(self.mark) {
-            self.streams.0.learn(self.connection.max_streams());
+            let is_news = self.streams.0.learn(self.connection.max_streams());
+            if is_news {
+                self.info.counted.has_room(false);
+            }
         }
         ended
     }

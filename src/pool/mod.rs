@@ -33,7 +33,6 @@ pub use info::ConnectionInfo;
 pub use permit::{Counted, EndpointConnections, Permit, Room};
 
 use flight::SingleFlight;
-use permit::Queue;
 
 use crate::{config, resolve::TrueName, tls::Negotiated};
 
@@ -65,7 +64,7 @@ pub struct Pool {
     max_idle: AtomicUsize,
     /// `pool.idle_timeout`, in milliseconds.
     idle_timeout: AtomicU64,
-    queue: Queue,
+    worker: usize,
 }
 
 #[derive(Debug, Default)]
@@ -86,13 +85,13 @@ struct Idle {
 }
 
 impl Pool {
-    /// `workers` share `limits.max_idle` among them.
-    pub fn new(limits: &config::Pool, workers: usize) -> Self {
+    /// That of `worker`, one of `workers` that share `limits.max_idle` among them.
+    pub fn new(limits: &config::Pool, worker: usize, workers: usize) -> Self {
         let pool = Self {
             slots: Mutex::default(),
             max_idle: AtomicUsize::new(0),
             idle_timeout: AtomicU64::new(0),
-            queue: Queue::default(),
+            worker,
         };
         pool.configure(limits, workers);
         pool
@@ -161,7 +160,7 @@ impl Pool {
         drop(slots);
         // Only now: whoever began to wait before this has not seen the connection, and whoever
         // does after it will.
-        if self.queue.returned(&endpoint) {
+        if endpoint.returned(self.worker) {
             // Closing one lets in whoever waited longest, on whichever worker.
             self.evict(address);
         }
@@ -203,7 +202,7 @@ impl Pool {
         kept: impl Fn() -> Option<T>,
         make_way: impl Fn(),
     ) -> Room<T> {
-        self.queue.room(endpoint, kept, make_way).await
+        endpoint.room(self.worker, kept, make_way).await
     }
 
     /// Closes one idle connection to `endpoint`, for a request that may make none.

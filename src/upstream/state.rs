@@ -45,7 +45,7 @@ impl AliasState {
     pub(super) fn new(config: &config::Alias, workers: usize) -> Arc<Self> {
         let series = AliasSeries::new(&config.name, workers);
         let worker = |worker| Worker {
-            pool: Pool::new(&config.pool, workers),
+            pool: Pool::new(&config.pool, worker, workers),
             metrics: AliasMetrics::new(&series, worker),
         };
         let now = Instant::now();
@@ -80,8 +80,9 @@ impl AliasState {
     /// What is counted of the connections to an endpoint.
     pub(super) fn connections(&self, endpoint: SocketAddr) -> Arc<EndpointConnections> {
         let mut connections = self.connections.lock();
-        let limit = connections.limit;
-        let new = || Arc::new(EndpointConnections::new(self.series.endpoint(endpoint), limit));
+        let (limit, workers) = (connections.limit, self.workers.len());
+        let new =
+            || Arc::new(EndpointConnections::new(self.series.endpoint(endpoint), limit, workers));
         connections.by_endpoint.entry(endpoint).or_insert_with(new).clone()
     }
 
