@@ -114,7 +114,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 #[tokio::test]
 async fn a_command_that_stops_gives_the_terminal_back_and_goes_on_with_us() {
     let stage = Stage::new().await;
-    // A shell with a process group of its own; one that stays in ours; and one that keeps the terminal.
+    // A shell with a process group of its own; one that stays in ours; a command that keeps the terminal, and that with
+    // one of us between.
+    let truename = env!("CARGO_BIN_EXE_truename");
     let own_group = "suspend; echo back; suspend; echo back; exit 5";
     let keeps_terminal = r#"
 import os, signal
@@ -131,6 +133,7 @@ os._exit(5)
         &["bash", "--norc", "--noprofile", "-ic", own_group][..],
         &["sh", "-c", "kill -TSTP $$; echo back; kill -STOP $$; echo back; exit 5"],
         &["python3", "-c", keeps_terminal],
+        &[truename, "exec", "-q", "a=192.0.2.1", "--", "python3", "-c", keeps_terminal],
     ] {
         let exec = stage.exec(command);
         let output = output(&mut stage.within(&["python3", "-c", JOB_CONTROL], &exec)).await;

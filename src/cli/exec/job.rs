@@ -21,14 +21,14 @@ impl Job {
         self.group() == ours && foreground() == ours
     }
 
-    /// Stops where the command has stopped and waits for the terminal, or had it: a shell that waits for us, and not
-    /// for the command, takes it back then. Once the shell continues us, so does the command.
+    /// Stops where job control has stopped the command, or where it had the terminal: a shell that waits for us, and
+    /// not for the command, takes the terminal back then. Once the shell continues us, so does the command.
     pub fn stop_with_it(self) {
         let Some(signal) = self.stopped() else { return };
         let (ours, before) = (Some(getpgrp()), foreground());
         let had_terminal = before == ours || before == self.group();
-        let wants_terminal = matches!(signal, Signal::SIGTTIN | Signal::SIGTTOU);
-        if before.is_none() || !(had_terminal || wants_terminal) {
+        let is_job_control = matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU);
+        if before.is_none() || !(had_terminal || is_job_control) {
             return;
         }
         // This is where we go on. Has no effect where there is nobody to continue us.
