@@ -10,7 +10,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Nothing came for as long as `timeouts.idle` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("nothing came for {0:?}, `timeouts.idle`")]
+#[error("nothing was received for {0:?} (`timeouts.idle`)")]
 pub struct Idle(pub Duration);
 
 /// Measures how long nothing has moved.

@@ -190,7 +190,7 @@ async fn a_target_that_closes_instead_of_answering_is_told_so() {
     let (_scene, origin, proxy) = with("", scripts::close_after_request).await;
     let problem = problem(&get(&proxy).await, 502, "connection_terminated", "response");
     assert_eq!(problem["endpoint"], origin.address.to_string());
-    tells(&problem, "detail", &["closed the connection before it had answered"]);
+    tells(&problem, "detail", &["closed the connection before its response"]);
 }
 
 #[tokio::test]

@@ -300,7 +300,7 @@ async fn where_no_more_files_may_be_opened_it_is_said_once_and_no_endpoint_is_bl
     assert!(problem["detail"].as_str().unwrap().contains("Too many open files"), "{problem}");
     assert!(problem["fix"].as_str().unwrap().contains("ulimit -Hn"), "{problem}");
     drop(peers);
-    proxy.logged("accepting no longer fails").await;
+    proxy.logged("connections are accepted again").await;
     assert_eq!(proxy.status().await["aliases"][0]["endpoints"][0]["failures"], 0);
     let log = proxy.log();
     assert_eq!(log.matches("accepting failed").count(), 1, "{log}");
@@ -334,7 +334,7 @@ async fn a_listener_that_comes_while_no_more_files_may_be_opened_is_served_once_
     assert_eq!(line["listener"], address.to_string(), "{line}");
     proxy.limit_open_files(None);
     assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
-    proxy.logged("accepting no longer fails").await;
+    proxy.logged("connections are accepted again").await;
 }
 
 /// A drain may last for hours.
@@ -347,8 +347,8 @@ async fn failures_are_counted_in_the_log_while_it_drains() {
     proxy.logged("\"draining\"").await;
     let mut peer = client::connect(address).await;
     peer.send("\x16\x03\x01\x00\x05hello").await;
-    proxy.logged("TLS with a client failed").await;
-    let line = json(&proxy.logged("TLS with clients no longer fails for this reason").await);
+    proxy.logged("client TLS handshake failed").await;
+    let line = json(&proxy.logged("client TLS handshakes no longer fail for this reason").await);
     assert_eq!(line["failures"], 1, "{line}");
     drop(stream);
     assert_eq!(slow.response().await.status(), 200);

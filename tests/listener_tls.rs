@@ -231,10 +231,10 @@ async fn of_handshakes_that_fail_in_a_flood_the_first_is_logged_and_all_are_coun
         });
     }
     within("every refusal", strangers.join_all()).await;
-    let end = world.proxy.logged("TLS with clients no longer fails for this reason").await;
+    let end = world.proxy.logged("client TLS handshakes no longer fail for this reason").await;
     assert!(end.contains(&format!("\"failures\":{FLOOD}")) && end.contains("127.0.0.1:0"), "{end}");
     let log = world.proxy.log();
-    let told = log.lines().filter(|line| line.contains("TLS with a client failed")).count();
+    let told = log.lines().filter(|line| line.contains("client TLS handshake failed")).count();
     assert_eq!(told, 1, "{log}");
     assert_eq!(client::get(world.address, ALIAS, "/").await.text(), "ok");
 }
@@ -249,7 +249,7 @@ async fn a_client_that_does_not_trust_the_root_is_told_in_the_log() {
     ])
     .await;
     assert_eq!(refused.code, 60, "{refused:?}");
-    let line = world.proxy.logged("TLS with a client failed").await;
+    let line = world.proxy.logged("client TLS handshake failed").await;
     assert!(line.contains("UnknownCA"), "{line}");
 }
 

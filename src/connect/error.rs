@@ -95,10 +95,10 @@ impl Cause for ConnectError {
     fn fix(&self) -> Option<String> {
         let fix = match self {
             Self::Denied(Denied::OwnListener(_)) => {
-                "let the Service, or `target`, lead to another address than the proxy's own".into()
+                "point the Service, or `target`, at an address other than the proxy's own".into()
             }
             Self::Denied(Denied::Class { endpoint, .. }) => {
-                format!("if it is meant, add {} to `policy.allow_addresses`", endpoint.ip())
+                format!("if this is intended, add {} to `policy.allow_addresses`", endpoint.ip())
             }
             Self::Timeout { .. } => {
                 "check that nothing between here and there drops packets (a NetworkPolicy, a \

@@ -72,7 +72,7 @@ pub enum Denied {
         class: AddressClass,
     },
     /// The address is one that this proxy listens on: dialling it would be a loop.
-    #[error("{0} is a listener of this very proxy")]
+    #[error("{0} is one of this proxy's own listeners")]
     OwnListener(SocketAddr),
 }
 

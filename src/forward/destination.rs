@@ -1,4 +1,4 @@
-//! Whom a request to the forward proxy is for: the authority of a CONNECT, or of an absolute URL.
+//! The destination of a request to the forward proxy: the authority of a CONNECT, or of an absolute URL.
 
 use std::{fmt, net::IpAddr};
 
@@ -17,28 +17,28 @@ pub struct Destination {
     port: u16,
 }
 
-/// A request from which nobody can tell what the forward proxy is to do.
+/// Why a request has no clear destination.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DestinationError {
     /// RFC 9110 §9.3.6.
-    #[error("the target of CONNECT is to be HOST:PORT, and no more")]
+    #[error("the target of CONNECT must be HOST:PORT")]
     NotAuthority,
-    /// A path, as a server is asked for it.
+    /// Only a path, as in a request to an origin server.
     #[error(
-        "this listener is a forward proxy, and the request does not say of which host it is, as \
-         http://HOST/PATH or CONNECT HOST:PORT does"
+        "this listener is a forward proxy, and the request names no host: send http://HOST/PATH \
+         or CONNECT HOST:PORT"
     )]
     NotForProxy,
-    /// A scheme that needs a tunnel, or one that is not known.
-    #[error("a forward proxy can ask for http://… only, and not for {0}://…")]
+    /// A scheme that needs a tunnel, or an unknown one.
+    #[error("the forward proxy requests only http:// URLs, not {0}://")]
     Scheme(String),
     /// RFC 9110 §4.2.4.
-    #[error("a URL with a user or a password in it is not passed on")]
+    #[error("a URL with a user name or password in it is not forwarded")]
     UserInfo,
-    /// The host is none.
+    /// The host is not valid.
     #[error("`{0}` is neither a host name nor an address")]
     Host(String),
-    /// The port is none.
+    /// The port is missing or not valid.
     #[error("`{0}` has no port between 1 and 65535")]
     Port(String),
 }
@@ -81,7 +81,7 @@ impl Destination {
         if let Ok(ip) = host.parse() {
             return Ok(Self { host: host.to_owned(), ip: Some(IpAddr::V4(ip)), port });
         }
-        // `127.1` and the like are addresses elsewhere, and names nowhere.
+        // Some programs take `127.1` and the like for addresses; they are never names.
         let host = normal_name(host).map_err(|_| bad_host())?;
         Ok(Self { host, ip: None, port })
     }
@@ -124,7 +124,7 @@ impl fmt::Display for Destination {
 }
 
 impl DestinationError {
-    /// What mends it.
+    /// How to fix it.
     pub fn fix(&self) -> Option<String> {
         let fix = match self {
             Self::NotAuthority | Self::Port(_) => "name the port, as in `CONNECT httpbin.org:443`",

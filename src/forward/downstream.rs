@@ -9,18 +9,18 @@ use crate::{drain::Drain, telemetry::DownstreamConnection};
 pub struct Downstream {
     /// The listener, as configured.
     pub listener: SocketAddr,
-    /// The application's end.
+    /// The application's address.
     pub peer: SocketAddr,
-    /// Our end.
+    /// Our address.
     pub local: SocketAddr,
     /// `http`, or `https` on TLS.
     pub scheme: &'static str,
-    /// The name that the application asked for by TLS' SNI, if it did.
+    /// The SNI, if the application sent one.
     pub server_name: Option<String>,
     /// The worker that serves the connection.
     pub worker: usize,
-    /// What a tunnel must not outlive unnoticed.
+    /// Tunnels hold a guard of it, so that a drain waits for them.
     pub drain: Drain,
-    /// The connection in the metrics; none where a program called without one.
+    /// The connection in the metrics; none for calls by the library.
     pub connection: Option<Arc<DownstreamConnection>>,
 }

@@ -1,4 +1,4 @@
-//! Everything that can keep a request from its response.
+//! Why a request fails.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,25 +16,25 @@ use crate::{
 /// Why a request has no response from its origin.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
-    /// It is no single, clear request.
+    /// It is malformed or ambiguous.
     #[error("{0}")]
     BadRequest(#[from] BadRequest),
     /// `CONNECT` to an alias' listener.
-    #[error("CONNECT is for a forward proxy, and this listener is the alias itself")]
+    #[error("CONNECT is for a forward proxy, and this is the listener of an alias")]
     Connect,
-    /// The forward proxy asks for credentials.
+    /// The forward proxy requires credentials.
     #[error(
-        "the forward proxy is for those with credentials only, and the request has {}",
-        if *.given { "none that are accepted" } else { "none" }
+        "the forward proxy requires credentials, and the request has {}",
+        if *.given { "none that are valid" } else { "none" }
     )]
     Credentials {
         /// Whether there were any.
         given: bool,
     },
-    /// Nobody can tell what the forward proxy is to do.
+    /// It has no clear destination for the forward proxy.
     #[error("{0}")]
     Destination(#[from] DestinationError),
-    /// It is signed over the Host that would be rewritten.
+    /// Its signature covers the Host that would be rewritten.
     #[error(
         "the request is signed over its Host (AWS Signature Version 4), `{signed}`, and rewriting \
          that to `{host}` would break the signature"
@@ -52,42 +52,42 @@ pub enum ForwardError {
         endpoint: SocketAddr,
         /// How.
         error: Box<SendError>,
-        /// What TLS said, where that is behind it.
+        /// The TLS error that caused it, if one did.
         tls: Option<TlsError>,
-        /// Whether the connection had served before.
+        /// Whether the connection had served requests before.
         kept: bool,
     },
-    /// `on_change` ended the connection before the response's head had come.
+    /// `on_change` ended the connection before the response's head arrived.
     #[error(
-        "the connection to {endpoint} was closed before it had answered, for the alias leads \
-         elsewhere now than to `{true_name}`"
+        "the connection to {endpoint} was closed before the response, because the alias no longer \
+         leads to `{true_name}`"
     )]
     Moved {
         /// With whom.
         endpoint: SocketAddr,
-        /// Which true name that was.
+        /// The former true name.
         true_name: TrueName,
     },
-    /// A pooled connection gave a response before the request was there.
-    #[error("{endpoint} sent an answer that nobody had asked for, and so none to this request")]
+    /// On a pooled connection, a response arrived before the request was sent.
+    #[error("{endpoint} sent an unsolicited response, which cannot belong to this request")]
     Unsolicited {
         /// Who.
         endpoint: SocketAddr,
     },
     /// `timeouts.response` ran out.
-    #[error("{endpoint} has not begun to answer within {limit:?}")]
+    #[error("{endpoint} did not begin its response within {limit:?}")]
     ResponseTimeout {
         /// Who.
         endpoint: SocketAddr,
         /// `timeouts.response`.
         limit: Duration,
     },
-    /// The origin switched protocols unasked, or did not where a tunnel was asked for.
-    #[error("{endpoint} answered {status}, which is no answer to what the request asked for")]
+    /// The origin switched protocols without being asked to, or sent a success that is not a switch.
+    #[error("{endpoint} responded with {status}, which does not fit the request")]
     Switch {
         /// Who.
         endpoint: SocketAddr,
-        /// `101`, or a success that is none.
+        /// `101`, or another success.
         status: StatusCode,
     },
     /// The client's own body broke off.
@@ -96,7 +96,7 @@ pub enum ForwardError {
 }
 
 impl ForwardError {
-    /// The facts, but for what the target had of the request: that is for whoever sent it to say.
+    /// The facts, except for how much of the request the target had: only its sender knows.
     fn diagnosis(&self) -> Diagnosis {
         let (kind, stage, blame, endpoint) = match self {
             Self::BadRequest(_) | Self::Destination(_) => {
@@ -114,7 +114,7 @@ impl ForwardError {
             Self::Exchange { endpoint, error, tls, kept } => {
                 let (kind, stage) = match tls {
                     Some(error) => (error.kind(), Stage::Tls),
-                    // The connection was ended on purpose while the body was on its way.
+                    // The connection was ended on purpose while the body was being sent.
                     None if error.is_of_the_body() => (Kind::ConnectionLost, Stage::Response),
                     None => kind_of(error),
                 };
@@ -138,7 +138,7 @@ impl ForwardError {
         Diagnosis { kind, stage, blame, taken: Taken::Nothing, endpoint }
     }
 
-    /// As a fault of which the target had so much.
+    /// The fault, with how much of the request the target had.
     pub(super) fn with(self, taken: Taken) -> Fault {
         Fault::new(Diagnosis { taken, ..self.diagnosis() }, self)
     }
@@ -203,7 +203,7 @@ pub(super) fn kind_of(error: &SendError) -> (Kind, Stage) {
     (Kind::ConnectionLost, Stage::Response)
 }
 
-/// Whether the client fell silent in the midst of its body.
+/// Whether the client stopped sending in the middle of its body.
 fn is_idle(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.any(|cause| cause.is::<Idle>())
@@ -214,10 +214,10 @@ fn describe(endpoint: SocketAddr, error: &SendError, tls: Option<&TlsError>) -> 
         return format!("{endpoint}: {tls}");
     }
     if error.is_incomplete() {
-        return format!("{endpoint} closed the connection before it had answered");
+        return format!("{endpoint} closed the connection before its response");
     }
     if error.is_malformed() {
-        return format!("{endpoint} answered something that is not HTTP: {error}");
+        return format!("{endpoint} sent something that is not HTTP: {error}");
     }
     format!("{endpoint}: {error}{}", causes(error))
 }
@@ -234,7 +234,7 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Whether the request's own body broke off, and nothing that ended its connection on purpose did.
+/// Whether the client's body is what failed, and not a connection that was ended on purpose.
 pub(super) fn is_of_the_body(error: &SendError, generation: &Generation) -> bool {
     error.is_of_the_body() && !generation.killed().is_cancelled()
 }

@@ -1,5 +1,5 @@
-//! Hosts that are no alias, through the forward proxy: their bytes pass, and nothing of them is
-//! changed. What guards them is the policy, asked for each address before it is dialled.
+//! Hosts that are not aliases, through the forward proxy: bytes pass unchanged. The policy checks each
+//! address before it is dialled.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -32,20 +32,20 @@ use crate::{
     upstream::{Attempts, SendError},
 };
 
-/// The way to hosts that are no alias.
+/// Connects clients of the forward proxy to hosts that are not aliases.
 pub struct Passthrough {
     resolver: Arc<Resolver>,
     policy: Arc<ArcSwap<AddressPolicy>>,
     timeouts: Timeouts,
 }
 
-/// Why a host that is no alias cannot be reached.
+/// Why a host that is not an alias cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum PassthroughError {
     /// `proxy.passthrough: deny`.
-    #[error("{0} is no alias, and `proxy.passthrough` is `deny`")]
+    #[error("{0} is not an alias, and `proxy.passthrough` is `deny`")]
     Refused(Destination),
-    /// DNS does not lead to an address.
+    /// DNS has no address for it.
     #[error("{}", .0.what())]
     Resolve(ResolveError),
     /// The connection failed while the request or its response's head was on it.
@@ -56,7 +56,7 @@ pub enum PassthroughError {
         /// How.
         error: SendError,
     },
-    /// The host said `101` to a request without `Upgrade`.
+    /// The host sent a `101` although the request had no `Upgrade`.
     #[error("{0} switched protocols, which the request did not ask for")]
     UnaskedSwitch(SocketAddr),
 }
@@ -69,13 +69,12 @@ pub struct Tunnel {
 }
 
 impl Passthrough {
-    /// With the DNS settings and the policy of the aliases, and the time limits of one that says
-    /// nothing of them.
+    /// With the DNS settings and the policy of the aliases, and the default timeouts.
     pub fn new(resolver: Arc<Resolver>, policy: Arc<ArcSwap<AddressPolicy>>) -> Self {
         Self { resolver, policy, timeouts: Alias::named("").timeouts }
     }
 
-    /// Connects, for a CONNECT. The error is the answer to give.
+    /// Connects, for a CONNECT. The error is the response to send.
     pub async fn tunnel(
         &self,
         head: &request::Parts,
@@ -93,8 +92,7 @@ impl Passthrough {
         }
     }
 
-    /// Sends a request on as plain HTTP, and gives its response. Never fails: what goes wrong is
-    /// answered.
+    /// Forwards a request as plain HTTP and returns its response. Never fails: errors become responses.
     pub async fn forward(
         &self,
         request: Request<RequestBody>,
@@ -136,7 +134,7 @@ impl Passthrough {
         let sent = Instant::now();
         let failed =
             |error| PassthroughError::Exchange { endpoint, error: SendError::Http1(error) };
-        // Like an alias' requests, it may take its time to begin: `timeouts.response` is off.
+        // As for an alias by default, the response may take any time to begin: `timeouts.response` is off.
         let mut client = ClientConnection::new(session.stream);
         body.set_idle(Some(self.timeouts.idle));
         let interim = record.request().interim();
@@ -167,7 +165,7 @@ impl Passthrough {
             deadline: Deadline::new(Instant::now(), self.timeouts.connect),
             metrics: AliasMetrics::of_no_alias(),
         };
-        // DNS gives no empty answer.
+        // The resolver never returns an empty list.
         let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), destination.port());
         let first = endpoints.next().unwrap_or(nowhere);
         attempts.any_of(first, endpoints).await
@@ -197,7 +195,7 @@ impl PassthroughError {
                 (Kind::UpgradeFailed, Stage::Response, Blame::Target, Some(*endpoint))
             }
         };
-        // Nothing is sent again to hosts that are no alias: nobody needs to know more.
+        // Nothing is retried for hosts that are not aliases, so this needs no proof.
         Diagnosis { kind, stage, blame, taken: Taken::Unknown, endpoint }
     }
 }
@@ -228,8 +226,8 @@ impl From<PassthroughError> for Fault {
 }
 
 impl Tunnel {
-    /// Carries bytes both ways until both sides are done, nothing has moved for long, or the
-    /// proxy stops.
+    /// Copies bytes both ways until both sides are done, the tunnel is idle for too long, or the proxy
+    /// stops.
     pub async fn run<D: ByteStream>(mut self, client: D, drain: &Drain) {
         let carried = tunnel(client, self.session.stream, self.idle, drain.stopped()).await;
         self.record.carried(carried);

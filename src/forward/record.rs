@@ -1,4 +1,4 @@
-//! One record an exchange, of whichever protocol: what metrics and access log get to know of it.
+//! One record per exchange of any protocol, for metrics and the access log.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,15 +17,15 @@ use crate::{
     upstream::{Alias, Generation, Lease},
 };
 
-/// One request, or tunnel, as metrics and access log see it. Written down when it drops.
+/// One request or tunnel, for metrics and the access log. Written when it is dropped.
 pub struct Record {
-    /// None of what belongs to no alias.
+    /// None where it belongs to no alias.
     alias: Option<Arc<Alias>>,
     worker: usize,
     started: Instant,
     protocol: &'static str,
     method: Method,
-    /// Only where an access log is written: a path or a URL, without its query, or a tunnel's end.
+    /// Only where an access log is written: a path or a URL without its query, or a tunnel's destination.
     path: Option<Box<str>>,
     trace_id: Option<Box<str>>,
     status: StatusCode,
@@ -55,7 +55,7 @@ impl Record {
         Self::begin(Some(alias.clone()), worker, head, path, started)
     }
 
-    /// The same of a request for a host that is no alias.
+    /// The same for a request to a host that is not an alias.
     pub fn of_host(
         head: &request::Parts,
         destination: &Destination,
@@ -68,7 +68,7 @@ impl Record {
         Self::begin(None, 0, head, path, started)
     }
 
-    /// The same of a request that goes nowhere.
+    /// The same for a request that is not forwarded.
     pub fn of_nobody(head: &request::Parts, started: Instant) -> Box<Self> {
         Self::begin(None, 0, head, || head.uri.path().into(), started)
     }
@@ -89,7 +89,7 @@ impl Record {
             method: head.method.clone(),
             path: logged.then(path),
             trace_id: logged.then(|| headers::trace_id(&head.headers).map(Into::into)).flatten(),
-            // What a log calls a request whose client left before it was answered.
+            // What logs call a request whose client left before the response.
             status: StatusCode::from_u16(499).unwrap_or_default(),
             error: None,
             generation: None,
@@ -114,7 +114,7 @@ impl Record {
         }
     }
 
-    /// The alias that it belongs to.
+    /// The alias it belongs to.
     pub fn alias(&self) -> Option<&Arc<Alias>> {
         self.alias.as_ref()
     }
@@ -129,12 +129,12 @@ impl Record {
         &self.request
     }
 
-    /// Holds on to the leave to serve it.
+    /// Holds the request's permit until it ends.
     pub fn admit(&mut self, permit: Option<OwnedSemaphorePermit>) {
         self._permit = permit;
     }
 
-    /// It was sent again.
+    /// It was retried.
     pub fn retried(&mut self, reason: RetryReason) {
         self.retries += 1;
         self.metrics().retry(reason);
@@ -150,18 +150,18 @@ impl Record {
         self.upstream_time = Some(took);
     }
 
-    /// A connection to this endpoint of a host that is no alias has been made.
+    /// A connection to this endpoint of a host that is not an alias has been made.
     pub fn connected(&mut self, endpoint: SocketAddr) {
         self.endpoint = Some(endpoint);
     }
 
-    /// The host's head arrived, this long after the request was given to it; or its tunnel is there.
+    /// The host's head arrived, this long after the request was given to it; or its tunnel is open.
     pub fn answered_by_host(&mut self, status: StatusCode, took: Option<Duration>) {
         self.status = status;
         self.upstream_time = took;
     }
 
-    /// truename answers itself.
+    /// truename responds itself.
     pub fn failed(
         &mut self,
         problem: &Problem,
@@ -174,13 +174,13 @@ impl Record {
         self.broke(problem.error());
     }
 
-    /// It went wrong after the head was passed on.
+    /// It failed after the head was passed on.
     pub fn broke(&mut self, error: ProxyErrorType) {
         self.error = Some(error);
         self.metrics().error(error);
     }
 
-    /// So much of the response was passed on.
+    /// This much of the response was passed on.
     pub fn passed_on(&mut self, bytes: usize) {
         self.bytes_out += bytes as u64;
     }
@@ -196,8 +196,8 @@ impl Record {
         }
     }
 
-    /// Says in the log why a request failed, with everything a person would ask next. Only once, where
-    /// others to the same alias, or to none, fail for the same reason.
+    /// Logs why a request failed, with everything a person would ask next. Logged only once while other requests
+    /// to the same alias, or to none, fail for the same reason.
     pub fn explain(&self, problem: &Problem) {
         let Some(alias) = &self.alias else {
             if problem.begins(Failures::of_other_hosts()) {
@@ -264,7 +264,7 @@ impl Drop for Record {
     }
 }
 
-/// The access log's word for a version of HTTP.
+/// What the access log calls a version of HTTP.
 fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_2 => "h2",

@@ -1,4 +1,4 @@
-//! Bytes both ways, until both sides have said their last.
+//! Copies bytes both ways, until both sides have ended.
 
 use std::{
     future::poll_fn,
@@ -17,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::stream::{ByteStream, Socket};
 
-/// How long the open direction of a tunnel may rest once the other has ended. Whoever has closed both at
-/// once looks the same until something is written to it.
+/// How long the open direction of a tunnel may be idle once the other has ended. A peer that has closed both
+/// directions looks the same until something is written to it.
 const HALF_CLOSED: Duration = Duration::from_secs(300);
 
 /// The same towards a side that broke off.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// Buffers grow with what was carried: an idle tunnel stays small.
+/// Buffers grow with the bytes copied, so that an idle tunnel stays small.
 const SIZES: [(u64, usize); 3] = [(0, 4 * 1024), (64 * 1024, 16 * 1024), (1024 * 1024, 64 * 1024)];
 
 /// How a tunnel ended.
@@ -32,7 +32,7 @@ const SIZES: [(u64, usize); 3] = [(0, 4 * 1024), (64 * 1024, 16 * 1024), (1024 *
 pub enum End {
     /// Both sides closed.
     Closed,
-    /// A side broke.
+    /// The connection to one side broke.
     Broken(io::Error),
     /// Nothing moved for `timeouts.idle`.
     Idle,
@@ -40,7 +40,7 @@ pub enum End {
     Killed,
 }
 
-/// What a tunnel carried.
+/// What a tunnel transferred.
 #[derive(Debug)]
 pub struct Carried {
     /// From the application.
@@ -51,11 +51,11 @@ pub struct Carried {
     pub end: End,
 }
 
-/// Copies both ways. A side that closes is closed at the other, and the rest still flows, for as long
-/// as it does: once one direction has ended, the other may rest for [`HALF_CLOSED`] only.
+/// Copies both ways. An end in one direction is passed on, and the other direction stays open: from then
+/// on it may be idle for [`HALF_CLOSED`] only.
 ///
-/// A side that breaks off (a reset, or TLS without `close_notify`) ends the tunnel: the other side gets
-/// all that came before, and then a reset, so that it does not take this for the end.
+/// A side that breaks off (by a reset, or by TLS without `close_notify`) ends the tunnel: the other side gets
+/// everything that was sent before, and then a reset, so that it does not take this for a clean end.
 pub async fn tunnel<D, U>(
     downstream: D,
     upstream: U,
@@ -105,7 +105,7 @@ where
         first = back.as_mut() => (first, false),
     };
     let rest = match first {
-        // What the other direction still carries is for a side that has left.
+        // The other direction's bytes are for a side that has left.
         Err(Break::Read(_)) => LAST_MOMENT,
         _ => HALF_CLOSED,
     };
@@ -122,12 +122,12 @@ where
     ends.unwrap_or_else(|(Break::Read(error) | Break::Write(error))| End::Broken(error))
 }
 
-/// A direction that did not come to its end.
+/// How a direction failed.
 #[derive(Debug)]
 enum Break {
-    /// Whoever was read from broke off; all that it sent has been written.
+    /// The side that was read from broke off; everything it sent has been written.
     Read(io::Error),
-    /// Whoever was written to takes no more.
+    /// The side that was written to takes no more.
     Write(io::Error),
 }
 
@@ -143,7 +143,7 @@ async fn pump<R: AsyncRead, W: AsyncWrite>(
             let mut reading = pin!(from.read(&mut buffer));
             poll_fn(|cx| match reading.as_mut().poll(cx) {
                 Poll::Ready(read) => Poll::Ready(read.map_err(Break::Read)),
-                // A stream of HTTP/2 knows that it is lost, though nothing is written to it.
+                // An HTTP/2 stream learns that it is lost even if nothing is written to it.
                 Poll::Pending => match Pin::new(&mut *to).poll_flush(cx) {
                     Poll::Ready(Err(error)) => Poll::Ready(Err(Break::Write(error))),
                     Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
@@ -152,11 +152,11 @@ async fn pump<R: AsyncRead, W: AsyncWrite>(
             .await?
         };
         if read == 0 {
-            // Behind a reset, which a write has met, an end is none.
+            // After a reset, which a write has noticed, an end of the stream is not a clean one.
             if moved.broken.load(Ordering::Relaxed) {
                 return Err(Break::Read(io::ErrorKind::ConnectionReset.into()));
             }
-            // The other side may be gone already; it has had everything.
+            // The other side may be gone already; it has received everything.
             let _ = to.shutdown().await;
             return Ok(());
         }
@@ -178,8 +178,8 @@ async fn pump<R: AsyncRead, W: AsyncWrite>(
     }
 }
 
-/// Waits until the peer's kernel has all that was written: a reset takes away what it has not. Nobody is
-/// told when that is so. A peer that does not read is not waited for without end.
+/// Waits until the peer's kernel has acknowledged everything written, because a reset discards the rest. The
+/// kernel does not report this, so it is polled, and only for a limited time.
 async fn delivered(socket: Option<&Socket>) {
     let Some(socket) = socket else { return };
     let deadline = Instant::now() + HALF_CLOSED;

@@ -32,13 +32,13 @@ const MAX_HEAD: usize = 256 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
     /// The connection had ended, or had something to say, before anything was written.
-    #[error("the connection was not free for a request any more")]
+    #[error("the connection could no longer be used")]
     NotFree,
     /// The request's own body broke off.
     #[error("the request's body broke off")]
     RequestBody(#[source] BoxError),
     /// The peer took nothing of the request for as long as `timeouts.idle` says.
-    #[error("nothing of the request was read for {0:?}, `timeouts.idle`")]
+    #[error("the origin read nothing of the request for {0:?} (`timeouts.idle`)")]
     Unread(Duration),
     /// Writing failed, and no response had come.
     #[error("writing the request")]

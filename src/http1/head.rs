@@ -47,10 +47,10 @@ pub enum HeadError {
     #[error("the target is too long")]
     TargetTooLong,
     /// No number, or two that differ.
-    #[error("Content-Length is no single number")]
+    #[error("Content-Length is not a single number")]
     Length,
     /// A coding that cannot be undone, or that its version does not have (RFC 9112 §6.1).
-    #[error("Transfer-Encoding is another than `chunked`, or in HTTP/1.0")]
+    #[error("Transfer-Encoding is not `chunked`, or the message is HTTP/1.0")]
     Coding,
 }
 

@@ -62,7 +62,7 @@ pub enum ConnectionError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// No reply to a PING, nor anything else.
-    #[error("nothing came for {PING_INTERVAL:?}, nor a reply to a PING within {PING_TIMEOUT:?}")]
+    #[error("nothing was received for {PING_INTERVAL:?}, and no reply to a PING within {PING_TIMEOUT:?}")]
     Silent,
     /// It reads nothing.
     #[error("the client read nothing for {UNREAD:?}")]
@@ -79,7 +79,7 @@ pub enum ConnectionError {
         streams: usize,
     },
     /// A head, or another frame, that does not come to its end.
-    #[error("the rest of a frame did not come within `listener.header_timeout`")]
+    #[error("a frame was not complete within `listener.header_timeout`")]
     Slow,
 }
 

@@ -53,7 +53,7 @@ impl Credentials {
             Err(error) => tracing::warn!(
                 %file,
                 error,
-                "`proxy.credentials` cannot be used any more; the last good ones stay",
+                "`proxy.credentials` cannot be used; the previous credentials stay in use",
             ),
         }
     }

@@ -41,10 +41,10 @@ pub enum Protocol {
 #[derive(Debug, thiserror::Error)]
 pub enum DetectError {
     /// The client left without a word, as a port check does.
-    #[error("the client closed the connection without a word")]
+    #[error("the client closed the connection without sending anything")]
     Silent,
     /// The first bytes did not come by `listener.header_timeout`.
-    #[error("the client said too little within `listener.header_timeout`")]
+    #[error("timed out detecting the protocol (`listener.header_timeout`)")]
     Timeout,
     /// The connection broke.
     #[error("reading the first bytes: {0}")]

@@ -286,12 +286,12 @@ impl Server {
             }
             Ok(Err(error)) => {
                 if self.failures.begins((listener, error.to_string()), peer.to_string()) {
-                    tracing::warn!(%listener, %peer, %error, "TLS with a client failed");
+                    tracing::warn!(%listener, %peer, %error, "client TLS handshake failed");
                 }
                 None
             }
             Err(_) => {
-                tracing::debug!(%listener, %peer, "no TLS within `listener.header_timeout`");
+                tracing::debug!(%listener, %peer, "client TLS handshake timed out (`listener.header_timeout`)");
                 None
             }
         }
@@ -330,9 +330,9 @@ impl Server {
             let reason = reason.as_deref().unwrap_or("various");
             let failures = report.count;
             if report.has_ended {
-                tracing::info!(listener, failures, reason, "accepting no longer fails");
+                tracing::info!(listener, failures, reason, "connections are accepted again");
             } else {
-                tracing::warn!(listener, failures, reason, "accepting still fails");
+                tracing::warn!(listener, failures, reason, "connections still cannot be accepted");
             }
         }
         for report in self.failures.reports() {
@@ -345,7 +345,7 @@ impl Server {
                     listener,
                     failures,
                     reason,
-                    "TLS with clients no longer fails for this reason",
+                    "client TLS handshakes no longer fail for this reason",
                 );
             } else {
                 tracing::warn!(
@@ -353,7 +353,7 @@ impl Server {
                     failures,
                     reason,
                     latest_peer = latest,
-                    "TLS with clients still fails",
+                    "client TLS handshakes still fail",
                 );
             }
         }

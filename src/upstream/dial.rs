@@ -129,7 +129,7 @@ impl DialRequest<'_> {
             Ok(Won { connection, overtaken }) => {
                 // Nobody waits for their own end, so this is what can be held against them: else a share of
                 // all requests would pay for a black hole for ever.
-                let late = "another endpoint was connected while this one was dialled";
+                let late = "another endpoint connected first";
                 for endpoint in overtaken {
                     self.alias.endpoint_failed(self.generation, &endpoint, late);
                 }

@@ -17,19 +17,19 @@ use crate::{
     upstream::{Alias, Generation, Lease, SendError},
 };
 
-/// A request on its way: what the client meant, and how each target is told.
+/// A request that is being sent: what the client asked for, rewritten for each target.
 pub(super) struct Outgoing<'a> {
     pub(super) head: &'a mut request::Parts,
-    /// A handle on the body, for the next attempt.
+    /// A handle to the body, for the next attempt.
     pub(super) body: RequestBody,
     pub(super) client: ClientView,
-    /// The client awaits a `100 Continue`.
+    /// The client waits for a `100 Continue`.
     pub(super) waits: bool,
-    /// What `repair` changed for the target before.
+    /// What `repair` changed for the previous target.
     pub(super) repaired: Repaired,
 }
 
-/// What was asked for, as far as it matters for sending it again.
+/// The parts of a request that decide whether it may be sent again.
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) method: &'a Method,
@@ -53,17 +53,17 @@ pub(super) enum Outcome<Response = Answered> {
     Lost(Fault),
 }
 
-/// A response, as far as its head.
+/// A response's head, and the connection that the rest arrives on.
 pub(super) struct Answered {
     pub(super) response: Response<()>,
-    /// The connection that the rest of it comes on.
+    /// The connection.
     pub(super) lease: Lease,
     /// How long the head took.
     pub(super) took: Duration,
 }
 
 impl Outgoing<'_> {
-    /// Addresses the request to a generation's target, as the version of HTTP writes it.
+    /// Addresses the request to a generation's target, in the form of its version of HTTP.
     pub(super) fn address(
         &mut self,
         alias: &Alias,
@@ -98,23 +98,23 @@ impl Outgoing<'_> {
         self.body = mem::replace(&mut self.body, RequestBody::empty()).next_try();
     }
 
-    /// What decides whether it may be sent again.
+    /// The parts that decide whether it may be sent again.
     pub(super) fn asked(&self) -> Asked<'_> {
         Asked { method: &self.head.method, body: &self.body }
     }
 }
 
 impl Asked<'_> {
-    /// Whether to repeat the request does no harm, whatever came of it.
+    /// Whether the request may be repeated whatever became of it.
     pub(super) fn is_safe_to_repeat(&self) -> bool {
         self.method.is_idempotent() && self.body.is_untouched()
     }
 }
 
 impl Attempt<'_> {
-    /// Sends the request, and awaits the head of its response. Gives how long that took, too.
+    /// Sends the request and awaits the head of its response. Also returns how long that took.
     ///
-    /// What most requests do not come to is boxed: the future of each has room for it.
+    /// Rare branches are boxed, because each request's future has room for its largest branch.
     pub(super) async fn run(mut self) -> Result<(Response<()>, Duration), Fault> {
         let Self { lease, outgoing, config } = &mut self;
         let (body, interim) = (outgoing.body.handle(), outgoing.body.interim());
@@ -129,7 +129,7 @@ impl Attempt<'_> {
                 in_time.ok_or_else(|| {
                     let endpoint = lease.endpoint();
                     lease.failed("no response within `timeouts.response`");
-                    // It had all of the request, or is taking no more of it.
+                    // The target had all of the request, or is reading no more of it.
                     ForwardError::ResponseTimeout { endpoint, limit }.with(Taken::Some)
                 })?
             }
@@ -159,8 +159,8 @@ impl Attempt<'_> {
         fault
     }
 
-    /// What the target had of the request. The proof may take a second: it is asked for only where something
-    /// depends on it.
+    /// How much of the request the target had. The proof may take a second, so it is sought only where
+    /// something depends on it.
     async fn taken(&self, error: Option<&SendError>) -> Taken {
         if error.is_some_and(|error| error.verdict().proves_unread()) {
             return Taken::Nothing;
@@ -191,7 +191,7 @@ fn explain(error: SendError, lease: &Lease) -> ForwardError {
     ForwardError::Exchange { endpoint, error: Box::new(error), tls, kept: lease.is_reused() }
 }
 
-/// The target as it knows itself: by the Host that it is sent.
+/// The target under the Host that it is sent.
 pub(super) fn target_view<'a>(
     generation: &'a Generation,
     told: Option<&'a Authority>,

@@ -1,4 +1,4 @@
-//! The body of every response: the target's, with all that must be told when it ends, or truename's own.
+//! The body of every response: the target's, with what has to happen when it ends, or truename's own.
 
 use std::{
     pin::Pin,
@@ -20,7 +20,7 @@ use crate::{
     upstream::{Lease, SendError},
 };
 
-/// How long a client may read nothing of a response that belongs to no alias.
+/// How long a client may read nothing of a response that does not belong to an alias.
 const OWN_IDLE: Duration = Duration::from_secs(60);
 
 /// The body of every response, whoever made it.
@@ -33,33 +33,33 @@ enum Kind {
     Streaming(Box<Streaming>),
 }
 
-/// A response on its way: keeps the connection until its end, and then gives it back.
+/// A response that is being passed on. Holds the connection until its end, and then gives it back.
 struct Streaming {
     origin: Option<Origin>,
     record: Box<Record>,
     idle: Duration,
     timer: IdleTimer,
-    /// How much of the request's body had come when that was last looked at.
+    /// How much of the request's body had arrived at the last check.
     request_bytes: u64,
-    /// The connection options of its head, which cover its trailers.
+    /// The fields nominated by `Connection` in its head; they are removed from its trailers too.
     nominated: Vec<HeaderName>,
 }
 
-/// The connection that a response comes on.
+/// The connection that a response arrives on.
 pub(in crate::forward) enum Origin {
-    /// An alias', and for how long its target says that it will keep it.
+    /// That of an alias, and for how long its target says that it will keep it.
     Alias(Lease, Option<Duration>),
-    /// That of a host that is no alias.
+    /// That of a host that is not an alias.
     Host(ClientConnection<TargetStream>),
 }
 
 impl Body {
-    /// All of a short response.
+    /// A whole short response.
     pub fn whole(bytes: Bytes) -> Self {
         Self(Kind::Whole(Some(bytes), None))
     }
 
-    /// The target's body, for which each side may be silent as long as `idle`.
+    /// The target's body, during which both sides may be silent for `idle`.
     pub(in crate::forward) fn streaming(
         origin: Origin,
         record: Box<Record>,
@@ -80,19 +80,19 @@ impl Body {
         Self(Kind::Streaming(streaming))
     }
 
-    /// Whether truename made it, and nothing more of the request is wanted.
+    /// Whether truename made it, so that nothing more of the request is needed.
     pub fn is_own(&self) -> bool {
         matches!(self.0, Kind::Whole(..))
     }
 
-    /// Leaves the content of truename's own response out, as one to HEAD has it.
+    /// Removes the content of truename's own response, for a HEAD request.
     pub fn omit_own_content(&mut self) {
         if let Kind::Whole(bytes, _) = &mut self.0 {
             *bytes = None;
         }
     }
 
-    /// How long its client may read nothing of it.
+    /// How long the client may read nothing of it.
     pub fn idle(&self) -> Duration {
         match &self.0 {
             Kind::Whole(_, record) => {
@@ -103,7 +103,7 @@ impl Body {
         }
     }
 
-    /// Goes on with the request's own body, while nothing of this one can be written.
+    /// Continues with the request's body while nothing of this one can be written.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
         match &mut self.0 {
             Kind::Whole(..) => {}
@@ -170,7 +170,7 @@ impl Streaming {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(origin) = &mut self.origin else { return Poll::Ready(None) };
         let Poll::Ready(mut frame) = origin.poll_frame(cx) else {
-            // One side may be silent for as long as the other sends.
+            // One side may be silent while the other sends.
             let request_bytes = self.record.request().bytes();
             if request_bytes != self.request_bytes {
                 self.request_bytes = request_bytes;
@@ -244,7 +244,7 @@ impl Origin {
         }
     }
 
-    /// Whether it was the target that broke off: the client's own end is none of its failures.
+    /// Whether the target is the one that broke off: a client that leaves is not a failure of the target.
     fn broke_off(self, error: &SendError) -> bool {
         match self {
             Self::Alias(lease, _) if is_of_the_body(error, lease.generation()) => false,

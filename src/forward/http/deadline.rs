@@ -1,4 +1,4 @@
-//! `timeouts.response`: how long a target may take to answer, from the end of the request on.
+//! `timeouts.response`: how long a target may take to respond, counted from the end of the request.
 
 use std::{future::poll_fn, pin::Pin, time::Duration};
 
@@ -6,15 +6,14 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{body::RequestBody, connect::Wire};
 
-/// A request that its target is still taking in is looked after so often within the limit.
+/// How often, within the limit, the progress of a request that the target is still receiving is checked.
 const LOOKS: u32 = 16;
 
-/// Awaits a response's head for as long as `limit` from the end of the request; `None` when that is
-/// over.
+/// Awaits a response's head for up to `limit` from the end of the request; `None` after that.
 ///
 /// A request has ended once its body has, and the target's kernel has all of it. `wire` is the
-/// connection where it carries this request alone; elsewhere the body's end counts. What a target
-/// stops taking in altogether counts as sent: else it would be waited for without end.
+/// connection, if it carries only this request; otherwise the end of the body counts. If the target stops
+/// reading altogether, the request counts as sent, because the wait must have an end.
 pub(super) async fn within<F: Future>(
     limit: Duration,
     mut response: Pin<&mut F>,
@@ -39,10 +38,10 @@ pub(super) async fn within<F: Future>(
         let now = Instant::now();
         let progress = wire.and_then(Wire::undelivered);
         if progress.is_some() && progress != taken {
-            // It goes on; or, at the first look, has not ended yet.
+            // It is making progress; or, at the first check, has not ended yet.
             deadline = now + limit;
         } else if taken.is_some() && progress.is_none() {
-            // The last of it was taken since the last look.
+            // The last of it was acknowledged since the last check.
             deadline = now + limit;
         } else if now >= deadline {
             return None;

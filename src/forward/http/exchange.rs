@@ -1,4 +1,4 @@
-//! One request: routed, rewritten, sent, sent again where that is safe, and answered.
+//! One request: routed, rewritten, sent, sent again where that is safe, until there is a response.
 
 use std::sync::Arc;
 
@@ -35,9 +35,9 @@ pub struct Incoming<'a> {
     pub started: Instant,
 }
 
-/// Answers a request from wherever: with the origin's response, or with an explanation.
+/// Serves any request: with the origin's response, or with an error that explains itself.
 ///
-/// Here and below, a head is lent: futures within futures would each have room for one of their own.
+/// Here and below, heads are borrowed: otherwise each of the nested futures would have room for one.
 pub async fn serve(
     head: &mut request::Parts,
     body: RequestBody,
@@ -55,7 +55,7 @@ pub async fn serve(
     forward(Incoming { head, body, authority, started }, &alias, downstream).await
 }
 
-/// Answers a request that is for no alias, and has not gone anywhere.
+/// Responds to a request that belongs to no alias and is not forwarded.
 pub fn refuse(
     head: &request::Parts,
     fault: &Fault,
@@ -89,13 +89,13 @@ async fn route(
     }
     let asked = headers::authority(head)?;
     let host = asked.as_ref().map(Authority::host);
-    // HTTP/1.0 need not say a Host; TLS has said it for it.
+    // An HTTP/1.0 request may have no Host; then the SNI counts.
     let host = host.or(downstream.server_name.as_deref());
     let find = || routes.find(downstream.local.ip(), host);
     if let Ok(alias) = find() {
         return Ok((asked, alias));
     }
-    // It may be the true name of an alias that DNS has yet to answer for the first time.
+    // It may be the true name of an alias that DNS has not responded for yet.
     for alias in routes.aliases().iter().filter(|alias| alias.is_pending()) {
         let _ = alias.target().await;
     }
@@ -103,7 +103,7 @@ async fn route(
     Ok((asked, alias))
 }
 
-/// Sends a request to an alias, and gives its response. Never fails: what goes wrong is answered.
+/// Sends a request to an alias and returns its response. Never fails: errors become responses.
 pub async fn forward(
     incoming: Incoming<'_>,
     alias: &Arc<Alias>,

@@ -18,7 +18,7 @@ use crate::config::Forwarded;
 
 pub use super::view::{ClientView, TargetView};
 
-/// RFC 9110 §7.6.1, and two that the world invented. `Transfer-Encoding` is each side's own.
+/// RFC 9110 §7.6.1, and two that are not standardized. `Transfer-Encoding` belongs to each side.
 const HOP_BY_HOP: [&str; 8] = [
     "connection",
     "keep-alive",
@@ -30,7 +30,7 @@ const HOP_BY_HOP: [&str; 8] = [
     "upgrade",
 ];
 
-/// A request that cannot be understood in one way only.
+/// Why a request is malformed or ambiguous.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadRequest {
     /// RFC 9112 §3.2.
@@ -51,7 +51,7 @@ pub enum BadRequest {
     #[error("`{0}` is not a host")]
     InvalidHost(String),
     /// Not a path, an absolute URL, or `*`.
-    #[error("`{0}` cannot be asked of an alias")]
+    #[error("`{0}` is not a valid request target for an alias")]
     InvalidTarget(String),
 }
 
@@ -76,7 +76,7 @@ pub fn authority(head: &request::Parts) -> Result<Option<Authority>, BadRequest>
             }
             Some(authority.clone())
         }
-        // RFC 9112 §3.2.2: the absolute form rules, whatever Host says.
+        // RFC 9112 §3.2.2: the absolute form overrides Host.
         (Some(authority), _) => Some(authority.clone()),
         (None, host) => host,
     };
@@ -101,8 +101,8 @@ fn parse_host(value: &HeaderValue) -> Result<Authority, BadRequest> {
     Authority::try_from(value.as_bytes()).map_err(|_| invalid())
 }
 
-/// Which of [`HOP_BY_HOP`] a message has. Most have none, or one: a pass over the names that are
-/// there costs a fraction of a look-up for each that might be.
+/// Which of [`HOP_BY_HOP`] a message has. Most have none or one: one pass over the names that are there
+/// costs a fraction of looking each of them up.
 #[derive(Clone, Copy)]
 struct Hops(u8);
 
@@ -116,16 +116,16 @@ impl Hops {
         self.0 == 0
     }
 
-    /// What was nominated in `Connection` goes too (RFC 9110 §7.6.1), and is given: it must not come
-    /// among the trailers either.
+    /// Fields nominated by `Connection` are removed too (RFC 9110 §7.6.1) and returned: they must not
+    /// appear in the trailers either.
     fn strip(self, headers: &mut HeaderMap) -> Vec<HeaderName> {
         let mut nominated = Vec::new();
         if headers.contains_key(CONNECTION) {
             nominated = tokens(headers, &CONNECTION)
-                // The field itself, which most name so.
+                // `Keep-Alive` itself, the most common option, is removed anyway.
                 .filter(|token| !token.eq_ignore_ascii_case("keep-alive"))
                 .filter_map(|token| HeaderName::try_from(token).ok())
-                // Nominating an end-to-end field would let a client remove what routing relies on.
+                // Nominating an end-to-end field would let a client remove what routing depends on.
                 .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
                 .collect();
             for name in &nominated {
@@ -141,10 +141,10 @@ impl Hops {
     }
 }
 
-/// Drops what concerns only the connection that the request came on, and gives the names that
+/// Removes the fields that concern only the connection the request arrived on, and returns the names that
 /// `Connection` nominated.
 ///
-/// An upgrade keeps its own two fields; `TE: trailers` is passed on, for gRPC needs it.
+/// An upgrade keeps its own two fields; `TE: trailers` is passed on, because gRPC needs it.
 pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) -> Vec<HeaderName> {
     let hops = Hops::of(headers);
     if hops.none() {
@@ -162,7 +162,7 @@ pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) -> Vec<HeaderName> 
         headers.insert(UPGRADE, protocol);
         connection.push("Upgrade");
     }
-    // RFC 9110 §10.1.4 and §7.8: whoever sends these names them in Connection.
+    // RFC 9110 §10.1.4 and §7.8: a sender of these must name them in Connection.
     match connection.as_slice() {
         ["TE"] => headers.insert(CONNECTION, HeaderValue::from_static("TE")),
         ["Upgrade"] => headers.insert(CONNECTION, HeaderValue::from_static("Upgrade")),
@@ -177,7 +177,7 @@ fn wants_trailers(headers: &HeaderMap) -> bool {
     tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"))
 }
 
-/// Drops what concerns only the connection that the response came on, and gives the names that
+/// Removes the fields that concern only the connection the response arrived on, and returns the names that
 /// `Connection` nominated. A `101` keeps its two.
 pub fn strip_response(headers: &mut HeaderMap, switching: bool) -> Vec<HeaderName> {
     let hops = Hops::of(headers);
@@ -197,7 +197,7 @@ pub fn strip_response(headers: &mut HeaderMap, switching: bool) -> Vec<HeaderNam
     nominated
 }
 
-/// Drops what a client tells a forward proxy only: credentials for it above all.
+/// Removes what is meant for the forward proxy only, above all credentials.
 pub fn strip_proxy(headers: &mut HeaderMap) {
     let names = headers.keys().filter(|name| name.as_str().starts_with("proxy-"));
     for name in names.cloned().collect::<Vec<_>>() {
@@ -208,7 +208,7 @@ pub fn strip_proxy(headers: &mut HeaderMap) {
 /// The comma-separated tokens of a field, over all its lines.
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines = headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-    // One token that is no text must not hide the others.
+    // One line that is not text must not hide the others.
     let tokens = lines.flat_map(|line| line.split(|byte| *byte == b','));
     let tokens = tokens.filter_map(|token| std::str::from_utf8(token).ok());
     tokens.map(str::trim).filter(|token| !token.is_empty())
@@ -218,7 +218,7 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 pub fn upgrade(head: &request::Parts) -> Option<&HeaderValue> {
     let protocol = head.headers.get(UPGRADE)?;
     let asked = tokens(&head.headers, &CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"));
-    // h2c is an upgrade of this hop, which ALPN decides upstream.
+    // h2c concerns this hop only; upstream, ALPN decides.
     let h2c = protocol.as_bytes().eq_ignore_ascii_case(b"h2c");
     (asked && head.version == Version::HTTP_11 && !h2c).then_some(protocol)
 }
@@ -239,14 +239,14 @@ pub fn wishes(version: Version, headers: &HeaderMap) -> (bool, bool) {
     (keep_alive, wants_trailers(headers))
 }
 
-/// Whether the connection may be used again after this response, and for how long the origin
-/// says that it keeps it.
+/// Whether the connection may be used again after this response, and for how long the origin says it will
+/// keep it.
 pub fn keep_alive(version: Version, headers: &HeaderMap) -> (bool, Option<std::time::Duration>) {
     if Hops::of(headers).none() {
         return (version != Version::HTTP_10, None);
     }
     let has = |wanted: &str| tokens(headers, &CONNECTION).any(|t| t.eq_ignore_ascii_case(wanted));
-    // A message with both lengths is how requests are smuggled: its connection is not trusted.
+    // Messages with both lengths are used to smuggle requests: the connection is not trusted.
     let ambiguous = headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH);
     let reusable = match version {
         Version::HTTP_10 => has("keep-alive"),
@@ -259,10 +259,9 @@ pub fn keep_alive(version: Version, headers: &HeaderMap) -> (bool, Option<std::t
     (reusable && !ambiguous, timeout)
 }
 
-/// Writes the request's target and Host as its upstream connection needs them.
+/// Writes the request's target and Host in the form that the upstream connection needs.
 ///
-/// Path and query keep their bytes. `has_body` says that a body follows whose length the
-/// headers do not give.
+/// Path and query keep their bytes. `has_body`: a body follows whose length the headers do not give.
 pub fn address(
     head: &mut request::Parts,
     scheme: &str,
@@ -277,7 +276,7 @@ pub fn address(
         }
         head.version = Version::HTTP_11;
         head.headers.insert(HOST, host.clone());
-        // Whoever reads a request without either takes it for one without a body.
+        // A request with neither is taken for one without a body.
         if has_body && !head.headers.contains_key(CONTENT_LENGTH) {
             head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
@@ -307,9 +306,9 @@ pub fn address(
     Ok(())
 }
 
-/// What HTTP/2 lets a request leave out or take apart, and HTTP/1.1 wants.
+/// Adds or joins what HTTP/2 lets a request omit or split, and HTTP/1.1 requires.
 fn restore_http1(head: &mut request::Parts, has_body: bool) {
-    // RFC 9113 §8.2.3: crumbs are one field to everybody else.
+    // RFC 9113 §8.2.3: outside of HTTP/2, the cookie pairs are one field.
     let crumbs: Vec<&[u8]> =
         head.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if crumbs.len() > 1
@@ -317,15 +316,15 @@ fn restore_http1(head: &mut request::Parts, has_body: bool) {
     {
         head.headers.insert(COOKIE, cookie);
     }
-    // RFC 9110 §8.6: where content is usual, servers ask (411) for the length of none.
+    // RFC 9110 §8.6: for methods that usually have content, servers require a length (411), even of 0.
     let usual = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
     if usual && !has_body && !head.headers.contains_key(CONTENT_LENGTH) {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
 }
 
-/// Whether the request is signed over its Host by AWS Signature Version 4, in a header or in
-/// the query: then a rewritten Host is a broken signature.
+/// Whether the request has an AWS Signature Version 4 that covers its Host, in a header or in the query:
+/// then rewriting the Host breaks the signature.
 pub fn signs_host(head: &request::Parts) -> bool {
     let lists_host = |list: &str| list.split(';').any(|name| name.eq_ignore_ascii_case("host"));
     let in_header = head.headers.get_all(AUTHORIZATION).iter().any(|value| {
@@ -350,13 +349,13 @@ pub fn signs_host(head: &request::Parts) -> bool {
 /// What [`repair_request`] replaced.
 #[derive(Clone, Debug, Default)]
 pub struct Repaired {
-    /// What `Origin` was.
+    /// The former `Origin`.
     pub origin: Option<HeaderValue>,
     referer: Option<HeaderValue>,
 }
 
 impl Repaired {
-    /// Puts it back, for another try that may be for another true name.
+    /// Restores it, for another attempt that may go to another true name.
     pub fn undo(self, headers: &mut HeaderMap) {
         if let Some(origin) = self.origin {
             headers.insert(ORIGIN, origin);
@@ -367,7 +366,7 @@ impl Repaired {
     }
 }
 
-/// Gives `Origin` and `Referer` in the true name where they are the alias' own.
+/// Rewrites `Origin` and `Referer` to the true name where they are the alias' own.
 pub fn repair_request(
     headers: &mut HeaderMap,
     is_alias: impl Fn(&str) -> bool,
@@ -390,10 +389,10 @@ pub fn repair_request(
     Repaired { referer: replace(REFERER), origin: replace(ORIGIN) }
 }
 
-/// Gives what leads to the target back in the alias' name: `Location`, `Content-Location`, `Refresh`,
-/// `Link`, `Set-Cookie` and `Access-Control-Allow-Origin`, where they are the target's own. Drops what
-/// the target says of its own name alone: `Alt-Svc`, and `Strict-Transport-Security`, which would keep
-/// a client of `localhost` from all that is served there without TLS.
+/// Rewrites what leads to the target to the alias' name: `Location`, `Content-Location`, `Refresh`, `Link`,
+/// `Set-Cookie` and `Access-Control-Allow-Origin`, where they are the target's own. Removes what the target
+/// says about its own name only: `Alt-Svc`, and `Strict-Transport-Security`, which would keep a client of
+/// `localhost` from everything that is served there without TLS.
 pub fn repair_response(headers: &mut HeaderMap, client: &ClientView, target: TargetView<'_>) {
     headers.remove(ALT_SVC);
     headers.remove(STRICT_TRANSPORT_SECURITY);
@@ -418,7 +417,7 @@ pub fn repair_response(headers: &mut HeaderMap, client: &ClientView, target: Tar
     }
 }
 
-/// The target allows its own origin, which is the alias' to the client.
+/// The target allows its own origin, which to the client is the alias'.
 fn allowed_origin(value: &[u8], client: &ClientView, target: TargetView<'_>) -> Option<Vec<u8>> {
     if urls::strip_target(value, target) != Some(b"") {
         return None;
@@ -429,8 +428,8 @@ fn allowed_origin(value: &[u8], client: &ClientView, target: TargetView<'_>) -> 
     })
 }
 
-/// A cookie for the true name, or for a domain above it, becomes one for the host that the
-/// client asked: without `Domain`, for clients refuse a domain of a single label.
+/// A cookie for the true name, or for a domain above it, becomes one for the host that the client asked
+/// for: without `Domain`, because clients refuse a domain of a single label.
 fn without_domain(cookie: &[u8], host: &str) -> Option<Vec<u8>> {
     let mut kept: Vec<&[u8]> = Vec::new();
     let mut dropped = false;
@@ -452,7 +451,7 @@ fn is_domain_of(attribute: &[u8], host: &str) -> bool {
         && (host == domain || host.strip_suffix(&domain).is_some_and(|rest| rest.ends_with('.')))
 }
 
-/// Says who asked, where the alias is configured to.
+/// Adds who sent the request, if the alias is configured to.
 pub fn add_forwarded(
     headers: &mut HeaderMap,
     forwarded: Forwarded,
@@ -470,7 +469,7 @@ pub fn add_forwarded(
             }
         }
         Forwarded::Rfc7239 => {
-            // RFC 7239 §6: IPv6 in brackets, and then in quotes; a port makes quotes needed, too.
+            // RFC 7239 §6: IPv6 addresses are in brackets and quotes; a port requires quotes too.
             let node = match peer {
                 IpAddr::V4(v4) => v4.to_string(),
                 IpAddr::V6(v6) => format!("\"[{v6}]\""),

@@ -1,4 +1,4 @@
-//! Faults as an HTTP client sees them: the one place that says which failure is which status.
+//! Faults as an HTTP client sees them: the only place that maps failures to statuses.
 
 use ::http::{
     HeaderName, HeaderValue, Response, StatusCode,
@@ -44,8 +44,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// What a client is told of a fault that was met while serving `alias` (none where no alias was
-    /// found), under one of its generations if it came that far.
+    /// How a fault is reported to the client of `alias` (none if no alias was found), in `generation` if the
+    /// request got that far.
     pub fn new(fault: &Fault, alias: Option<&Alias>, generation: Option<&Generation>) -> Self {
         let (status, error) = view(fault.kind());
         let resolution = generation.map(Generation::resolution);
@@ -67,7 +67,7 @@ impl Problem {
         }
     }
 
-    /// Says why a head was refused before it was a request.
+    /// Why a head was refused before it became a request.
     pub fn refused_head(head: RefusedHead) -> Self {
         let (status, error, detail, fix) = head.explain();
         Self {
@@ -85,7 +85,7 @@ impl Problem {
         }
     }
 
-    /// The answer as bytes, with the connection's end, for where there is no HTTP server to ask.
+    /// The response as bytes, followed by the connection's end.
     pub fn to_http1(&self) -> Bytes {
         let (head, body) = self.parts();
         let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
@@ -116,12 +116,12 @@ impl Problem {
         &self.detail
     }
 
-    /// The key or the command that mends it.
+    /// The setting or the command that fixes it.
     pub fn fix(&self) -> Option<&str> {
         self.fix.as_deref()
     }
 
-    /// How far the request came.
+    /// How far the request got.
     pub fn stage(&self) -> Stage {
         self.stage
     }
@@ -165,17 +165,17 @@ impl Problem {
 /// A request's head that never became a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusedHead {
-    /// Not HTTP, or not quite.
+    /// Not well-formed HTTP.
     Malformed,
     /// The target has a `#`.
     Fragment,
-    /// `Content-Length` is no number, or several.
+    /// `Content-Length` is not a number, or there are several that differ.
     Length,
-    /// A `Transfer-Encoding` that nobody here can undo.
+    /// A `Transfer-Encoding` other than `chunked`.
     Coding,
     /// More than `listener.max_header_size`, or too many fields.
     TooLarge,
-    /// A target longer than any sane one.
+    /// A target of more than 65,534 bytes.
     TargetTooLong,
     /// Not complete within `listener.header_timeout`.
     TooSlow,
@@ -187,29 +187,28 @@ impl RefusedHead {
             Self::Malformed => (
                 StatusCode::BAD_REQUEST,
                 ProxyErrorType::HttpRequestError,
-                "what came is not a well-formed HTTP/1 request",
+                "the request is not well-formed HTTP/1",
                 None,
             ),
             Self::Fragment => (
                 StatusCode::BAD_REQUEST,
                 ProxyErrorType::HttpRequestError,
-                "the request's target has a `#`: a fragment is for the client alone and not part of a \
-                 request",
+                "the request's target has a `#`: a fragment is not part of a request",
                 Some(
-                    "leave out what follows the `#`, or write a `#` that is part of the path as %23",
+                    "remove the fragment, or write a `#` that is part of the path as %23",
                 ),
             ),
             Self::Length => (
                 StatusCode::BAD_REQUEST,
                 ProxyErrorType::HttpRequestError,
-                "the request's `Content-Length` is no number, or not the same one each time",
-                Some("send the body's length once, in digits"),
+                "the request's `Content-Length` is not a number, or there are several that differ",
+                Some("send one `Content-Length`, in digits"),
             ),
             Self::Coding => (
                 StatusCode::BAD_REQUEST,
                 ProxyErrorType::HttpRequestError,
-                "the request's `Transfer-Encoding` is another than `chunked`, or in HTTP/1.0",
-                Some("send the body with `Transfer-Encoding: chunked` alone, or with its length"),
+                "the request's `Transfer-Encoding` is not `chunked`, or the request is HTTP/1.0",
+                Some("send the body with `Transfer-Encoding: chunked` alone, or with a `Content-Length`"),
             ),
             Self::TooLarge => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -270,7 +269,7 @@ fn sf_string(text: &str) -> String {
     escaped
 }
 
-/// How a client of HTTP sees what happened.
+/// How an HTTP client sees a fault.
 fn view(kind: Kind) -> (StatusCode, ProxyErrorType) {
     use ProxyErrorType as E;
     use StatusCode as S;
@@ -302,24 +301,24 @@ fn view(kind: Kind) -> (StatusCode, ProxyErrorType) {
 fn title(error: ProxyErrorType) -> &'static str {
     use ProxyErrorType as E;
     match error {
-        E::DnsTimeout => "DNS did not answer in time",
+        E::DnsTimeout => "DNS did not respond in time",
         E::DnsError => "The name cannot be resolved",
         E::DestinationNotFound => "No alias answers to this Host",
         E::DestinationUnavailable => "The target cannot be reached",
         E::DestinationIpProhibited => "The target's address is not allowed",
         E::ConnectionRefused => "The target refuses connections",
         E::ConnectionTerminated => "The target closed the connection",
-        E::ConnectionTimeout => "The target did not take the connection in time",
+        E::ConnectionTimeout => "Connecting to the target timed out",
         E::ConnectionLimitReached => "Too many requests at once",
         E::TlsProtocolError => "TLS with the target failed",
         E::TlsCertificateError => "The target's certificate is not valid",
         E::HttpRequestError => "The request cannot be understood",
         E::HttpRequestDenied => "The request is not allowed",
-        E::HttpResponseIncomplete => "The target's answer broke off",
-        E::HttpResponseTimeout => "The target did not answer in time",
+        E::HttpResponseIncomplete => "The target's response was incomplete",
+        E::HttpResponseTimeout => "The target did not respond in time",
         E::HttpUpgradeFailed => "The upgrade failed",
-        E::HttpProtocolError => "The target does not speak proper HTTP",
-        E::ProxyLoopDetected => "The way leads back to this proxy",
+        E::HttpProtocolError => "The target's response is not valid HTTP",
+        E::ProxyLoopDetected => "The target leads back to this proxy",
         E::ProxyInternalError => "Internal error",
     }
 }

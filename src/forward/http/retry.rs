@@ -1,4 +1,4 @@
-//! Whether a request may be sent again: the rules of `retry`, as a pure function of what came of it.
+//! Whether a request may be sent again: the rules of `retry`, as a pure function of the attempt's outcome.
 
 use std::net::SocketAddr;
 
@@ -11,14 +11,14 @@ use crate::{
     telemetry::RetryReason,
 };
 
-/// What was tried so far.
+/// What has been tried so far.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
-    /// Endpoints that failed: others come first.
+    /// Endpoints that failed: others are preferred.
     pub(super) failed: Vec<SocketAddr>,
     /// Retries that counted.
     pub(super) retries: u32,
-    /// A kept connection turned out dead: the others may be, too, and only new ones are used.
+    /// A kept connection turned out to be dead: the others may be too, so only new ones are used.
     pub(super) renewed: bool,
     /// Whether the connection of the last attempt had served before.
     pub(super) kept: bool,
@@ -29,13 +29,13 @@ pub(super) struct Tried {
 /// What is done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// What came of it is the response.
+    /// The outcome becomes the response.
     Answer,
     /// It is sent again.
     Again(Retry),
 }
 
-/// On what a request is sent again.
+/// Where a request is sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum On {
     /// A new connection, to whichever endpoint is picked.
@@ -44,16 +44,16 @@ pub(super) enum On {
     AnotherEndpoint,
 }
 
-/// A further try.
+/// A further attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Retry {
     pub(super) reason: RetryReason,
     pub(super) on: On,
-    /// Whether it counts neither as one of `retry.attempts` nor towards `retry.budget`.
+    /// Whether it counts neither against `retry.attempts` nor against `retry.budget`.
     pub(super) is_free: bool,
 }
 
-/// Decides what is done next; `retry.budget` has its say after this.
+/// Decides what to do next; `retry.budget` is checked after this.
 pub(super) fn next<Response>(
     outcome: &Outcome<Response>,
     asked: Asked<'_>,
@@ -64,8 +64,8 @@ pub(super) fn next<Response>(
     let (on, reason) = match outcome {
         Outcome::Response(status, _) => match *status {
             // The target gave notice that a kept connection had been idle for too long, just when it was used
-            // again (RFC 9110 §15.5.9). The request was there by then: whether one that is not idempotent
-            // is sent again is for the client to say.
+            // again (RFC 9110 §15.5.9). The request had arrived by then: if it is not idempotent, the client
+            // has to decide whether to repeat it.
             StatusCode::REQUEST_TIMEOUT if tried.kept && asked.is_safe_to_repeat() => {
                 (On::NewConnection, RetryReason::Reuse)
             }
@@ -82,11 +82,11 @@ pub(super) fn next<Response>(
         }
         Outcome::Lost(fault) => match (fault.blame(), fault.taken()) {
             (Blame::Client, _) | (_, Taken::Some) => return Next::Answer,
-            // There was time for one connection, and it is over.
+            // `timeouts.connect` covers all attempts to connect, and it is over.
             _ if fault.kind() == Kind::ConnectTimeout => return Next::Answer,
             (_, Taken::Nothing) => (On::NewConnection, RetryReason::Reuse),
             (_, Taken::Unknown) if !asked.is_safe_to_repeat() => return Next::Answer,
-            // What a kept connection fails at is expected to be its own end (RFC 9112 §9.3.1).
+            // A kept connection most likely failed because it was being closed (RFC 9112 §9.3.1).
             (_, Taken::Unknown) if tried.kept => (On::NewConnection, RetryReason::Reuse),
             (_, Taken::Unknown) if listed(RetryOn::Reset) => {
                 (On::NewConnection, RetryReason::Reset)
@@ -94,7 +94,7 @@ pub(super) fn next<Response>(
             (_, Taken::Unknown) => return Next::Answer,
         },
     };
-    // The first time that a kept connection turned out dead is none of the target's failures.
+    // The first kept connection that turns out to be dead does not count as a failure of the target.
     let is_free = reason == RetryReason::Reuse && tried.kept && !tried.renewed;
     if !(is_free || tried.retries < rules.attempts) || !asked.body.can_rewind() {
         return Next::Answer;
@@ -103,7 +103,7 @@ pub(super) fn next<Response>(
 }
 
 impl Tried {
-    /// Takes note of an attempt behind which another one follows.
+    /// Notes an attempt that is followed by another one.
     pub(super) fn note(&mut self, outcome: &Outcome, again: Retry) {
         if let Outcome::Response(_, answered) = outcome
             && again.on == On::AnotherEndpoint
@@ -131,7 +131,7 @@ impl Tried {
 
 /// Whether requests to come should go to the next target, where this one has no other endpoint.
 ///
-/// A response that is late may be so for what was asked, and is none of the target's failures.
+/// A late response does not count: it may be late because of what was asked for.
 pub(super) fn speaks_against_target(fault: &Fault) -> bool {
     let is_late = fault.kind() == Kind::ResponseTimeout && fault.stage() == Stage::Response;
     matches!(fault.blame(), Blame::Endpoint | Blame::Target) && !is_late

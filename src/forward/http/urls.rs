@@ -1,5 +1,5 @@
-//! URLs in a response's fields, taken from the target's origin to the alias'. Pure, and on bytes: what
-//! servers write there is not always ASCII, and all of it behind the origin stays as it was.
+//! Rewrites URLs in a response's fields from the target's origin to the alias'. Pure, and on bytes: what
+//! servers write there is not always ASCII, and everything after the origin stays as it was.
 
 use super::view::{ClientView, TargetView};
 
@@ -29,14 +29,14 @@ pub(super) fn refresh(
     Some([&value[..place.start], &repaired, &value[place.end..]].concat())
 }
 
-/// The same for each target of a `Link` (RFC 8288 §3), which is what stands in angle brackets.
+/// The same for each target of a `Link` (RFC 8288 §3), which is written in angle brackets.
 pub(super) fn link(value: &[u8], client: &ClientView, target: TargetView<'_>) -> Option<Vec<u8>> {
     let mut repaired = Vec::new();
     let mut copied = 0;
     let mut at = 0;
     while at < value.len() {
         match value[at] {
-            // A parameter in quotes may hold anything.
+            // A quoted parameter may contain anything.
             b'"' => at += quoted(&value[at..]),
             b'<' => {
                 let start = at + 1;
@@ -60,8 +60,8 @@ pub(super) fn link(value: &[u8], client: &ClientView, target: TargetView<'_>) ->
 
 /// What follows the target's own origin in a URL; `None` for any other origin.
 ///
-/// A target behind TLS may not know of it, and call itself by `http`: whoever follows that would go
-/// past the alias, and past TLS.
+/// A target behind TLS may not know of it and write `http` URLs for itself: whoever followed those would
+/// bypass the alias, and TLS.
 pub(super) fn strip_target<'a>(url: &'a [u8], target: TargetView<'_>) -> Option<&'a [u8]> {
     let (scheme, authority, rest) = split_origin(url)?;
     let https = target.scheme == "https";
@@ -95,7 +95,7 @@ pub(super) fn split_origin(url: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     is_scheme.then(|| (scheme, &rest[..end], &rest[end..]))
 }
 
-/// Where the URL of a `Refresh` stands.
+/// Where the URL of a `Refresh` is.
 fn url_of_refresh(value: &[u8]) -> Option<std::ops::Range<usize>> {
     let skip = |mut at: usize, wanted: fn(u8) -> bool| {
         while value.get(at).is_some_and(|byte| wanted(*byte)) {
@@ -125,7 +125,7 @@ fn url_of_refresh(value: &[u8]) -> Option<std::ops::Range<usize>> {
     Some(start..length.map_or(value.len(), |length| start + length))
 }
 
-/// How long a quoted string is that begins here, with its quotes (RFC 9110 §5.6.4).
+/// The length of the quoted string that begins here, including its quotes (RFC 9110 §5.6.4).
 fn quoted(value: &[u8]) -> usize {
     let mut at = 1;
     while at < value.len() {

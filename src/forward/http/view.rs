@@ -2,14 +2,14 @@
 
 use http::{HeaderValue, uri::Authority};
 
-/// Where the client thinks it is: what `repair` translates from and to.
+/// The origin as the client sees it: what `repair` translates from and to.
 #[derive(Clone, Debug)]
 pub struct ClientView {
     /// `http`, or `https` on a TLS listener.
     pub scheme: &'static str,
     /// Host as the client wrote it.
     pub authority: Authority,
-    /// The request's `Origin`, where it was the alias' and has been rewritten.
+    /// The request's `Origin`, if it was the alias' and has been rewritten.
     pub origin: Option<HeaderValue>,
 }
 
@@ -18,7 +18,7 @@ pub struct ClientView {
 pub struct TargetView<'a> {
     /// `https`, or `http` to a plaintext target.
     pub scheme: &'static str,
-    /// What the target calls itself: the true name, with its port where that is not the default,
-    /// or the Host that the configuration tells outright.
+    /// The target's own authority: the true name, with its port where that is not the default, or the
+    /// Host that is configured.
     pub authority: &'a Authority,
 }

@@ -40,7 +40,7 @@ pub enum ExchangeError {
     #[error("the request's body broke off")]
     RequestBody(#[source] BoxError),
     /// The peer took nothing of the request for as long as `timeouts.idle` says.
-    #[error("nothing of the request was read for {0:?}, `timeouts.idle`")]
+    #[error("the origin read nothing of the request for {0:?} (`timeouts.idle`)")]
     Unread(Duration),
     /// The peer reset the stream before the response was complete.
     #[error("the stream was reset before the response was complete: {0}")]
@@ -55,7 +55,7 @@ pub enum ExchangeError {
     #[error("{0}")]
     Protocol(h2::Error),
     /// `101`, which HTTP/2 does not have (RFC 9113 §8.6).
-    #[error("101 Switching Protocols is not a response of HTTP/2")]
+    #[error("101 Switching Protocols is not valid in HTTP/2")]
     SwitchingProtocols,
 }
 
