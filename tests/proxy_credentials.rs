@@ -325,7 +325,10 @@ async fn a_broken_file_keeps_the_old_credentials_and_is_said() {
     {
         world.write(contents);
         let line = world.proxy.logged(said).await;
-        assert!(line.contains("the previous credentials stay in use") && line.contains("\"warn\""), "{line}");
+        assert!(
+            line.contains("the previous credentials stay in use") && line.contains("\"warn\""),
+            "{line}"
+        );
         assert!(world.admits(&format!("ann:{PASSWORD}")).await);
     }
     fs::remove_file(world.proxy.folder().join("credentials")).unwrap();

@@ -1,4 +1,4 @@
-//! Bodies: where they end, and what of them is on the wire.
+//! Bodies: their framing on the wire.
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -9,25 +9,25 @@ use super::{
     head::{Framing, push_fields},
 };
 
-/// A line that says a chunk's size, with its extensions, may be this long; and all extensions of a body
-/// together, which nobody reads and everybody has to carry.
+/// The limit of a chunk-size line with its extensions, and of all extensions of a body together: they are
+/// ignored, but have to be read.
 const MAX_SIZE_LINE: usize = 4096;
 const MAX_EXTENSIONS: usize = 16 * 1024;
 
-/// Trailers may be this long, and this many.
+/// The limits of trailers.
 const MAX_TRAILERS: usize = 16 * 1024;
 const MAX_TRAILER_FIELDS: usize = 64;
 
-/// A body that is not what its head said.
+/// Why a body does not match its framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
     /// The connection ended before the body did.
     #[error("the body broke off")]
     Incomplete,
-    /// Chunks that nobody can tell the size of.
+    /// A chunk whose size cannot be read.
     #[error("invalid chunked coding")]
     Chunk,
-    /// More chunk extensions, or trailers, than anyone needs.
+    /// Too many chunk extensions or trailers.
     #[error("chunk extensions or trailers are too long")]
     TooLarge,
     /// More than its `Content-Length`.
@@ -43,11 +43,11 @@ pub struct Decoder(DecoderState);
 enum DecoderState {
     Length(u64),
     Close,
-    /// A chunk's size comes; so many bytes of extensions have come before.
+    /// A chunk size is next; with the bytes of extensions so far.
     Size(usize),
-    /// So much is left of a chunk.
+    /// Within a chunk; with the bytes left, and the bytes of extensions so far.
     Chunk(u64, usize),
-    /// The line end behind a chunk comes.
+    /// The line end after a chunk is next.
     ChunkEnd(usize),
     Trailers,
     Done,
@@ -64,7 +64,7 @@ impl Decoder {
         })
     }
 
-    /// No body, or nothing more of it.
+    /// No body, or one that has ended.
     pub fn done() -> Self {
         Self(DecoderState::Done)
     }
@@ -74,7 +74,7 @@ impl Decoder {
         matches!(self.0, DecoderState::Done)
     }
 
-    /// What is known of how much comes.
+    /// How much is still to come, as far as it is known.
     pub fn size_hint(&self) -> SizeHint {
         match self.0 {
             DecoderState::Length(left) => SizeHint::with_exact(left),
@@ -83,8 +83,8 @@ impl Decoder {
         }
     }
 
-    /// What `bytes` have of the body; `None` where more is needed, or the body [has
-    /// ended](Self::is_done). Takes what it has understood off `bytes`.
+    /// The next frame in `bytes`; `None` if more bytes are needed, or the body [has
+    /// ended](Self::is_done). Removes what it has decoded from `bytes`.
     pub fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<Frame<Bytes>>, BodyError> {
         loop {
             match &mut self.0 {
@@ -137,8 +137,8 @@ impl Decoder {
         }
     }
 
-    /// Understands the end of a body that came with its last chunk, so that whoever has the chunk
-    /// knows it for the last. Anything else is left for the next call.
+    /// Decodes the end of a body if it has arrived with the last chunk, so that the chunk is known to be the
+    /// last. Anything else is left for the next call.
     fn skip_end(&mut self, bytes: &mut BytesMut) {
         const END: &[u8] = b"\r\n0\r\n\r\n";
         if bytes.starts_with(END) {
@@ -147,7 +147,7 @@ impl Decoder {
         }
     }
 
-    /// The connection has ended: whether that is where the body does.
+    /// The connection has ended. Returns whether that ends the body.
     pub fn end(&mut self) -> Result<(), BodyError> {
         match self.0 {
             DecoderState::Close | DecoderState::Done => {
@@ -167,12 +167,12 @@ fn piece(bytes: &mut BytesMut, most: u64) -> Option<Bytes> {
     Some(if length == bytes.len() { bytes.split() } else { bytes.split_to(length) }.freeze())
 }
 
-/// A chunk's size, and how long its line and its extensions are.
+/// A chunk's size, and the lengths of its line and of its extensions.
 fn chunk_size(bytes: &[u8]) -> Result<Option<(u64, usize, usize)>, BodyError> {
     let seen = &bytes[..bytes.len().min(MAX_SIZE_LINE)];
     let Some(end) = memchr::memchr(b'\n', seen) else {
         let hopeless = seen.len() == MAX_SIZE_LINE;
-        // An early word on what can be no size: its line may never end.
+        // Refused early if it cannot be a size: the line may never end.
         let begun = seen.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let odd = seen.get(begun).is_some_and(|byte| !matches!(byte, b'\r' | b';' | b' ' | b'\t'));
         return match () {
@@ -186,18 +186,18 @@ fn chunk_size(bytes: &[u8]) -> Result<Option<(u64, usize, usize)>, BodyError> {
     let (digits, rest) = line.split_at(digits);
     let size = std::str::from_utf8(digits).ok().filter(|digits| digits.len() <= 16);
     let size = size.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    // RFC 9112 §7.1.1: "bad" white space, which is none but these two.
+    // RFC 9112 §7.1.1: "bad" white space is a space or a tab.
     let space = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
     let extension = &rest[space..];
-    // A bare CR is a line end to some.
+    // Some implementations take a bare CR for a line end.
     if !matches!(extension, [] | [b';', ..]) || memchr::memchr(b'\r', extension).is_some() {
         return Err(BodyError::Chunk);
     }
-    // Padding, which some servers write, is none: a long body has much of it.
+    // Padding, which some servers write, does not count as an extension: a long body has much of it.
     Ok(Some((size.ok_or(BodyError::Chunk)?, end + 1, extension.len())))
 }
 
-/// The fields behind the last chunk, and the empty line at their end.
+/// The trailers after the last chunk, and the empty line that ends them.
 fn trailers(bytes: &mut BytesMut) -> Result<Option<HeaderMap>, BodyError> {
     if bytes.starts_with(b"\r\n") {
         bytes.advance(2);
@@ -232,17 +232,17 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// A body that begins. Its `trailers` may be left out; those of one that is not chunked are.
+    /// A body that begins. `trailers`: whether they are written; without chunks they never are.
     pub fn new(framing: Framing, trailers: bool) -> Self {
         Self { framing, trailers }
     }
 
-    /// Whether nothing but the connection's end tells where the body ends.
+    /// Whether only the connection's end marks the end of the body.
     pub fn ends_with_connection(&self) -> bool {
         self.framing == Framing::Close
     }
 
-    /// Writes a part of it. Nothing may follow trailers.
+    /// Writes a frame. Nothing may follow trailers.
     pub fn push(&mut self, frame: Frame<Bytes>, out: &mut Outbox) -> Result<(), BodyError> {
         let data = match frame.into_data() {
             Ok(data) => data,
@@ -254,7 +254,7 @@ impl Encoder {
                     push_fields(&mut end, &trailers, None);
                     end.extend_from_slice(b"\r\n");
                     out.push(end);
-                    // All is said.
+                    // Trailers end the body.
                     self.framing = Framing::Length(0);
                 }
                 return Ok(());
@@ -266,7 +266,7 @@ impl Encoder {
                 *left = left.checked_sub(data.len() as u64).ok_or(BodyError::TooLong)?;
                 out.push(data);
             }
-            // An empty chunk would be the last.
+            // An empty chunk would end the body.
             Framing::Chunked if data.is_empty() => {}
             Framing::Chunked => {
                 out.push(format!("{:x}\r\n", data.len()));
@@ -277,7 +277,7 @@ impl Encoder {
         Ok(())
     }
 
-    /// Ends it, where it has not ended with trailers.
+    /// Ends the body, unless it has ended with trailers.
     pub fn finish(&mut self, out: &mut Outbox) -> Result<(), BodyError> {
         match self.framing {
             Framing::Close | Framing::Length(0) => {}

@@ -31,28 +31,28 @@ const MAX_HEAD: usize = 256 * 1024;
 /// Why there is no response, or no more of it.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// The connection had ended, or had something to say, before anything was written.
+    /// The connection had ended, or unsolicited bytes had arrived, before anything was written.
     #[error("the connection could no longer be used")]
     NotFree,
-    /// The request's own body broke off.
+    /// The request's body broke off.
     #[error("the request's body broke off")]
     RequestBody(#[source] BoxError),
-    /// The peer took nothing of the request for as long as `timeouts.idle` says.
+    /// The peer read nothing of the request for `timeouts.idle`.
     #[error("the origin read nothing of the request for {0:?} (`timeouts.idle`)")]
     Unread(Duration),
-    /// Writing failed, and no response had come.
+    /// Writing failed, and no response had arrived.
     #[error("writing the request")]
     Write(#[source] io::Error),
     /// Reading failed.
     #[error("reading the response")]
     Read(#[source] io::Error),
-    /// It ended before the response's head did.
+    /// The connection ended before the response's head was complete.
     #[error("the connection was closed before the response's head was complete")]
     Closed,
-    /// What came is no response's head.
+    /// What arrived is not a valid response head.
     #[error("{0}")]
     Head(HeadError),
-    /// The response's body is not what its head said.
+    /// The response's body does not match its framing.
     #[error("{0}")]
     Body(BodyError),
 }
@@ -67,13 +67,13 @@ pub struct ClientConnection<S> {
     answer: Decoder,
     /// How long the peer may read nothing of a request.
     idle: Option<Duration>,
-    /// Whether the next request could be told from this one.
+    /// Whether another request may follow on the connection.
     reusable: bool,
-    /// What the request met while nobody asked for the response's body, who is told when they do.
+    /// An error of the request that happened while the response's body was not being read. Reported when it is.
     lost: Option<ExchangeError>,
 }
 
-/// A request's body on its way.
+/// A request's body that is being sent.
 #[derive(Debug)]
 struct Upload {
     body: RequestBody,
@@ -81,7 +81,7 @@ struct Upload {
 }
 
 impl<S: ByteStream> ClientConnection<S> {
-    /// A connection that nothing was said on yet.
+    /// A new connection.
     pub fn new(stream: S) -> Self {
         Self {
             stream,
@@ -95,12 +95,12 @@ impl<S: ByteStream> ClientConnection<S> {
         }
     }
 
-    /// Sends a request and gives its response's head. The response's body is read by
-    /// [`poll_frame`](Self::poll_frame), which goes on with the request's where that has not ended.
+    /// Sends a request and returns its response's head. The response's body is read with
+    /// [`poll_frame`](Self::poll_frame), which also continues with the request's body.
     ///
-    /// `probe`: the connection has served before, so that it is asked first whether it is still
-    /// free. `interim` gets every `1xx` but `101`; a `100` starts a body that was held back, instead.
-    /// No deadline: the caller has one. Dropped before it is ready, the connection is of no use.
+    /// `probe`: the connection has served before, so check first whether it is still free. `interim` gets
+    /// every `1xx` except `101`; a `100` instead starts a body that was held back. Has no deadline: that is
+    /// the caller's. If the future is dropped before it is ready, the connection cannot be used again.
     pub async fn send(
         &mut self,
         head: &request::Parts,
@@ -117,7 +117,7 @@ impl<S: ByteStream> ClientConnection<S> {
         }
         self.begin(head, body);
         let mut failed = None;
-        // Who has just found nothing to read is woken when there is something.
+        // The probe has just found nothing to read, and has registered to be woken.
         let mut waiting = probe;
         poll_fn(|cx| {
             let waits = std::mem::take(&mut waiting);
@@ -126,13 +126,13 @@ impl<S: ByteStream> ClientConnection<S> {
         .await
     }
 
-    /// Whether nothing has come since the last response. What the kernel knows by now is known here
-    /// before anything is written.
+    /// Whether nothing has arrived since the last response, according to the kernel, before anything is
+    /// written.
     fn poll_free(&mut self, cx: &mut Context<'_>) -> bool {
         self.is_free() && self.inbox.poll_fill(cx, &mut self.stream).is_pending()
     }
 
-    /// Whether the connection can take a request, as far as anybody has looked.
+    /// Whether the connection can take a request, as far as it was checked.
     pub fn is_free(&self) -> bool {
         self.reusable
             && self.answer.is_done()
@@ -141,7 +141,7 @@ impl<S: ByteStream> ClientConnection<S> {
             && self.inbox.bytes.is_empty()
     }
 
-    /// Whether an idle connection is still free. Nobody is woken when that changes.
+    /// Whether an idle connection is still free. Registers no waker.
     pub fn is_still_free(&mut self) -> bool {
         self.poll_free(&mut Context::from_waker(Waker::noop()))
     }
@@ -174,7 +174,7 @@ impl<S: ByteStream> ClientConnection<S> {
             && let Poll::Ready(Err(error)) = self.poll_upload(cx)
         {
             match error {
-                // It may have answered before it closed.
+                // The peer may have responded before it closed.
                 ExchangeError::Write(error) => *failed = Some(error),
                 error => return Poll::Ready(Err(error)),
             }
@@ -204,7 +204,7 @@ impl<S: ByteStream> ClientConnection<S> {
                         let framing = response_framing(method, &mut head);
                         let framing = framing.map_err(ExchangeError::Head)?;
                         self.answer = Decoder::new(framing);
-                        // From now on the response may flow, whatever of the request is read.
+                        // From now on the response may continue even if the peer stops reading the request.
                         self.idle = None;
                         self.reusable = framing != Framing::Close
                             && head.status != StatusCode::SWITCHING_PROTOCOLS
@@ -221,7 +221,7 @@ impl<S: ByteStream> ClientConnection<S> {
         }
     }
 
-    /// Writes what there is of the request. Ready when there will be no more.
+    /// Writes what there is of the request. Ready when nothing more will be written.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
         loop {
             while let Some(upload) = &mut self.upload
@@ -232,7 +232,7 @@ impl<S: ByteStream> ClientConnection<S> {
                     Poll::Ready(Ok(false)) => {}
                     Poll::Ready(Err(error)) => {
                         self.upload = None;
-                        // The peer would take the next request for the rest of this one.
+                        // The peer would take the next request for the rest of this one's body.
                         self.reusable = false;
                         return Poll::Ready(Err(ExchangeError::RequestBody(error)));
                     }
@@ -256,10 +256,10 @@ impl<S: ByteStream> ClientConnection<S> {
         }
     }
 
-    /// Goes on with the request's body, for a caller who does not ask for the response's.
+    /// Continues with the request's body, for a caller that is not reading the response's.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
         if self.upload.is_some() || !self.outbox.is_empty() {
-            // If writing fails, the response will say so, or is whole already.
+            // If writing fails, reading the response will show it, unless it is complete already.
             if let Poll::Ready(Err(error @ ExchangeError::RequestBody(_))) = self.poll_upload(cx) {
                 self.lost = Some(error);
             }
@@ -304,27 +304,27 @@ impl<S: ByteStream> ClientConnection<S> {
         self.answer.is_done()
     }
 
-    /// How much of the response's body comes.
+    /// How much of the response's body is still to come.
     pub fn size_hint(&self) -> SizeHint {
         self.answer.size_hint()
     }
 
-    /// The stream, behind a head that made it another protocol's; none within a request's body,
-    /// whose rest would be that protocol's first words.
+    /// The stream, after a head that switched protocols; none within a request's body, whose rest would be
+    /// taken for the other protocol.
     pub fn into_tunnel(mut self) -> Option<Prefixed<S>> {
         let whole = self.upload.is_none() && self.outbox.is_empty();
         whole.then(|| Prefixed::new(self.inbox.take(), self.stream))
     }
 
-    /// Gives an idle connection's memory back.
+    /// Releases an idle connection's memory.
     pub fn rest(&mut self) {
         self.inbox.release();
         self.outbox.release();
     }
 
-    /// Gives the request up, in whose midst the peer takes nothing more.
+    /// Gives up the request because the peer has stopped reading it.
     fn abandon(&mut self) {
-        // What the kernel still holds for it would stay there.
+        // Otherwise the kernel would keep what it still holds for the peer.
         if let Some(socket) = self.stream.socket()
             && !self.outbox.is_empty()
         {
@@ -335,7 +335,7 @@ impl<S: ByteStream> ClientConnection<S> {
         self.reusable = false;
     }
 
-    /// Says farewell where that can be done at once.
+    /// Shuts the stream down (with `close_notify` under TLS) if that is possible without waiting.
     pub fn close(&mut self) {
         self.abandon();
         let mut cx = Context::from_waker(Waker::noop());
@@ -344,7 +344,7 @@ impl<S: ByteStream> ClientConnection<S> {
 }
 
 impl Upload {
-    /// Takes one more piece of it on; `true` at the end.
+    /// Adds the next frame of the body; `true` at its end.
     fn poll(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<Result<bool, BoxError>> {
         match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(frame) => self.encoder.push(frame?, out)?,

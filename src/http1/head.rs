@@ -14,20 +14,20 @@ use http::{
 /// allocation.
 const MAX_FIELDS: usize = 100;
 
-/// A response with more is refused: those that fit into as many bytes as a head may have would take
-/// ten times their memory here.
+/// A response with more is refused: as many fields as fit into a head of the maximal size would take ten
+/// times its memory here.
 const MAX_RESPONSE_FIELDS: usize = 2048;
 
-/// `http::Uri` takes no more.
+/// `http::Uri` allows no more.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
 
-/// No head, or not one that everybody understands in the same way.
+/// Why a head is malformed or ambiguous.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
     /// It breaks the grammar of RFC 9112.
     #[error("{0}")]
     Malformed(httparse::Error),
-    /// A request's method, target or field that no request can have.
+    /// A method, target or field that is not valid.
     #[error("invalid {0}")]
     Invalid(&'static str),
     /// A request line that ends in the version of another protocol, as those of RTSP and SIP do.
@@ -36,8 +36,8 @@ pub enum HeadError {
     /// More bytes than allowed.
     #[error("the head is too large")]
     TooLarge,
-    /// The target has a `#`: a fragment is no part of it (RFC 9112 §3.2), and `http::Uri` would drop
-    /// it unseen.
+    /// The target has a `#`: a fragment is not part of it (RFC 9112 §3.2), and `http::Uri` would drop it
+    /// silently.
     #[error("the target has a fragment")]
     Fragment,
     /// More than 100 fields in a request, 2,048 in a response.
@@ -46,10 +46,10 @@ pub enum HeadError {
     /// A target of more than 65,534 bytes.
     #[error("the target is too long")]
     TargetTooLong,
-    /// No number, or two that differ.
+    /// Not a number, or two that differ.
     #[error("Content-Length is not a single number")]
     Length,
-    /// A coding that cannot be undone, or that its version does not have (RFC 9112 §6.1).
+    /// A coding other than `chunked`, or any coding in HTTP/1.0 (RFC 9112 §6.1).
     #[error("Transfer-Encoding is not `chunked`, or the message is HTTP/1.0")]
     Coding,
 }
@@ -57,7 +57,7 @@ pub enum HeadError {
 /// Where a body ends (RFC 9112 §6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// After so many bytes.
+    /// After this many bytes.
     Length(u64),
     /// With the last chunk and its trailers.
     Chunked,
@@ -65,20 +65,20 @@ pub enum Framing {
     Close,
 }
 
-/// How a head's names were written: a `HeaderMap` knows them in lower case only. An extension of the
-/// message.
+/// How the names in a head were written, because a `HeaderMap` has them in lower case only. An extension of
+/// the message.
 #[derive(Clone, Debug)]
 pub struct Spelling {
     head: Bytes,
-    /// Where each name stands.
+    /// Where each name is.
     names: Vec<(u32, u32)>,
 }
 
-/// A response's reason phrase, where it is not the usual one of its status. An extension of it.
+/// A response's reason phrase, if it is not the usual one of its status. An extension of the response.
 #[derive(Clone, Debug)]
 pub struct Reason(Bytes);
 
-/// Takes a request's head off `bytes`, once it is there as a whole.
+/// Removes a request's head from `bytes`, once it is complete.
 pub fn parse_request(
     bytes: &mut BytesMut,
     max_size: usize,
@@ -126,7 +126,7 @@ pub fn parse_request(
     Ok(Some(parts))
 }
 
-/// Takes a response's head off `bytes`, once it is there as a whole.
+/// Removes a response's head from `bytes`, once it is complete.
 pub fn parse_response(
     bytes: &mut BytesMut,
     max_size: usize,
@@ -160,8 +160,8 @@ fn has_no_path(target: &[u8]) -> bool {
     scheme.is_some_and(|at| !target[at + 3..].iter().any(|byte| matches!(byte, b'/' | b'?')))
 }
 
-/// RFC 9112 §3.2.4: OPTIONS for a URL without a path is about the server as a whole. `http::Uri` has
-/// made its path "/", which is a resource.
+/// RFC 9112 §3.2.4: OPTIONS for a URL without a path concerns the server as a whole. `http::Uri` has made
+/// its path "/", which is a resource.
 fn whole_server(uri: Uri) -> Result<Uri, HeadError> {
     let mut parts = uri.into_parts();
     parts.path_and_query = Some(PathAndQuery::from_static("*"));
@@ -176,7 +176,7 @@ struct StatusLine {
     length: usize,
 }
 
-/// Finds the parts of a response's head, with room for so many `fields`; `None` where it is not whole.
+/// Finds the parts of a response's head, with room for so many `fields`; `None` if it is not complete.
 fn response_line<'a>(
     bytes: &'a [u8],
     max_size: usize,
@@ -226,11 +226,11 @@ fn version(minor: Option<u8>) -> Version {
 
 type Span = (u32, u32);
 
-/// Where each field's name and value stand, while the parser's borrow of them lasts.
+/// Where each field's name and value are, for as long as the parser borrows them.
 struct Spans {
     few: [(Span, Span); MAX_FIELDS],
     count: usize,
-    /// All of them, where they are more than a few.
+    /// All of them, if there are more than a few.
     many: Vec<(Span, Span)>,
     has_capitals: bool,
 }
@@ -265,7 +265,7 @@ impl Spans {
     }
 }
 
-/// Where `part` stands in `whole`, of which it is one.
+/// Where `part` is in `whole`, which contains it.
 fn span(whole: &[u8], part: &[u8]) -> Span {
     let start = (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize);
     (start as u32, (start + part.len()) as u32)
@@ -293,21 +293,21 @@ fn fill(headers: &mut HeaderMap, head: Bytes, spans: Spans) -> Result<Option<Spe
 /// How a request's body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestFraming {
-    /// How long it is; `None` where there is none.
+    /// Where the body ends; `None` if there is none.
     pub body: Option<Framing>,
-    /// The head has both `Content-Length` and `Transfer-Encoding`, as in an attempt at smuggling: the
-    /// connection is to be closed after the response (RFC 9112 §6.1).
+    /// The head has both `Content-Length` and `Transfer-Encoding`, as in an attempt to smuggle a request: the
+    /// connection must be closed after the response (RFC 9112 §6.1).
     pub conflicting: bool,
 }
 
-/// How a request's body is framed. Takes away a `Content-Length` that `Transfer-Encoding` overrides.
+/// How a request's body is framed. Removes a `Content-Length` that `Transfer-Encoding` overrides.
 pub fn request_framing(parts: &mut request::Parts) -> Result<RequestFraming, HeadError> {
     let length = length(&mut parts.headers, false)?;
     if parts.headers.contains_key(TRANSFER_ENCODING) {
         // RFC 9112 §6.3: the coding overrides, and the length must not be passed on.
         parts.headers.remove(CONTENT_LENGTH);
         return match coding(parts.version, &parts.headers)? {
-            // Nobody would know where it ends.
+            // Nothing would mark its end.
             Framing::Close => Err(HeadError::Coding),
             framing => Ok(RequestFraming { body: Some(framing), conflicting: length.is_some() }),
         };
@@ -334,31 +334,31 @@ pub fn response_framing(
     Ok(length(&mut parts.headers, true)?.map_or(Framing::Close, Framing::Length))
 }
 
-/// How a message ends whose codings are these. `chunked` alone: another would have to be undone, or
-/// passed on, and neither is done here.
+/// The framing of a message with these codings. Only `chunked` is supported: any other would have to be
+/// decoded or passed on.
 fn coding(version: Version, headers: &HeaderMap) -> Result<Framing, HeadError> {
-    // RFC 9112 §6.1: 1.0 has no codings, and whoever claims one is not trusted.
+    // RFC 9112 §6.1: HTTP/1.0 has no codings, and a message that has one is not trusted.
     if version == Version::HTTP_10 {
         return Err(HeadError::Coding);
     }
     let mut lines = headers.get_all(TRANSFER_ENCODING).iter();
     match (lines.next().map(|line| line.as_bytes().trim_ascii()), lines.next()) {
         (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
-        // What RFC 2616 had for none.
+        // RFC 2616's name for no coding.
         (Some(coding), None) if coding.eq_ignore_ascii_case(b"identity") => Ok(Framing::Close),
         _ => Err(HeadError::Coding),
     }
 }
 
-/// What all `Content-Length`s say, which becomes one: said twice, it is a list, which some take for
-/// another number. Responses may say one (RFC 9110 §8.6).
+/// The value of all `Content-Length` fields, which are merged into one: some implementations misread several.
+/// A response may have one even without a body (RFC 9110 §8.6).
 fn length(headers: &mut HeaderMap, lists: bool) -> Result<Option<u64>, HeadError> {
     let mut length = None;
     let mut count = 0;
     for value in headers.get_all(CONTENT_LENGTH) {
         for number in value.as_bytes().split(|byte| lists && *byte == b',') {
             let number = if lists { number.trim_ascii() } else { number };
-            // A sign is no digit, though `parse` takes one.
+            // `parse` would accept a sign.
             let digits = !number.is_empty() && number.iter().all(u8::is_ascii_digit);
             let number = std::str::from_utf8(number).ok().filter(|_| digits);
             let number: u64 = number.and_then(|text| text.parse().ok()).ok_or(HeadError::Length)?;
@@ -407,7 +407,7 @@ pub fn push_response(out: &mut Vec<u8>, parts: &response::Parts) {
     push_fields(out, &parts.headers, parts.extensions.get());
 }
 
-/// Writes fields, each name as it was written to us.
+/// Writes fields, each name as it was received.
 pub(super) fn push_fields(out: &mut Vec<u8>, headers: &HeaderMap, spelling: Option<&Spelling>) {
     let mut cursor = 0;
     for (name, value) in headers {
@@ -421,8 +421,8 @@ pub(super) fn push_fields(out: &mut Vec<u8>, headers: &HeaderMap, spelling: Opti
 }
 
 impl Spelling {
-    /// How `name` was written. The next name is looked for behind `cursor` first: most fields are
-    /// written in the order in which they came.
+    /// How `name` was written. The search begins at `cursor`, because most fields are written in the order in
+    /// which they arrived.
     fn of<'a>(&'a self, name: &'a [u8], cursor: &mut usize) -> &'a [u8] {
         for step in 0..self.names.len() {
             let mut index = *cursor + step;
@@ -442,7 +442,7 @@ impl Spelling {
 
 /// Whether `written` is `name`, which is in lower case.
 fn spells(written: &[u8], name: &[u8]) -> bool {
-    // Without a branch for each byte, so that the compiler takes many at once.
+    // Without a branch for each byte, so that the compiler can vectorize it.
     let differ =
         |differ: u8, (written, name): (&u8, &u8)| differ | (written.to_ascii_lowercase() ^ name);
     written.len() == name.len() && written.iter().zip(name).fold(0, differ) == 0

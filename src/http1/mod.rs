@@ -1,13 +1,14 @@
-//! HTTP/1.1 on the wire (RFC 9112), for both sides: heads, bodies, and the client's half of an exchange.
+//! HTTP/1.1 on the wire (RFC 9112), both sides.
 //!
-//! A body is read and written where it is asked for, on the connection's own task: an exchange costs
-//! neither a task nor a channel. What is read here frames one message in one way, or is refused.
+//! Bodies are read and written on the connection's own task: an exchange needs neither a task of its own nor a
+//! channel. A message whose framing is ambiguous is refused.
 //!
-//! * [`parse_request`], [`parse_response`]: heads, as the `http` crate has them; how names were written
-//!   is kept beside ([`Spelling`])
-//! * [`Decoder`], [`Encoder`]: bodies by length, in chunks, or until the end
-//! * [`Inbox`], [`Outbox`]: what was read and not understood yet, what is not written yet
+//! * [`parse_request`], [`parse_response`]: heads, as types of the `http` crate; how names were written is kept
+//!   beside them ([`Spelling`])
+//! * [`Decoder`], [`Encoder`]: bodies by length, in chunks, or until the connection's end
+//! * [`Inbox`], [`Outbox`]: bytes that are not parsed yet, and bytes that are not written yet
 //! * [`ClientConnection`]: one request after the other on a connection to an origin
+//! * [`ServerConnection`]: the state of a client's connection
 
 mod body;
 mod client;

@@ -1,4 +1,4 @@
-//! What is known of a client's connection: what was read, what is left of a body, whether it has left.
+//! The state of a client's connection: its buffers, the request's body, and whether the client has left.
 
 use std::{
     io,
@@ -16,45 +16,45 @@ use crate::{
     stream::{ByteStream, Socket},
 };
 
-/// How much of a request's body is read that nobody wants, and for how long, so that its connection can
-/// serve the next request; and how much where that is known to be there.
+/// How much of an unwanted request body is read and discarded so that its connection can serve the next
+/// request; and how much of it at once, if it has arrived already.
 pub const SKIP: u64 = 1024 * 1024;
 const SKIP_NOW: u64 = 128 * 1024;
 
-/// How often somebody looks whether the client of a body that nobody reads is still there.
+/// How often a client is checked for having left while nobody reads its request's body.
 const LOOK_OUT: Duration = Duration::from_secs(1);
 
-/// A connection's state, which its task and the bodies of its requests share.
+/// A connection's state, shared by its task and its requests' bodies.
 pub struct ServerConnection<S> {
-    /// None once it speaks another protocol.
+    /// None after a switch to another protocol.
     pub stream: Option<S>,
     pub inbox: Inbox,
-    /// What goes out ahead of a response: `1xx` only.
+    /// What is written ahead of a response: `1xx` only.
     pub outbox: Outbox,
-    /// The body of the request at hand.
+    /// The current request's body.
     pub body: Decoder,
-    /// The number of that request: a body that outlives it must not read the next one.
+    /// The number of the request: a body that outlives it must not read the next request's.
     pub request: u64,
-    /// The client waits for `100 Continue`, which it gets when somebody wants the body.
+    /// The client waits for `100 Continue`, which is sent when the body is first read.
     pub expects: bool,
     /// The client understands `1xx`, and its response has not begun.
     pub interim: bool,
-    /// The connection's own task, to be woken when the body has ended: nobody reads then.
+    /// The connection's own task, woken when the body has ended, because it then reads the connection.
     pub owner: Option<Waker>,
-    /// Whoever wants the body waits for the client.
+    /// The reader of the body waits for the client.
     wanted: bool,
-    /// The client has kept them waiting for too long.
+    /// The client has sent nothing for too long.
     given_up: bool,
-    /// Measures how long the client has sent nothing of it.
+    /// Measures how long the client has sent nothing of the body.
     idle: IdleTimer,
-    /// Measures for how long nobody has wanted it.
+    /// Measures how long nobody has read the body.
     unwanted: IdleTimer,
-    /// How long the client may read nothing of the response at hand.
+    /// How long the client may read nothing of the current response.
     pub unread: Duration,
 }
 
 impl<S: ByteStream> ServerConnection<S> {
-    /// Of a connection that nothing was read from.
+    /// A new connection.
     pub fn new(stream: S) -> Self {
         Self {
             stream: Some(stream),
@@ -76,7 +76,7 @@ impl<S: ByteStream> ServerConnection<S> {
     /// A request begins, with this body.
     pub fn begin(&mut self, body: Decoder) {
         self.body = body;
-        // How long the client was silent before, or whoever wanted its last body, says nothing of this one.
+        // Silence before this request does not count.
         self.wanted = false;
         self.idle.moved();
         self.unwanted.moved();
@@ -95,7 +95,7 @@ impl<S: ByteStream> ServerConnection<S> {
         }
     }
 
-    /// For somebody who waits for that: ready once the client has read nothing for too long.
+    /// Ready once the client has read nothing for too long. To be polled while waiting for the client to read.
     pub fn poll_unread(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<()> {
         match &self.stream {
             Some(stream) => out.poll_idle(cx, self.unread, stream),
@@ -103,7 +103,7 @@ impl<S: ByteStream> ServerConnection<S> {
         }
     }
 
-    /// Writes what goes out ahead of a response, as far as that can be done now.
+    /// Writes what goes ahead of a response, as far as possible now.
     pub fn poll_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if let Some(stream) = &mut self.stream
             && !self.outbox.is_empty()
@@ -114,14 +114,14 @@ impl<S: ByteStream> ServerConnection<S> {
         Ok(())
     }
 
-    /// Makes the connection's end a reset: nothing else tells that a response is not whole.
+    /// Has the connection end with a reset: nothing else shows the client that a response is incomplete.
     pub fn reset_on_close(&self) {
         if let Some(socket) = self.stream.as_ref().and_then(ByteStream::socket) {
             socket.reset_on_close();
         }
     }
 
-    /// Gives back what a connection that waits does not need.
+    /// Releases memory that an idle connection does not need.
     pub fn rest(&mut self) {
         self.inbox.release();
         self.outbox.release();
@@ -130,7 +130,7 @@ impl<S: ByteStream> ServerConnection<S> {
         }
     }
 
-    /// Whether the client has left. Whoever has a body to read learns of it by that.
+    /// Whether the client has left. While a body is being read, its reader notices that.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.body.is_done() {
             if self.owner.as_ref().is_none_or(|owner| !owner.will_wake(cx.waker())) {
@@ -141,12 +141,12 @@ impl<S: ByteStream> ServerConnection<S> {
         if self.inbox.bytes.is_empty() && self.poll_fill(cx) == Poll::Ready(false) {
             return true;
         }
-        // Of one that has sent its next request already no more is read: that must wait.
+        // If the client has sent its next request already, no more is read until this one is done.
         !self.inbox.bytes.is_empty() && self.poll_left(cx)
     }
 
-    /// Whether the client has left behind what nobody reads yet: a body that its origin is slow to take, or
-    /// its next request. Nothing wakes anybody then: what came before stands in the way.
+    /// Whether the client has left while nobody reads what it sent: a body that its origin is slow to read, or
+    /// its next request. No waker fires then, because unread bytes come first, so this polls.
     fn poll_left(&mut self, cx: &mut Context<'_>) -> bool {
         while self.unwanted.poll(cx, LOOK_OUT).is_ready() {
             let socket = self.stream.as_ref().and_then(ByteStream::socket);
@@ -158,14 +158,13 @@ impl<S: ByteStream> ServerConnection<S> {
         false
     }
 
-    /// Passes over what is left of a body that nobody wanted; `false` where that is not all there.
+    /// Discards what is left of an unwanted body; `false` if not all of it has arrived.
     pub fn skip_body(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.poll_skip(&mut cx, &mut { SKIP_NOW }) == Poll::Ready(true)
     }
 
-    /// The same, for no more than `left` bytes of it. Ready with `false` where there is more, or it is
-    /// broken.
+    /// The same, for at most `left` bytes. Ready with `false` if there is more, or it is malformed.
     pub fn poll_skip(&mut self, cx: &mut Context<'_>, left: &mut u64) -> Poll<bool> {
         loop {
             match self.body.decode(&mut self.inbox.bytes) {
@@ -185,13 +184,13 @@ impl<S: ByteStream> ServerConnection<S> {
         }
     }
 
-    /// Whether what is left of a request's body can be passed over once its response is written, so that
-    /// the connection may be kept. `unwanted`: nobody reads it any more.
+    /// Whether the rest of a request's body can be discarded once its response is written, so that the
+    /// connection may be kept. `unwanted`: nobody reads it any more.
     pub fn may_skip_body(&mut self, unwanted: bool) -> bool {
         if unwanted && self.skip_body() {
             return true;
         }
-        // Of chunks nobody knows how many come.
+        // A chunked body may have any length.
         !self.given_up && self.body.size_hint().exact().is_some_and(|left| left <= SKIP)
     }
 

@@ -1,4 +1,4 @@
-//! Bytes between a stream and the codec.
+//! Buffers between a stream and the codec.
 
 use std::{
     collections::VecDeque,
@@ -18,37 +18,37 @@ use crate::{
     stream::{ByteStream, Socket},
 };
 
-/// What is read at once, and what a peer that sends much is read by.
+/// How much is read at once, normally and from a peer that sends much.
 const READ: usize = 16 * 1024;
 const READ_BULK: usize = 64 * 1024;
 
-/// Room for most messages: taken once, and used again for the next ones.
+/// Enough for most messages; allocated once and reused.
 const ROOM: usize = 4 * 1024;
 
-/// Room for most heads.
+/// Enough for most heads.
 const HEAD_ROOM: usize = 1024;
 
-/// No more is taken on before some of it is written.
+/// Beyond these, some has to be written before more is added.
 const MAX_WAITING: usize = 64 * 1024;
 const MAX_PIECES: usize = 32;
 const MAX_SLICES: usize = MAX_PIECES + 4;
 
-/// How often a peer that takes nothing is looked after before it is given up.
+/// How often a peer that reads nothing is checked before it is given up.
 const LOOKS: u32 = 4;
 
-/// What came and was not understood yet.
+/// Bytes that were read and are not parsed yet.
 #[derive(Debug, Default)]
 pub struct Inbox {
     /// The bytes.
     pub bytes: BytesMut,
     /// The last read was filled: there may be much more.
     bulk: bool,
-    /// How much there was of a head that was not complete.
+    /// How much of an incomplete head has been checked.
     seen: usize,
 }
 
 impl Inbox {
-    /// Takes off the empty lines ahead of a request (RFC 9112 §2.2): some clients send one behind a body.
+    /// Removes empty lines ahead of a request (RFC 9112 §2.2): some clients send one after a body.
     pub fn skip_empty_lines(&mut self) {
         while let [b'\r', b'\n', ..] | [b'\n', ..] = &self.bytes[..] {
             let length = if self.bytes[0] == b'\r' { 2 } else { 1 };
@@ -56,13 +56,13 @@ impl Inbox {
         }
     }
 
-    /// Whether there is anything of a head, and not just the beginning of an empty line.
+    /// Whether a head has begun, rather than an empty line.
     pub fn has_begun(&self) -> bool {
         !matches!(&self.bytes[..], [] | [b'\r'])
     }
 
-    /// Whether a head may be complete, or wrong, that was not when there was less of it. A line end
-    /// tells, or that it has doubled: one that comes byte by byte is not read anew at each.
+    /// Whether parsing the head again is worthwhile: a line has ended since the last attempt, or the head has
+    /// doubled in size. So one that arrives byte by byte is not parsed at each byte.
     pub fn may_have_head(&mut self, max_size: usize) -> bool {
         let length = self.bytes.len();
         let seen = self.seen.min(length);
@@ -76,12 +76,12 @@ impl Inbox {
         may
     }
 
-    /// A head was taken off: the next is another.
+    /// A head was removed; another one follows.
     pub fn head_taken(&mut self) {
         self.seen = 0;
     }
 
-    /// Reads what there is; 0 at the end.
+    /// Reads what has arrived; 0 at the end.
     pub fn poll_fill<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -96,62 +96,62 @@ impl Inbox {
             }
             return read;
         }
-        // Through the stack: who waits for a peer's first word has no buffer meanwhile.
+        // By way of the stack: a connection that waits for its first byte holds no buffer.
         let mut scratch = [const { MaybeUninit::uninit() }; READ];
         let mut buffer = ReadBuf::uninit(&mut scratch);
         ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
         self.bulk = buffer.remaining() == 0;
         if buffer.filled().len() > self.bytes.capacity() - self.bytes.len() {
-            // Also takes back what no part of a message is held of any more.
+            // Also reclaims memory that no part of a message refers to any more.
             self.bytes.reserve(buffer.filled().len().max(ROOM));
         }
         self.bytes.extend_from_slice(buffer.filled());
         Poll::Ready(Ok(buffer.filled().len()))
     }
 
-    /// Gives the memory back where there is nothing in it.
+    /// Releases the memory if it is empty.
     pub fn release(&mut self) {
         if self.bytes.is_empty() {
             self.bytes = BytesMut::new();
         }
     }
 
-    /// All that is left.
+    /// Everything that is left.
     pub fn take(&mut self) -> Bytes {
         std::mem::take(&mut self.bytes).freeze()
     }
 }
 
-/// What is to be written, in order.
+/// Bytes to write, in order.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// Heads, and bodies that are short enough to go with them: one buffer, and one plain write. Its
-    /// room is used again.
+    /// Heads, and bodies that are short enough to go with them: one buffer, which is reused, and one plain
+    /// write.
     first: Vec<u8>,
-    /// What of it is written. A head is far shorter than what this can count.
+    /// How much of it is written. A head is far shorter than this can count.
     sent: u32,
-    /// What comes behind it.
+    /// What follows it.
     pieces: VecDeque<Bytes>,
     /// How much is in `pieces`.
     waiting: usize,
     /// Something was written, and may still be held by TLS.
     unflushed: bool,
-    /// Once the peer has been waited for.
+    /// Set once the peer had to be waited for.
     watch: Option<Box<Watch>>,
 }
 
-/// Measures how long a peer has taken nothing.
+/// Measures how long a peer has read nothing.
 #[derive(Debug, Default)]
 struct Watch {
     idle: IdleTimer,
-    /// What it had taken when that was last looked at.
+    /// What it had acknowledged at the last check.
     taken: u64,
-    /// How many looks have found no more.
+    /// How many checks in a row have found no progress.
     looks: u32,
 }
 
 impl Outbox {
-    /// Adds to what is to be written.
+    /// Adds bytes.
     pub fn push(&mut self, piece: impl Into<Bytes>) {
         let piece = piece.into();
         if self.pieces.is_empty() && self.first.len() + piece.len() <= ROOM {
@@ -179,7 +179,7 @@ impl Outbox {
         self.waiting >= MAX_WAITING || self.pieces.len() >= MAX_PIECES
     }
 
-    /// Whether it has room for a short word, however many there are.
+    /// Whether a short piece may be added, which bounds how many of them wait.
     pub fn has_room(&self) -> bool {
         self.first.len() + self.waiting < MAX_WAITING
     }
@@ -189,12 +189,12 @@ impl Outbox {
         self.first.is_empty() && self.pieces.is_empty() && !self.unflushed
     }
 
-    /// Forgets what is not written.
+    /// Drops what is not written.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// Gives the memory back where there is nothing in it.
+    /// Releases the memory if it is empty.
     pub fn release(&mut self) {
         if self.is_empty() {
             self.clear();
@@ -234,11 +234,11 @@ impl Outbox {
         Poll::Ready(Ok(()))
     }
 
-    /// For somebody who waits for [`poll_flush`](Self::poll_flush): ready once the peer has taken nothing for
-    /// `limit`.
+    /// Ready once the peer has read nothing for `limit`. To be polled while [`poll_flush`](Self::poll_flush)
+    /// is pending.
     ///
-    /// A socket takes more only when much of what it holds has gone. So its peer is asked after, and not
-    /// the socket: a few looks tell a slow one from one that has stopped.
+    /// A socket becomes writable only after much of its buffer has drained. So progress is measured by what the
+    /// peer has acknowledged: a few checks tell a slow peer from one that has stopped.
     pub fn poll_idle<S: ByteStream>(
         &mut self,
         cx: &mut Context<'_>,
@@ -273,7 +273,7 @@ impl Outbox {
         if self.unsent().is_empty() {
             self.sent = 0;
             self.first.clear();
-            // A head may be of any size; what is kept for the next is not.
+            // A head may be large; only a limited buffer is kept for the next one.
             self.first.shrink_to(ROOM);
         }
         self.waiting -= count;

@@ -1,7 +1,7 @@
-//! Our side of a connection to an origin: requests out, each on a stream of its own.
+//! The client's half: a connection to an origin, and a stream for each request.
 //!
-//! One task polls the [`Connection`]. A stream has none: as on HTTP/1, whoever has the
-//! [`Exchange`] polls it, and dropping it resets the stream.
+//! One task polls the [`Connection`]. A stream has no task: as on HTTP/1, the owner of the [`Exchange`] polls it,
+//! and dropping it resets the stream.
 
 mod exchange;
 
@@ -32,8 +32,8 @@ use crate::{body::RequestBody, stream::ByteStream};
 /// Response heads larger than this are refused.
 const MAX_RESPONSE_HEAD: u32 = 256 * 1024;
 
-/// How many streams that we have reset are remembered, and for how long: what their peer had sent by then is
-/// passed over. To what comes later, `h2` replies with a reset.
+/// How many streams that we have reset are remembered, and for how long: frames that the peer had sent before it
+/// learned of the reset are ignored. To what comes later, `h2` replies with a reset.
 const RESET_STREAMS: usize = 10_000;
 const RESET_DURATION: Duration = Duration::from_secs(5);
 
@@ -41,11 +41,11 @@ const RESET_DURATION: Duration = Duration::from_secs(5);
 /// streams that we have reset without end. Some 65,000 unread frames of a byte take 10 MiB.
 const SMALL_FRAMES: usize = 16 * 1024 * 1024;
 
-/// A peer that vanished is noticed before the kernel would.
+/// These notice a peer that has vanished before the kernel would.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A handle on a connection, to begin requests with.
+/// A handle to a connection, for beginning requests.
 #[derive(Clone)]
 pub struct ClientConnection {
     sender: SendRequest<Bytes>,
@@ -53,8 +53,8 @@ pub struct ClientConnection {
     output: Arc<Output>,
 }
 
-/// What reads from and writes to the socket. It ends when the peer closes, and once there is neither
-/// a [`ClientConnection`] nor an [`Exchange`].
+/// Reads from and writes to the socket. Ends when the peer closes, or once there is neither a
+/// [`ClientConnection`] nor an [`Exchange`] left.
 pub struct Connection<S> {
     inner: h2::client::Connection<Coalesced<Inspected<S>>, Bytes>,
     writer: Writer<Inspected<S>>,
@@ -62,8 +62,7 @@ pub struct Connection<S> {
     output: Arc<Output>,
 }
 
-/// Starts HTTP/2 on a new connection. `streams` are begun at most before the peer has said how many it
-/// takes.
+/// Starts HTTP/2 on a new connection. At most `streams` are begun before the peer has announced its limit.
 pub async fn handshake<S: ByteStream>(
     io: S,
     streams: usize,
@@ -92,15 +91,14 @@ pub async fn handshake<S: ByteStream>(
 }
 
 impl ClientConnection {
-    /// Whether further requests may be begun: the peer has not said GOAWAY, and the connection has not
-    /// ended.
+    /// Whether further requests may be begun: the peer has not sent a GOAWAY, and the connection has not ended.
     pub fn is_open(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        // A handle waits while the request that it has begun has no stream yet.
+        // A handle is pending while the request that it has begun has no stream yet.
         matches!(self.sender.poll_ready(&mut cx), Poll::Ready(Ok(())))
     }
 
-    /// Begins a request. Its body and its response are for [`Exchange`] to move.
+    /// Begins a request. The [`Exchange`] moves its body and its response.
     pub fn begin(
         &mut self,
         head: &request::Parts,
@@ -114,7 +112,7 @@ impl<S> Connection<S>
 where
     S: ByteStream,
 {
-    /// How many streams the peer allows; what [`handshake`] was given until it has said so.
+    /// How many streams the peer allows; until it has announced that, the number given to [`handshake`].
     pub fn max_streams(&self) -> usize {
         self.inner.max_concurrent_send_streams()
     }
@@ -142,13 +140,13 @@ impl<S: ByteStream> Future for Connection<S> {
     }
 }
 
-/// Asks a silent origin whether it is there, while requests wait for it. Apart from the connection, which is
-/// polled for every frame.
+/// Sends PINGs to a silent origin while requests wait for it. Polled apart from the connection, which is polled
+/// for every frame.
 pub struct OriginKeepAlive(Option<PingPong>);
 
 impl OriginKeepAlive {
-    /// Ready once the peer has not responded to a ping, which it gets where streams are open, as
-    /// `is_waiting` says, and nothing has come since `has_spoken` was last asked.
+    /// Ready once the peer has not responded to a PING. One is sent if streams are open (`is_waiting`) and nothing
+    /// has been received since `has_spoken` was last called.
     pub async fn lost(self, is_waiting: impl Fn() -> bool, mut has_spoken: impl FnMut() -> bool) {
         let Some(mut pings) = self.0 else { return };
         loop {
@@ -156,7 +154,7 @@ impl OriginKeepAlive {
             if has_spoken() || !is_waiting() {
                 continue;
             }
-            // Whose connection has ended need not be asked.
+            // An ended connection needs no PING.
             let Ok(Ok(_)) = timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await else { return };
         }
     }

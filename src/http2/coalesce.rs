@@ -1,8 +1,8 @@
 //! The write buffer under a connection.
 //!
-//! `h2` writes each DATA frame of 256 bytes or more, and flushes, by itself. With many streams that is a
-//! system call, and under TLS a record, for each of them. So its writes are collected here, a flush does
-//! nothing, and whoever drives the connection [writes it all](Writer::poll_driven) once `h2` has no more.
+//! `h2` writes each DATA frame of 256 bytes or more by itself, and flushes. With many streams that is a system
+//! call, and under TLS a record, for each of them. So its writes are collected here, a flush does nothing, and
+//! the connection's driver [writes everything](Writer::poll_driven) once `h2` has no more.
 
 use std::{
     io::{self, IoSlice},
@@ -18,13 +18,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::idle::IdleTimer;
 
-/// How much is collected before it is written all the same.
+/// How much is collected before it is written anyway.
 const CAPACITY: usize = 64 * 1024;
 
-/// A buffer that has grown larger is not kept for the next writes.
+/// A buffer that has grown larger than this is not kept.
 const KEPT: usize = 16 * 1024;
 
-/// Both ends of a stream whose writes are collected: one for `h2`, and one for whoever drives it.
+/// Both ends of a stream whose writes are collected: one for `h2`, and one for the driver.
 pub fn coalesced<S>(stream: S) -> (Coalesced<S>, Writer<S>) {
     let buffered = Arc::new(Mutex::new(Buffered {
         stream,
@@ -40,7 +40,7 @@ pub fn coalesced<S>(stream: S) -> (Coalesced<S>, Writer<S>) {
 #[derive(Debug)]
 pub struct Coalesced<S>(Arc<Mutex<Buffered<S>>>);
 
-/// The end for whoever drives the connection.
+/// The end for the connection's driver.
 #[derive(Debug)]
 pub struct Writer<S>(Arc<Mutex<Buffered<S>>>);
 
@@ -50,14 +50,14 @@ struct Buffered<S> {
     buffer: BytesMut,
     /// `h2` waits for room in the buffer.
     is_held_up: bool,
-    /// Measures how long the peer has taken nothing of it.
+    /// Measures how long the peer has read nothing of it.
     unwritten: IdleTimer,
-    /// Bytes that have come or gone.
+    /// Bytes read and written.
     moved: u64,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
-    /// Polls a connection with `poll`, and writes what it leaves. Pending once both have to wait.
+    /// Polls a connection with `poll`, and writes what it has produced. Pending once both have to wait.
     pub fn poll_driven<T>(
         &self,
         cx: &mut Context<'_>,
@@ -82,12 +82,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
         buffered.buffer.is_empty() && !buffered.is_held_up
     }
 
-    /// How many bytes have come, or were taken by the peer.
+    /// How many bytes were received, or taken by the peer.
     pub fn moved(&self) -> u64 {
         self.0.lock().moved
     }
 
-    /// For a driver that waits: ready once the peer has taken nothing for `limit` of what there is for it.
+    /// For a driver that waits: ready once the peer has read nothing for `limit` although there is something to
+    /// write.
     pub fn poll_unread(&self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
         let mut buffered = self.0.lock();
         if buffered.buffer.is_empty() {
@@ -97,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
         buffered.unwritten.poll(cx, limit)
     }
 
-    /// Gives back the memory that a connection without streams does not need.
+    /// Releases memory that a connection without streams does not need.
     pub fn rest(&self) {
         let mut buffered = self.0.lock();
         if buffered.buffer.is_empty() {

@@ -20,7 +20,7 @@ use crate::stream::{ByteStream, Socket};
 const HEADER: usize = 9;
 const PREFACE: usize = 24;
 
-/// PRIORITY frames for each stream, and as many at first.
+/// PRIORITY frames: this many, and as many again for each stream.
 const PRIORITIES: u64 = 100;
 
 /// HEADERS frames for each stream, and at first. Origins send several: `1xx` responses, and trailers.
@@ -32,8 +32,8 @@ const UPDATES_AT_FIRST: u64 = 5;
 const UPDATES_A_STREAM: u64 = 2;
 const UPDATES_A_FRAME: u64 = 20;
 
-/// Frames that ask for nothing (PING, SETTINGS, RST_STREAM, ...): at first, and for each second. Besides,
-/// there may be one for each stream and each DATA frame in either direction.
+/// Other control frames (PING, SETTINGS, RST_STREAM, ...): initially, and for each second. One more is allowed
+/// for each stream, and for each DATA frame in either direction.
 const QUIET_AT_FIRST: u64 = 1000;
 const QUIET_A_SECOND: u64 = 10;
 
@@ -46,7 +46,7 @@ pub enum Flood {
     /// WINDOW_UPDATE.
     #[error("too many WINDOW_UPDATE frames")]
     Updates,
-    /// PING, SETTINGS, RST_STREAM and others.
+    /// PING, SETTINGS, RST_STREAM and other control frames.
     #[error("too many PING, SETTINGS or other control frames")]
     Control,
     /// HEADERS.
@@ -72,13 +72,13 @@ const ACK: u8 = 1;
 #[derive(Debug)]
 pub struct Frames {
     since: Instant,
-    /// The next frame's header, as far as it has come.
+    /// The next frame's header, as far as it has arrived.
     header: [u8; HEADER],
     header_length: usize,
-    /// What is to come of the frame at hand, or of the preface.
+    /// How much of the current frame, or of the preface, is still to come.
     left: usize,
     kind: u8,
-    /// A header block goes on in the next frame.
+    /// A header block continues in the next frame.
     in_block: bool,
     last_stream: u32,
     frames: u64,
@@ -116,7 +116,7 @@ impl Frames {
         }
     }
 
-    /// Takes note of the next bytes.
+    /// Counts the frames in the next bytes.
     pub fn read(&mut self, mut bytes: &[u8]) {
         loop {
             let skipped = self.left.min(bytes.len());
@@ -178,15 +178,15 @@ impl Frames {
         if self.updates > UPDATES_AT_FIRST + updates {
             return Some(Flood::Updates);
         }
-        // Most connections never ask what time it is.
+        // Most connections never need the time.
         let quiet = QUIET_AT_FIRST + streams + self.data + sent;
         let is_flood = self.quiet > quiet
             && self.quiet > quiet + QUIET_A_SECOND * self.since.elapsed().as_secs();
         is_flood.then_some(Flood::Control)
     }
 
-    /// The number of the frame that has begun and not ended, or whose header block has not. What is missing of
-    /// a DATA frame is for its stream to wait for.
+    /// The number of the frame that has begun and is not complete, or whose header block is not. An incomplete
+    /// DATA frame does not count: its stream has an idle timer.
     pub fn midway(&self) -> Option<u64> {
         let is_midway =
             self.header_length > 0 || self.in_block || self.left > 0 && self.kind != kind::DATA;
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(flood(&updates(6), 0), Some(Flood::Updates));
         assert_eq!(flood(&updates(25), 1), None);
 
-        // A stream for each, as a client has that resets what it no longer needs.
+        // One for each stream, as with a client that resets what it no longer needs.
         let requests = (0..3000).flat_map(|number| {
             let stream = 2 * number + 1;
             [frame(kind::HEADERS, 5, stream, 20), frame(3, 0, stream, 4)]

@@ -1,4 +1,4 @@
-//! What a peer sends on a stream.
+//! The receiving side of a stream.
 
 use std::{
     pin::Pin,
@@ -13,25 +13,25 @@ use http_body::{Body, Frame, SizeHint};
 use super::{Unread, server::Responder};
 use crate::body::BoxError;
 
-/// Why there is no more of it.
+/// Why a stream's body is incomplete.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
-    /// Whatever the reason: a reset is no end.
+    /// With any code: a reset is never a clean end.
     #[error("the stream was reset ({0:?})")]
     Reset(Reason),
-    /// With the connection.
+    /// The connection ended.
     #[error("the connection broke off")]
     Connection(#[source] h2::Error),
 }
 
-/// A body that arrives on a stream. Credit for more is given as it is read.
+/// A body that arrives on a stream. The peer gets credit for more as it is read.
 pub struct Incoming {
     stream: RecvStream,
     unread: Unread,
     size: Option<u64>,
-    /// Whoever sends it waits to be told to go on.
+    /// The sender waits for `100 Continue`.
     waiting: Option<Responder>,
-    /// All data has come; trailers may.
+    /// All data has arrived; trailers may follow.
     is_behind_data: bool,
     is_ended: bool,
 }
@@ -41,17 +41,17 @@ impl Incoming {
         Self { stream, unread, size: None, waiting: None, is_behind_data: false, is_ended: false }
     }
 
-    /// Says how long it will be. `h2` sees to it that it is.
+    /// Sets how long it will be. `h2` checks that.
     pub fn expect(&mut self, size: Option<u64>) {
         self.size = size;
     }
 
-    /// Has its sender told to go on (`100 Continue`) once somebody reads it and nothing has come.
+    /// Sends `100 Continue` once it is read and nothing has arrived yet.
     pub fn tell_to_go_on(&mut self, responder: Responder) {
         self.waiting = Some(responder);
     }
 
-    /// The next piece of data, without credit for more; `None` behind the last.
+    /// The next piece of data, without giving credit for more; `None` after the last.
     pub(super) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
@@ -76,9 +76,9 @@ impl Incoming {
         }
     }
 
-    /// Gives credit for as much again.
+    /// Gives credit for this much more.
     pub(super) fn release(&mut self, length: usize) {
-        // It fails for more than was received only.
+        // Fails only for more than was received.
         let _ = self.stream.flow_control().release_capacity(length);
     }
 }

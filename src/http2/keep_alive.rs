@@ -1,4 +1,4 @@
-//! How a peer that has vanished is noticed before the kernel would.
+//! Notices a peer that has vanished before the kernel would, by PINGs.
 
 use std::{
     pin::Pin,
@@ -9,17 +9,17 @@ use std::{
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Asks a silent client whether it is there, as part of polling its connection.
+/// Sends PINGs to a silent client, as part of polling its connection.
 pub struct KeepAlive {
     ping: Option<PingPong>,
     interval: Duration,
     timeout: Duration,
     timer: Pin<Box<Sleep>>,
-    /// How much had come and gone when the timer was set.
+    /// How many bytes had been received and taken when the timer was set.
     moved: u64,
-    /// It was asked, and has not replied.
+    /// A PING was sent, and there is no reply yet.
     is_asked: bool,
-    /// What asks it has just been written.
+    /// A PING has just been queued.
     has_just_asked: bool,
 }
 
@@ -27,15 +27,14 @@ pub struct KeepAlive {
 pub struct Silent;
 
 impl KeepAlive {
-    /// Asks after `interval` without a byte, and waits for `timeout`.
+    /// Sends a PING after `interval` without a byte, and waits `timeout` for a reply.
     pub fn new(ping: Option<PingPong>, interval: Duration, timeout: Duration) -> Self {
         let timer = Box::pin(sleep(interval));
         Self { ping, interval, timeout, timer, moved: 0, is_asked: false, has_just_asked: false }
     }
 
-    /// To be polled with the connection. `moved` is how many bytes have come, or were taken by the peer: one
-    /// that is slow to read sees the PING late. Ready where a PING is to be written, or with an error where
-    /// the peer is gone.
+    /// To be polled with the connection. `moved`: how many bytes were received, or taken by the peer, because a
+    /// slow reader sees the PING late. Ready if a PING has to be written, or with an error if the peer is gone.
     pub fn poll(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<Result<(), Silent>> {
         let Some(ping) = &mut self.ping else { return Poll::Pending };
         if std::mem::take(&mut self.has_just_asked) {
@@ -51,7 +50,7 @@ impl KeepAlive {
             } else if self.is_asked {
                 return Poll::Ready(Err(Silent));
             } else {
-                // It fails at the connection's end only, which is noticed elsewhere.
+                // Fails only when the connection has ended, which is noticed elsewhere.
                 let is_sent = ping.send_ping(Ping::opaque()).is_ok();
                 (self.is_asked, self.has_just_asked) = (is_sent, is_sent);
                 self.timer.as_mut().reset(Instant::now() + self.timeout);

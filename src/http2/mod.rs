@@ -5,11 +5,11 @@
 //!
 //! * [`coalesced`]: what many streams write between two polls of the connection goes out in one system
 //!   call. [`Writer::poll_driven`] is how a driver polls its connection
-//! * [`ReceiveWindow`]: how much the peer may send ahead of slow readers, such that no stream that is not
-//!   read keeps the others waiting, and that all connections together stay within [`UNREAD_STREAMS`]
-//! * [`Incoming`], [`Sender`], [`Tunnel`]: the two sides of a stream, and both as bytes
+//! * [`ReceiveWindow`]: how much the peer may send ahead of slow readers, so that an unread stream does not stall
+//!   the others, and all connections together stay within [`UNREAD_STREAMS`]
+//! * [`Incoming`], [`Sender`], [`Tunnel`]: the two sides of a stream, and both as a byte stream
 //!
-//! The server's half is in [`server`], the client's in [`handshake`] and what it gives.
+//! The server's half is in [`server`], the client's in [`handshake`] and what it returns.
 
 mod client;
 mod coalesce;
@@ -34,22 +34,22 @@ pub use sender::{Gone, Output, SEND_BUFFER, Sender};
 pub use tunnel::Tunnel;
 pub use window::{Credit, ReceiveWindow, Unread};
 
-/// How much a peer may send on one stream ahead of whoever reads it.
+/// How much a client may send on one stream ahead of its reader.
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 
 /// Streams that a peer may have open on one connection.
 pub const MAX_STREAMS: u32 = 100;
 
-/// Streams of all connections of the process together for whose unread data windows are opened beyond
-/// [what each connection has anyway](ReceiveWindow): 64 MiB.
+/// For how many unread streams, of all connections of the process together, windows are opened beyond
+/// [those that each connection has anyway](ReceiveWindow): 64 MiB.
 ///
-/// Where that is used up, a connection's window no longer grows with its streams that nobody reads: they
-/// hold up its other streams, until their idle timers end them.
+/// Once that is used up, a connection's window no longer grows with its unread streams: they stall its other
+/// streams until their idle timers end them.
 pub const UNREAD_STREAMS: usize = 1024;
 
-/// How much an origin may send on one stream ahead of whoever reads it: more than a client may, as it may be
-/// far away, and sends the larger part.
+/// How much an origin may send on one stream ahead of its reader: more than a client, because it may be far away,
+/// and sends more.
 pub const UPSTREAM_WINDOW: u32 = 512 * 1024;
 
-/// [`UNREAD_STREAMS`] of the connections to origins: 256 MiB.
+/// [`UNREAD_STREAMS`] for connections to origins: 256 MiB.
 pub const UNREAD_UPSTREAM: usize = 512;

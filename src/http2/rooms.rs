@@ -5,11 +5,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio_util::sync::ReusableBoxFuture;
 
-/// Rooms that a connection keeps, while anything happens on it.
+/// How many a connection keeps while it is in use.
 const KEPT: usize = 16;
 
-/// Rooms that streams have left. A stream's future is several KiB, which malloc is slow to give and to take
-/// back.
+/// Allocations that ended streams have left. A stream's future takes several KiB, which malloc is slow to
+/// allocate and free.
 #[derive(Clone, Default)]
 pub struct Rooms(Arc<Mutex<Vec<ReusableBoxFuture<'static, ()>>>>);
 
@@ -37,7 +37,7 @@ impl Rooms {
         });
     }
 
-    /// Gives them back.
+    /// Frees them.
     pub fn rest(&self) {
         *self.0.lock() = Vec::new();
     }

@@ -1,4 +1,4 @@
-//! What is sent on a stream, as the peer's windows and the connection allow.
+//! The sending side of a stream, as the peer's windows and the connection allow.
 
 use std::{
     sync::{
@@ -13,20 +13,20 @@ use h2::{Reason, SendStream};
 use http::HeaderMap;
 use parking_lot::Mutex;
 
-/// How much `h2` may hold for one stream: what the peer's windows allow, until the connection is written.
+/// How much `h2` may buffer for one stream, within the peer's windows, until the connection is written.
 pub const SEND_BUFFER: usize = 64 * 1024;
 
 /// The same for all streams of a connection whose peer does not read.
 const QUEUED: usize = 256 * 1024;
 
-/// The longest DATA frame that every peer takes.
+/// The longest DATA frame that every peer accepts.
 const MAX_FRAME: u64 = 16 * 1024;
 
-/// What the streams of a connection have given to `h2`, and its task has not seen written.
+/// What a connection's streams have given to `h2` and is not written yet.
 #[derive(Debug, Default)]
 pub struct Output {
     queued: AtomicUsize,
-    /// The peer takes nothing at the moment, of any stream.
+    /// The peer is reading nothing at the moment, of any stream.
     is_blocked: AtomicBool,
     /// DATA frames so far.
     sent: AtomicU64,
@@ -36,12 +36,12 @@ pub struct Output {
     waiting: Mutex<Vec<Waker>>,
 }
 
-/// The stream's other side takes nothing more: it was reset, or went with its connection.
+/// The peer reads no more of the stream: it was reset, or its connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stream is closed")]
 pub struct Gone;
 
-/// The sending side of a stream behind its head. Dropped before its end, it resets the stream (CANCEL), once
+/// The sending side of a stream, after its head. If dropped before its end, it resets the stream (CANCEL) once
 /// what was sent is written.
 pub struct Sender {
     stream: SendStream<Bytes>,
@@ -74,7 +74,7 @@ impl Output {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// Notes a head ahead of the response; `false` where the peer does not read, and it is better left out.
+    /// Notes a `1xx`; `false` if it should be left out because the peer does not read.
     pub fn queue_interim(&self, length: usize) -> bool {
         let has_room = self.queued.load(Ordering::Relaxed) < QUEUED;
         if has_room {
@@ -93,7 +93,7 @@ impl Output {
             return Poll::Ready(());
         }
         let mut waiting = self.waiting.lock();
-        // It may have been written just now.
+        // It may just have been written.
         if self.queued.load(Ordering::Relaxed) < QUEUED {
             return Poll::Ready(());
         }
@@ -109,8 +109,7 @@ impl Sender {
         Self { stream, output }
     }
 
-    /// Sends `data`, of which what is left over stays where it is. Ready once there is none. `is_last`: with
-    /// it the stream ends.
+    /// Sends `data`, removing what was sent. Ready once all of it was. `is_last`: the stream ends with it.
     pub fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -141,7 +140,7 @@ impl Sender {
         ready!(self.output.poll_room(cx));
         self.stream.reserve_capacity(wanted.min(SEND_BUFFER));
         loop {
-            // First of all: `h2` tells of increases only.
+            // Checked first, because `h2` reports increases only.
             let capacity = self.stream.capacity();
             if capacity > 0 {
                 return Poll::Ready(Ok(capacity.min(wanted)));
@@ -153,7 +152,7 @@ impl Sender {
         }
     }
 
-    /// Whether the connection as a whole, rather than this stream's window, is what is waited for.
+    /// Whether the connection as a whole, rather than this stream's window, is what blocks.
     pub fn waits_for_connection(&self) -> bool {
         self.output.is_blocked.load(Ordering::Relaxed)
     }
@@ -166,12 +165,12 @@ impl Sender {
         })
     }
 
-    /// Breaks the stream off. What is not written yet is dropped.
+    /// Resets the stream. What is not written yet is dropped.
     pub fn reset(&mut self, reason: Reason) {
         self.stream.send_reset(reason);
     }
 
-    /// Ready once the peer wants no more of it. To be asked before it ends.
+    /// Ready once the peer has reset the stream. To be polled before the stream ends.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.stream.poll_reset(cx).map(drop)
     }

@@ -30,60 +30,62 @@ use crate::{
     stream::{ByteStream, Socket},
 };
 
-/// A client that vanished does not hold its streams for ever.
+/// So that a client that has vanished does not hold its streams forever.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a client may take nothing of what there is for it, on any stream.
+/// How long a client may read nothing, on any stream, although there is something for it.
 const UNREAD: Duration = Duration::from_secs(60);
 
-/// A stream reset this soon counts as [`ConnectionError::Resets`], where its response had not begun.
+/// A stream that is reset this soon, before its response, counts towards [`ConnectionError::Resets`].
 const EARLY: Duration = Duration::from_secs(1);
 
-/// What a `1xx` takes of memory beyond its fields, while it waits to be written.
+/// The memory that a `1xx` takes beyond its fields while it waits to be written.
 const INTERIM_OVERHEAD: usize = 512;
 
-/// How many streams that we have reset are remembered, and for how long: what the client had sent by then is
-/// passed over, as of an upload that was refused. Beyond that it counts as an error of the client's, and a
-/// connection may have no more than a thousand of those.
+/// How many streams that we have reset are remembered, and for how long: what the client sends on them is ignored,
+/// as for an upload that was refused. After that, it counts as an error of the client, and a connection survives
+/// no more than a thousand of those.
 const RESET_STREAMS: usize = 1000;
 const RESET_DURATION: Duration = Duration::from_secs(5);
 
-/// From so many streams on a client is judged by how many of them it has reset.
+/// From this many streams on, a client is judged by the share of them that it has reset.
 const JUDGED_FROM: usize = 500;
 
 /// How a connection fails.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
-    /// It broke the protocol's rules, or ended in the midst of something.
+    /// The client violated the protocol, or the connection ended early.
     #[error(transparent)]
     Http2(#[from] h2::Error),
-    /// Its socket did.
+    /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// No reply to a PING, nor anything else.
-    #[error("nothing was received for {PING_INTERVAL:?}, and no reply to a PING within {PING_TIMEOUT:?}")]
+    /// No reply to a PING, and nothing else was received.
+    #[error(
+        "nothing was received for {PING_INTERVAL:?}, and no reply to a PING within {PING_TIMEOUT:?}"
+    )]
     Silent,
-    /// It reads nothing.
+    /// The client reads nothing.
     #[error("the client read nothing for {UNREAD:?}")]
     Unread,
-    /// It sends what costs it little and its peer much.
+    /// Too many frames that are cheap to send.
     #[error(transparent)]
     Flood(#[from] Flood),
-    /// It gives up on most of its requests at once.
+    /// The client resets most of its requests at once.
     #[error("the client reset {resets} of its {streams} streams within {EARLY:?}")]
     Resets {
-        /// So many.
+        /// This many.
         resets: usize,
-        /// Of so many.
+        /// Of this many.
         streams: usize,
     },
-    /// A head, or another frame, that does not come to its end.
+    /// A head, or another frame, that is not completed.
     #[error("a frame was not complete within `listener.header_timeout`")]
     Slow,
 }
 
-/// A client's connection, for the task that drives it.
+/// A client's connection, owned by the task that drives it.
 pub struct Connection<S: ByteStream> {
     h2: h2::server::Connection<Coalesced<Inspected<S>>, Bytes>,
     writer: Writer<Inspected<S>>,
@@ -91,30 +93,30 @@ pub struct Connection<S: ByteStream> {
     output: Arc<Output>,
     keep_alive: KeepAlive,
     rooms: Rooms,
-    /// How long a frame may take to come.
+    /// How long a frame may take to arrive.
     header_timeout: Duration,
     slow: IdleTimer,
-    /// The one that has begun, when it was last looked at.
+    /// The frame that was incomplete at the last check.
     midway: Option<u64>,
     /// Streams so far.
     streams: usize,
     /// Those that were reset early.
     resets: Arc<AtomicUsize>,
-    /// Why it is being ended.
+    /// Why the connection is being ended.
     fault: Option<ConnectionError>,
 }
 
-/// A request, and the way back for its response.
+/// A request, and what sends its response.
 pub struct Exchange {
     /// The request's head.
     pub head: request::Parts,
-    /// Its body; `None` where its head says that there is none.
+    /// Its body; `None` if its head ended the stream.
     pub body: Option<Incoming>,
-    /// For its response.
+    /// Sends its response.
     pub responder: Responder,
 }
 
-/// Sends a response's head, and what comes ahead of it. Clones are of the same stream.
+/// Sends a response's head, and any `1xx` ahead of it. Clones refer to the same stream.
 #[derive(Clone, Debug)]
 pub struct Responder(Arc<Responding>);
 
@@ -128,7 +130,7 @@ struct Responding {
 }
 
 impl<S: ByteStream> Connection<S> {
-    /// Of a client that has sent the preface, or is about to: it is waited for without end.
+    /// For a client that has sent the preface. There is no deadline for it here.
     pub async fn handshake(
         stream: S,
         max_header_size: usize,
@@ -140,7 +142,7 @@ impl<S: ByteStream> Connection<S> {
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(max_header_size.try_into().unwrap_or(u32::MAX))
-            // `h2` ends the connection beyond that, and a client may well give up many requests at once.
+            // Beyond that `h2` ends the connection, and an honest client may cancel many requests at once.
             .max_pending_accept_reset_streams(JUDGED_FROM)
             .max_concurrent_reset_streams(RESET_STREAMS)
             .reset_stream_duration(RESET_DURATION)
@@ -166,8 +168,8 @@ impl<S: ByteStream> Connection<S> {
         })
     }
 
-    /// The next request; `None` at the connection's end. To be awaited again and again: this is also what
-    /// drives the streams that are open.
+    /// The next request; `None` at the connection's end. To be awaited until then, because this also drives the
+    /// open streams.
     pub async fn accept(&mut self) -> Option<Result<Exchange, ConnectionError>> {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
@@ -184,7 +186,7 @@ impl<S: ByteStream> Connection<S> {
                     if respond.poll_reset(cx).is_pending() {
                         return Poll::Ready(Some(Ok(self.exchange(request, respond))));
                     }
-                    // Given up before anybody has looked at it.
+                    // Reset before it was accepted.
                     self.resets.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
@@ -194,7 +196,7 @@ impl<S: ByteStream> Connection<S> {
                 Poll::Pending => {}
             }
             if let Some(fault) = self.fault.take() {
-                // It does not even take the GOAWAY.
+                // The client does not even read the GOAWAY.
                 return self.failed(fault);
             }
             let is_flushed = self.writer.is_flushed();
@@ -215,13 +217,13 @@ impl<S: ByteStream> Connection<S> {
                 Poll::Ready(Err(_)) => return self.failed(ConnectionError::Silent),
                 Poll::Pending if resized.is_none() => return Poll::Pending,
                 Poll::Pending => {}
-                // It is to be written, on a connection where nothing else happens.
+                // The PING has to be written even if nothing else happens on the connection.
                 Poll::Ready(Ok(())) => self.rest(),
             }
         }
     }
 
-    /// Ready once the client asks for too much, or takes too long to ask.
+    /// Ready once the client sends too many frames, or takes too long for one.
     fn poll_fault(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionError> {
         let sent = self.output.sent();
         let look = |stream: &Inspected<S>| {
@@ -262,7 +264,7 @@ impl<S: ByteStream> Connection<S> {
         self.window.credit()
     }
 
-    /// What is still on its way would look like an end, or stay with the kernel.
+    /// Ends the connection with a reset: anything else would look like a clean end, or stay with the kernel.
     fn failed<T>(&self, error: ConnectionError) -> Poll<Option<Result<T, ConnectionError>>> {
         self.writer
             .with_stream(|stream| stream.socket().into_iter().for_each(Socket::reset_on_close));
@@ -294,7 +296,7 @@ impl<S: ByteStream> Connection<S> {
         self.rooms.spawn(stream);
     }
 
-    /// Gives back what a connection on which nothing happens does not need.
+    /// Releases memory that an idle connection does not need.
     fn rest(&self) {
         self.rooms.rest();
         self.writer.rest();
@@ -303,8 +305,7 @@ impl<S: ByteStream> Connection<S> {
 }
 
 impl Responder {
-    /// Sends a `1xx`. One that cannot be sent, or no longer, is of no use to anybody. A client that does not read
-    /// them is not owed all.
+    /// Sends a `1xx`. If it cannot be sent, it is dropped, and so are those of a client that does not read.
     pub fn send_informational(&self, head: Response<()>) {
         let fields = head.headers().iter();
         let length: usize = fields.map(|(name, value)| name.as_str().len() + value.len()).sum();
@@ -316,13 +317,13 @@ impl Responder {
         }
     }
 
-    /// Sends the response's head; what follows it is for the sender.
+    /// Sends the response's head. The sender sends the rest.
     pub fn respond(&self, head: Response<()>, is_end: bool) -> Result<Sender, h2::Error> {
         let stream = self.0.stream.lock().send_response(head, is_end)?;
         Ok(Sender::new(stream, self.0.output.clone()))
     }
 
-    /// Ready once the client has given up on the response. To be asked before that is sent.
+    /// Ready once the client has reset the stream. To be polled before the response is sent.
     pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.0.stream.lock().poll_reset(cx)).ok();
         if self.0.since.elapsed() < EARLY {

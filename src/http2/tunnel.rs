@@ -1,4 +1,4 @@
-//! A stream as bytes both ways, behind an extended CONNECT (RFC 8441).
+//! A stream as a byte stream, after an extended CONNECT (RFC 8441).
 
 use std::{
     fmt, io,
@@ -15,16 +15,16 @@ use crate::stream::{ByteStream, Socket};
 /// How much is given to the stream at once.
 const PIECE: usize = 16 * 1024;
 
-/// Both sides of a stream. Dropped before both have ended, it resets the stream.
+/// Both sides of a stream. If dropped before both have ended, it resets the stream.
 pub struct Tunnel {
     incoming: Option<Incoming>,
-    /// What came and was not read.
+    /// Data that was received and not read yet.
     unread: Bytes,
     sender: Sender,
 }
 
 impl Tunnel {
-    /// Of a stream whose heads have passed. `incoming`: none where the peer's side ended with its head.
+    /// For a stream whose heads have passed. `incoming`: none if the peer's side ended with its head.
     pub fn new(incoming: Option<Incoming>, sender: Sender) -> Self {
         Self { incoming, unread: Bytes::new(), sender }
     }
@@ -68,7 +68,7 @@ impl AsyncWrite for Tunnel {
         Poll::Ready(Ok(length))
     }
 
-    /// Nothing is held back here. It fails, and wakes whoever has asked, once the peer wants no more.
+    /// Nothing is buffered here. Fails, and wakes its caller, once the peer has reset the stream.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.sender.poll_gone(cx) {
             Poll::Ready(()) => Poll::Ready(Err(broken(Gone))),

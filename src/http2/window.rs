@@ -1,12 +1,11 @@
-//! How much a peer may send ahead of those who read.
+//! How much a peer may send ahead of the readers of its streams.
 //!
-//! `h2` gives credit back to stream and connection together, so what nobody reads takes from the window
-//! that all streams share. A connection whose window is no larger than those of a few streams stands
-//! still once as many are not read. One that has room for all of them lets a single peer fill megabytes.
+//! `h2` gives credit to the stream and the connection together, so unread data takes from the window that all
+//! streams share. A connection with a window of only a few streams stalls once that many are not read. One with
+//! a window of all its streams lets a single peer fill megabytes.
 //!
-//! So the window follows what happens: each stream that is not being read adds its own window to the
-//! connection's, for as long as that is so, out of a budget for the whole process. What is left to
-//! streams that are read is always the same.
+//! So the window is adjusted: each unread stream adds its own window to the connection's for as long as it is
+//! unread, from a budget for the whole process. What remains for the streams that are read is always the same.
 
 use std::{
     sync::{
@@ -23,17 +22,16 @@ use super::{STREAM_WINDOW, UNREAD_STREAMS, UNREAD_UPSTREAM, UPSTREAM_WINDOW};
 /// The window that every connection begins with (RFC 9113 §6.9.2).
 const INITIAL: u32 = 65_535;
 
-/// Streams' windows that a connection has besides, while any stream of it may receive.
+/// How many streams' windows a connection has in addition, while any of its streams may receive.
 const SPARE: usize = 4;
 
-/// How many streams more than the window has room for wake the connection's task. Fewer can wait for the
-/// next time that it is polled.
+/// This many unread streams beyond the window wake the connection's task. Fewer wait until it is polled anyway.
 const STEP: usize = 2;
 
 static BUDGET: Budget = Budget::new(UNREAD_STREAMS);
 static UPSTREAM_BUDGET: Budget = Budget::new(UNREAD_UPSTREAM);
 
-/// Streams' windows for all connections.
+/// The windows left for the unread streams of all connections.
 #[derive(Debug)]
 struct Budget {
     left: AtomicUsize,
@@ -44,7 +42,7 @@ impl Budget {
         Self { left: AtomicUsize::new(streams) }
     }
 
-    /// Takes as much as there is of `wanted`.
+    /// Takes up to `wanted`, as much as is left.
     fn take(&self, wanted: usize) -> usize {
         let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
             Some(left - left.min(wanted))
@@ -57,7 +55,7 @@ impl Budget {
     }
 }
 
-/// A connection's window, for the task that drives it.
+/// A connection's window, owned by the task that drives it.
 #[derive(Debug)]
 pub struct ReceiveWindow {
     credit: Arc<Credit>,
@@ -68,12 +66,12 @@ pub struct ReceiveWindow {
     granted: usize,
 }
 
-/// What a connection's streams say of it.
+/// What a connection's streams report.
 #[derive(Debug, Default)]
 pub struct Credit {
     /// Streams that may receive.
     open: AtomicUsize,
-    /// Those of them that may hold what nobody has read.
+    /// Those of them that may have unread data.
     unread: AtomicUsize,
     /// Windows granted, for streams to compare with.
     granted: AtomicUsize,
@@ -81,7 +79,7 @@ pub struct Credit {
     driver: Mutex<Option<Waker>>,
 }
 
-/// One stream, from its head to the end of what it receives. Unread until somebody reads it.
+/// One stream, from its head to the end of what it receives. Counts as unread until it is read.
 #[derive(Debug)]
 pub struct Unread {
     credit: Arc<Credit>,
@@ -89,7 +87,7 @@ pub struct Unread {
 }
 
 impl ReceiveWindow {
-    /// Of a connection to an origin.
+    /// For a connection to an origin.
     pub fn upstream() -> Self {
         let stream = UPSTREAM_WINDOW;
         Self { credit: Arc::default(), budget: &UPSTREAM_BUDGET, stream, granted: 0 }
@@ -100,8 +98,8 @@ impl ReceiveWindow {
         &self.credit
     }
 
-    /// The size that the connection's window is to have from now on (`set_target_window_size`), where that
-    /// has changed. To be asked whenever the connection was polled; its task is woken for it.
+    /// The connection's new window (`set_target_window_size`), if it has changed. To be polled whenever the
+    /// connection was polled; wakes its task.
     pub fn poll_resized(&mut self, cx: &mut Context<'_>) -> Option<u32> {
         let open = self.credit.open.load(Ordering::Relaxed);
         let unread = self.credit.unread.load(Ordering::Relaxed);
@@ -139,7 +137,7 @@ impl Drop for ReceiveWindow {
 }
 
 impl Credit {
-    /// A stream that may receive begins.
+    /// Begins a stream that may receive.
     pub fn open(self: &Arc<Self>) -> Unread {
         self.open.fetch_add(1, Ordering::Relaxed);
         let mut stream = Unread { credit: self.clone(), is_unread: false };
@@ -149,14 +147,14 @@ impl Credit {
 }
 
 impl Unread {
-    /// Whoever reads it has everything that came, has given the credit for it back, and waits for more.
+    /// The reader has everything that was received, has given credit for it, and waits for more.
     pub fn read(&mut self) {
         if std::mem::take(&mut self.is_unread) {
             self.credit.unread.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// More has come than was read, or may have.
+    /// There may be unread data.
     pub fn unread(&mut self) {
         if std::mem::replace(&mut self.is_unread, true) {
             return;

@@ -1,5 +1,4 @@
-//! An application's socket, and a stream with what was read from it before anyone knew what it
-//! speaks.
+//! The byte stream of a client's socket, and the lingering close.
 
 use std::{
     io,
@@ -20,22 +19,22 @@ use crate::{
     stream::{ByteStream, Place, Socket},
 };
 
-/// How long, and how much, a client may go on sending on a connection that is at its end, before that is
-/// reset under it: a reset can take the response away from it unread (RFC 9112 §9.6). Many clients send
-/// all of a body before they look at the response.
+/// How long, and how much, a client may continue to send after the last response before its connection is
+/// reset: a reset can make the client lose a response that it has not read (RFC 9112 §9.6). Many clients
+/// send a whole body before they read the response.
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_BYTES: usize = 256 * 1024 * 1024;
 
-/// How long it may be silent meanwhile.
+/// How long it may be silent during that time.
 const LINGER_SILENCE: Duration = Duration::from_secs(5);
 
-/// How long a proxy that is to end waits for such clients.
+/// How long a draining proxy waits for such clients.
 const LINGER_DRAINING: Duration = Duration::from_secs(1);
 
-/// What is read at once of what nobody wants.
+/// How much is discarded at once.
 const SCRAP: usize = 16 * 1024;
 
-/// The byte stream of a socket. The socket itself is shared with whoever closes it in the end.
+/// The byte stream of a client's socket. The socket itself is shared with the code that closes it.
 #[derive(Debug)]
 pub struct ClientStream {
     read: OwnedReadHalf,
@@ -43,7 +42,7 @@ pub struct ClientStream {
 }
 
 impl ClientStream {
-    /// Its bytes, and the socket, which holds its place.
+    /// The stream, and the socket, which holds `place` until it closes.
     pub fn new(stream: TcpStream, place: Place) -> (Self, Arc<Socket>) {
         let (read, mut socket) = Socket::split(stream);
         socket.hold(place);
@@ -98,8 +97,8 @@ impl ByteStream for ClientStream {
     }
 }
 
-/// Lets a client read its last response: closes our side, and reads on for a while what it is still
-/// sending.
+/// Lets a client read its last response: closes our side, and for a while discards what the client still
+/// sends.
 pub async fn linger(socket: &Socket, drain: &Drain) {
     let _ = socket.shutdown();
     tokio::select! {
@@ -111,7 +110,7 @@ pub async fn linger(socket: &Socket, drain: &Drain) {
     }
 }
 
-/// Reads until the client closes, is silent, or has sent too much.
+/// Discards input until the client closes, is silent, or has sent too much.
 async fn discard(stream: &TcpStream) {
     let mut left = LINGER_BYTES;
     while left > 0

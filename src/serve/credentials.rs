@@ -16,11 +16,11 @@ use crate::{
     files::Settling,
 };
 
-/// SHA-256 of `USER:PASSWORD`. Digests are of one length, so that comparing them tells nothing of
-/// the secret's.
+/// SHA-256 of `USER:PASSWORD`. Digests have the same length, so that comparing them reveals nothing about
+/// the secrets.
 type Digest = [u8; SHA256_OUTPUT_LEN];
 
-/// The credentials in force, and where they come from.
+/// The credentials in use, and their file.
 pub struct Credentials {
     file: PathBuf,
     accepted: ArcSwap<Vec<Digest>>,
@@ -36,8 +36,8 @@ impl Credentials {
         Ok(Self { file, accepted: ArcSwap::from_pointee(digests), looks: Mutex::new(looks) })
     }
 
-    /// Looks at the file, and takes what has changed. What cannot be used leaves the last good
-    /// credentials in force, and is said. Blocking, unless another look is under way.
+    /// Checks the file, and uses its credentials if they have changed. If they are invalid, the last good
+    /// ones stay in use, and that is logged. Blocking, unless another check is running.
     pub fn refresh(&self) {
         let Some(mut looks) = self.looks.try_lock() else { return };
         let now = read_credentials(&self.file).map(digests).map_err(|error| error.to_string());
@@ -58,14 +58,14 @@ impl Credentials {
         }
     }
 
-    /// Whether a request bears credentials that are accepted.
+    /// Whether a request has valid credentials.
     pub fn admit(&self, headers: &HeaderMap) -> bool {
         let mut fields = headers.get_all(PROXY_AUTHORIZATION).iter();
         let (Some(field), None) = (fields.next(), fields.next()) else { return false };
         let Some(told) = basic(field.as_bytes()) else { return false };
         let told = digest(&SHA256, &told);
         let fits = |known: &&Digest| verify_slices_are_equal(*known, told.as_ref()).is_ok();
-        // All are compared, whichever fits: the time it takes says nothing.
+        // All are compared, so that the time it takes reveals nothing.
         self.accepted.load().iter().filter(fits).count() > 0
     }
 }
@@ -80,11 +80,11 @@ fn digests(credentials: Vec<String>) -> Vec<Digest> {
     digests
 }
 
-/// `USER:PASSWORD` of a field's value.
+/// `USER:PASSWORD` in a field's value.
 fn basic(value: &[u8]) -> Option<Vec<u8>> {
     let space = value.iter().position(|byte| *byte == b' ')?;
     let (scheme, token) = value.split_at(space);
-    // RFC 9110 §11.1: in any case, and with any number of spaces.
+    // RFC 9110 §11.1: the scheme is case-insensitive and followed by any number of spaces.
     scheme.eq_ignore_ascii_case(b"basic").then(|| STANDARD.decode(token.trim_ascii()).ok())?
 }
 

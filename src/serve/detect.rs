@@ -1,4 +1,4 @@
-//! What a client speaks, from its first bytes.
+//! Detects a client's protocol from its first bytes.
 
 use std::{
     future::poll_fn,
@@ -14,19 +14,19 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// What an HTTP/2 client says first (RFC 9113 §3.4).
+/// What an HTTP/2 client sends first (RFC 9113 §3.4).
 pub const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The content type of a handshake record (RFC 8446 §5.1): no HTTP method begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// What the first read takes: a usual request whole.
+/// How much the first read takes: a usual request fits.
 const FIRST_READ: usize = 4096;
 
 /// So much of the preface is HTTP/2's alone: what goes wrong behind it is for HTTP/2 to refuse.
 const HTTP2_LINE: usize = "PRI * HTTP/2.0".len();
 
-/// What the first bytes are.
+/// The protocol of the first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// A TLS handshake record.
@@ -37,13 +37,13 @@ pub enum Protocol {
     Http1,
 }
 
-/// Why nothing was detected.
+/// Why no protocol was detected.
 #[derive(Debug, thiserror::Error)]
 pub enum DetectError {
-    /// The client left without a word, as a port check does.
+    /// The client left without sending anything, as a port check does.
     #[error("the client closed the connection without sending anything")]
     Silent,
-    /// The first bytes did not come by `listener.header_timeout`.
+    /// The first bytes did not arrive within `listener.header_timeout`.
     #[error("timed out detecting the protocol (`listener.header_timeout`)")]
     Timeout,
     /// The connection broke.
@@ -51,7 +51,7 @@ pub enum DetectError {
     Io(#[from] io::Error),
 }
 
-/// Reads as little as decides, and gives what was read.
+/// Reads as much as the decision needs, and returns what was read.
 pub async fn detect<S: AsyncRead + Unpin>(
     stream: &mut S,
     deadline: Instant,
@@ -70,7 +70,7 @@ pub async fn detect<S: AsyncRead + Unpin>(
     }
 }
 
-/// Appends what comes next. Waits without a buffer, for many connections may wait here.
+/// Appends the next input. Holds no buffer while it waits, because many connections may wait here.
 async fn receive<S: AsyncRead + Unpin>(stream: &mut S, read: &mut BytesMut) -> io::Result<usize> {
     poll_fn(|cx| {
         let mut space = [const { MaybeUninit::uninit() }; FIRST_READ];

@@ -1,5 +1,4 @@
-//! The forward proxy: whoever is told to use one says whom it wants, and an alias among those is
-//! served as on its own listener.
+//! The forward proxy: clients name the host they want, and an alias is served as on its own listener.
 
 use std::sync::Arc;
 
@@ -23,21 +22,20 @@ use crate::{
     telemetry::AliasMetrics,
 };
 
-/// What follows a CONNECT on its connection.
+/// Where a CONNECT tunnel leads.
 enum Onward {
-    /// The alias, as if on its listener.
+    /// An alias, as if on its listener.
     Alias(Reached),
-    /// Somebody else's bytes.
+    /// A host that is not an alias.
     Host(Box<Tunnel>),
 }
 
-/// Where a CONNECT that is answered with 200 leaves what follows. The client's side of it is
-/// ready once the response is written.
+/// The tunnel of a CONNECT that gets a 200. The client's side is available once the response is written.
 type PendingTunnel = Mutex<Option<(Upgrade, Onward)>>;
 
 impl Server {
-    /// Serves a connection to the forward proxy: request by request, and then what a CONNECT
-    /// made of it. HTTP/1.1 in the clear is all that it speaks.
+    /// Serves a connection to the forward proxy: its requests, and then the tunnel if a CONNECT opened one.
+    /// The forward proxy speaks HTTP/1.1 without TLS only.
     pub(super) async fn proxied<S>(self: &Arc<Self>, stream: S, arrival: Box<Arrival>) -> End
     where
         S: ByteStream + 'static,
@@ -139,12 +137,12 @@ impl Server {
                 return passthrough.forward(request, &destination, started).await;
             }
         };
-        // Every CONNECT comes with one.
+        // Every CONNECT has one.
         *pending.lock() = head.extensions.remove().map(|upgrade: Upgrade| (upgrade, onward));
         Response::new(forward::Body::whole(Bytes::new()))
     }
 
-    /// The inside of a tunnel to an alias: as a connection to the alias' listener.
+    /// Serves the inside of a tunnel to an alias like a connection to the alias' listener.
     async fn inside<S>(self: &Arc<Self>, mut stream: S, arrival: Box<Arrival>) -> End
     where
         S: ByteStream + 'static,

@@ -1,4 +1,4 @@
-//! An application's HTTP/1 connection: request by request, each answered before the next is read.
+//! A client's HTTP/1 connection, served one request at a time.
 
 use std::{
     fmt,
@@ -29,14 +29,14 @@ use crate::{
     telemetry::AliasMetrics,
 };
 
-/// How long a last word may take: a refusal, or TLS' farewell.
+/// How long writing a refusal, or TLS' `close_notify`, may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// A connection, shared by its task and by the bodies of its requests, which whoever sends them
-/// upstream reads.
+/// A connection, shared by its task and by its requests' bodies, which are read by the code that sends them
+/// upstream.
 pub(super) struct Http1Connection<S>(Mutex<ServerConnection<S>>);
 
-/// How long reading the rest of a body that nobody wants may take.
+/// How long discarding the rest of a request's body may take.
 const SKIP_TIME: Duration = Duration::from_secs(10);
 
 /// Why there is no further request.
@@ -270,7 +270,7 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
             || asked.method == Method::CONNECT && head.status.is_success();
         if switching && !self.lock().body.is_done() {
             // What is left of the body would be the first words of the other protocol.
-            tracing::debug!("a switch of protocols within a request's body");
+            tracing::debug!("the origin switched protocols before the request's body had ended");
             return None;
         }
         let framing = if switching { None } else { framing(&mut head, &body, asked) };
@@ -359,7 +359,7 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
                     Ok(true) => (*body, *encoder) = (None, None),
                     Ok(false) => {}
                     Err(error) => {
-                        tracing::debug!(%error, "an answer broke off");
+                        tracing::debug!(%error, "a response broke off");
                         let mut state = self.lock();
                         let _ = state.poll_flush(cx, out);
                         if encoding.ends_with_connection() {

@@ -1,4 +1,4 @@
-//! An application's HTTP/2 connection: a task for each of its streams.
+//! A client's HTTP/2 connection, with a task for each of its streams.
 
 use std::{
     future::poll_fn,
@@ -30,7 +30,7 @@ use crate::{
 /// How long a client that has asked for nothing has to reply to the GOAWAY, while it has no stream.
 const GOODBYE: Duration = Duration::from_millis(250);
 
-/// The same for one that has: what it asks for may be on its way.
+/// The same for a client that has sent requests: another may be on its way.
 const GOODBYE_AFTER_USE: Duration = Duration::from_secs(1);
 
 /// Passes `1xx` on.
@@ -41,9 +41,9 @@ struct Ahead(Responder);
 enum Pumped {
     /// All of it was sent.
     Whole,
-    /// The client wants no more of it.
+    /// The client reset the stream.
     Gone,
-    /// The client opens its window no further.
+    /// The client does not read.
     Unread,
     /// It broke off.
     Broken,
@@ -89,7 +89,7 @@ impl Server {
         {
             let mut unused = pin!(arrival.unused(Instant::now()));
             loop {
-                // Biased, so that a burst of requests does not ask for the end each time.
+                // Biased, so that a burst of requests does not poll the drain each time.
                 let next = tokio::select! {
                     biased;
                     next = connection.accept() => next,
@@ -119,7 +119,7 @@ impl Server {
         Ok(())
     }
 
-    /// Each request is served by the listener as it is now.
+    /// Each request is served with the listener as it is now.
     fn begin(
         self: &Arc<Self>,
         exchange: Exchange,
@@ -130,7 +130,7 @@ impl Server {
         self.clone().exchange(exchange, downstream.clone(), arrival.listener.clone())
     }
 
-    /// A stream, from its request's head to its response's end.
+    /// Serves a stream, from its request's head to its response's end.
     async fn exchange(
         self: Arc<Self>,
         exchange: Exchange,
@@ -166,7 +166,7 @@ impl Server {
             let mut responding = pin!(self.respond(request, &downstream, listener));
             poll_fn(|cx| match responding.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),
-                // A client that has given up takes its request along.
+                // The client has reset the stream: the request is cancelled.
                 Poll::Pending => responder.poll_gone(cx).map(|()| None),
             })
             .await
@@ -177,7 +177,7 @@ impl Server {
             && head.status.is_success()
         {
             if let Ok(sender) = responder.respond(Response::from_parts(head, ()), false) {
-                // Nobody waits for it where the switch came to nothing.
+                // Nobody receives it if the switch failed.
                 let _ = handover.send(Box::new(Tunnel::new(incoming, sender)));
             }
             return;
@@ -192,11 +192,11 @@ impl Server {
     }
 }
 
-/// Completes a response's head; whether a body follows it.
+/// Completes a response's head. Returns whether a body follows.
 fn complete(head: &mut response::Parts, body: &forward::Body, is_head: bool) -> bool {
     let length = body.size_hint().exact();
     if is_head || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status) {
-        // Of a body that was left out nothing is known but what the origin said.
+        // The body of a response to HEAD is not here: only the origin knows its length.
         if is_head && let Some(length @ 1..) = length {
             head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
         }
@@ -229,10 +229,10 @@ async fn pump(mut body: forward::Body, mut sender: Sender) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(_)) => return Poll::Ready(Pumped::Gone),
                     Poll::Pending => {
-                        // The request may go on meanwhile.
+                        // The request's body may continue in the meantime.
                         body.poll_progress(cx);
                         while unread.poll(cx, idle).is_ready() {
-                            // The client may be slow to read what its other streams have for it.
+                            // The client may be busy reading its other streams.
                             if !sender.waits_for_connection() {
                                 return Poll::Ready(Pumped::Unread);
                             }
@@ -267,20 +267,20 @@ async fn pump(mut body: forward::Body, mut sender: Sender) {
             sender.reset(Reason::CANCEL);
         }
         Pumped::Broken => {
-            // What came of it is still worth writing: a reset drops what is not.
+            // What arrived of it should still be written: a reset drops what is not.
             yield_now().await;
             sender.reset(Reason::INTERNAL_ERROR);
         }
     }
 }
 
-/// How long a request's body will be, where its head says so. Malformed: a length of what is no message.
+/// The length of a request's body, if its head has one. An error for a CONNECT, which has no content.
 fn content_length(fields: &mut HeaderMap, connects: bool) -> Result<Option<u64>, ()> {
     let Some(length) = fields.get(CONTENT_LENGTH) else { return Ok(None) };
     if connects {
         return Err(());
     }
-    // Where there are several they are the same: `h2` refuses others.
+    // If there are several they are equal: `h2` refuses others.
     let length = length.clone();
     let size = length.to_str().ok().and_then(|length| length.parse().ok());
     fields.insert(CONTENT_LENGTH, length);

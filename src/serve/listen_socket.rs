@@ -1,4 +1,4 @@
-//! Which listener a socket is of.
+//! Which listener a socket belongs to.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -7,16 +7,16 @@ use std::{
 
 use tokio::net::TcpStream;
 
-/// A listener, whatever becomes of its address.
+/// Identifies a listener, even if its address changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ListenerId(u64);
 
-/// A listening socket, whatever becomes of its address.
+/// Identifies a listening socket, even if its address changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ListenSocketId(u64);
 
 impl ListenSocketId {
-    /// One that no other socket has.
+    /// A new one.
     pub fn unique() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -24,36 +24,36 @@ impl ListenSocketId {
 }
 
 impl ListenerId {
-    /// One that no other listener has.
+    /// A new one.
     pub fn unique() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// What a socket is for.
+/// Which listeners a socket serves.
 #[derive(Clone, Debug)]
 pub enum ListenSocketUse {
-    /// All its connections are this listener's.
+    /// All its connections belong to this listener.
     Open(ListenerId),
-    /// It takes more connections than are to be served: only these are. It is about to close, or it is a
-    /// `[::]` for both families, of which only that of IPv6 is configured by now.
+    /// It accepts more connections than are configured, and only these are served: it is about to close, or it
+    /// is a `[::]` for both families of which only IPv6 is still configured.
     Parts(Vec<Part>),
 }
 
 /// Some connections of a socket.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// The address that they come to. It may be a wildcard.
+    /// The address they were made to. It may be a wildcard.
     pub address: SocketAddr,
-    /// Where that is `[::]`, not those of IPv4.
+    /// If that is `[::]`, whether IPv4 is excluded.
     pub ipv6_only: bool,
-    /// Whose they are.
+    /// The listener they belong to.
     pub listener: ListenerId,
 }
 
 impl ListenSocketUse {
-    /// The listener of a new connection; `None` where it is nobody's any more.
+    /// The listener of a new connection; `None` if it no longer belongs to any.
     pub fn listener(&self, stream: &TcpStream) -> Option<ListenerId> {
         match self {
             Self::Open(listener) => Some(*listener),
@@ -66,7 +66,7 @@ impl ListenSocketUse {
     }
 }
 
-/// Whether a socket on `wide` takes connections to `narrow`.
+/// Whether a socket on `wide` accepts connections to `narrow`.
 pub fn covers(wide: SocketAddr, ipv6_only: bool, narrow: SocketAddr) -> bool {
     let is_inside = match (wide.ip(), narrow.ip().to_canonical()) {
         (wide, narrow) if wide.to_canonical() == narrow => true,

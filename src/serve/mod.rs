@@ -42,45 +42,45 @@ use crate::{
     upstream::Alias,
 };
 
-/// What every connection is served with.
+/// What all connections share.
 pub struct Server {
-    /// What is configured now.
+    /// The current configuration.
     pub serving: ArcSwap<Serving>,
-    /// For those who speak TLS.
+    /// For clients that speak TLS.
     pub tls: ServerTls,
     /// Handshakes that fail, by listener and reason.
     pub failures: Failures<(SocketAddr, String)>,
-    /// The same of connections that could not be accepted.
+    /// The same for connections that could not be accepted.
     pub accept_failures: Failures<(SocketAddr, String)>,
-    /// The end.
+    /// The process's drain.
     pub drain: Drain,
 }
 
-/// A connection: by which listener it came, and its two ends.
+/// A connection: the listener it arrived on, and its two ends.
 #[derive(Clone)]
 pub struct Arrival {
     /// The listener, as it was when the connection or its latest request began.
     pub listener: Arc<Listener>,
-    /// The application's end.
+    /// The application's address.
     pub peer: SocketAddr,
-    /// Our end.
+    /// Our address.
     pub local: SocketAddr,
     /// The worker that serves it.
     pub worker: usize,
-    /// It is the inside of a tunnel through the forward proxy.
+    /// Set for the inside of a tunnel through the forward proxy.
     tunnel: Option<Arc<Tunnelled>>,
 }
 
-/// What holds for the inside of a tunnel.
+/// What the inside of a tunnel needs.
 struct Tunnelled {
     /// The alias that the CONNECT named.
     alias: Arc<Alias>,
-    /// The forward proxy, whose end is the tunnel's, too.
+    /// The forward proxy's drain, which ends the tunnel too.
     proxy: Drain,
 }
 
 impl Arrival {
-    /// A connection that was accepted.
+    /// A connection that has been accepted.
     pub fn new(
         listener: Arc<Listener>,
         peer: SocketAddr,
@@ -90,7 +90,7 @@ impl Arrival {
         Box::new(Self { listener, peer, local, worker, tunnel: None })
     }
 
-    /// Follows the listener where a reload has changed it. One that is gone stays as it was.
+    /// Follows the listener if a reload has changed it. One that was removed stays as it was.
     fn follow(&mut self, server: &Server) {
         let serving = server.serving.load();
         if let Some(now) = serving.listeners.get(&self.listener.id)
@@ -100,13 +100,13 @@ impl Arrival {
         }
     }
 
-    /// Whether the request at hand is the last: the proxy is to end, or the listener is gone.
+    /// Whether the current request is the last: the proxy is draining, or the listener was removed.
     fn is_ending(&self) -> bool {
         self.listener.drain.has_begun()
             || self.tunnel.as_ref().is_some_and(|tunnel| tunnel.proxy.has_begun())
     }
 
-    /// Waits until the connection is to end, where nothing has been asked for on it since `since`.
+    /// Waits until the connection has to end, if no request has arrived since `since`.
     #[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
     fn unused(&self, since: Instant) -> impl Future<Output = ()> + use<> {
         let (listener, tunnel) = (self.listener.clone(), self.tunnel.clone());
@@ -124,7 +124,7 @@ impl Arrival {
 }
 
 impl Server {
-    /// Serves a connection to its end. A tunnel that it becomes may outlast this, and holds its place.
+    /// Serves a connection to its end. A tunnel may outlast this call, and keeps holding `place`.
     pub async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
@@ -133,7 +133,7 @@ impl Server {
     ) {
         let _guard = self.drain.guard();
         let (mut stream, socket) = ClientStream::new(stream, place);
-        // One that is gone already shows that soon enough.
+        // If the connection is gone already, that shows soon enough.
         let _ = socket.watch(arrival.listener.keepalive());
 
         let accepted = Instant::now();
@@ -158,7 +158,7 @@ impl Server {
         let stream = Prefixed::new(prefix, stream);
         let end = match arrival.listener.service {
             Service::Http(_) => self.speak(protocol, stream, arrival, deadline).await,
-            // Whatever it speaks: HTTP/1 is where it is told that nothing else is spoken here.
+            // Whatever it speaks: the HTTP/1 parser refuses it with an error.
             Service::ForwardProxy(_) => Box::pin(self.proxied(stream, arrival)).await,
         };
         if end == End::Lingers {
@@ -166,10 +166,10 @@ impl Server {
         }
     }
 
-    /// Serves what was detected.
+    /// Serves the protocol that was detected.
     ///
-    /// Here and above, what most connections do not come to is boxed: a connection's future has
-    /// room for the largest of its branches, for as long as it lives.
+    /// Here and above, rare branches are boxed, because a connection's future has room for its largest branch
+    /// for as long as it lives.
     async fn speak<S>(
         self: &Arc<Self>,
         protocol: Protocol,
@@ -193,7 +193,7 @@ impl Server {
         }
     }
 
-    /// Serves what is under TLS.
+    /// Serves a connection that begins with TLS.
     async fn secured<S>(
         self: &Arc<Self>,
         stream: S,
@@ -222,7 +222,7 @@ impl Server {
         }
     }
 
-    /// What the connection says of its requests. Counts it for as long as the value lives.
+    /// What the exchanges of the connection know of it. Counts it as long as the value lives.
     fn downstream(
         &self,
         arrival: &Arrival,
@@ -250,7 +250,7 @@ impl Server {
         connection
     }
 
-    /// Shakes hands with an application that speaks TLS; `None` where that fails.
+    /// Completes the TLS handshake with a client; `None` if it fails.
     async fn accept<S>(
         &self,
         stream: S,
@@ -279,7 +279,7 @@ impl Server {
         };
         match shaken {
             Ok(Ok(accepted)) => Some(accepted),
-            // It changed its mind, as browsers do that connect ahead of need.
+            // The client changed its mind, as browsers do that connect ahead of time.
             Ok(Err(AcceptError::Handshake(error))) if error.kind() == ErrorKind::UnexpectedEof => {
                 tracing::debug!(%listener, %peer, %error, "a client left during its TLS handshake");
                 None
@@ -377,8 +377,8 @@ impl Server {
         }
     }
 
-    /// Reads an HTTP/2 client's preface: `h2` would wait for it without end. `None` where it does not
-    /// come in time.
+    /// Reads an HTTP/2 client's preface, for which `h2` would wait forever. `None` if it does not arrive in
+    /// time.
     async fn preface<S: AsyncRead + Unpin>(
         &self,
         mut stream: S,
@@ -390,7 +390,7 @@ impl Server {
             read = timeout_at(deadline, stream.read_exact(&mut preface)) => read.ok()?.ok()?,
             () = arrival.unused(Instant::now()) => return None,
         };
-        // Whether it is one is for `h2` to say.
+        // `h2` checks it.
         Some(Prefixed::new(Bytes::copy_from_slice(&preface), stream))
     }
 
@@ -405,7 +405,7 @@ impl Server {
         async move { forward::serve(&mut head, body, downstream, listener.routes()).await }
     }
 
-    /// A listener as it is now; one that a reload has removed stays as it was.
+    /// A listener as it is now; one that a reload removed stays as it was.
     fn current(&self, listener: &Arc<Listener>) -> Arc<Listener> {
         let serving = self.serving.load();
         serving.listeners.get(&listener.id).unwrap_or(listener).clone()
@@ -416,7 +416,7 @@ impl Server {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Done,
-    /// With a response that the client may not have read yet, while it may still be sending.
+    /// With a response that the client may not have read yet, and it may still be sending.
     Lingers,
 }
 
@@ -426,8 +426,8 @@ mod tests {
     use crate::route::Routes;
     use tokio::net::TcpListener;
 
-    /// What each of ten thousand connections costs before it says a word, and what each request
-    /// that is under way adds. One careless `let` across an await can double either.
+    /// What each of ten thousand connections costs before it sends anything, and what each request in flight
+    /// adds. One careless `let` across an await can double either.
     #[tokio::test]
     async fn futures_keep_their_size() {
         let server = Arc::new(Server {

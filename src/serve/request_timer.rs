@@ -1,4 +1,4 @@
-//! How long a client may be silent.
+//! How long a client may be silent before and within a request's head.
 
 use std::{
     pin::Pin,
@@ -8,38 +8,38 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A client may keep an idle connection this long. Longer than any client's own timer: who
-/// closes first must not be the proxy, for the client may just then send.
+/// A client may keep an idle connection this long: longer than any client's own idle timer, because if the
+/// proxy closed first, the client might be sending a request just then.
 const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 
-/// A connection that waits this long for its next request gives back what it does not need for that.
+/// After this long without a request, a connection releases memory that it does not need while idle.
 const LULL: Duration = Duration::from_secs(1);
 
-/// How long a client may take for a head, and from one to the next.
+/// Limits how long a client takes for a head, and between two requests.
 pub(super) struct RequestTimer {
     /// A head has begun.
     pub(super) in_head: bool,
-    /// Nothing has been asked for a while.
+    /// The connection has been idle for [`LULL`].
     resting: bool,
     since: Instant,
-    /// At or before the deadline in force. Never moved for a request that is quick.
+    /// Fires at or before the current deadline. Not moved for quick requests.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl RequestTimer {
-    /// With a new client, of which there was a first word.
+    /// For a new client that has sent its first bytes.
     pub(super) fn new() -> Self {
         Self { in_head: true, resting: false, since: Instant::now(), timer: None }
     }
 
-    /// A request was answered.
+    /// The response is complete.
     pub(super) fn idle(&mut self) {
         self.in_head = false;
         self.resting = false;
         self.since = Instant::now();
     }
 
-    /// A part of a head is there.
+    /// A part of a head has arrived.
     pub(super) fn head(&mut self) {
         if !self.in_head {
             self.in_head = true;
@@ -47,16 +47,16 @@ impl RequestTimer {
         }
     }
 
-    /// Ready when the client has been silent for too long, within a head that may take `header_timeout`
-    /// or between two.
+    /// Ready once the client has taken too long: `header_timeout` for a head, or [`KEEP_ALIVE`] between two
+    /// requests.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, header_timeout: Duration) -> Poll<()> {
         loop {
-            let timer = match self.in_head {
+            let limit = match self.in_head {
                 true => header_timeout,
                 false if self.resting => KEEP_ALIVE,
                 false => LULL,
             };
-            let deadline = self.since + timer;
+            let deadline = self.since + limit;
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             if timer.deadline() > deadline {
                 timer.as_mut().reset(deadline);
@@ -72,7 +72,7 @@ impl RequestTimer {
         }
     }
 
-    /// Whether nothing has been asked for a while: then memory is given back.
+    /// Whether the connection has been idle for a while, so that memory is released.
     pub(super) fn rests(&self) -> bool {
         self.resting
     }

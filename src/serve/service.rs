@@ -1,4 +1,4 @@
-//! What a connection is for, which its listener says before the first byte.
+//! What a connection is for, which its listener decides before the first byte.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -18,18 +18,18 @@ use crate::{
     upstream::Alias,
 };
 
-/// The address of the listener of aliases that have none, and are reached by the forward proxy only: no
-/// socket can have it.
+/// Stands for the listener of aliases without `listen`, which are reached through the forward proxy only: no
+/// socket can have this address.
 pub const UNBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::BROADCAST), 0);
 
-/// All that workers read. Immutable, and replaced whole.
+/// Everything workers read from the configuration. Immutable, and replaced as a whole.
 #[derive(Default)]
 pub struct Serving {
     /// The listeners.
     pub listeners: HashMap<ListenerId, Arc<Listener>>,
-    /// The sockets that their connections come by.
+    /// The sockets that their connections arrive on.
     pub sockets: HashMap<ListenSocketId, ListenSocketUse>,
-    /// What clients are shown that speak TLS.
+    /// The certificates shown to clients that speak TLS.
     pub certificates: Arc<ServerCertificates>,
 }
 
@@ -37,50 +37,50 @@ pub struct Serving {
 pub struct Listener {
     /// Which listener.
     pub id: ListenerId,
-    /// As configured; of the forward proxy, as bound.
+    /// As configured; for the forward proxy, as bound.
     pub address: SocketAddr,
-    /// The widest address that connections of it may have come to, before a reload narrowed it.
+    /// The widest address that its open connections may have arrived on, before a reload narrowed it.
     pub widest: SocketAddr,
     /// What its connections are for.
     pub service: Service,
-    /// What holds for all listeners.
+    /// The settings that all listeners share.
     pub settings: Arc<config::Listener>,
-    /// Ends what came by it, once it is removed. The same in all configurations that have it.
+    /// Ends its connections once it is removed. The same in all configurations that have the listener.
     pub drain: Drain,
 }
 
 /// What connections are for.
 ///
-/// One alias of another protocol, and connections that were redirected here, get a variant each.
+/// One alias of another protocol, and redirected connections, will get a variant each.
 pub enum Service {
     /// HTTP requests for aliases, by `Host`.
     Http(Routes),
-    /// HTTP requests that say whom they are for, and tunnels.
+    /// HTTP requests that name their destination, and tunnels.
     ForwardProxy(ForwardProxy),
 }
 
 /// The forward proxy, as configured.
 pub struct ForwardProxy {
-    /// The aliases, by the names that are theirs whatever DNS says. A true name is none of them: who tells
-    /// a proxy the vendor's name means the vendor.
+    /// The aliases, by their own names. True names are not among them: a client that gives a proxy the
+    /// vendor's name means the vendor.
     pub aliases: HashMap<String, Reached>,
-    /// The way to hosts that are no alias; `None` where they are refused.
+    /// For hosts that are not aliases; `None` if they are refused.
     pub passthrough: Option<Passthrough>,
-    /// What clients have to know; `None` where nothing is asked of them.
+    /// The credentials that clients need; `None` if none are required.
     pub credentials: Option<Arc<Credentials>>,
 }
 
-/// An alias that is reached by the forward proxy.
+/// An alias that is reached through the forward proxy.
 #[derive(Clone)]
 pub struct Reached {
     /// The alias.
     pub alias: Arc<Alias>,
-    /// The listener as whose connections tunnels to it are served.
+    /// The listener whose settings tunnels to it are served with.
     pub listener: Arc<Listener>,
 }
 
 impl Serving {
-    /// The listener of a new connection; `None` where nobody listens there any more.
+    /// The listener of a new connection; `None` if there no longer is one.
     pub fn listener_of(
         &self,
         socket: ListenSocketId,
@@ -89,7 +89,7 @@ impl Serving {
         self.listeners.get(&self.sockets.get(&socket)?.listener(stream)?)
     }
 
-    /// The forward proxy, where there is one.
+    /// The forward proxy, if there is one.
     pub fn forward_proxy(&self) -> Option<&ForwardProxy> {
         self.listeners.values().find_map(|listener| match &listener.service {
             Service::ForwardProxy(proxy) => Some(proxy),

@@ -194,9 +194,7 @@ impl RefusedHead {
                 StatusCode::BAD_REQUEST,
                 ProxyErrorType::HttpRequestError,
                 "the request's target has a `#`: a fragment is not part of a request",
-                Some(
-                    "remove the fragment, or write a `#` that is part of the path as %23",
-                ),
+                Some("remove the fragment, or write a `#` that is part of the path as %23"),
             ),
             Self::Length => (
                 StatusCode::BAD_REQUEST,
@@ -208,7 +206,9 @@ impl RefusedHead {
                 StatusCode::BAD_REQUEST,
                 ProxyErrorType::HttpRequestError,
                 "the request's `Transfer-Encoding` is not `chunked`, or the request is HTTP/1.0",
-                Some("send the body with `Transfer-Encoding: chunked` alone, or with a `Content-Length`"),
+                Some(
+                    "send the body with `Transfer-Encoding: chunked` alone, or with a `Content-Length`",
+                ),
             ),
             Self::TooLarge => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,

@@ -1,4 +1,4 @@
-//! One request and its response, on a stream of their own.
+//! One request and its response, on one stream.
 
 use std::{
     io,
@@ -27,19 +27,19 @@ use crate::{
 /// Why there is no response, or no more of it.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// The connection takes no more requests, or ended before any of this one was written.
+    /// The connection accepts no more requests, or ended before any of this one was written.
     #[error("the connection was closed before the request was sent")]
     NotSent(#[source] h2::Error),
-    /// The peer allowed no streams for as long as `timeouts.connect` says.
+    /// The peer allowed no streams for `timeouts.connect`.
     #[error("no stream was allowed for {0:?} (SETTINGS_MAX_CONCURRENT_STREAMS is 0)")]
     NoStream(Duration),
-    /// What it says cannot be said in HTTP/2.
+    /// The request cannot be expressed in HTTP/2.
     #[error("the request is not valid in HTTP/2")]
     Request(#[source] h2::Error),
-    /// The request's own body broke off.
+    /// The request's body broke off.
     #[error("the request's body broke off")]
     RequestBody(#[source] BoxError),
-    /// The peer took nothing of the request for as long as `timeouts.idle` says.
+    /// The peer read nothing of the request for `timeouts.idle`.
     #[error("the origin read nothing of the request for {0:?} (`timeouts.idle`)")]
     Unread(Duration),
     /// The peer reset the stream before the response was complete.
@@ -51,7 +51,7 @@ pub enum ExchangeError {
     /// The connection ended.
     #[error("the connection ended before the response was complete")]
     Connection(#[source] h2::Error),
-    /// What came is not HTTP/2, or no response.
+    /// What arrived is not HTTP/2, or not a response.
     #[error("{0}")]
     Protocol(h2::Error),
     /// `101`, which HTTP/2 does not have (RFC 9113 §8.6).
@@ -65,8 +65,8 @@ impl ExchangeError {
         matches!(self, Self::Reset(Reason::REFUSED_STREAM))
     }
 
-    /// Whether the peer shuts the connection down in good order, and has not processed the request (RFC
-    /// 9113 §6.8).
+    /// Whether the peer is shutting the connection down gracefully, and has not processed the request (RFC 9113
+    /// §6.8).
     pub fn is_shutdown(&self) -> bool {
         matches!(self, Self::GoAway(Reason::NO_ERROR))
     }
@@ -74,7 +74,7 @@ impl ExchangeError {
     /// Whether the connection was closed, rather than broken.
     pub fn is_end(&self) -> bool {
         let (Self::NotSent(error) | Self::Connection(error)) = self else { return false };
-        // So h2 calls the end of what there is to read.
+        // How h2 reports the end of the input.
         error.get_io().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     }
 }
@@ -90,18 +90,18 @@ impl From<h2::Error> for ExchangeError {
     }
 }
 
-/// A request that was begun. Dropped before its end, it resets its stream.
+/// A request that was begun. If dropped before its end, it resets its stream.
 pub struct Exchange {
     upload: Option<Upload>,
     response: Receiving,
-    /// What has come of the response, to the connection's window.
+    /// The response's part in the connection's window.
     unread: Unread,
-    /// What the request met while nobody asked for the response's body, who is told when they do.
+    /// An error of the request that happened while the response's body was not being read. Reported when it is.
     lost: Option<ExchangeError>,
     is_head: bool,
 }
 
-/// The response, as far as it has come.
+/// The response, as far as it has arrived.
 enum Receiving {
     Head(ResponseFuture),
     Body(Download),
@@ -111,22 +111,22 @@ enum Receiving {
 /// A response's body.
 struct Download {
     stream: RecvStream,
-    /// How much of it comes, where its head says so.
+    /// How much of it is still to come, if its head has a length.
     left: Option<u64>,
-    /// What was handed on last. The peer may send as much again once more is asked for: then it has been
-    /// passed on.
+    /// The size of the last frame returned. The peer gets credit for it when the next one is polled, because by
+    /// then it has been passed on.
     taken: usize,
 }
 
-/// A request's body on its way.
+/// A request's body that is being sent.
 struct Upload {
     body: RequestBody,
     sender: Sender,
-    /// What the peer has no room for yet.
+    /// What the peer's window has no room for yet.
     piece: Bytes,
     /// `piece` is the last.
     is_last: bool,
-    /// How much comes, where the request's head says so.
+    /// How much is still to come, if the request's head has a length.
     left: Option<u64>,
     /// How long the peer may read nothing of it.
     idle: Option<Duration>,
@@ -134,7 +134,7 @@ struct Upload {
 }
 
 impl Exchange {
-    /// Sends a request's head, and its end where there is no body.
+    /// Sends a request's head, and ends the stream if there is no body.
     pub(super) fn begin(
         sender: &mut SendRequest<Bytes>,
         credit: &Arc<Credit>,
@@ -151,7 +151,7 @@ impl Exchange {
         let left = length(request.headers());
         let is_whole = body.is_end_stream();
         let (response, stream) = sender.send_request(request, is_whole).map_err(|error| {
-            // Nothing but the caller's own mistakes is neither of these.
+            // Anything else would be a mistake of the caller.
             if error.is_io() || error.reason().is_some() {
                 ExchangeError::NotSent(error)
             } else {
@@ -173,8 +173,8 @@ impl Exchange {
         Ok(Self { upload, response: Receiving::Head(response), unread, lost: None, is_head })
     }
 
-    /// The response's head, while the request's body is sent. `interim` gets every `1xx`, but a `100`
-    /// starts a body that was held back, instead.
+    /// The response's head, while the request's body is being sent. `interim` gets every `1xx`, except that a `100`
+    /// starts a body that was held back.
     pub fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -196,13 +196,13 @@ impl Exchange {
         interim: Option<&Arc<dyn Interim>>,
     ) -> Poll<Result<Response<()>, ExchangeError>> {
         let Receiving::Head(response) = &mut self.response else { return Poll::Pending };
-        // Asked for the response first, h2 passes over them.
+        // If the response were polled first, h2 would skip them.
         while let Some(head) = ready!(response.poll_informational(cx)).transpose()? {
             match head.status() {
                 StatusCode::SWITCHING_PROTOCOLS => {
                     return Poll::Ready(Err(ExchangeError::SwitchingProtocols));
                 }
-                // Whoever waits for that is this task, which is woken.
+                // The body is sent by this task, which is woken.
                 StatusCode::CONTINUE => self.upload.iter().for_each(|upload| upload.body.proceed()),
                 _ => {
                     if let Some(interim) = interim {
@@ -217,24 +217,24 @@ impl Exchange {
         let left = if empty { None } else { length(&head.headers) };
         self.response = Receiving::Body(Download { stream, left, taken: 0 });
         self.unread.unread();
-        // From now on the response may flow, whatever of the request is read.
+        // From now on the response may continue even if the peer stops reading the request.
         self.upload.iter_mut().for_each(|upload| upload.idle = None);
         Poll::Ready(Ok(Response::from_parts(head, ())))
     }
 
-    /// Sends what there is of the request's body. Ready when there will be no more.
+    /// Sends what there is of the request's body. Ready when nothing more will be sent.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
         let Some(upload) = &mut self.upload else { return Poll::Ready(Ok(())) };
         let sent = ready!(upload.poll(cx));
         if sent.is_err() {
-            // At once, and not as the request's end.
+            // Reset at once, so that it is not taken for the request's end.
             upload.sender.reset(Reason::CANCEL);
         }
         self.upload = None;
         Poll::Ready(sent)
     }
 
-    /// Goes on with the request's body, for a caller who does not ask for the response's.
+    /// Continues with the request's body, for a caller that is not reading the response's.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
         if let Poll::Ready(Err(error)) = self.poll_upload(cx) {
             self.lost = Some(error);
@@ -274,7 +274,7 @@ impl Exchange {
         }
     }
 
-    /// How much of the response's body comes.
+    /// How much of the response's body is still to come.
     pub fn size_hint(&self) -> SizeHint {
         match &self.response {
             _ if self.is_end_stream() => SizeHint::with_exact(0),
@@ -288,11 +288,11 @@ impl Download {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         let taken = std::mem::take(&mut self.taken);
         if taken > 0 {
-            // Never more than what came.
+            // Never more than what was received.
             let _ = self.stream.flow_control().release_capacity(taken);
         }
         while let Some(data) = ready!(self.stream.poll_data(cx)).transpose()? {
-            // The frame that only says that this is the end is empty.
+            // A frame that only ends the stream is empty.
             if !data.is_empty() {
                 self.taken = data.len();
                 self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
@@ -305,7 +305,7 @@ impl Download {
 }
 
 impl Upload {
-    /// Ready once all of it is sent, or the peer wants no more: then its response says why.
+    /// Ready once all of it is sent, or the peer reads no more: then its response says why.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
         loop {
             if !self.piece.is_empty() || self.is_last {
@@ -329,7 +329,7 @@ impl Upload {
                     Err(frame) => {
                         self.end()?;
                         let trailers = frame.into_trailers().unwrap_or_default();
-                        // What they must not have in HTTP/2 was taken out of them.
+                        // Fields that HTTP/2 forbids were removed before.
                         let _ = self.sender.send_trailers(trailers);
                         return Poll::Ready(Ok(()));
                     }
@@ -369,7 +369,7 @@ fn length_error(than: &str) -> ExchangeError {
     ExchangeError::RequestBody(error.into())
 }
 
-/// Says how long a body is whose length is known, also where there is none and that is unusual.
+/// Adds the `Content-Length` of a body whose length is known, even of an empty one where that is unusual.
 fn set_length(request: &mut Request<()>, length: Option<u64>) {
     let Some(length) = length else { return };
     let usual = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
