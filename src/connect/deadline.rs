@@ -1,10 +1,10 @@
-//! By when a connection must be there.
+//! The deadline of a connection.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-/// The one deadline of a connection: set when it is first asked for, and shared by every step to it.
+/// The deadline of a connection: set when it is first needed, and shared by every step.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     at: Instant,
@@ -12,12 +12,12 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// So long from `now`: `timeouts.connect`.
+    /// This long (`timeouts.connect`) from `now`.
     pub fn new(now: Instant, limit: Duration) -> Self {
         Self { at: now + limit, limit }
     }
 
-    /// How long that was when it was set, for messages.
+    /// The whole time, for messages.
     pub fn limit(self) -> Duration {
         self.limit
     }

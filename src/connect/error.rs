@@ -10,7 +10,7 @@ use crate::{
     tls::TlsError,
 };
 
-/// A connection that could not be made. No byte of any request has left.
+/// Why a connection could not be made. No byte of any request was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// `policy` or the loop check forbids the address.
@@ -45,7 +45,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether it was this process or machine that lacked something: that says nothing of the endpoint.
+    /// Whether this process or machine lacked something, which says nothing about the endpoint.
     fn is_own_lack(&self) -> bool {
         let Self::Tcp { source, .. } = self else { return false };
         let lacks = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
@@ -62,7 +62,7 @@ impl ConnectError {
         }
     }
 
-    /// What happened, and how far the connection had come.
+    /// What happened, and how far the connection got.
     fn kind(&self) -> (Kind, Stage) {
         use io::ErrorKind as E;
         match self {
@@ -73,7 +73,7 @@ impl ConnectError {
             Self::Tcp { source, .. } => match source.kind() {
                 E::ConnectionRefused => (Kind::ConnectionRefused, Stage::Connect),
                 E::TimedOut => (Kind::ConnectTimeout, Stage::Connect),
-                // A reset right behind the accept: whether TCP or TLS meets it is a race.
+                // A reset right after the accept: whether TCP or TLS sees it is a race.
                 E::ConnectionReset => (Kind::ConnectionLost, Stage::Connect),
                 _ => (Kind::Unreachable, Stage::Connect),
             },
@@ -81,7 +81,7 @@ impl ConnectError {
         }
     }
 
-    /// A certificate that is wrong is the endpoint's: one of several addresses may be misconfigured.
+    /// A wrong certificate is the endpoint's fault: only one of several addresses may be misconfigured.
     fn blame(&self) -> Blame {
         match self {
             Self::Tls { source: TlsError::Name { .. }, .. } => Blame::Target,

@@ -1,5 +1,5 @@
-//! From an endpoint to a byte stream that speaks to it: policy, TCP, and TLS over it, under one
-//! deadline. One endpoint, and nothing is remembered of it: no permits, no counts, no failures.
+//! Connects to one endpoint: policy, TCP and TLS, under one deadline. Nothing is remembered of it: no permits, no
+//! counts, no failures.
 
 mod deadline;
 mod error;
@@ -39,22 +39,22 @@ pub struct ConnectRequest<'a> {
     pub policy: &'a AddressPolicy,
     /// `timeouts.keepalive`.
     pub keepalive: Duration,
-    /// By when the connection must be there, TLS included.
+    /// The deadline for the connection, including TLS.
     pub deadline: Deadline,
 }
 
-/// What to say in the handshake.
+/// What the handshake verifies and offers.
 #[derive(Clone, Copy)]
 pub struct Identity<'a> {
     /// The settings, loaded.
     pub tls: &'a ClientTls,
-    /// The true name, as TLS wants it.
+    /// The true name, as a server name of TLS.
     pub server_name: &'a ServerName<'static>,
     /// The application protocols to offer.
     pub alpn: Alpn,
 }
 
-/// A TCP connection to an endpoint. Nothing was said on it, and nobody was verified.
+/// A TCP connection to an endpoint. Nothing was sent on it, and the endpoint is not verified.
 #[derive(Debug)]
 pub struct Opened {
     endpoint: SocketAddr,
@@ -63,13 +63,13 @@ pub struct Opened {
     tcp_time: Duration,
 }
 
-/// Dials an endpoint, where the policy allows it.
+/// Dials an endpoint, if the policy allows it.
 pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
     let ConnectRequest { endpoint, policy, keepalive, deadline } = *request;
     policy.check(endpoint).map_err(ConnectError::Denied)?;
     let started = Instant::now();
     let tcp = |source| ConnectError::Tcp { endpoint, source };
-    // An IPv4-mapped address needs no IPv6, which may be switched off here.
+    // An IPv4-mapped address does not need IPv6, which may be disabled.
     let address = match endpoint.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), endpoint.port()),
         IpAddr::V6(_) => endpoint,
@@ -80,7 +80,7 @@ pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
     };
     let stream = stream.map_err(tcp)?;
     if let Ok(local) = stream.local_addr() {
-        // A port that dialled itself (simultaneous open on loopback) echoes instead of answering.
+        // A port that has dialled itself (a simultaneous open on loopback) would echo everything.
         if local == address {
             return Err(tcp(io::ErrorKind::ConnectionRefused.into()).into());
         }
@@ -93,7 +93,7 @@ pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
 }
 
 impl Opened {
-    /// Makes TLS and verifies who is there; without an identity, takes the connection as it is.
+    /// Completes TLS and verifies the endpoint; without an identity, uses the connection as it is.
     pub async fn verify(
         self,
         identity: Option<Identity<'_>>,

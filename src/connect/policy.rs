@@ -1,7 +1,7 @@
-//! Which addresses may be dialled, asked at the last moment before the dial.
+//! Which addresses may be dialled, checked immediately before the dial.
 //!
-//! A name can change its address between any earlier check and the connection (DNS rebinding),
-//! so nothing but the address in hand counts.
+//! A name's address can change between an earlier check and the connection (DNS rebinding), so only the address
+//! that is about to be dialled counts.
 
 mod embedded;
 #[cfg(test)]
@@ -17,9 +17,9 @@ use ipnet::IpNet;
 
 use crate::config::{self, AddressClass};
 
-/// Where clouds hand out a machine's or a pod's credentials, as each provider documents it.
+/// Where clouds serve the credentials of machines and pods, as documented by each provider.
 ///
-/// Some are link-local too: they stay denied where `deny_addresses` leaves `link_local` out.
+/// Some are link-local too: they stay denied if `deny_addresses` omits `link_local`.
 const METADATA_V4: [Ipv4Addr; 9] = [
     // AWS, Azure, Google Cloud, Oracle Cloud, OpenStack, DigitalOcean, Hetzner, IBM and others.
     Ipv4Addr::new(169, 254, 169, 254),
@@ -66,9 +66,9 @@ pub enum Denied {
     Class {
         /// The address as DNS or the target gave it, with the port.
         endpoint: SocketAddr,
-        /// The address itself, or an IPv4 address that it carries.
+        /// The address itself, or an IPv4 address that it embeds.
         reached: IpAddr,
-        /// The class it falls into.
+        /// Its class.
         class: AddressClass,
     },
     /// The address is one that this proxy listens on: dialling it would be a loop.
@@ -99,15 +99,15 @@ impl AddressPolicy {
         Self {
             deny: policy.deny_addresses.clone(),
             allow: policy.allow_addresses.clone(),
-            // One on an IPv4-mapped address takes connections to the IPv4 address.
+            // A listener on an IPv4-mapped address accepts connections to the IPv4 address.
             listeners: listeners.into_iter().map(canonical).collect(),
         }
     }
 
-    /// Says whether `endpoint` may be dialled.
+    /// Whether `endpoint` may be dialled.
     ///
-    /// `allow_addresses` overrides a class, never the proxy's own listeners. An IPv6 address that
-    /// carries an IPv4 one is judged by both: whoever translates it reaches the IPv4 address.
+    /// `allow_addresses` overrides a class, but never the proxy's own listeners. An IPv6 address that embeds an
+    /// IPv4 one is checked by both, because a translator would reach the IPv4 address.
     pub fn check(&self, endpoint: SocketAddr) -> Result<(), Denied> {
         let ip = endpoint.ip();
         let reached = || std::iter::once(ip).chain(embedded_ipv4(ip));
@@ -126,10 +126,10 @@ impl AddressPolicy {
         Ok(())
     }
 
-    /// Says whether a connection that is up may be used: it may have come back to this proxy.
+    /// Whether an established connection may be used: it may lead back to this proxy.
     ///
-    /// A wildcard listener takes connections to every address of its host, which the kernel alone
-    /// knows. To such an address it dials from that very address.
+    /// A wildcard listener accepts connections to every address of its host, and only the kernel knows these. The
+    /// kernel dials such an address from the same address.
     pub fn check_connected(&self, local: SocketAddr, endpoint: SocketAddr) -> Result<(), Denied> {
         let wildcard =
             |own: &SocketAddr| own.port() == endpoint.port() && takes_all(own.ip(), endpoint.ip());
@@ -141,8 +141,8 @@ impl AddressPolicy {
         }
     }
 
-    /// A wildcard listener takes connections to every loopback address, and the unspecified
-    /// address dials loopback.
+    /// A wildcard listener accepts connections to every loopback address, and dialling the unspecified address
+    /// reaches loopback.
     fn is_own(&self, endpoint: SocketAddr) -> bool {
         self.listeners.iter().any(|own| {
             own.port() == endpoint.port()
@@ -153,8 +153,8 @@ impl AddressPolicy {
     }
 }
 
-/// Whether a listener on `own` takes connections to all addresses of the family of `ip`: `0.0.0.0`
-/// takes none over IPv6, and another process may listen there.
+/// Whether a listener on `own` accepts connections to all addresses of the family of `ip`: `0.0.0.0` accepts none
+/// over IPv6, where another process may listen.
 fn takes_all(own: IpAddr, ip: IpAddr) -> bool {
     own.is_unspecified() && (own.is_ipv6() || ip.to_canonical().is_ipv4())
 }

@@ -1,4 +1,4 @@
-//! A connection that is up and, with TLS, verified: its bytes, its socket and how it came to be.
+//! An established and, with TLS, verified connection: its stream, its socket and how it was made.
 
 use std::{
     io,
@@ -20,15 +20,15 @@ use crate::{
 /// A connection to a target, ready for the first byte of the application protocol.
 #[derive(Debug)]
 pub struct Session {
-    /// The bytes of the application protocol.
+    /// The byte stream of the application protocol.
     pub stream: TargetStream,
-    /// The socket beneath, for the pool's questions.
+    /// The underlying socket, for the pool.
     pub wire: Arc<Wire>,
-    /// How the connection came to be.
+    /// How the connection was made.
     pub facts: Facts,
 }
 
-/// What is known of a connection from its making.
+/// How a connection was made.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// The application protocol; [`Negotiated::None`] on plaintext.
@@ -45,7 +45,7 @@ pub struct Facts {
     pub tls_time: Duration,
 }
 
-/// The target's side: TLS, or bare TCP where `tls.mode` is `plaintext`.
+/// The target's side: TLS, or plain TCP if `tls.mode` is `plaintext`.
 #[derive(Debug)]
 pub enum TargetStream {
     /// `tls.mode: plaintext`.

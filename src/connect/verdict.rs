@@ -1,25 +1,24 @@
-//! Whether the origin had anything of a request that was lost: which observation proves what.
+//! Whether the origin had received anything of a lost request: which observation proves what.
 //!
-//! A kept connection may be closed by its origin at the very moment at which it is used again. To
-//! send the request once more is right only if the origin can have read nothing of it. [`Verdict`] is
-//! the whole table of what can be observed; each row says what it proves.
+//! An origin may close a kept connection at the moment it is used again. Sending the request once more is right
+//! only if the origin cannot have read any of it. [`Verdict`] lists everything that can be observed, and what it
+//! proves.
 //!
-//! On TCP there is one proof, made of three facts, none of which is one by itself:
+//! On TCP there is one proof. It needs three facts, none of which is enough by itself:
 //!
-//! - *The origin sent its FIN before it had a byte.* Each segment says how much its sender's kernel
-//!   had received when it left. A FIN behind which nothing is acknowledged left before the request
-//!   came. But a FIN says only that no more will be sent: who half-closes may go on to read.
-//! - *Its kernel answered the request with a RST.* That is what a kernel does with bytes for a socket
-//!   that is closed for reading too. But a RST also comes from a close with `SO_LINGER` 0, from a
-//!   close over other bytes that nobody read, and from a crash, after the request was read.
-//! - *Nothing was acknowledged up to then.* A socket that is still open acknowledges what comes. But
-//!   a kernel may put that off, by 40 ms as a rule, and by then the application has read.
+//! - *The origin sent its FIN before it had received a byte.* Each segment says how much its sender's kernel had
+//!   received by then. A FIN that acknowledges nothing of the request was sent before the request arrived. But a
+//!   FIN only says that no more will be sent: after a half-close, the origin may continue to read.
+//! - *Its kernel replied to the request with a RST.* A kernel does that for bytes to a socket that is closed for
+//!   reading too. But a RST also results from a close with `SO_LINGER` 0, from a close over other unread bytes,
+//!   and from a crash, all possibly after the request was read.
+//! - *Nothing was acknowledged up to then.* A socket that is still open acknowledges what it receives. But a kernel
+//!   may delay that, usually by 40 ms, and the application may read the request in the meantime.
 //!
-//! Together they leave out whoever closed as a whole. What they cannot leave out is an origin that
-//! gives up the direction that its response would go in, then reads a request, acts upon it, and
-//! aborts its connection, all of it before its kernel has acknowledged anything. An end said by TLS
-//! (`close_notify`) takes the place of none of the three: it says of the connection's end no more
-//! than a FIN does, and the RST behind it may be any.
+//! Together they prove that the origin had closed both directions. There is one exception: an origin that shuts
+//! down the direction of its response, then reads a request, acts on it and aborts the connection, all before its
+//! kernel has acknowledged anything. TLS' `close_notify` replaces none of the three facts: it says no more than a
+//! FIN does, and the RST after it may have any of these causes.
 
 /// What was observed of a request that has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,21 +29,21 @@ pub enum Verdict {
     StreamRefused,
     /// HTTP/2: a GOAWAY without an error, whose last stream is an earlier one (RFC 9113 §6.8).
     BeyondGoaway,
-    /// The origin's FIN, which acknowledges nothing of it, and then a RST.
+    /// The origin's FIN, acknowledging nothing of it, and then a RST.
     Closed,
-    /// Some of it was acknowledged: the origin's kernel had it, and perhaps its application.
+    /// Some of it was acknowledged: the origin's kernel had it, and its application may have.
     Acknowledged,
     /// A RST without a FIN before it.
     Reset,
-    /// A byte of a response came.
+    /// A byte of a response was received.
     Begun,
-    /// None of these within a second, or nothing that the kernel tells.
+    /// None of these within a second, or nothing the kernel reports.
     Unknown,
 }
 
 impl Verdict {
-    /// Whether it is proved that the origin has read nothing of the request, and will not: then it
-    /// may be sent again, whatever its method.
+    /// Whether it proves that the origin has not read the request and will not, so that the request may be sent
+    /// again whatever its method.
     pub fn proves_unread(self) -> bool {
         match self {
             Self::Unsent | Self::StreamRefused | Self::BeyondGoaway | Self::Closed => true,
@@ -53,22 +52,22 @@ impl Verdict {
     }
 }
 
-/// How a peer has ended its side of a connection, as far as the kernel has said.
+/// How a peer has ended its side of a connection, as reported by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// Not at all.
     Open,
     /// With a FIN.
     Fin,
-    /// With a RST that came behind its FIN.
+    /// With a RST after its FIN.
     FinThenReset,
     /// With a RST alone.
     Reset,
-    /// By other means: a time-out, or by ourselves.
+    /// In another way: by a timeout, or by us.
     Other,
 }
 
-/// What the kernel knows of a connection and of what was written to it since a mark.
+/// What the kernel knows about a connection and what was written to it since a mark.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observation {
     /// Whether anything was given to the kernel.
@@ -80,7 +79,7 @@ pub(super) struct Observation {
 }
 
 impl Observation {
-    /// What that comes to; `None` while the peer's kernel has more to say.
+    /// The verdict; `None` while the peer's kernel may still send more.
     pub(super) fn verdict(self) -> Option<Verdict> {
         match (self.written, self.end, self.unacknowledged) {
             (false, ..) => Some(Verdict::Unsent),
@@ -120,7 +119,7 @@ mod tests {
         }
     }
 
-    /// What is final must not be waited for, and a verdict must not change with what comes later.
+    /// A final verdict is given at once, and later events do not change it.
     #[test]
     fn a_verdict_stands_whatever_comes_after_it() {
         let later = |end: End| match end {

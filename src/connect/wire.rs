@@ -1,15 +1,12 @@
-//! One upstream TCP connection, with the two questions that reuse asks of it.
+//! One upstream TCP connection, with the two questions that reuse raises.
 //!
-//! An origin may close an idle connection at the very moment at which it is used again. Two
-//! things keep that from the client:
+//! An origin may close an idle connection at the moment it is used again. Two checks keep that from the client:
 //!
-//! - **Is it still open?** A runtime learns of a FIN only when it next polls the kernel. So the
-//!   first read after [`Wire::reuse`] goes to the socket itself, in the same poll that would
-//!   write the request: what the kernel knows by then is known to the HTTP client before it
-//!   takes the request up.
-//! - **Did the origin read any of it?** Where the close comes between that read and the write, the
-//!   request is lost on the way. What the kernel saw of it comes to a [`Verdict`]:
-//!   [`Wire::verdict`].
+//! - **Is it still open?** A runtime learns of a FIN only when it next polls the kernel. So the first read after
+//!   [`Wire::reuse`] goes to the socket itself, in the same poll that would write the request: the HTTP client
+//!   then knows what the kernel knows before it writes.
+//! - **Did the origin read any of it?** If the close happens between that read and the write, the request is lost.
+//!   What the kernel saw of it gives a [`Verdict`]: [`Wire::verdict`].
 
 use std::{
     io::{self, Read},
@@ -45,8 +42,8 @@ sockopt_impl!(
     Progress
 );
 
-/// The beginning of Linux' `struct tcp_info`, as it has been since 4.1. The whole of libc's would
-/// ask an older kernel for more than it has, which `getsockopt` takes for an error.
+/// The beginning of Linux' `struct tcp_info`, as of 4.1. The whole struct of libc would ask an older kernel for more
+/// than it has, which `getsockopt` treats as an error.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Progress {
@@ -64,29 +61,29 @@ const STATES_PEER_DONE: [u8; 4] = [6, 8, 9, 11];
 /// `CLOSE`: reset, or closed by both sides.
 const STATE_CLOSED: u8 = 7;
 
-/// How long a verdict on a lost request may take: what proves it may be a round trip behind.
+/// How long a verdict on a lost request may take: the proof may arrive a round trip later.
 const VERDICT_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What the probe reads at most: an idle connection has a few session tickets to read, if anything.
+/// The most that the probe reads: an idle connection has at most a few session tickets to read.
 const PROBE_SIZE: usize = 4096;
 
-/// What is read at once from a peer that sends much.
+/// How much is read at once from a peer that sends much.
 const READ_AHEAD: usize = 64 * 1024;
 
-/// A connected socket that the HTTP client writes to and the pool keeps an eye on.
+/// A connected socket that the HTTP client writes to and the pool watches.
 #[derive(Debug)]
 pub struct Wire {
     socket: Socket,
     probe: AtomicBool,
     /// Bytes handed to the kernel since the connection was made.
     written: AtomicU64,
-    /// Bytes of the application protocol that came: without TLS' own.
+    /// Bytes of the application protocol that were received, without those of TLS.
     received: AtomicU64,
-    /// The first that a read or a write was told of its end, which the kernel says once.
+    /// The first end that a read or a write reported: the kernel reports it only once.
     ended: AtomicU8,
 }
 
-/// What [`Wire::ended`] holds.
+/// The values of [`Wire::ended`].
 const NOT_ENDED: u8 = 0;
 const RESET: u8 = 1;
 const RESET_BEHIND_FIN: u8 = 2;
@@ -100,7 +97,7 @@ pub struct Mark {
 }
 
 impl Wire {
-    /// Takes a connection that nothing has been written to yet, and gives its bytes.
+    /// Wraps a connection that nothing has been written to yet, and returns its stream.
     pub fn new(stream: TcpStream) -> (WireStream, Arc<Self>) {
         let (read, socket) = Socket::split(stream);
         let wire = Arc::new(Self {
@@ -114,7 +111,7 @@ impl Wire {
         (stream, wire)
     }
 
-    /// Of a connection that waits for its next request.
+    /// For a connection that waits for its next request.
     pub fn rest(&self) {
         self.socket.rest();
     }
@@ -137,13 +134,13 @@ impl Wire {
         }
     }
 
-    /// Says that the next request goes out on this idle connection.
+    /// Notes that the next request is sent on this idle connection.
     pub fn reuse(&self) -> Mark {
         self.probe.store(true, Ordering::Relaxed);
         self.mark()
     }
 
-    /// Whether the peer has sent anything of an answer since `mark`.
+    /// Whether the peer has sent anything of a response since `mark`.
     pub fn has_received_since(&self, mark: Mark) -> bool {
         self.received.load(Ordering::Relaxed) > mark.received
     }
@@ -155,24 +152,23 @@ impl Wire {
 
     /// Whether what was written since `mark` is known not to have reached the peer yet.
     ///
-    /// What the peer has sent until now is then no answer to it. It may still arrive.
+    /// If so, what the peer has sent until now is not a response to it. It may still arrive.
     pub fn is_unacknowledged_since(&self, mark: Mark) -> bool {
         self.written.load(Ordering::Relaxed) > mark.written
             && getsockopt(self.socket.stream(), TcpInfo).is_ok_and(|info| mark.is_all_of(&info))
     }
 
-    /// How much the kernel took and how much of that the peer has, while it does not have all of it.
+    /// How much the kernel took and how much of that the peer has, until it has all of it.
     pub fn undelivered(&self) -> Option<(u64, u64)> {
         let written = self.written.load(Ordering::Relaxed);
         let info = getsockopt(self.socket.stream(), TcpInfo).ok()?;
-        // The count starts with the SYN. A kernel that does not keep it stays at none.
+        // The count starts with the SYN. It stays 0 on a kernel that does not keep it.
         (1..=written).contains(&info.bytes_acked).then_some((written, info.bytes_acked))
     }
 
-    /// What the peer had of what was written since `mark`, which is that of a connection that had
-    /// answered all before it.
+    /// What the peer had of what was written since `mark`. Everything before `mark` must have had its response.
     ///
-    /// Only of a connection that has failed. May take a second.
+    /// Only for a connection that has failed. May take a second.
     pub async fn verdict(&self, mark: Mark) -> Verdict {
         let deadline = Instant::now() + VERDICT_DEADLINE;
         let mut pause = Duration::from_micros(100);
@@ -188,7 +184,7 @@ impl Wire {
 
     fn observe(&self, mark: Mark) -> Observation {
         let written = self.written.load(Ordering::Relaxed) > mark.written;
-        // First: what is acknowledged later than that comes with a later end.
+        // Read first: what is acknowledged after it goes with a later end.
         let Ok(info) = getsockopt(self.socket.stream(), TcpInfo) else {
             return Observation { written, unacknowledged: false, end: End::Other };
         };
@@ -200,9 +196,9 @@ impl Wire {
         Observation { written, unacknowledged: mark.is_all_of(&info), end }
     }
 
-    /// How a connection came to be closed. Linux reports a RST as `EPIPE` where the peer's FIN had
-    /// come before it and we had not ended our side (`tcp_reset` in `net/ipv4/tcp_input.c`), and as
-    /// `ECONNRESET` elsewhere; to whoever reads, it says only that the peer has ended.
+    /// How a connection was closed. Linux reports a RST as `EPIPE` if the peer's FIN had arrived before it and we had
+    /// not ended our side (`tcp_reset` in `net/ipv4/tcp_input.c`), and as `ECONNRESET` otherwise; a read only shows
+    /// that the peer has ended.
     fn how_closed(&self) -> End {
         if let Ok(Some(error)) = self.socket.stream().take_error() {
             self.note(error);
@@ -214,11 +210,11 @@ impl Wire {
         }
     }
 
-    /// Ends the connection, whoever is reading or writing on it.
+    /// Ends the connection, even while others read from it or write to it.
     pub fn cut(&self) {
-        // From now on a broken pipe is of our own making.
+        // From now on a broken pipe is our own doing.
         self.end(ENDED_OTHERWISE);
-        // One that has ended already is as good.
+        // It may have ended already.
         let _ = SockRef::from(self.socket.stream()).shutdown(Shutdown::Both);
     }
 
@@ -231,20 +227,20 @@ impl Wire {
         error
     }
 
-    /// What is told first is true: what comes of a socket that has failed is a broken pipe.
+    /// The first report counts: afterwards, a failed socket reports only a broken pipe.
     fn end(&self, how: u8) {
         let first = (Ordering::Relaxed, Ordering::Relaxed);
         let _ = self.ended.compare_exchange(NOT_ENDED, how, first.0, first.1);
     }
 
-    /// Counts bytes that came for the application protocol.
+    /// Counts bytes received for the application protocol.
     pub(super) fn count_received(&self, bytes: usize) {
         if bytes > 0 {
             self.received.fetch_add(bytes as u64, Ordering::Relaxed);
         }
     }
 
-    /// What the kernel knows now; `None` where that is nothing.
+    /// What the kernel knows now; `None` if nothing.
     fn probe(&self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
         let len = buf.remaining().min(PROBE_SIZE);
         let mut socket = &*SockRef::from(self.socket.stream());
@@ -258,7 +254,7 @@ impl Wire {
         }
     }
 
-    /// Takes note of what a write came to.
+    /// Notes the result of a write.
     fn poll_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let written = ready!(written).map_err(|e| self.note(e))?;
         self.written.fetch_add(written as u64, Ordering::Relaxed);
@@ -267,8 +263,8 @@ impl Wire {
 }
 
 impl Mark {
-    /// Whether exactly what was written until the mark is acknowledged. The count starts with the
-    /// SYN. A kernel that does not keep it stays below, which proves nothing.
+    /// Whether exactly what was written before the mark is acknowledged. The count starts with the SYN. On a kernel
+    /// that does not keep it, it stays below that, which proves nothing.
     fn is_all_of(self, info: &Progress) -> bool {
         info.bytes_acked == self.written + 1
     }
@@ -279,7 +275,7 @@ impl Mark {
 pub struct WireStream {
     read: OwnedReadHalf,
     wire: Arc<Wire>,
-    /// What was read and not yet asked for. It has room only while a peer sends much.
+    /// What was read and not consumed yet. Allocated only while a peer sends much.
     ahead: BytesMut,
     /// The last read was filled: there may be much more.
     bulk: bool,
@@ -291,8 +287,8 @@ impl WireStream {
         &self.wire
     }
 
-    /// Reads what the kernel has, also what does not fit `buf`: rustls asks for 4 KiB at a time,
-    /// which makes five reads of each record of a large body.
+    /// Reads what the kernel has, even what does not fit into `buf`: rustls asks for 4 KiB at a time, which would
+    /// take five reads for each record of a large body.
     fn poll_read_ahead(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,5 +1,5 @@
-//! HTTP over one upstream connection. Whoever has a request on it reads and writes it; HTTP/2, where
-//! many share one, has a task for the connection itself.
+//! HTTP over one upstream connection. The task that has a request on it reads and writes it; an HTTP/2
+//! connection, which many share, has a task of its own.
 
 use std::{
     sync::Arc,
@@ -34,7 +34,7 @@ pub enum Connection {
 /// An HTTP/1.1 connection.
 #[derive(Debug)]
 pub struct Http1 {
-    /// None once it speaks another protocol.
+    /// None after a switch to another protocol.
     client: Option<Box<http1::ClientConnection<TargetStream>>>,
     /// Its connection.
     pub info: Arc<ConnectionInfo>,
@@ -52,8 +52,8 @@ pub enum SendError {
 }
 
 impl SendError {
-    /// What the error by itself says of how much the origin had of the request: more than its
-    /// connection can tell of HTTP/2, where many requests share it.
+    /// How much of the request the origin had, as far as the error alone shows it. For HTTP/2, where many requests
+    /// share the connection, that is more than the connection can tell.
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::Http1(http1::ExchangeError::NotFree)
@@ -89,7 +89,7 @@ impl SendError {
         )
     }
 
-    /// Whether the connection's end is what went wrong, as it is where that was ended on purpose.
+    /// Whether the connection's end caused the error, as when it was ended on purpose.
     pub fn is_cut_off(&self) -> bool {
         use http2::ExchangeError::{Connection, GoAway, NotSent};
         match self {
@@ -107,7 +107,7 @@ impl SendError {
         }
     }
 
-    /// Whether what came is not HTTP.
+    /// Whether what was received is not HTTP.
     pub fn is_malformed(&self) -> bool {
         use http2::ExchangeError::{Protocol, SwitchingProtocols};
         match self {
@@ -118,7 +118,7 @@ impl SendError {
 }
 
 impl Connection {
-    /// Starts HTTP on a new connection: HTTP/2 where ALPN chose it or `prior_knowledge` says so.
+    /// Starts HTTP on a new connection: HTTP/2 if ALPN chose it, or with `prior_knowledge`.
     ///
     /// The task that drives it ends with the connection, at the latest when `kill` is cancelled.
     pub async fn start(
@@ -147,21 +147,20 @@ impl Connection {
         }
     }
 
-    /// Whether requests are to be written as HTTP/2 has them.
+    /// Whether requests have to be in the form of HTTP/2.
     pub fn is_http2(&self) -> bool {
         matches!(self, Self::Http2(_))
     }
 
-    /// Ends the flight that made it, as soon as others can know what it is good for.
+    /// Ends the dial's flight, once it is known how many requests may share the connection.
     pub fn land(&self, flight: Lead) {
         if let Self::Http2(http2) = self {
             http2.land(flight);
         }
     }
 
-    /// Sends a request and gives its response's head, behind which [`poll_frame`](Self::poll_frame) has
-    /// the body. `probe`: the connection has served before. `limit`: for how long an HTTP/2 peer may allow no
-    /// stream.
+    /// Sends a request and returns its response's head; [`poll_frame`](Self::poll_frame) then reads the body.
+    /// `probe`: the connection has served before. `limit`: how long an HTTP/2 peer may allow no streams.
     pub async fn send(
         &mut self,
         head: &request::Parts,
@@ -175,7 +174,7 @@ impl Connection {
                 Some(client) => Ok(client.send(head, body, probe, interim).await?),
                 None => Err(http1::ExchangeError::NotFree.into()),
             },
-            // Boxed, for requests of HTTP/1 would carry its weight.
+            // Boxed, because otherwise the futures of HTTP/1 requests would have room for it.
             Self::Http2(http2) => Ok(Box::pin(http2.send(head, body, interim, limit)).await?),
         }
     }
@@ -197,7 +196,7 @@ impl Connection {
         }
     }
 
-    /// Goes on with the request's body, for a caller who does not ask for the response's.
+    /// Continues with the request's body, for a caller that is not reading the response's.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
         match self {
             Self::Http1(Http1 { client: Some(client), .. }) => client.poll_progress(cx),
@@ -218,7 +217,7 @@ impl Connection {
         }
     }
 
-    /// How much of the response's body comes.
+    /// How much of the response's body is still to come.
     pub fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http1(Http1 { client: Some(client), .. }) => client.size_hint(),
@@ -229,7 +228,7 @@ impl Connection {
         }
     }
 
-    /// The stream behind a `101`; none of HTTP/2, which has no such response.
+    /// The stream after a `101`; none for HTTP/2, which has no such response.
     pub fn take_tunnel(&mut self) -> Option<Prefixed<TargetStream>> {
         match self {
             Self::Http1(http1) => http1.client.take().and_then(|client| client.into_tunnel()),
@@ -239,17 +238,17 @@ impl Connection {
 }
 
 impl Http1 {
-    /// Whether it can take the next request, as far as anybody has looked.
+    /// Whether it can take the next request, as far as it was checked.
     pub fn is_free(&self) -> bool {
         self.client.as_ref().is_some_and(|client| client.is_free())
     }
 
-    /// Whether its idle peer is still there, and has said nothing.
+    /// Whether its idle peer is still there and has sent nothing.
     pub fn is_still_free(&mut self) -> bool {
         self.client.as_mut().is_some_and(|client| client.is_still_free())
     }
 
-    /// Holds no memory that it does not need while it waits.
+    /// Releases memory that it does not need while idle.
     pub(super) fn rest(&mut self) {
         if let Some(client) = &mut self.client {
             client.rest();

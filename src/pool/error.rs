@@ -14,7 +14,7 @@ pub enum AcquireError {
     /// HTTP could not be started on a fresh connection.
     #[error("starting HTTP with {endpoint}: {error}")]
     Http {
-        /// With whom.
+        /// The endpoint.
         endpoint: SocketAddr,
         /// Why.
         error: SendError,
@@ -22,15 +22,15 @@ pub enum AcquireError {
     /// Another request was dialling, and there was no connection to share within `timeouts.connect`.
     #[error("waiting for a connection to {endpoint} took longer than {limit:?}")]
     Late {
-        /// With whom.
+        /// The endpoint.
         endpoint: SocketAddr,
         /// `timeouts.connect`.
         limit: Duration,
     },
-    /// `pool.max_connections` were busy for as long as `timeouts.connect`.
+    /// All `pool.max_connections` were busy for `timeouts.connect`.
     #[error("{limit} connections to {endpoint} are busy, as many as `pool.max_connections` allows")]
     ConnectionLimit {
-        /// To whom.
+        /// The endpoint.
         endpoint: SocketAddr,
         /// `pool.max_connections`.
         limit: usize,

@@ -8,20 +8,20 @@ use crate::fault::Fault;
 #[derive(Debug, Default)]
 pub(super) struct SingleFlight(Option<watch::Receiver<Option<Fault>>>);
 
-/// A request's part in it.
+/// A request's part in a dial.
 #[derive(Debug)]
 pub enum Flight {
     /// It dials, and drops this when done.
     Lead(Lead),
-    /// Another does.
+    /// Another request dials.
     Follow(Follow),
 }
 
-/// The leader's duty: telling the others, also when it is cancelled.
+/// The request that dials. Tells the others the result, also if it is cancelled.
 #[derive(Debug)]
 pub struct Lead(watch::Sender<Option<Fault>>);
 
-/// One that waits for the leader.
+/// A request that waits for the leader.
 #[derive(Debug)]
 pub struct Follow(watch::Receiver<Option<Fault>>);
 
@@ -43,15 +43,15 @@ impl SingleFlight {
 }
 
 impl Lead {
-    /// Tells those who wait that there is no connection: each of them would wait for as long, and fail in
-    /// the same way. Dropping says that they should look again.
+    /// Tells the followers that there is no connection: each of them would wait as long and fail in the same
+    /// way. Dropping the leader instead has them look again.
     pub fn failed(self, fault: &Fault) {
         self.0.send_replace(Some(fault.clone()));
     }
 }
 
 impl Follow {
-    /// Waits for the dial to end; gives its failure, if that is how it ended.
+    /// Waits for the dial to end. Returns its failure, if it failed.
     pub async fn ended(mut self) -> Option<Fault> {
         // An error says that the leader is gone.
         let _ = self.0.changed().await;

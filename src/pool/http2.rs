@@ -1,4 +1,4 @@
-//! An HTTP/2 connection that many requests share, and the tasks that keep it going.
+//! An HTTP/2 connection that many requests share, and the tasks that drive it.
 
 use std::{
     fmt,
@@ -27,15 +27,15 @@ use crate::{
     http2,
 };
 
-/// Streams that one HTTP/2 connection carries at most, if its peer allows as many. More than
-/// this goes to a further connection, so that one lost packet does not hold up everything.
+/// The most streams on one HTTP/2 connection, if its peer allows that many. Beyond this another connection is
+/// made, so that one lost packet does not delay everything.
 const MAX_STREAMS: usize = 100;
 
-/// For how long a peer's first SETTINGS are awaited before others share its connection all the same, and for
-/// how long one that allows no streams is the only connection to it.
+/// How long a peer's first SETTINGS are awaited before other requests share its connection anyway, and how long a
+/// connection whose peer allows no streams remains the only one.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A handle on an HTTP/2 connection: the pool's, or one stream.
+/// A handle to an HTTP/2 connection: the pool's, or one stream's.
 pub struct Http2 {
     client: http2::ClientConnection,
     /// Its connection.
@@ -46,16 +46,16 @@ pub struct Http2 {
     exchange: Option<Box<http2::Exchange>>,
 }
 
-/// What all handles on one HTTP/2 connection share.
+/// What all handles to one HTTP/2 connection share.
 #[derive(Debug)]
 struct Streams {
     open: AtomicUsize,
-    /// How many there may be; [`UNKNOWN`] until the peer has said so.
+    /// How many there may be; [`UNKNOWN`] until the peer has announced its limit.
     limit: AtomicUsize,
-    /// Those who wait for the connection learn of it when its limit is known. Were they to use it
-    /// before, those past the limit would wait for the others' streams to end.
+    /// Requests that wait for the connection get it once its limit is known. Otherwise those beyond the limit
+    /// would have to wait for the others' streams to end.
     flight: Mutex<Option<Lead>>,
-    /// The peer allows no streams from now on, maybe for a moment only.
+    /// The peer allows no streams at present, perhaps only for a moment.
     barred: Notify,
     /// Nothing more is read or written.
     ended: AtomicBool,
@@ -92,7 +92,7 @@ impl Http2 {
         limit: Duration,
     ) -> Result<Response<()>, http2::ExchangeError> {
         let mark = self.info.wire.mark();
-        // Whoever is told after this is told of this stream, too.
+        // From here on, whoever is told counts this stream too.
         let barred = self.streams.barred.notified();
         let exchange = self.exchange.insert(Box::new(self.client.begin(head, body)?));
         let head = tokio::select! {
@@ -110,15 +110,15 @@ impl Http2 {
         self.exchange.as_deref()
     }
 
-    /// The same, to go on with.
+    /// The same, mutably.
     pub(super) fn exchange_mut(&mut self) -> Option<&mut http2::Exchange> {
         self.exchange.as_deref_mut()
     }
 
-    /// What an error means that a request has met which was begun at `mark`.
+    /// What an error means for a request that was begun at `mark`.
     fn judge(&self, error: http2::ExchangeError, mark: Mark) -> http2::ExchangeError {
         match error {
-            // Nothing will be written any more, and nothing was, by whatever stream.
+            // Nothing will be written any more, and no stream has written anything.
             http2::ExchangeError::Connection(error)
                 if self.streams.ended.load(Ordering::Acquire)
                     && !self.info.wire.has_written_since(mark) =>
@@ -158,7 +158,7 @@ impl Http2 {
 
     /// Ends the flight that made it, once it is known how many may share it.
     pub(super) fn land(&self, flight: Lead) {
-        // Under the lock, so that the limit does not become known in between, nor the connection end.
+        // Under the lock, so that the limit does not become known, and the connection does not end, in between.
         let mut waiting = self.streams.flight.lock();
         let ended = self.streams.ended.load(Ordering::Acquire);
         let limit = self.streams.limit.load(Ordering::Relaxed);
@@ -167,13 +167,13 @@ impl Http2 {
         }
     }
 
-    /// Whether no further streams can be begun, or none are allowed and it is not to be expected.
+    /// Whether no further streams can be begun, or none are allowed and that is not expected to change.
     pub fn is_closed(&self) -> bool {
         let is_barred = self.streams.limit.load(Ordering::Relaxed) == 0;
         is_barred && !self.streams.is_new() || !self.client.clone().is_open()
     }
 
-    /// For how long no stream has been open.
+    /// How long no stream has been open.
     pub fn idle_for(&self, now: Instant) -> Option<Duration> {
         let streams = &self.streams;
         (streams.open.load(Ordering::SeqCst) == 0).then(|| {
@@ -201,7 +201,7 @@ impl Drop for Http2 {
 }
 
 impl Streams {
-    /// Of a new connection with one stream.
+    /// For a new connection with one stream.
     fn new() -> Self {
         Self {
             open: AtomicUsize::new(1),
@@ -230,7 +230,7 @@ impl Streams {
         true
     }
 
-    /// Has others look for another connection where this one is of no use to them by now.
+    /// Has waiting requests look for another connection if they cannot use this one any more.
     fn give_up(&self) {
         let mut flight = self.flight.lock();
         if self.limit.load(Ordering::Relaxed) == 0 {
@@ -253,7 +253,7 @@ impl Streams {
         if self.limit.load(Ordering::Relaxed) != 0 {
             barred.await;
         }
-        // Boxed, for most requests need it not and would carry its weight.
+        // Boxed, because most requests do not need it, and their futures would have room for it.
         Box::pin(sleep(limit)).await;
         if client.is_open() {
             pending().await
@@ -261,16 +261,16 @@ impl Streams {
     }
 }
 
-/// Polls an HTTP/2 connection until it ends, and keeps it counted that long.
+/// Polls an HTTP/2 connection until it ends, and keeps it counted until then.
 struct Driver {
-    // Dropped before the end is told: after it, nothing is written any more.
+    // Dropped before the end is reported: after that, nothing is written any more.
     connection: http2::Connection<TargetStream>,
     streams: Ended,
     mark: Mark,
     info: Arc<ConnectionInfo>,
 }
 
-/// Tells of a connection's end when it is dropped.
+/// Reports a connection's end when dropped.
 struct Ended(Arc<Streams>);
 
 impl Future for Driver {
@@ -283,7 +283,7 @@ impl Future for Driver {
                 tracing::warn!(endpoint, %flood, "closed an HTTP/2 connection to an origin");
             }
         });
-        // RFC 9113 §3.4: the first that comes are the peer's SETTINGS.
+        // RFC 9113 §3.4: the peer's first frame is SETTINGS.
         if self.info.wire.has_received_since(self.mark) {
             let is_news = self.streams.0.learn(self.connection.max_streams());
             if is_news {
@@ -294,8 +294,8 @@ impl Future for Driver {
     }
 }
 
-/// Has an HTTP/2 connection driven until it ends, is to end, or its peer is gone. Apart from its driver,
-/// which is woken by every frame.
+/// Runs an HTTP/2 connection's driver until it ends, is killed, or its peer is gone. Apart from the driver, which
+/// is woken by every frame.
 async fn watch(driver: Driver, keep_alive: http2::OriginKeepAlive, kill: CancellationToken) {
     let (streams, wire) = (driver.streams.0.clone(), driver.info.wire.clone());
     let mut driven = tokio::spawn(driver);
@@ -318,7 +318,7 @@ async fn watch(driver: Driver, keep_alive: http2::OriginKeepAlive, kill: Cancell
 impl Drop for Ended {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Release);
-        // Those who wait for it look for another.
+        // Requests that wait for it look for another.
         self.0.flight.lock().take();
     }
 }

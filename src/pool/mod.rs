@@ -1,8 +1,7 @@
-//! Connections kept for the next request: a worker's, for one alias.
+//! The connections that a worker keeps for an alias' next requests.
 //!
-//! An idle HTTP/1.1 connection is owned by the pool; taking it is owning it. An HTTP/2
-//! connection is shared: the pool keeps a handle and gives out further ones. Nothing here knows
-//! of balancing: the key says exactly who is meant.
+//! The pool owns idle HTTP/1.1 connections, and a request takes one over. HTTP/2 connections are shared: the
+//! pool keeps a handle and hands out others. The pool knows nothing of balancing: the key names one endpoint.
 
 mod connection;
 mod error;
@@ -36,29 +35,29 @@ use flight::SingleFlight;
 
 use crate::{config, resolve::TrueName, tls::Negotiated};
 
-/// How long a connection over `max_idle` is kept all the same. Under a heavy load many are idle for
-/// a moment, and are needed in the next: closed at once, they would be a handshake each, which
-/// makes the load heavier still. So what is kept is bounded by the requests of the last seconds.
+/// How long a connection beyond `max_idle` is kept anyway. Under heavy load many are idle for a moment and needed
+/// in the next: closing them at once would cost a handshake each and add to the load. So the number kept is
+/// bounded by the requests of the last seconds.
 const LULL: Duration = Duration::from_secs(1);
 
-/// Everything that must be equal for a connection to serve a request. Never a hash of it: two
-/// identities must not meet by accident.
+/// Everything that must be equal for a connection to serve a request. Never a hash of it: identities must not
+/// collide.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PoolKey {
-    /// Who is at the other end.
+    /// The endpoint.
     pub endpoint: SocketAddr,
     /// The name that its certificate was verified for.
     pub true_name: TrueName,
     /// The application protocol spoken on it.
     pub protocol: Negotiated,
-    /// The load of trust settings and client certificate that it was made under.
+    /// Which load of trust settings and client certificate it was made with.
     pub trust: u64,
 }
 
 /// One worker's connections for one alias.
 #[derive(Debug)]
 pub struct Pool {
-    /// Whoever asks is one of ours: the keys need no defence against collisions made on purpose.
+    /// The keys are our own, so they need no defence against deliberate collisions.
     slots: Mutex<HashMap<PoolKey, Slot, RandomState>>,
     /// This worker's share of `pool.max_idle`.
     max_idle: AtomicUsize,
@@ -69,11 +68,11 @@ pub struct Pool {
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// A stack: the connection used last is the likeliest to be open still.
+    /// A stack: the connection used last is the most likely to be still open.
     idle: Vec<Idle>,
     shared: Vec<Http2>,
     dialling: SingleFlight,
-    /// The peer was offered HTTP/2 and chose HTTP/1.1: nobody waits for a connection to share.
+    /// The peer was offered HTTP/2 and chose HTTP/1.1: there will be no connection to share.
     refuses_http2: bool,
 }
 
@@ -97,7 +96,7 @@ impl Pool {
         pool
     }
 
-    /// Goes on by other limits.
+    /// Sets other limits.
     pub fn configure(&self, limits: &config::Pool, workers: usize) {
         self.max_idle.store(limits.max_idle.div_ceil(workers.max(1)), Relaxed);
         let idle_timeout = u64::try_from(limits.idle_timeout.as_millis()).unwrap_or(u64::MAX);
@@ -116,7 +115,7 @@ impl Pool {
     pub fn take(&self, key: &PoolKey, now: Instant) -> Option<Connection> {
         let mut slots = self.slots.lock();
         let slot = slots.get_mut(key)?;
-        // The latest first: an older one may be on its way out.
+        // The newest first: an older one may be about to close.
         if let Some(shared) = slot
             .shared
             .iter()
@@ -126,8 +125,8 @@ impl Pool {
         {
             return Some(Connection::Http2(shared));
         }
-        // One that its peer has closed meanwhile is told apart when it is used, before anything is
-        // written on it.
+        // One that its peer has closed in the meantime is noticed when it is used, before anything is written
+        // to it.
         while let Some(idle) = slot.idle.pop() {
             if idle.until > now {
                 return Some(Connection::Http1(idle.connection));
@@ -136,8 +135,7 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection whose response has ended. `keep_alive` is what the origin said of how
-    /// long it will keep it.
+    /// Keeps a connection whose response has ended. `keep_alive`: how long the origin says that it will keep it.
     pub fn give(&self, key: PoolKey, connection: Http1, keep_alive: Option<Duration>) {
         let now = Instant::now();
         if self.max_idle() == 0 || !connection.is_free() {
@@ -158,15 +156,14 @@ impl Pool {
         }
         slot.idle.push(Idle { connection, since: now, until });
         drop(slots);
-        // Only now: whoever began to wait before this has not seen the connection, and whoever
-        // does after it will.
+        // Only now: requests that began to wait earlier have not seen the connection, and later ones will.
         if endpoint.returned(self.worker) {
-            // Closing one lets in whoever waited longest, on whichever worker.
+            // Closing one lets in the request that has waited longest, on any worker.
             self.evict(address);
         }
     }
 
-    /// Keeps a handle on a new HTTP/2 connection for others to share.
+    /// Keeps a handle to a new HTTP/2 connection for others to share.
     pub fn share(&self, key: PoolKey, connection: &Http2) {
         let mut slots = self.slots.lock();
         let slot = slots.entry(key).or_default();
@@ -184,7 +181,7 @@ impl Pool {
         self.slots.lock().get(key).is_some_and(|slot| slot.refuses_http2)
     }
 
-    /// Who dials for `key`, an HTTP/2 one; `None` where everyone dials for himself.
+    /// Who dials for an HTTP/2 `key`; `None` if each request dials for itself.
     pub fn flight(&self, key: &PoolKey) -> Option<Flight> {
         let mut slots = self.slots.lock();
         let slot = slots.entry(key.clone()).or_default();
@@ -194,8 +191,8 @@ impl Pool {
         Some(slot.dialling.join())
     }
 
-    /// Waits for room to make one more connection to an endpoint, as `pool.max_connections` has it, or
-    /// until `kept` gives a connection that has become free. `make_way` is to close an idle one.
+    /// Waits until `pool.max_connections` allows one more connection to an endpoint, or `kept` returns one that
+    /// has become free. `make_way` closes an idle one.
     pub async fn room<T>(
         &self,
         endpoint: &Arc<EndpointConnections>,
@@ -205,7 +202,7 @@ impl Pool {
         endpoint.room(self.worker, kept, make_way).await
     }
 
-    /// Closes one idle connection to `endpoint`, for a request that may make none.
+    /// Closes one idle connection to `endpoint`, for a request that is not allowed to make one.
     pub fn evict(&self, endpoint: SocketAddr) -> bool {
         let now = Instant::now();
         let mut slots = self.slots.lock();
@@ -222,8 +219,8 @@ impl Pool {
         evicted.is_some()
     }
 
-    /// Closes what is idle too long, too old, too much, of an endpoint that left, or of another
-    /// identity.
+    /// Closes connections that are idle too long, too old, too many, to an endpoint that was removed, or of
+    /// another identity.
     pub fn reap(&self, now: Instant, keep: impl Fn(&PoolKey) -> bool) {
         let mut closing = Vec::new();
         let (max_idle, idle_timeout) = (self.max_idle(), self.idle_timeout());

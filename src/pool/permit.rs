@@ -1,4 +1,4 @@
-//! `pool.max_connections`: who may make one more connection to an endpoint, and who waits for it.
+//! `pool.max_connections`: which requests may make one more connection to an endpoint, and which wait.
 
 use std::{
     pin::pin,
@@ -37,7 +37,7 @@ struct Waiting {
     freed: Notify,
 }
 
-/// Leave to make one more connection to an endpoint.
+/// A permit to make one more connection to an endpoint.
 #[derive(Debug)]
 pub struct Permit {
     endpoint: Arc<EndpointConnections>,
@@ -49,12 +49,12 @@ pub struct Permit {
 #[derive(Debug)]
 pub struct Counted(Permit);
 
-/// What a request that needs a connection has found.
+/// How a request gets a connection.
 #[derive(Debug)]
 pub enum Room<T> {
-    /// It may make one.
+    /// It may make a new one.
     Free(Permit),
-    /// One that was there has become free.
+    /// An existing one has become free.
     Kept(T),
 }
 
@@ -121,7 +121,7 @@ impl EndpointConnections {
         let waiting = &self.waiting[worker];
         let _counted = CountedIn::new(&waiting.count);
         let mut freed = pin!(waiting.freed.notified());
-        // One and the same throughout, which keeps its place in the queue.
+        // The same future throughout, so that it keeps its place in the queue.
         let mut permit = pin!(limit.clone().acquire_owned());
         loop {
             make_way();
@@ -133,7 +133,7 @@ impl EndpointConnections {
             if let Some(kept) = kept() {
                 return Room::Kept(kept);
             }
-            // A reload may have taken the limit away.
+            // A reload may have removed the limit.
             if self.limit.permits().is_none() {
                 return free(None);
             }
