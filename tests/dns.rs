@@ -171,16 +171,7 @@ async fn an_alias_answers_to_its_names_in_the_namespace_that_resolv_conf_comes_t
     let _origins = scene.script(scripts::answer);
     let other = "webscaler-manual.prod.svc.cluster.local";
     scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, TRUE_NAME), dns::cname(other, 0, TRUE_NAME)]);
-    let yaml = scene.restless_yaml("").replace("namespace: default, ", "");
-    // A process of its own view of /etc.
-    let proxy = Setup::new(&yaml.replace("cluster_domain: cluster.local, ", ""))
-        .file("resolv.conf", "search default.svc.cluster.local\n")
-        .shell(
-            "exec unshare -rm sh -c 'mount --bind resolv.conf /etc/resolv.conf; exec \"$0\" \"$@\"' \
-             \"$0\" \"$@\"; ",
-        )
-        .start()
-        .await;
+    let proxy = following_resolv_conf(&scene, "").await;
     let address = proxy.address(ALIAS).await;
     let [old, new] = ["webscaler-manual.default", "webscaler-manual.prod"];
     assert_eq!(client::get(address, old, "/").await.status(), 200);
@@ -193,6 +184,29 @@ async fn an_alias_answers_to_its_names_in_the_namespace_that_resolv_conf_comes_t
     })
     .await;
     assert_eq!(client::get(address, old, "/").await.status(), 404);
+}
+
+/// Regression: it was tried once.
+#[tokio::test]
+async fn an_alias_whose_new_certificates_cannot_be_written_gets_its_new_names_later() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let other = "webscaler-manual.prod.svc.cluster.local";
+    scene.dns.zone([dns::cname(other, 0, TRUE_NAME)]);
+    let proxy = following_resolv_conf(&scene, "ca: {directory: \"$FOLDER/ca\"}\n").await;
+    let address = proxy.address(ALIAS).await;
+    let [folder, aside] = ["ca", "aside"].map(|name| proxy.folder().join(name));
+    fs::rename(&folder, &aside).unwrap();
+    fs::write(&folder, "no folder").unwrap();
+    let resolv_conf = proxy.folder().join("resolv.conf");
+    fs::write(resolv_conf, "search prod.svc.cluster.local\n").unwrap();
+    proxy.logged("cannot rename the aliases").await;
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&aside, &folder).unwrap();
+    within("the names of the other namespace", async {
+        while client::get(address, "webscaler-manual.prod", "/").await.status() != 200 {}
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -533,4 +547,15 @@ async fn the_alias_is_found_by_any_case_port_and_dot_and_by_nothing_longer() {
         let status = client::get(address, host, "/").await.status();
         assert!([400, 404].contains(&status), "{host}: {status}");
     }
+}
+
+/// A proxy with a view of /etc of its own, whose resolv.conf is in its folder. `keys` are of the file's top level.
+async fn following_resolv_conf(scene: &Scene, keys: &str) -> Proxy {
+    let yaml = scene.restless_yaml("").replace("namespace: default, ", "");
+    let yaml = yaml.replace("cluster_domain: cluster.local, ", "") + keys;
+    let setup = Setup::new(&yaml).file("resolv.conf", "search default.svc.cluster.local\n").shell(
+        "exec unshare -rm sh -c 'mount --bind resolv.conf /etc/resolv.conf; exec \"$0\" \"$@\"' \
+         \"$0\" \"$@\"; ",
+    );
+    setup.start().await
 }

@@ -20,7 +20,7 @@ use tokio::{
     runtime::{self, Runtime},
     sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
-    time::{Instant, interval, timeout},
+    time::{Instant, interval, sleep_until, timeout},
 };
 
 use certificates::CertificateWatcher;
@@ -48,6 +48,9 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// How often it is asked whether a failure goes on or has ended.
 const FAILURE_REPORTS: Duration = Duration::from_secs(1);
+
+/// Until it is tried again to rename the aliases, where their certificates, say, could not be written.
+const RENAME_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long a socket is kept that narrower ones have taken the place of: handshakes may be under way.
 const HANDSHAKES: Duration = Duration::from_secs(1);
@@ -141,6 +144,7 @@ struct Control {
     registry: Registry,
     /// What the aliases' names were completed by.
     environment: Environment,
+    renaming: Renaming,
     policy: Arc<ArcSwap<AddressPolicy>>,
     server: Arc<Server>,
     threads: Workers,
@@ -172,8 +176,10 @@ impl Control {
         let admin = config.admin.listen.map(bind).transpose().map_err(StartError::Admin)?;
         let policy = Arc::<ArcSwap<AddressPolicy>>::default();
         let resolver = Resolver::new(config.dns.clone());
+        let environment = resolver.environment();
         let mut control = Self {
-            environment: resolver.environment(),
+            renaming: Renaming::of(&environment),
+            environment,
             registry: Registry::new(resolver, policy.clone(), workers),
             policy,
             threads: Workers::start(&server, workers, config.listener.max_connections)?,
@@ -215,6 +221,7 @@ impl Control {
         let addresses = sockets.at_work.iter().map(|listening| listening.bound.address);
         let own = addresses.chain(self.admin);
         self.policy.store(Arc::new(AddressPolicy::new(&config.policy, own)));
+        self.renaming = Renaming::of(&environment);
         self.environment = environment;
         self.registry.commit(&aliases, &config.dns);
         let allowed = config.proxy.passthrough == config::Passthrough::Allow;
@@ -326,7 +333,7 @@ impl Control {
                 (plan, reply) = reloads.planned() => {
                     let _ = reply.send(plan.map(|plan| self.reload(plan)));
                 }
-                () = self.registry.resolver().moved_from(&self.environment), if reloads.is_idle() => {
+                () = self.renaming.due(self.registry.resolver(), &self.environment), if reloads.is_idle() => {
                     reloads.waiting.push_back(self.rename());
                 }
                 _ = upkeep.tick() => self.metrics.upkeep(),
@@ -363,14 +370,28 @@ impl Control {
     /// The same configuration once more: resolv.conf brings another namespace or cluster domain, and with it
     /// other names for the aliases.
     fn rename(&mut self) -> (Box<Config>, Reply) {
-        // Tried once for each change.
-        self.environment = self.registry.resolver().environment();
-        let Environment { namespace, cluster_domain, .. } = &self.environment;
-        tracing::info!(namespace, cluster_domain, "renaming the aliases: resolv.conf has changed");
+        let wanted = self.registry.resolver().environment();
+        let is_again = self.renaming.last.completes_like(&wanted);
+        let Environment { namespace, cluster_domain, .. } = &wanted;
+        if !is_again {
+            tracing::info!(
+                namespace,
+                cluster_domain,
+                "renaming the aliases: resolv.conf has changed",
+            );
+        }
+        self.renaming = Renaming::of(&wanted);
         let (reply, done) = oneshot::channel();
         tokio::spawn(async move {
-            if let Ok(Err(error)) = done.await {
-                tracing::warn!(%error, "cannot rename the aliases; they keep their former names");
+            match done.await {
+                Ok(Ok(())) if is_again => tracing::info!("the aliases have their new names"),
+                // It has been said.
+                Ok(Err(error)) if is_again => tracing::debug!(%error, "cannot rename the aliases"),
+                Ok(Err(error)) => tracing::warn!(
+                    %error,
+                    "cannot rename the aliases; they keep their former names until that is mended",
+                ),
+                _ => {}
             }
         });
         (Box::new(self.config.clone()), reply)
@@ -393,6 +414,33 @@ impl Control {
         }
         if !waiting.is_empty() {
             tracing::warn!(keys = waiting.join(", "), "these settings take effect after a restart");
+        }
+    }
+}
+
+/// When the aliases are to have other names.
+struct Renaming {
+    /// What it was last tried for, or is done for.
+    last: Environment,
+    again: Instant,
+}
+
+impl Renaming {
+    /// Tried for this now.
+    fn of(environment: &Environment) -> Self {
+        Self { last: environment.clone(), again: Instant::now() + RENAME_AGAIN }
+    }
+
+    /// Waits until resolv.conf brings another namespace or cluster domain, or it is time to try again since the last
+    /// attempt has left `in_force` as it was.
+    async fn due(&self, resolver: &Resolver, in_force: &Environment) {
+        let again = async {
+            sleep_until(self.again).await;
+            resolver.moved_from(in_force).await;
+        };
+        tokio::select! {
+            () = resolver.moved_from(&self.last) => {}
+            () = again => {}
         }
     }
 }
