@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use super::{Known, Stem, Store, StoreError, folder::write, pem};
-use crate::tls::{authority::Root, truststore};
+use crate::{
+    files::reading,
+    tls::{authority::Root, truststore},
+};
 use rustls::pki_types::CertificateDer;
 
 /// All roots.
@@ -59,6 +62,7 @@ impl Store {
 
 /// Writes a file, unless it is as it should be.
 fn update(path: &Path, contents: &[u8]) -> Result<(), StoreError> {
+    let _reading = reading(path);
     let is_same_size = fs::metadata(path)
         .is_ok_and(|there| there.is_file() && there.len() == contents.len() as u64);
     if is_same_size && fs::read(path).is_ok_and(|there| there == contents) {

@@ -16,7 +16,7 @@ use nix::{
 };
 
 use super::{Store, StoreError};
-use crate::folder::is_ending;
+use crate::{files::reading, folder::is_ending};
 
 /// What files are called until they are complete.
 pub(super) const BESIDE: &str = ".beside-";
@@ -34,6 +34,7 @@ const COARSE: Duration = Duration::from_secs(2);
 impl Store {
     /// Makes the folder where there is none.
     pub(super) fn make_folder(&self) -> Result<(), StoreError> {
+        let _reading = reading(&self.directory);
         if self.directory.is_dir() {
             return Ok(());
         }
@@ -61,6 +62,7 @@ impl Store {
 
     /// Fails where anybody but this user and root can put files into the folder.
     pub fn check_safety(&self) -> Result<(), StoreError> {
+        let _reading = reading(&self.directory);
         let metadata = match fs::metadata(&self.directory) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -89,6 +91,7 @@ pub(super) struct Stamp {
 impl Stamp {
     /// Of a folder and some of its files.
     pub(super) fn of(directory: &Path, files: &[&str]) -> Self {
+        let _reading = reading(directory);
         let paths = std::iter::once(directory.to_owned());
         let paths = paths.chain(files.iter().map(|file| directory.join(file)));
         let parts: Vec<_> = paths
@@ -126,6 +129,7 @@ fn is_read_only(directory: &Path) -> bool {
 
 /// Reads a file of at most this size. Waits for nobody: what is no file, such as a pipe, is an error.
 pub(super) fn read_file(path: &Path, largest: u64) -> io::Result<Vec<u8>> {
+    let _reading = reading(path);
     let flags = OFlag::O_NONBLOCK.bits();
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -158,6 +162,7 @@ fn write_with(
     sync: bool,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<(), StoreError> {
+    let _reading = reading(path);
     let beside = path.with_file_name(format!("{BESIDE}{}", random_name()?));
     let written = (|| {
         let mut file = create_new(&beside, mode)?;

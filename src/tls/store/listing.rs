@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::{Known, StoreError, folder::read_file};
-use crate::tls::authority::Root;
+use crate::{
+    files::reading,
+    tls::{authority::Root, pins::sha256},
+};
 
 const ROOT: &str = ".root.pem";
 const KEY: &str = ".key.pem";
@@ -20,6 +23,12 @@ const FORMER: &str = "ca-key.pem";
 /// What follows the alias in a name has its room in 255 bytes, and in a Secret's 253.
 const ALIAS_LENGTH: usize = 200;
 
+/// Of a longer one, as much as leaves room for a label that tells it apart.
+const ALIAS_BEGINNING: usize = ALIAS_LENGTH - 1 - 2 * ALIAS_DIGEST;
+
+/// Bytes of the SHA-256 of a longer one.
+const ALIAS_DIGEST: usize = 8;
+
 /// A hundred long names make 60 KiB.
 const LARGEST_ROOT: u64 = 128 * 1024;
 
@@ -29,7 +38,7 @@ pub(super) const MOST_ROOTS: usize = 20_000;
 /// What the names of an authority's files begin with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stem {
-    /// The alias; the beginning of one that is very long.
+    /// The alias; of one that is very long, the beginning, with a digest behind it.
     pub alias: String,
     /// From the root's SHA-256.
     pub id: String,
@@ -48,7 +57,7 @@ pub(super) struct Listing {
 
 impl Stem {
     pub(super) fn new(alias: &str, root: &Root) -> Self {
-        Self { alias: alias_part(alias).to_owned(), id: root.id().to_owned() }
+        Self { alias: alias_part(alias), id: root.id().to_owned() }
     }
 
     pub(super) fn root_file(&self) -> String {
@@ -79,22 +88,28 @@ impl Stem {
 impl Listing {
     /// The stems of an alias, of roots and of keys alone.
     pub(super) fn of_alias(&self, alias: &str) -> impl Iterator<Item = Stem> {
-        let alias = alias_part(alias).to_owned();
+        let alias = alias_part(alias);
         let stems: BTreeSet<&Stem> = self.roots.keys().chain(&self.keys).collect();
         stems.into_iter().filter(move |stem| stem.alias == alias).cloned()
     }
 
     /// The roots of an alias.
     pub(super) fn roots_of(&self, alias: &str) -> impl Iterator<Item = (&Stem, &Arc<Root>)> {
-        let first = Stem { alias: alias_part(alias).to_owned(), id: String::new() };
+        let first = Stem { alias: alias_part(alias), id: String::new() };
         let alias = first.alias.clone();
         self.roots.range(first..).take_while(move |(stem, _)| stem.alias == alias)
     }
 }
 
-/// The beginning of an alias that its files are called by.
-fn alias_part(alias: &str) -> &str {
-    &alias[..alias.len().min(ALIAS_LENGTH)]
+/// What the names of an alias' files begin with. It is a name, too: `ca remove` takes what `ca show` shows.
+fn alias_part(alias: &str) -> String {
+    if alias.len() <= ALIAS_LENGTH {
+        return alias.to_owned();
+    }
+    let beginning = alias[..ALIAS_BEGINNING].trim_end_matches(['.', '-']);
+    let digest = sha256(alias.as_bytes()).into_iter().take(ALIAS_DIGEST);
+    let digest: String = digest.map(|byte| format!("{byte:02x}")).collect();
+    format!("{beginning}.{digest}")
 }
 
 /// Lists a folder. Reads the roots that are new; what is none of ours is told once and left out.
@@ -102,6 +117,7 @@ pub(super) fn list(directory: &Path, known: &mut Known) -> Result<Listing, Store
     let error = |source| StoreError::Io { path: directory.to_owned(), source };
     let mut listing = Listing::default();
     let mut stems = BTreeSet::new();
+    let reading_names = reading(directory);
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(listing),
@@ -126,6 +142,7 @@ pub(super) fn list(directory: &Path, known: &mut Known) -> Result<Listing, Store
             );
         }
     }
+    drop(reading_names);
     stems.retain(|stem| !listing.removed.contains(&stem.id));
     listing.keys.retain(|stem| !listing.removed.contains(&stem.id));
     for stem in stems {

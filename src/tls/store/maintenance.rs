@@ -19,19 +19,38 @@ const TOUCH: Seconds = DAY;
 /// What nobody has touched for so long is of no use to anybody.
 const UNUSED: Seconds = 30 * DAY;
 
+/// The time has come to look at what nobody uses any more.
+pub(super) struct Maintenance {
+    now: Seconds,
+    /// Whether something in the folder was used lately, as the clock has it.
+    is_clock_right: bool,
+}
+
 impl Store {
+    /// Whether it is time for that, with what is in the folder before anything is added.
+    pub(super) fn begin_maintenance(
+        &self,
+        listing: &Listing,
+        known: &mut Known,
+        now: Seconds,
+    ) -> Option<Maintenance> {
+        if (0..INTERVAL).contains(&(now - known.maintained)) {
+            return None;
+        }
+        known.maintained = now;
+        let mut ages = listing.roots.keys().filter_map(|stem| age(&self.root_file(stem), now));
+        let is_clock_right = ages.any(|age| (0..UNUSED).contains(&age));
+        Some(Maintenance { now, is_clock_right })
+    }
+
     /// Shows that what is served is in use, and deletes what has ended or has been out of use for long.
     pub(super) fn maintain(
         &self,
+        Maintenance { now, is_clock_right }: Maintenance,
         listing: &Listing,
         serving: &Serving,
         known: &mut Known,
-        now: Seconds,
     ) {
-        if (0..INTERVAL).contains(&(now - known.maintained)) {
-            return;
-        }
-        known.maintained = now;
         let mut used: HashSet<Stem> = HashSet::new();
         for (stem, _) in serving.held() {
             let file = self.root_file(&stem);
@@ -39,6 +58,11 @@ impl Store {
                 touch(&file);
             }
             used.insert(stem);
+        }
+        // A clock that has leapt ahead may come back, and what seemed to have ended is needed then. If it is right,
+        // the next time finds what is used today.
+        if !is_clock_right {
+            return;
         }
         let mut deleted = 0;
         for (stem, root) in &listing.roots {

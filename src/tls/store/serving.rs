@@ -140,12 +140,13 @@ impl Store {
         let safe = self.is_safe(known);
         // Of before the list is read: a change in between has to show.
         known.stamp = Some(self.stamp());
-        let mut listing = Listing::default();
+        let (mut listing, mut maintenance) = (Listing::default(), None);
         if safe {
             listing = self.list(known)?;
             if self.put_back(before, &listing, known) {
                 listing = self.list(known)?;
             }
+            maintenance = self.begin_maintenance(&listing, known, now);
         }
         let mut drafts = Vec::with_capacity(subjects.len());
         for subject in subjects {
@@ -198,8 +199,8 @@ impl Store {
         if is_due && let Err(error) = self.publish(known, own) {
             self.excuse(error, &serving, before, known)?;
         }
-        if safe {
-            self.maintain(&listing, &serving, known, now);
+        if let Some(maintenance) = maintenance {
+            self.maintain(maintenance, &listing, &serving, known);
         }
         if !made.is_empty() {
             self.announce(made.keys().map(|index| &subjects[*index]));

@@ -148,6 +148,61 @@ fn the_longest_alias_has_files() {
     assert_eq!(store.remove(&long).unwrap(), 1);
 }
 
+/// Regression: `ca remove` removed those of both.
+#[test]
+fn aliases_that_begin_with_the_same_characters_have_authorities_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = |end: &str| {
+        let labels = ["a", "b", "c"].map(|letter| letter.repeat(63));
+        format!("{}.{end}", labels.join("."))
+    };
+    let (one, other) = (long(&"d".repeat(61)), long(&"e".repeat(61)));
+    let prefix = long(&"d".repeat(8));
+    let store = Store::at(folder.path());
+    let subjects = [&one, &other, &prefix].map(|alias| subject([alias]));
+    let serving = store.serve(&subjects, &Serving::default()).unwrap();
+    assert_eq!(store.find().unwrap().len(), 3);
+    assert_eq!(store.remove(&one).unwrap(), 1);
+    assert_eq!(store.remove(&one).unwrap(), 0);
+    let again = store.serve(&subjects[1..], &Serving::default()).unwrap();
+    for alias in [&other, &prefix] {
+        assert!(*serving.certificates()[alias] == *again.certificates()[alias], "{alias}");
+        assert_eq!(store.remove(alias).unwrap(), 1, "{alias}");
+    }
+}
+
+/// Regression: with the clock years ahead for a moment, all authorities had ended and were deleted.
+#[test]
+fn a_clock_that_leaps_ahead_and_back_loses_no_authority() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::at(folder.path());
+    let serving = store.serve(&[subject(["shop"])], &Serving::default()).unwrap();
+    store.serve(&[subject(["former"])], &serving).unwrap();
+    let roots = || store.find().unwrap().len();
+    let maintain = |serving: &Serving, now: Seconds| {
+        let mut known = store.known.lock();
+        let listing = store.list(&mut known).unwrap();
+        known.maintained = 0;
+        let maintenance = store.begin_maintenance(&listing, &mut known, now).unwrap();
+        store.maintain(maintenance, &listing, serving, &mut known);
+    };
+    for leap in [40 * DAY, 2 * LIFETIME] {
+        maintain(&Serving::default(), now() + leap);
+        assert_eq!(roots(), 2, "{leap}");
+    }
+    maintain(&serving, now());
+    assert_eq!(roots(), 2);
+    // Others have been in use by that clock.
+    let served: Vec<_> = serving.held().map(|(stem, _)| store.root_file(&stem)).collect();
+    let later = now() + 40 * DAY;
+    let yesterday = std::time::UNIX_EPOCH + std::time::Duration::from_secs((later - DAY) as u64);
+    for path in served {
+        fs::File::options().write(true).open(path).unwrap().set_modified(yesterday).unwrap();
+    }
+    maintain(&serving, later);
+    assert_eq!(roots(), 1);
+}
+
 #[test]
 fn a_name_is_found_in_whichever_of_an_alias_authorities_has_it() {
     let app = subject(["app", "app.app", "app.app.svc"]);
