@@ -166,6 +166,31 @@ async fn files_that_are_no_pair_are_bad_configuration_and_a_reload_to_them_is_re
     assert_eq!(shown(address, ALIAS).await, one.chain[0].as_ref());
 }
 
+#[tokio::test]
+async fn a_reload_between_the_halves_of_a_new_pair_keeps_the_former_one() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let (one, other) = (leaf(&[ALIAS]), leaf(&[ALIAS]));
+    let yaml = |keys: &str| format!("{FILES}{}", scene.yaml(keys));
+    let setup = Setup::new(&yaml("")).file("tls.crt", one.chain_pem.clone());
+    let proxy = setup.file("tls.key", one.key_pem.clone()).start().await;
+    let address = proxy.address(ALIAS).await;
+    let before = complaints(&proxy);
+    fs::write(proxy.folder().join("tls.crt"), &other.chain_pem).unwrap();
+    let changed = yaml("hosts: [new.example]");
+    proxy.rewrite(&format!("{changed}\nadmin: {{listen: \"127.0.0.1:0\"}}\n"));
+    proxy.logged("configuration reloaded").await;
+    assert!(complaints(&proxy) > before, "{}", proxy.log());
+    assert_eq!(client::get(address, "new.example", "/").await.text(), "ok");
+    assert_eq!(shown(address, ALIAS).await, one.chain[0].as_ref());
+
+    fs::write(proxy.folder().join("tls.key"), &other.key_pem).unwrap();
+    within("the new certificate", async {
+        while shown(address, ALIAS).await != other.chain[0].as_ref() {}
+    })
+    .await;
+}
+
 /// A Secret as the kubelet mounts it: `tls.crt -> ..data/tls.crt`, `..data -> ..VERSION`, and one
 /// rename brings a new version.
 struct Secret {

@@ -162,6 +162,29 @@ async fn what_cannot_be_loaded_at_a_reload_is_named_with_its_place_in_the_file()
     assert!(error.contains(".tls.crls[0]: "), "{error}");
 }
 
+/// A ConfigMap and a Secret that belong together come one after the other.
+#[tokio::test]
+async fn a_configuration_is_tried_again_once_the_files_that_it_names_are_there() {
+    let (scene, _origins, proxy) = running().await;
+    let address = proxy.address(ALIAS).await;
+    let root = proxy.folder().join("late.pem");
+    let tls = "tls: {ca: {webpki: false, files: [\"$FOLDER/root.pem\", \"$FOLDER/late.pem\"]}}";
+    proxy.rewrite(&yaml(&scene, &format!("hosts: [new.example]\n{tls}")));
+    let line = proxy.logged("new configuration rejected; the running one stays in effect").await;
+    assert!(line.contains("late.pem"), "{line}");
+
+    fs::write(&root, "not yet").unwrap();
+    proxy.logged("has no `-----BEGIN CERTIFICATE-----`").await;
+    assert_eq!(client::get(address, "new.example", "/").await.status(), 404);
+    fs::write(&root, trust::authority().root_pem()).unwrap();
+    until_served(address, "new.example").await;
+    reloaded(&proxy, 1.0).await;
+    // Each reason is told once.
+    assert_eq!(reloads(&proxy, "error").await, 2.0);
+    let refused = "new configuration rejected";
+    assert_eq!(proxy.log().matches(refused).count(), 2, "{}", proxy.log());
+}
+
 #[tokio::test]
 async fn a_file_that_cannot_be_put_to_work_changes_nothing() {
     let (scene, _origins, proxy) = running().await;

@@ -40,6 +40,8 @@ pub struct Keeper {
     /// `ca.directory`
     directory: Option<PathBuf>,
     subjects: Vec<Subject>,
+    /// What files were last loaded to; `None` for local authorities.
+    configured: Option<server::ServerCertificates>,
     /// Why the last look failed.
     failure: Option<String>,
 }
@@ -108,8 +110,8 @@ impl Keeper {
     ) -> Result<(Self, server::ServerCertificates), SourceError> {
         let directory = &config.ca.directory;
         let files = &config.listener.tls;
-        let before = before.filter(|before| before.directory == *directory);
-        let source = match (&files.certificate, &files.key, before.map(|b| &b.source)) {
+        let same = before.filter(|before| before.directory == *directory);
+        let source = match (&files.certificate, &files.key, same.map(|same| &same.source)) {
             (Some(certificate), Some(key), _) => Source::files(certificate, key),
             (_, _, Some(local @ Source::Local { .. })) => {
                 let mut local = local.clone();
@@ -118,8 +120,22 @@ impl Keeper {
             }
             _ => Source::local(directory.as_deref(), &subjects)?,
         };
-        let shown = source.certificates()?;
-        let keeper = Self { source, directory: directory.clone(), subjects, failure: None };
+        let (shown, keeper) = match source.certificates() {
+            Ok(shown) => {
+                let configured = shown.configured_key().is_some().then(|| shown.clone());
+                let directory = directory.clone();
+                (shown, Self { source, directory, subjects, configured, failure: None })
+            }
+            Err(error) => {
+                // The same files as before: the other half of a pair may be on its way.
+                let before = before.filter(|before| before.source.has_files_of(&source));
+                let Some(before) = before else { return Err(error) };
+                let Some(shown) = before.configured.clone() else { return Err(error) };
+                let mut keeper = Self { subjects, directory: directory.clone(), ..before.clone() };
+                keeper.complain(&error);
+                (shown, keeper)
+            }
+        };
         keeper.warn_of_uncovered(&shown);
         Ok((keeper, shown))
     }
@@ -143,21 +159,28 @@ impl Keeper {
         match looked {
             Ok(shown) => {
                 self.warn_of_uncovered(&shown);
+                if self.configured.is_some() {
+                    self.configured = Some(shown.clone());
+                }
                 tracing::info!("listener certificates renewed");
                 Some(shown)
             }
             Err(error) => {
-                let failure = error.to_string();
-                if self.failure.as_ref() != Some(&failure) {
-                    tracing::warn!(
-                        error = failure,
-                        "cannot renew the listener certificates; the current ones stay in use",
-                    );
-                }
-                self.failure = Some(failure);
+                self.complain(&error);
                 None
             }
         }
+    }
+
+    fn complain(&mut self, error: &SourceError) {
+        let failure = error.to_string();
+        if self.failure.as_ref() != Some(&failure) {
+            tracing::warn!(
+                error = failure,
+                "cannot renew the listener certificates; the current ones stay in use",
+            );
+        }
+        self.failure = Some(failure);
     }
 
     fn warn_of_uncovered(&self, shown: &server::ServerCertificates) {

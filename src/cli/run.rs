@@ -1,5 +1,6 @@
 //! `truename run`: the proxy, until a signal ends it.
 
+mod awaited;
 mod file;
 
 use std::{
@@ -14,6 +15,7 @@ use metrics::counter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use awaited::Awaited;
 use file::{ConfigFile, Look};
 
 use super::{
@@ -190,27 +192,44 @@ impl Run {
         Ok(config)
     }
 
-    /// Reloads when a signal or the admin listener asks for it, and when the file has changed from
-    /// what was read of it.
+    /// Reloads when a signal or the admin listener asks for it, when the file has changed from what was read of
+    /// it, and when it was refused and files that it names change.
     async fn follow(&self, app: &App, mut hangup: Signal, mut file: Option<ConfigFile>) {
         // Nobody else asks for them: this is the proxy's own process.
         let Some(mut requests) = app.commands().reload_requests() else { return };
         let mut look = Look::default();
+        let mut awaited = None;
         loop {
-            let request = tokio::select! {
-                _ = hangup.recv() => None,
-                Some(request) = requests.recv() => Some(request),
-                () = look.changed(file.as_ref()) => None,
+            let (request, is_asked) = tokio::select! {
+                _ = hangup.recv() => (None, true),
+                Some(request) = requests.recv() => (Some(request), true),
+                () = look.changed(file.as_ref()) => (None, true),
+                () = Awaited::changed(&mut awaited) => (None, false),
             };
-            let result = self.reload(app, &mut file).await;
+            let known = awaited.as_ref().filter(|_| !is_asked);
+            let known = known.map(|awaited: &Awaited| awaited.error.as_str());
+            let result = self.reload(app, &mut file, known).await;
+            awaited = match (&result, file.clone()) {
+                (Err(error), Some(refused)) => {
+                    let files = files::work(move || refused.named_files()).await;
+                    Awaited::of_refused(files.unwrap_or_default(), error.clone(), awaited)
+                }
+                _ => None,
+            };
             if let Some(request) = request {
                 request.answer(result);
             }
         }
     }
 
-    /// Puts the file's configuration to work; says in log and metrics what came of it, too.
-    async fn reload(&self, app: &App, seen: &mut Option<ConfigFile>) -> Result<(), String> {
+    /// Puts the file's configuration to work; says in log and metrics what came of it, too, unless that is an
+    /// error that is `known`.
+    async fn reload(
+        &self,
+        app: &App,
+        seen: &mut Option<ConfigFile>,
+        known: Option<&str>,
+    ) -> Result<(), String> {
         let Some(path) = self.config.as_deref() else {
             tracing::warn!("nothing to reload: the configuration is the command line");
             return Err("no file to reload: start the proxy with --config FILE".into());
@@ -228,6 +247,9 @@ impl Run {
             }
             Err(error) => Err(error.to_string()),
         };
+        if known.is_some() && known == result.as_ref().err().map(String::as_str) {
+            return result;
+        }
         // Counted before it is logged: whoever reads the line finds it counted.
         let label = if result.is_ok() { "ok" } else { "error" };
         counter!("truename_config_reloads_total", "result" => label).increment(1);

@@ -78,3 +78,11 @@ section! {
 }
 
 default_sections!(Tls, Trust);
+
+impl Tls {
+    /// All files that it names.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let pair = self.client_certificate.iter().flat_map(|pair| [&pair.cert, &pair.key]);
+        self.ca.files.iter().chain(&self.crls).chain(pair)
+    }
+}

@@ -30,7 +30,7 @@ pub struct ServerTls {
 }
 
 /// What is shown to whom.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ServerCertificates {
     aliases: HashMap<String, Arc<AliasCertificates>>,
     /// For all aliases, from files.

@@ -108,6 +108,17 @@ impl Source {
         })
     }
 
+    /// Whether both are the same files.
+    pub fn has_files_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Files { certificate, key, .. },
+                Self::Files { certificate: other_certificate, key: other_key, .. },
+            ) => certificate == other_certificate && key == other_key,
+            _ => false,
+        }
+    }
+
     /// What is to be shown to whom.
     pub fn certificates(&self) -> Result<ServerCertificates, SourceError> {
         match self {

@@ -1,6 +1,7 @@
 //! The configuration file of a proxy: what was read of it, and whether that is still what it holds.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -72,6 +73,18 @@ impl ConfigFile {
         let mut document = Document::parse(text, &self.path.to_string_lossy());
         check::load(&mut document);
         document.finish().map(drop)
+    }
+
+    /// The files with certificates, keys, lists and credentials that it names, as far as it can be read.
+    pub fn named_files(&self) -> Vec<PathBuf> {
+        let Ok(text) = &self.contents else { return Vec::new() };
+        let document = Document::parse(text, &self.path.to_string_lossy());
+        let Some(config) = document.config() else { return Vec::new() };
+        let of_aliases = config.aliases.iter().flat_map(|alias| alias.tls.files());
+        let listener = [&config.listener.tls.certificate, &config.listener.tls.key];
+        let others = listener.into_iter().chain([&config.proxy.credentials]).flatten();
+        let named: BTreeSet<&PathBuf> = of_aliases.chain(others).collect();
+        named.into_iter().cloned().collect()
     }
 
     fn is_same(&self, other: &Self) -> bool {
