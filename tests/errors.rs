@@ -20,6 +20,7 @@ use rustls::{
 };
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
+use tokio_rustls::TlsAcceptor;
 use truename::demo::{
     authority::{Authority, LeafOptions},
     dns::Answer,
@@ -260,6 +261,32 @@ async fn a_server_that_wants_a_client_certificate_is_told_which_key_has_it() {
     tells(&problem, "detail", &["certificate_required", "wants a client certificate"]);
     tells(&problem, "fix", &["`tls.client_certificate:"]);
     assert_eq!(errors(&proxy, "tls_protocol_error").await, Some(1.0));
+}
+
+/// Regression: it was said that the connection had ended, and nothing of what to do.
+#[tokio::test]
+async fn a_server_of_http2_that_wants_a_client_certificate_is_told_as_well() {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let roots = trust::authority().roots();
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build().unwrap();
+    let leaf = trust::authority().issue(&[TRUE_NAME], &[], LeafOptions::default()).unwrap();
+    let config = server_builder().with_client_cert_verifier(verifier);
+    let mut config = config.with_single_cert(leaf.chain.clone(), leaf.key.clone_key()).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let mut scene = Scene::new(1).await;
+    let listener = scene.take_listeners().remove(0);
+    tokio::spawn(async move {
+        let mut refused = Vec::new();
+        while let Ok((tcp, _)) = listener.accept().await {
+            // It stays open, so that the alert is all that the client gets.
+            refused.extend(acceptor.accept(tcp).into_fallible().await.err());
+        }
+    });
+    let proxy = Proxy::start(&scene.yaml("http: {version: \"2\"}")).await;
+    let problem = problem(&get(&proxy).await, 502, "tls_protocol_error", "tls");
+    tells(&problem, "detail", &["certificate_required", "wants a client certificate"]);
+    tells(&problem, "fix", &["`tls.client_certificate:"]);
 }
 
 #[tokio::test]

@@ -280,7 +280,8 @@ impl TlsError {
     /// The TLS error behind an error met on a connection that was up, anywhere in its chain of causes.
     ///
     /// In TLS 1.3 a server refuses a missing client certificate only once the client holds the
-    /// handshake to be over, so that the alert comes with the first read.
+    /// handshake to be over, so that the alert comes with the first read. Of an error of I/O, `h2` keeps
+    /// only the text.
     pub fn after_handshake(
         error: &(dyn error::Error + 'static),
         name: &ServerName<'_>,
@@ -288,9 +289,10 @@ impl TlsError {
     ) -> Option<TlsError> {
         let mut cause = Some(error);
         while let Some(error) = cause {
-            if let Some(found) = error.downcast_ref::<Error>() {
+            let told = || alert_of_text(&error.to_string());
+            if let Some(found) = error.downcast_ref::<Error>().cloned().or_else(told) {
                 let name = name.to_str().into_owned();
-                return Some(TlsError::from_rustls(found, name, offer));
+                return Some(TlsError::from_rustls(&found, name, offer));
             }
             // An `io::Error` gives its content's cause for its own, and so hides the content.
             cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
@@ -523,9 +525,26 @@ fn alert_name(alert: AlertDescription) -> String {
     name
 }
 
+/// The error whose text this is, where that is an alert's.
+fn alert_of_text(text: &str) -> Option<Error> {
+    let mut alerts = (0..=u8::MAX).map(|code| Error::AlertReceived(AlertDescription::from(code)));
+    // Of others there is no need to write 256 texts.
+    let is_alert = text.starts_with("received fatal alert");
+    alerts.find(|alert| is_alert && alert.to_string() == text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_alert_is_known_by_its_text_alone() {
+        for alert in [AlertDescription::CertificateRequired, AlertDescription::Unknown(200)] {
+            let error = Error::AlertReceived(alert);
+            assert_eq!(alert_of_text(&error.to_string()), Some(error));
+        }
+        assert_eq!(alert_of_text("received fatal alert: none"), None);
+    }
 
     #[test]
     fn alerts_are_spelt_as_in_the_registry() {
