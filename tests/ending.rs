@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::support::{
-    client,
+    ca, client,
     process::{ended, names_in, signal},
     proxy::{Proxy, Setup},
     scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
@@ -195,6 +195,22 @@ async fn a_start_for_which_the_system_s_roots_hang_is_given_up_with_their_name()
     let proxy = setup.spawn();
     assert_eq!(proxy.exit().await.code(), Some(2));
     assert!(proxy.log().contains("`slow.pem` could not be read within 10s"), "{}", proxy.log());
+}
+
+/// Regression: it was waited for without end, and not named.
+#[tokio::test]
+async fn a_start_for_which_the_authorities_folder_hangs_is_given_up_with_the_file_s_name() {
+    let scene = Scene::new(1).await;
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("ca");
+    ca::init(&directory, &[ALIAS]);
+    let roots = directory.join("ca.pem");
+    let _hanging = Hanging::new(&roots);
+    let yaml = format!("{}ca: {{directory: {}}}\n", scene.yaml(""), directory.display());
+    let proxy = Setup::new(&yaml).spawn();
+    assert_eq!(proxy.exit().await.code(), Some(2));
+    let told = format!("`{}` could not be read within 10s", roots.display());
+    assert!(proxy.log().contains(&told), "{}", proxy.log());
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ use tokio::{
     process::Command,
     time::timeout,
 };
-use truename::demo::origin::Origin;
+use truename::demo::{authority::Authority, origin::Origin};
 
 /// A compiler may have to start first.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -334,6 +334,17 @@ async fn roots_that_the_shell_named_are_still_trusted() {
     let mut command = stage.exec(&arguments);
     command.env("CURL_CA_BUNDLE", stage.path("root.pem"));
     succeeded(output(&mut command).await);
+    // Joined without care, and by an editor of Windows.
+    let other = Authority::new("another root").unwrap();
+    let root = fs::read_to_string(stage.path("root.pem")).unwrap();
+    for text in [format!("\u{feff}{root}"), format!("{}{root}", other.root_pem().trim_end())] {
+        fs::write(stage.path("joined.pem"), text).unwrap();
+        for variable in ["CURL_CA_BUNDLE", "SSL_CERT_FILE"] {
+            let mut command = stage.exec(&arguments);
+            command.env(variable, stage.path("joined.pem"));
+            succeeded(output(&mut command).await);
+        }
+    }
 }
 
 #[tokio::test]

@@ -229,6 +229,36 @@ async fn roots_change_with_their_file_and_stay_while_it_is_broken() {
 }
 
 /// Regression: whatever the file held at one look was taken, and what its rest vouches for was refused.
+/// Regression: changes of these were not followed.
+#[tokio::test]
+async fn roots_of_the_system_change_with_the_variables_files() {
+    let others = Authority::new("another root").unwrap();
+    for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        let mut scene = Scene::new(1).await;
+        let _origins = scene.script(scripts::answer);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("roots.pem");
+        fs::write(&file, others.root_pem()).unwrap();
+        let place = if variable == "SSL_CERT_FILE" { &file } else { folder.path() };
+        let proxy = Setup::new(&scene.yaml(&format!("tls: {{ca: {{webpki: false}}}}\n{NO_POOL}")))
+            .variable(variable, place.to_str().unwrap())
+            .start()
+            .await;
+        let address = proxy.address(ALIAS).await;
+        assert_eq!(get(address).await.status(), 502, "{variable}");
+        let beside = folder.path().join("new.pem");
+        fs::write(&beside, trust::authority().root_pem()).unwrap();
+        if variable == "SSL_CERT_FILE" {
+            fs::rename(&beside, &file).unwrap();
+        }
+        until(address, "the new root", |answer| answer.status() == 200).await;
+        let new = if beside.exists() { &beside } else { &file };
+        fs::write(folder.path().join(".beside"), others.root_pem()).unwrap();
+        fs::rename(folder.path().join(".beside"), new).unwrap();
+        until(address, "the old root", |answer| answer.status() == 502).await;
+    }
+}
+
 #[tokio::test]
 async fn a_bundle_that_is_written_slowly_is_taken_whole() {
     let authorities = ["one", "two"].map(|name| Authority::new(name).unwrap());

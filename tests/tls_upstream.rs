@@ -229,6 +229,33 @@ async fn roots_of_the_system_that_cannot_be_read_are_missed_in_the_log() {
     }
 }
 
+/// Regression: all but the first PEM block of such files was left out without a word.
+#[tokio::test]
+async fn roots_of_the_system_are_found_in_files_that_were_joined_without_care() {
+    let other = Authority::new("another root").unwrap();
+    let ours = trust::authority().root_pem();
+    let joined = [
+        format!("\u{feff}{ours}"),
+        format!("{}{ours}", other.root_pem().trim_end()),
+        format!("{}\u{feff}{ours}", other.root_pem()),
+    ];
+    for text in joined {
+        for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+            let mut scene = Scene::new(1).await;
+            let _origin = serve(&mut scene, trust::server(&[TRUE_NAME]));
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("roots.pem");
+            std::fs::write(&file, &text).unwrap();
+            let place = if variable == "SSL_CERT_FILE" { &file } else { folder.path() };
+            let proxy = Setup::new(&scene.yaml("tls: {ca: {webpki: false}}"))
+                .variable(variable, place.to_str().unwrap())
+                .start()
+                .await;
+            assert_eq!(get(&proxy).await.status(), 200, "{variable}: {text}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_root_that_nobody_named_is_not_trusted() {
     let mut scene = Scene::new(1).await;

@@ -17,6 +17,13 @@ pub fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
     read_within(fs::File::open(path)?, limit)
 }
 
+/// The same of what may be a pipe, as in `SSL_CERT_FILE=<(…)`: its writer is waited for.
+pub fn read_file_or_pipe(path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
+    let _reading = reading(path);
+    refuse_devices(path)?;
+    read_within(fs::File::open(path)?, limit)
+}
+
 /// Refuses what is not a regular file, without opening it: opening a pipe waits for its writer.
 pub(super) fn regular(path: &Path) -> Result<(), FileError> {
     match refuse_devices(path)? {

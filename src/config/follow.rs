@@ -1,7 +1,8 @@
-//! Files that a configuration names, looked at again and again for changes.
+//! Files that a configuration or a variable names, looked at again and again for changes.
 
 use std::{
-    fs::File,
+    ffi::OsString,
+    fs::{self, File},
     hash::{DefaultHasher, Hash, Hasher},
     io,
     os::unix::fs::MetadataExt,
@@ -48,10 +49,11 @@ struct Stamp {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+    is_folder: bool,
 }
 
 impl Followed {
-    /// Follows files of which none that is larger than `limit` can be used.
+    /// Follows files of which none that is larger than `limit` can be used. A folder stands for the files in it.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>, limit: usize) -> Self {
         let file = |path| FollowedFile { path, stamp: None, hash: None, looks: 0 };
         Self { files: paths.into_iter().map(file).collect(), limit }
@@ -80,6 +82,7 @@ impl FollowedFile {
         let _reading = reading(&self.path);
         let (stamp, hash) = match open(&self.path) {
             Ok((_, stamp)) if self.is_known(&stamp) => (Some(stamp), self.hash),
+            Ok((_, stamp)) if stamp.is_folder => (Some(stamp), hash_folder(&self.path, limit)),
             Ok((file, stamp)) => (Some(stamp), read_within(file, limit).ok().map(hash)),
             Err(_) => (None, None),
         };
@@ -97,7 +100,9 @@ impl FollowedFile {
 
 /// Opens it before its metadata is asked for: a network file system has it anew then.
 fn open(path: &Path) -> Result<(File, Stamp), FileError> {
-    regular(path)?;
+    if !fs::metadata(path)?.is_dir() {
+        regular(path)?;
+    }
     let file = File::open(path)?;
     let stamp = Stamp::of(&file)?;
     Ok((file, stamp))
@@ -111,6 +116,7 @@ impl Stamp {
             size: it.size(),
             modified: (it.mtime(), it.mtime_nsec()),
             changed: (it.ctime(), it.ctime_nsec()),
+            is_folder: it.is_dir(),
         })
     }
 }
@@ -119,6 +125,24 @@ fn hash(contents: Vec<u8>) -> u64 {
     let mut hasher = DefaultHasher::new();
     contents.hash(&mut hasher);
     hasher.finish()
+}
+
+/// Of the files in a folder and their names. A change within a file leaves the folder's metadata as it is.
+fn hash_folder(path: &Path, limit: usize) -> Option<u64> {
+    let entries = fs::read_dir(path).ok()?;
+    let names: io::Result<Vec<OsString>> =
+        entries.map(|entry| entry.map(|entry| entry.file_name())).collect();
+    let mut names = names.ok()?;
+    names.sort_unstable();
+    let mut hasher = DefaultHasher::new();
+    for name in names {
+        let file = path.join(&name);
+        if regular(&file).is_ok() {
+            let contents = File::open(file).ok().and_then(|file| read_within(file, limit).ok());
+            (name, contents).hash(&mut hasher);
+        }
+    }
+    Some(hasher.finish())
 }
 
 #[cfg(test)]
@@ -181,6 +205,10 @@ mod tests {
         fs::rename(written("ten", time), &target).unwrap();
         fs::remove_file(&path).unwrap();
         symlink(&target, &path).unwrap();
+        assert_ne!(followed.look(), before);
+        // A file beside it, in a folder that is followed.
+        let (mut followed, before) = settled(folder.path());
+        fs::write(folder.path().join("beside"), "beside").unwrap();
         assert_ne!(followed.look(), before);
         // None, and the same as before.
         let (mut followed, before) = settled(&path);

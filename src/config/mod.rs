@@ -28,7 +28,7 @@ pub use alias::*;
 pub use argument::ArgumentError;
 pub use credentials::{CredentialsError, read_credentials};
 pub use document::{Document, LoadError};
-pub use file::{FileError, read_file};
+pub use file::{FileError, read_file, read_file_or_pipe};
 pub use follow::{Contents, Followed};
 pub use names::{
     BadName, BadNameServer, BadTarget, NamePattern, NameServer, Target, TargetHost, normal_name,

@@ -5,7 +5,10 @@ use super::{
     leaf::{Date, printable},
     lists::Lists,
 };
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::{
+    crypto::WebPkiSupportedAlgorithms,
+    pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime},
+};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer, x509::X509Version};
 
 /// What a trusted certificate may be used for.
@@ -40,6 +43,8 @@ pub(super) struct Terms {
     /// What a revocation list would call it by.
     issuer: Vec<u8>,
     serial: Vec<u8>,
+    /// The key of a list that may do so, where the certificate is known to be signed with its own.
+    pub(super) own_key: Option<SubjectPublicKeyInfoDer<'static>>,
 }
 
 impl Terms {
@@ -57,12 +62,18 @@ impl Terms {
             path_length: basic.and_then(|basic| basic.value.path_len_constraint),
             issuer: contents(parsed.issuer().as_raw()).to_vec(),
             serial: parsed.raw_serial().to_vec(),
+            own_key: None,
         };
         Ok((usage, terms))
     }
 
     /// Why it vouches for nothing at `now`.
-    pub(super) fn fault(&self, now: UnixTime, lists: &Lists) -> Option<String> {
+    pub(super) fn fault(
+        &self,
+        now: UnixTime,
+        lists: &Lists,
+        algorithms: &WebPkiSupportedAlgorithms,
+    ) -> Option<String> {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let subject = &self.subject;
         if now > self.not_after {
@@ -75,7 +86,8 @@ impl Terms {
             let from = Date(self.not_before);
             return Some(format!("the CA certificate `{subject}` is not valid before {from}"));
         }
-        if lists.revoke(&self.issuer, &self.serial) {
+        let number = (&*self.issuer, &*self.serial);
+        if lists.revoke(number, || self.own_key.clone(), algorithms) {
             return Some(format!(
                 "the CA certificate `{subject}` is revoked by a list in `tls.crls`"
             ));

@@ -17,6 +17,7 @@ use x509_parser::{
     time::ASN1Time,
 };
 
+pub(super) use self::signature::own_key;
 use self::{
     serials::Serials,
     signature::{Signed, Verdict, split},
@@ -94,11 +95,26 @@ impl Lists {
     }
 
     /// Whether a list of this issuer names the serial number.
-    ///
-    /// For certificates that are trusted by themselves: nobody's signature stands above them, and the lists are the
-    /// operator's own files, so that a match of names is enough to refuse one.
-    pub(super) fn revoke(&self, issuer: &[u8], serial: &[u8]) -> bool {
+    pub(super) fn name(&self, issuer: &[u8], serial: &[u8]) -> bool {
         self.of(issuer).any(|list| list.names(serial))
+    }
+
+    /// Whether a list revokes a certificate that is trusted by itself.
+    ///
+    /// One that is signed with its own key is revoked with that key. Of others the issuer's key is not known: the
+    /// lists are the operator's own files, so that a match of names is enough to refuse one.
+    pub(super) fn revoke(
+        &self,
+        (issuer, serial): (&[u8], &[u8]),
+        own_key: impl FnOnce() -> Option<SubjectPublicKeyInfoDer<'static>>,
+        algorithms: &WebPkiSupportedAlgorithms,
+    ) -> bool {
+        let mut naming = self.of(issuer).filter(|list| list.names(serial)).peekable();
+        if naming.peek().is_none() {
+            return false;
+        }
+        let Some(key) = own_key() else { return true };
+        naming.any(|list| list.signed.verdict(&key, algorithms) != Verdict::OtherKey)
     }
 
     fn of<'a>(&'a self, issuer: &'a [u8]) -> impl Iterator<Item = &'a List> {

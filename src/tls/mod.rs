@@ -19,6 +19,7 @@ mod sessions;
 mod shared;
 pub mod source;
 pub mod store;
+mod system;
 #[cfg(test)]
 mod tests;
 pub mod truststore;
@@ -29,3 +30,4 @@ pub use error::{TlsConfigError, TlsConfigErrors, TlsError, TlsFault};
 pub use failure::{Reason, VerifyFailure};
 pub use offer::{Alpn, Offer};
 pub use roots::RootStores;
+pub use system::told_files;

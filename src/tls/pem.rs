@@ -63,7 +63,7 @@ pub(super) fn read_up_to(
 
 /// Puts blocks of PEM on lines of their own: the reader sees none that begins within a line, as those of joined files do
 /// after an end without a newline, or after a byte order mark, which Windows' editors put first.
-fn on_lines_of_their_own(contents: Vec<u8>) -> Vec<u8> {
+pub(super) fn on_lines_of_their_own(contents: Vec<u8>) -> Vec<u8> {
     let is_hidden = |begin: &usize| {
         let before = &contents[..*begin];
         let line = memrchr2(b'\n', b'\r', before).map_or(before, |end| &before[end + 1..]);

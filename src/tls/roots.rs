@@ -3,22 +3,24 @@
 use super::{
     anchor::{Terms, Use, Useless},
     leaf::{Date, Leaf},
-    lists::Lists,
+    lists::{Lists, own_key},
     pem::certificates,
     shared::{Digest, Shared},
+    system::{self, Found},
 };
 use crate::{
-    config,
+    config::{self, Contents},
     files::reading,
     tls::{TlsConfigError, TlsFault},
 };
 use parking_lot::Mutex;
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::{
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs},
+    pki_types::{CertificateDer, TrustAnchor, UnixTime},
+};
 use std::{
     collections::HashSet,
-    env,
-    ffi::OsString,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Weak},
 };
 use webpki::anchor_from_trusted_cert;
@@ -42,7 +44,13 @@ pub struct RootStores {
 type System = Vec<CertificateDer<'static>>;
 
 /// As they were read last, for as long as that load goes on.
-static SYSTEM: Mutex<Weak<System>> = Mutex::new(Weak::new());
+static SYSTEM: Mutex<Last> = Mutex::new(Last { system: Weak::new(), told: None });
+
+struct Last {
+    system: Weak<System>,
+    /// What the files held that variables name.
+    told: Option<Contents>,
+}
 
 /// What one [`config::Trust`] comes to.
 #[derive(Default)]
@@ -57,8 +65,7 @@ pub(super) struct Roots {
 }
 
 impl RootStores {
-    /// For one alias of many whose files have changed at once: the system's roots, which are not among
-    /// these files, are read by the first of them.
+    /// For one alias of many whose files have changed at once: the system's roots are read by the first of them.
     pub fn of_changed_files() -> Self {
         Self { borrows_system: true, ..Self::default() }
     }
@@ -109,43 +116,36 @@ impl RootStores {
             return system.clone();
         }
         // Whoever waits for the one that reads them waits for the same files.
-        let _reading = reading(&place_of_system());
+        let _reading = reading(&system::place());
         let mut last = SYSTEM.lock();
-        let borrowed = last.upgrade().filter(|_| self.borrows_system);
+        // Before they are read: a change in between has to show.
+        let told = system::Told::read().map(|told| told.followed().look());
+        let may_borrow = self.borrows_system && last.told == told;
+        let borrowed = last.system.upgrade().filter(|_| may_borrow);
         let system = borrowed.unwrap_or_else(|| {
-            let found = rustls_native_certs::load_native_certs();
-            for error in &found.errors {
+            let Found { certificates, errors } = system::load();
+            for error in &errors {
                 tracing::debug!(%error, "some of the system's root certificates cannot be read");
             }
             // A machine may well have none, and some of a distribution's be damaged; but not where somebody said
             // which they are.
-            let is_told = told_place().is_some();
-            let is_lacking = is_told || !found.errors.is_empty();
-            if found.certs.is_empty() && is_lacking || is_told && !found.errors.is_empty() {
+            let is_told = told.is_some();
+            let is_lacking = is_told || !errors.is_empty();
+            if certificates.is_empty() && is_lacking || is_told && !errors.is_empty() {
                 tracing::warn!(
-                    place = %place_of_system().display(),
-                    error = found.errors.first().map(tracing::field::display),
-                    trusted = found.certs.len(),
+                    place = %system::place().display(),
+                    error = errors.first(),
+                    trusted = certificates.len(),
                     "CA certificates of the system cannot be read and are not trusted: fix the file or folder, \
                      point `SSL_CERT_FILE` or `SSL_CERT_DIR` to another, or set `tls.ca.system: false`",
                 );
             }
-            Arc::new(found.certs)
+            Arc::new(certificates)
         });
-        *last = Arc::downgrade(&system);
+        *last = Last { system: Arc::downgrade(&system), told };
         self.system = Some(system.clone());
         system
     }
-}
-
-/// Where rustls-native-certs looks first, for people.
-fn place_of_system() -> PathBuf {
-    told_place().map_or_else(|| "/etc/ssl/certs".into(), PathBuf::from)
-}
-
-/// Where a variable says that they are.
-fn told_place() -> Option<OsString> {
-    ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().find_map(env::var_os)
 }
 
 impl Roots {
@@ -156,9 +156,14 @@ impl Roots {
 
         let mut useless = None;
         let mut useful = false;
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
         for certificate in certificates(path, KEY)? {
+            let count = self.terms.len();
             match self.add(&certificate) {
                 Ok(()) => {
+                    if let Some(terms) = self.terms.get_mut(count) {
+                        terms.own_key = own_key(&certificate, &algorithms);
+                    }
                     warn_of_dates(KEY, path, &certificate);
                     // A CA's certificate too: `openssl req -x509` makes servers' certificates so.
                     self.servers.insert(certificate);
@@ -182,12 +187,15 @@ impl Roots {
     }
 
     /// Adds the built-in ones that are not there: mostly the system's own over again, which would only
-    /// cost memory.
+    /// cost memory. One that was renewed with its key may be there as it was before, and have expired.
     fn add_built_in(&mut self) {
         let key = |root: &TrustAnchor<'static>| {
             (root.subject.clone(), root.subject_public_key_info.clone())
         };
-        let known: HashSet<_> = self.anchors.iter().map(key).collect();
+        let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+        let there = self.anchors.iter().zip(&self.terms);
+        let valid = there.filter(|(_, terms)| terms.not_before <= now && now <= terms.not_after);
+        let known: HashSet<_> = valid.map(|(root, _)| key(root)).collect();
         let built_in = webpki_roots::TLS_SERVER_ROOTS.iter();
         self.anchors.extend(built_in.filter(|root| !known.contains(&key(root))).cloned());
     }
@@ -225,8 +233,9 @@ impl Roots {
         anchor: &TrustAnchor<'_>,
         now: UnixTime,
         lists: &Lists,
+        algorithms: &WebPkiSupportedAlgorithms,
     ) -> Option<String> {
-        self.terms(anchor)?.fault(now, lists)
+        self.terms(anchor)?.fault(now, lists, algorithms)
     }
 
     /// Whether a chain with so many CAs between is longer than the anchor allows.

@@ -1,10 +1,10 @@
 //! Whom a program shall trust besides the public: the files that programs take their roots from.
 
-use std::{collections::HashSet, fs, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf};
 
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::pki_types::CertificateDer;
 
-use super::authority::pem;
+use super::{authority::pem, system};
 
 /// What Java's own store has always been locked with. Ours guards nothing and takes any.
 pub const JAVA_PASSWORD: &str = "changeit";
@@ -49,15 +49,12 @@ impl TrustStore {
         mut roots: Vec<CertificateDer<'static>>,
         files: impl IntoIterator<Item = PathBuf>,
     ) -> Self {
-        let native = rustls_native_certs::load_native_certs().certs;
-        if native.is_empty() {
+        let mut found = system::load();
+        if found.certificates.is_empty() {
             roots.extend_from_slice(webpki_root_certs::TLS_SERVER_ROOT_CERTS);
         }
-        roots.extend(native);
-        for file in files {
-            let Ok(text) = fs::read(file) else { continue };
-            roots.extend(CertificateDer::pem_slice_iter(&text).flatten());
-        }
+        files.into_iter().for_each(|file| found.add_file(&file));
+        roots.extend(found.certificates);
         let mut seen = HashSet::new();
         roots.retain(|root| seen.insert(root.clone()));
         Self { roots }

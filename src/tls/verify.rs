@@ -3,7 +3,7 @@
 use super::{
     failure::{Reason, VerifyFailure, reason},
     leaf::{Fault, Leaf},
-    lists::Lists,
+    lists::{Lists, own_key},
     pins::Pins,
     roots::Roots,
 };
@@ -61,9 +61,7 @@ impl Verifier {
                 let asked = Asked { leaf, name, now };
                 let proved = trusted.verify_chain(&asked, intermediates, self);
                 match proved.map_err(|reason| trusted.blame(reason, &asked, intermediates)) {
-                    Err(_) if trusted.roots.has_server(leaf) => {
-                        trusted.verify_named(&asked, &self.pins)
-                    }
+                    Err(_) if trusted.roots.has_server(leaf) => trusted.verify_named(&asked, self),
                     verdict => verdict,
                 }
             }
@@ -128,7 +126,7 @@ impl Trusted {
             certificate = issuer;
         }
         self.lists.check(certificate, &spki_for_anchor(anchor), &verifier.algorithms)?;
-        if let Some(fault) = self.roots.fault(anchor, now, &self.lists) {
+        if let Some(fault) = self.roots.fault(anchor, now, &self.lists, &verifier.algorithms) {
             return Err(Reason::Issuer(fault));
         }
         if self.roots.is_too_long(anchor, path.intermediate_certificates().count()) {
@@ -158,7 +156,7 @@ impl Trusted {
         let fault = |certificate: &CertificateDer<'_>| {
             if reason == Reason::Revoked {
                 let parsed = EndEntityCert::try_from(certificate).ok()?;
-                let is_revoked = self.lists.revoke(parsed.issuer(), parsed.serial());
+                let is_revoked = self.lists.name(parsed.issuer(), parsed.serial());
                 return is_revoked.then(|| "is revoked by a list in `tls.crls`".to_owned());
             }
             let fault = Leaf::parse(certificate)?.fault(now).filter(concerns)?;
@@ -177,7 +175,7 @@ impl Trusted {
     /// A certificate that is itself trusted, as that of one server. webpki takes no CA's for a server, though
     /// `openssl req -x509` makes them so, and one that is no CA vouches for nobody: so who shows the very
     /// certificate needs no other to vouch for it. All else must be as with others.
-    fn verify_named(&self, asked: &Asked<'_>, pins: &Pins) -> Result<(), Reason> {
+    fn verify_named(&self, asked: &Asked<'_>, verifier: &Verifier) -> Result<(), Reason> {
         let leaf = Leaf::parse(asked.leaf).ok_or_else(|| Reason::Other(UNREADABLE.to_owned()))?;
         let told = |error| reason(&error, leaf.is_self_issued());
         let parsed = EndEntityCert::try_from(asked.leaf).map_err(told)?;
@@ -191,11 +189,13 @@ impl Trusted {
         if !leaf.serves() {
             return Err(Reason::WrongUsage);
         }
-        if self.lists.revoke(parsed.issuer(), parsed.serial()) {
+        let number = (parsed.issuer(), parsed.serial());
+        let own_key = || own_key(asked.leaf, &verifier.algorithms);
+        if self.lists.revoke(number, own_key, &verifier.algorithms) {
             return Err(Reason::Revoked);
         }
         parsed.verify_is_valid_for_subject_name(asked.name).map_err(told)?;
-        pins.admit_leaf(asked.leaf)
+        verifier.pins.admit_leaf(asked.leaf)
     }
 }
 

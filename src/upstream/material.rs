@@ -7,9 +7,9 @@ use parking_lot::Mutex;
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
-    config::{self, Contents, Followed},
+    config::{self, Contents, Followed, TlsMode},
     files::Settling,
-    tls::{ClientTls, RootStores, TlsConfigErrors},
+    tls::{ClientTls, RootStores, TlsConfigErrors, told_files},
 };
 
 /// How often the files are compared.
@@ -35,10 +35,9 @@ pub struct Material {
 impl Material {
     /// Loads it for the first time. Blocking.
     pub fn load(settings: &config::Tls, roots: &mut RootStores) -> Result<Self, TlsConfigErrors> {
-        let mut files = settings.ca.files.clone();
-        files.extend(settings.crls.iter().cloned());
-        if let Some(pair) = &settings.client_certificate {
-            files.extend([pair.cert.clone(), pair.key.clone()]);
+        let mut files: Vec<_> = settings.files().cloned().collect();
+        if settings.ca.system && settings.mode == TlsMode::Verify {
+            files.extend(told_files());
         }
         let has_files = !files.is_empty();
         let mut files = Followed::new(files, MAX_COMPARED);

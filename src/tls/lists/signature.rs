@@ -1,15 +1,18 @@
-//! Whose signature a revocation list bears.
+//! Whose signature a revocation list bears, and whether a certificate bears its own.
 
 use parking_lot::Mutex;
-use rustls::{crypto::WebPkiSupportedAlgorithms, pki_types::SubjectPublicKeyInfoDer};
-use x509_parser::{asn1_rs::Any, prelude::FromDer};
+use rustls::{
+    crypto::WebPkiSupportedAlgorithms,
+    pki_types::{CertificateDer, SubjectPublicKeyInfoDer},
+};
+use x509_parser::{asn1_rs::Any, certificate::X509Certificate, prelude::FromDer};
 
 use crate::tls::failure::Reason;
 
 /// Keys of one name. A CA has one or two.
 const KEYS: usize = 16;
 
-/// A list's signature, with what it is over.
+/// The signature of a list or a certificate, with what it is over.
 pub(super) struct Signed {
     data: Vec<u8>,
     /// The contents of its identifier in DER, as are all of `pki_types`.
@@ -31,9 +34,9 @@ pub(super) enum Verdict {
 }
 
 impl Signed {
-    /// Of a list in DER.
-    pub(super) fn parse(list: &[u8]) -> Option<Self> {
-        let (data, rest) = split(split(list)?.0.contents)?;
+    /// Of a list or a certificate in DER.
+    pub(super) fn parse(whole: &[u8]) -> Option<Self> {
+        let (data, rest) = split(split(whole)?.0.contents)?;
         let (algorithm, rest) = split(rest)?;
         let (signature, _) = split(rest)?;
         Some(Self {
@@ -98,6 +101,22 @@ impl Verdict {
         };
         Reason::Other(why.to_owned())
     }
+}
+
+/// The key of a certificate that is signed with this very key.
+///
+/// The names alone do not tell: a CA that changes its key signs the old one with the new one, under one name.
+pub(in crate::tls) fn own_key(
+    certificate: &CertificateDer<'_>,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Option<SubjectPublicKeyInfoDer<'static>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    if parsed.issuer().as_raw() != parsed.subject().as_raw() {
+        return None;
+    }
+    let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw.to_vec());
+    let verdict = Signed::parse(certificate)?.verdict(&key, algorithms);
+    (verdict == Verdict::Good).then_some(key)
 }
 
 /// A value in DER.

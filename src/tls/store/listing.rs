@@ -10,7 +10,7 @@ use std::{
 use super::{Known, StoreError, folder::read_file};
 use crate::{
     files::reading,
-    tls::{authority::Root, pins::sha256},
+    tls::{authority::Root, shared::sha256},
 };
 
 const ROOT: &str = ".root.pem";

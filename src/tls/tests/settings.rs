@@ -127,6 +127,46 @@ fn ssl_cert_file_replaces_neither_files_nor_built_in_roots() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
+/// Regression: the built-in one was left out, and its servers refused.
+#[test]
+fn a_root_that_has_expired_here_does_not_stand_for_the_built_in_one_with_its_key() {
+    for (years, count) in [(-1, 2), (1, 1)] {
+        // Until 2050 their times have two digits for the year.
+        let before_2050 =
+            |root: &&CertificateDer<'_>| Terms::read(root).unwrap().1.not_after < 2_524_608_000;
+        let built_in = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().find(before_2050).unwrap();
+        let mut settings = Settings::trusting_nobody();
+        let root = crate::tls::authority::pem(&until(built_in, years));
+        settings.tls.ca.files = vec![settings.file("root.pem", root)];
+        settings.tls.ca.webpki = true;
+        let roots = RootStores::default().load(&settings.tls.ca).unwrap();
+        let first = &roots.anchors[0];
+        let same = roots.anchors.iter().filter(|root| {
+            (&root.subject, &root.subject_public_key_info)
+                == (&first.subject, &first.subject_public_key_info)
+        });
+        assert_eq!(same.count(), count, "{years}");
+    }
+}
+
+/// The same certificate with another end, so many years from now; its signature is no longer one.
+fn until(certificate: &CertificateDer<'_>, years: i64) -> CertificateDer<'static> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).unwrap();
+    let now = x509_parser::time::ASN1Time::now().to_datetime();
+    let year = i64::from(now.year()) + years;
+    let mut der = certificate.to_vec();
+    let end = parsed.validity().not_after.to_datetime();
+    let text = |year: i64| {
+        let (month, day) = (u8::from(end.month()), end.day());
+        let (hour, minute, second) = (end.hour(), end.minute(), end.second());
+        format!("{:02}{month:02}{day:02}{hour:02}{minute:02}{second:02}Z", year % 100)
+    };
+    let (old, new) = (text(i64::from(end.year())), text(year));
+    let at = der.windows(old.len()).position(|window| window == old.as_bytes()).unwrap();
+    der[at..at + new.len()].copy_from_slice(new.as_bytes());
+    der.into()
+}
+
 #[test]
 fn a_root_that_the_system_has_too_is_kept_once() {
     let mut settings = Settings::trusting_nobody();

@@ -292,6 +292,28 @@ async fn a_list_that_calls_its_key_by_another_identifier_counts_all_the_same() {
     }
 }
 
+/// Regression: the numbers of one key were looked up in the list of another.
+#[tokio::test]
+async fn a_list_of_another_key_of_its_name_revokes_nothing_that_signs_itself() {
+    let numbered: Change = |params| params.serial_number = Some(SerialNumber::from(666));
+    let (root, other) = (ca("Root", numbered), Ca::new("Root"));
+    let with_key_id: Change = |params| params.use_authority_key_identifier_extension = true;
+    for (issuer, is_revoked) in [(&other, false), (&root, true)] {
+        let mut settings = Settings::trusting(&root);
+        settings.tls.crls = vec![settings.file("list.pem", list(issuer, &[666]))];
+        let tls = settings.load();
+        // As an issuer, and as a server's own.
+        let itself = Identity::new(vec![root.der()], root.0.key());
+        let issued = root.issue_with(&[NAME], with_key_id).server();
+        match is_revoked {
+            true => assert!(refusal(issued, &tls, NAME).await.to_string().contains("is revoked")),
+            false => accepted(issued, &tls, NAME).await,
+        }
+        let reason = refusal(itself.server(), &tls, NAME).await.reason;
+        assert_eq!(reason == Reason::Revoked, is_revoked, "{reason:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_list_whose_signature_does_not_match_lets_nobody_pass() {
     let root = Ca::new("Root");

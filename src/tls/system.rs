@@ -1,0 +1,126 @@
+//! The CA certificates of this machine, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name in their place.
+
+use std::{
+    collections::HashSet,
+    env, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+use super::pem::{MAX_CERTIFICATES, on_lines_of_their_own, pem_error};
+use crate::{
+    config::{FileError, Followed, read_file_or_pipe},
+    files::reading,
+};
+
+/// What is read where no variable says otherwise, for people.
+const PLACE: &str = "/etc/ssl/certs";
+
+/// Where variables say that they are.
+pub(super) struct Told {
+    file: Option<PathBuf>,
+    folders: Vec<PathBuf>,
+}
+
+/// What was found.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) certificates: Vec<CertificateDer<'static>>,
+    /// Of files and blocks that were left out.
+    pub(super) errors: Vec<String>,
+}
+
+/// The files and folders that variables name: changes of them are to be followed.
+pub fn told_files() -> Vec<PathBuf> {
+    Told::read().map(|told| told.paths().cloned().collect()).unwrap_or_default()
+}
+
+/// Reads them. Blocking.
+pub(super) fn load() -> Found {
+    let mut found = Found::default();
+    let Some(told) = Told::read() else {
+        let _reading = reading(Path::new(PLACE));
+        let native = rustls_native_certs::load_native_certs();
+        found.certificates = native.certs;
+        found.errors = native.errors.iter().map(ToString::to_string).collect();
+        return found;
+    };
+    let mut seen = HashSet::new();
+    if let Some(file) = &told.file {
+        seen.extend(fs::metadata(file).map(|it| (it.dev(), it.ino())));
+        found.add_file(file);
+    }
+    for folder in &told.folders {
+        let added = found.add_folder(folder, &mut seen);
+        found.errors.extend(added.err().map(|error| format!("{}: {error}", folder.display())));
+    }
+    found.certificates.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
+    found.certificates.dedup();
+    found
+}
+
+/// Where they are, for people.
+pub(super) fn place() -> PathBuf {
+    let told = Told::read().and_then(|told| told.paths().next().cloned());
+    told.unwrap_or_else(|| PLACE.into())
+}
+
+impl Told {
+    /// `None` where no variable says anything.
+    pub(super) fn read() -> Option<Self> {
+        let file = env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+        let folders = env::var_os("SSL_CERT_DIR").unwrap_or_default();
+        let folders = env::split_paths(&folders).filter(|path| !path.as_os_str().is_empty());
+        let told = Self { file, folders: folders.collect() };
+        (told.file.is_some() || !told.folders.is_empty()).then_some(told)
+    }
+
+    /// To be looked at for changes.
+    pub(super) fn followed(&self) -> Followed {
+        Followed::new(self.paths().cloned(), MAX_CERTIFICATES)
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.file.iter().chain(&self.folders)
+    }
+}
+
+impl Found {
+    /// Adds the certificates of a PEM file.
+    pub(super) fn add_file(&mut self, path: &Path) {
+        let contents = match read_file_or_pipe(path, MAX_CERTIFICATES) {
+            Ok(contents) => on_lines_of_their_own(contents),
+            Err(error) => return self.errors.push(format!("{}: {error}", path.display())),
+        };
+        for certificate in CertificateDer::pem_slice_iter(&contents) {
+            match certificate {
+                Ok(certificate) => self.certificates.push(certificate),
+                Err(error) => {
+                    self.errors.push(format!("{}: {}", path.display(), pem_error(&error)));
+                }
+            }
+        }
+    }
+
+    /// Adds those of the files in a folder. `openssl rehash` puts links to each there.
+    fn add_folder(
+        &mut self,
+        folder: &Path,
+        seen: &mut HashSet<(u64, u64)>,
+    ) -> Result<(), FileError> {
+        let _reading = reading(folder);
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            match fs::metadata(&path) {
+                Ok(it) if it.is_file() && seen.insert((it.dev(), it.ino())) => self.add_file(&path),
+                Ok(_) => {}
+                // A link to nowhere.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => self.errors.push(format!("{}: {error}", path.display())),
+            }
+        }
+        Ok(())
+    }
+}
