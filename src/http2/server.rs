@@ -44,10 +44,18 @@ const EARLY: Duration = Duration::from_secs(1);
 const INTERIM_OVERHEAD: usize = 512;
 
 /// How many streams that we have reset are remembered, and for how long: what the client sends on them is ignored,
-/// as for an upload that was refused. After that, it counts as an error of the client, and a connection survives
-/// no more than a thousand of those.
-const RESET_STREAMS: usize = 1000;
+/// as for an upload that was refused.
+const RESET_STREAMS: usize = 10_000;
 const RESET_DURATION: Duration = Duration::from_secs(5);
+
+/// How many frames a connection survives for streams that are no longer remembered, or that are errors of one stream.
+/// `h2` counts them for as long as the connection lives; its default is 1,024. The replies take some 3 MiB if the
+/// client does not read.
+const RESET_ERRORS: usize = 10_000;
+
+/// By how much unread DATA frames may fall short of 256 bytes each, in total. `h2` counts those of streams that we
+/// have reset for as long as the connection lives. Some 16,000 unread frames of one byte take 2.5 MiB.
+const SMALL_FRAMES: usize = 4 * 1024 * 1024;
 
 /// From this many streams on, a client is judged by the share of them that it has reset.
 const JUDGED_FROM: usize = 500;
@@ -146,6 +154,8 @@ impl<S: ByteStream> Connection<S> {
             .max_pending_accept_reset_streams(JUDGED_FROM)
             .max_concurrent_reset_streams(RESET_STREAMS)
             .reset_stream_duration(RESET_DURATION)
+            .max_local_error_reset_streams(Some(RESET_ERRORS))
+            .data_frame_budget(SMALL_FRAMES)
             .enable_connect_protocol()
             .handshake(stream);
         let mut handshake = pin!(handshake);
