@@ -1,7 +1,7 @@
-//! An alias called from a Rust program, without a proxy process: `cargo run --example embed`.
+//! Calls an alias from a Rust program, without a proxy process: `cargo run --example embed`.
 //!
 //! Works offline, against the demo's world: the cluster's DNS says that `webscaler-manual` is
-//! `httpbin.org`, whose four servers bear a certificate for that name only.
+//! `httpbin.org`, whose four servers have a certificate for that name only.
 
 use std::{error::Error, time::Duration};
 
@@ -15,7 +15,7 @@ use truename::{
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    // In a program of your own: `Config::load("truename.yaml")`, or a `Config` made by hand.
+    // In your own program: `Config::load("truename.yaml")`, or a `Config` built in code.
     let world = World::start()?;
     let client = Client::new(&world.config())?;
 
@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     println!("GET /anything: {}", response.status());
     println!("{}", String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()));
 
-    // What goes wrong is an answer, too, and says what mends it.
+    // An error is a response too, and says how to fix it.
     let request = Request::get("http://elsewhere/").body(String::new())?;
     let response = client.send(request).await;
     println!("GET http://elsewhere/: {}", response.status());

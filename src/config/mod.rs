@@ -68,7 +68,7 @@ section! {
         workers: usize as Whole<usize, 0, 1024> = 0,
         /// How long open connections may go on after the signal to stop.
         shutdown_grace: Duration as Time = Duration::from_secs(30),
-        /// A listener outside loopback needs this said.
+        /// Required for a listener outside loopback.
         allow_non_loopback: bool as Bool = false,
     }
 }
