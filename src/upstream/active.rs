@@ -7,11 +7,11 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The target that requests go to in place of those before it, and until when. One word, so that both
-/// change at once and a request reads them with one load.
+/// The target that is used in place of those before it, and until when. One word, so that both change
+/// together and a request reads them with one load.
 ///
-/// The upper half is the target's number (0: none, and the first has its turn), the lower half the end
-/// in tenths of a second since the birth.
+/// The upper half is the target's number (0: none, so the first is used), the lower half the end in tenths
+/// of a second since it was created.
 ///
 /// Time alone ends it: what was left is tried again by the next request. Health checks will have a better
 /// reason, which belongs here: to have been well for `failback`.
@@ -26,14 +26,14 @@ impl Active {
         Self { born: now, word: AtomicU64::new(0) }
     }
 
-    /// The number of the target in force; none where the first in order has its turn.
+    /// The number of the target in use; none if the first is used.
     pub(super) fn get(&self, now: Instant) -> Option<u32> {
         let (number, until) = unpack(self.word.load(Relaxed));
         (number != 0 && self.tenths(now) < until).then_some(number)
     }
 
-    /// Puts `next` in force for `time`, unless somebody was quicker and `current`, which was found by
-    /// [`get`](Self::get), is not any more. Without `next`, the first in order has its turn again.
+    /// Uses `next` for `time`, unless another thread has changed `current`, which [`get`](Self::get) returned.
+    /// Without `next`, the first is used again.
     pub(super) fn change(
         &self,
         current: Option<u32>,

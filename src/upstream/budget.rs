@@ -1,5 +1,5 @@
-//! How many requests may be sent again: a share of those of the last ten seconds, and a few besides,
-//! so that an alias with little traffic can retry at all.
+//! How many requests may be sent again: a share of those of the last ten seconds, and a few more, so that an
+//! alias with little traffic can retry at all.
 //!
 //! A retry that the share covers is granted from it; any other is granted while fewer than
 //! [`BESIDES`] of these were granted in the second at hand. So when everything fails, a target gets
@@ -16,11 +16,11 @@ use tokio::time::Instant;
 /// The share is one of the requests of so many seconds, the one at hand included.
 const WINDOW: u32 = 10;
 
-/// Retries a second that need no requests.
+/// Retries per second beyond the share.
 const BESIDES: u64 = 3;
 
-/// Counts requests and grants retries. Without a lock: each worker counts its requests by itself, and
-/// what is shared is written by retries only.
+/// Counts requests and grants retries, without a lock: each worker counts its own requests, and only retries
+/// write to what is shared.
 #[derive(Debug)]
 pub struct Budget {
     /// The bits of an `f64`.
@@ -32,7 +32,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// `share` is from 0 to 1: at 0 nothing is sent again.
+    /// `share` is from 0 to 1; with 0 nothing is sent again.
     pub fn new(share: f64, workers: usize, now: Instant) -> Self {
         Self {
             share: AtomicU64::new(share.to_bits()),
@@ -43,7 +43,7 @@ impl Budget {
         }
     }
 
-    /// Goes on with another share.
+    /// Sets another share.
     pub fn set_share(&self, share: f64) {
         self.share.store(share.to_bits(), Ordering::Relaxed);
     }
@@ -67,7 +67,7 @@ impl Budget {
         }
         let second = self.second(now);
         let requests: u64 = self.requests.iter().map(|seconds| seconds.sum(second, WINDOW)).sum();
-        // A share that is no binary fraction must not lose a retry to its last bit.
+        // Rounding must not cost a retry.
         let granted = (share * requests as f64 + 1e-6) as u64;
         self.shared.take(second, WINDOW, granted) || self.besides.take(second, 1, BESIDES)
     }
@@ -99,7 +99,7 @@ impl Seconds {
     fn add(&self, second: u32) {
         let next = |slot| match unpack(slot) {
             (counted, count) if counted == second => Some(pack(second, count.saturating_add(1))),
-            // Whoever comes late must not take away what others have counted since.
+            // A late thread must not discard what others have counted since.
             (counted, _) if counted > second => None,
             _ => Some(pack(second, 1)),
         };
@@ -114,7 +114,7 @@ impl Seconds {
         let _ = self.slot(second).fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 
-    /// What was counted in the `window` seconds that end with `second`.
+    /// The count of the `window` seconds that end with `second`.
     fn sum(&self, second: u32, window: u32) -> u64 {
         let counts = self.0.iter().map(|slot| unpack(slot.load(Ordering::Relaxed)));
         let recent = counts
@@ -122,8 +122,8 @@ impl Seconds {
         recent.map(|(_, count)| u64::from(count)).sum()
     }
 
-    /// Counts one more, unless there are `limit` then. Counts first and looks after that: of several
-    /// who meet at the limit none may pass it, though all may be turned away.
+    /// Counts one more, unless that exceeds `limit`. Counts first and checks afterwards: if several threads reach
+    /// the limit at once, none exceeds it, although all may be refused.
     fn take(&self, second: u32, window: u32, limit: u64) -> bool {
         if self.sum(second, window) >= limit {
             return false;

@@ -1,6 +1,5 @@
-//! From a choice of endpoints to a session: Happy Eyeballs, permits and counts, under one deadline.
-//!
-//! Nothing in here knows which protocol follows.
+//! Dials one of several endpoints: Happy Eyeballs, permits and counts, under one deadline. Nothing here depends on
+//! the protocol that follows.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -21,26 +20,26 @@ use crate::{
     tls::{Alpn, TlsError},
 };
 
-/// Of a host with more addresses, the others are not tried.
+/// The most addresses of a host that are tried.
 const MAX_ADDRESSES: usize = 8;
 
 /// What every attempt of one dial has in common.
 pub struct Attempts<'a> {
     /// Which addresses may be dialled.
     pub policy: &'a ArcSwap<AddressPolicy>,
-    /// Whom to verify; nobody on plaintext.
+    /// The identity to verify; none on plaintext.
     pub identity: Option<Identity<'a>>,
     /// The keys that concern a connection.
     pub timeouts: &'a Timeouts,
-    /// By when one must be there.
+    /// The deadline for a connection.
     pub deadline: Deadline,
     /// Whose attempts they are.
     pub metrics: &'a AliasMetrics,
 }
 
 impl Attempts<'_> {
-    /// A session with whichever of these addresses is up first, each tried in its turn; and that address.
-    /// The error is that of the first to fail.
+    /// A session with the first of these addresses that connects, trying each in turn; and that address. The
+    /// error is that of the first to fail.
     pub async fn any_of(
         &self,
         first: SocketAddr,
@@ -69,7 +68,7 @@ impl Attempts<'_> {
                 _ => {}
             },
         }
-        // A reload may have made it stricter meanwhile.
+        // A reload may have made it stricter in the meantime.
         self.policy.load().check(endpoint).map_err(ConnectError::Denied)?;
         session
     }
@@ -84,7 +83,7 @@ impl Attempts<'_> {
     }
 }
 
-/// A connection that an alias' request, or tunnel, asks for.
+/// A connection that a request to an alias, or a tunnel, needs.
 #[derive(Clone, Copy)]
 pub(super) struct DialRequest<'a> {
     pub(super) alias: &'a Arc<Alias>,
@@ -94,7 +93,7 @@ pub(super) struct DialRequest<'a> {
     pub(super) deadline: Deadline,
 }
 
-/// What a dial came to.
+/// The result of a dial.
 pub(super) enum Dialled<T> {
     /// A new connection, to this endpoint.
     New(Session, Counted, Arc<Endpoint>),
@@ -113,7 +112,7 @@ impl DialRequest<'_> {
     ) -> Result<Dialled<T>, Fault> {
         let mut tried = tried.to_vec();
         let mut beside = false;
-        // What has failed is tried again, or elsewhere, as `retry` says.
+        // `retry` decides whether a failed attempt is repeated, here or elsewhere.
         let next = |because| match because {
             Because::Slow if !std::mem::replace(&mut beside, true) => {
                 self.another(&mut tried, first)
@@ -121,14 +120,14 @@ impl DialRequest<'_> {
             _ => None,
         };
         let dial = async |endpoint: Arc<Endpoint>, progress: Progress| {
-            // Whoever asks for the first counts as waiting for it already.
+            // The caller already counts as in flight at the first endpoint.
             let _waiting = (!Arc::ptr_eq(&endpoint, first)).then(|| endpoint.begin(Instant::now()));
             self.one(endpoint, &progress, &kept).await
         };
         match race(first.clone(), next, dial).await {
             Ok(Won { connection, overtaken }) => {
-                // Nobody waits for their own end, so this is what can be held against them: else a share of
-                // all requests would pay for a black hole for ever.
+                // Nothing waits for the slow attempts to fail, so being slow counts as a failure: otherwise a
+                // share of all requests would keep paying for a black hole.
                 let late = "another endpoint connected first";
                 for endpoint in overtaken {
                     self.alias.endpoint_failed(self.generation, &endpoint, late);
@@ -139,7 +138,7 @@ impl DialRequest<'_> {
         }
     }
 
-    /// An endpoint that is neither `endpoint`, which is now tried, nor one tried before.
+    /// An endpoint other than `endpoint`, which is being tried, and those tried before.
     pub(super) fn another(
         &self,
         tried: &mut Vec<SocketAddr>,
@@ -161,7 +160,7 @@ impl DialRequest<'_> {
         let config = self.alias.config();
         let worker = self.alias.worker(self.worker);
         let connections = self.alias.connections(address);
-        // An idle connection of a sibling counts too: it makes way.
+        // An idle connection of another worker counts too: it can be closed to make room.
         let make_way = || {
             let siblings = self.alias.workers().iter();
             siblings.map(|sibling| &sibling.pool).any(|pool| pool.evict(address));
@@ -204,7 +203,7 @@ impl DialRequest<'_> {
 }
 
 impl Alias {
-    /// Counts a transport failure, and says so where it ejects the endpoint.
+    /// Counts a transport failure, and logs if it ejects the endpoint.
     pub(super) fn endpoint_failed(
         &self,
         generation: &Generation,

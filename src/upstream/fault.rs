@@ -1,4 +1,4 @@
-//! What it comes to when an alias leads nowhere, or has no room.
+//! The faults of an alias without a target, or without room for another request.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! What goes on in the background for an alias: it follows DNS and certificate files, and closes what is
-//! idle. On the control thread.
+//! An alias' background task: follows DNS and certificate files, and closes idle connections. Runs on the control
+//! thread.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ impl Alias {
 
     async fn follow(&self, target: &Target) {
         let Some(mut subscription) = target.subscription() else { return };
-        // Of the true name seen last: one that comes back after a failure is not a new one.
+        // Compared with the last true name: one that returns after a failure is not new.
         let mut generation = target.applied().current.as_ref().map(|current| current.generation);
         loop {
             let state = subscription.state();
@@ -109,7 +109,7 @@ impl Alias {
         let (of, tls) = ((target.number(), target.port()), self.material.current());
         match Generation::new(&self.config, of, resolution.clone(), tls, before) {
             Ok(generation) => Some(Arc::new(generation)),
-            // A failover all the same: the alias does not lead to the old name any more.
+            // A failover nevertheless: the alias does not lead to the old name any more.
             Err(error) => {
                 tracing::error!(
                     alias = self.config.name,
@@ -132,7 +132,7 @@ impl Alias {
         }
     }
 
-    /// What was made with other TLS material is not used again, and ends when it ends.
+    /// Connections made with other TLS material are not used again; those in use end by themselves.
     fn renew_generations(&self, target: &Target) {
         let tls = self.material.current();
         for generation in [&target.generation, &target.unserved] {
@@ -171,7 +171,7 @@ impl Alias {
         self.close_unusable();
         for generation in self.targets.iter().flat_map(|target| target.generations()) {
             let policy = self.policy.clone();
-            // By the policy of then: it may have been taken back meanwhile.
+            // By the policy at that time: it may have been reverted in the meantime.
             self.on_change(move || {
                 let policy = policy.load();
                 generation.cut(|endpoint| policy.check(endpoint).is_err());
@@ -202,14 +202,14 @@ impl Alias {
             self.targets.iter().for_each(|target| self.renew_generations(target));
             self.close_unusable();
             self.report_failures();
-            // At first nobody knows which endpoints there are.
+            // Initially the endpoints are unknown.
             if !self.targets.iter().any(|target| target.is_pending()) {
                 self.state.forget_endpoints(|endpoint| self.has_endpoint(endpoint));
             }
         }
     }
 
-    /// Logs what became of requests that failed.
+    /// Logs failures of requests that continue or have ended.
     fn report_failures(&self) {
         for report in self.state.failures.reports() {
             let alias = self.config.name.as_str();

@@ -1,5 +1,4 @@
-//! A target under one true name, from the DNS answer that brought the name to the one that takes
-//! it away.
+//! A target under one true name, from the DNS response that brings the name to the one that replaces it.
 
 use std::{
     fmt,
@@ -30,7 +29,7 @@ use crate::{
 ///
 /// **Invariant:** all of it is derived here, from the same resolution.
 pub struct Generation {
-    /// Which of the alias' targets it is of.
+    /// Which of the alias' targets it belongs to.
     target: u32,
     number: u64,
     true_name: TrueName,
@@ -42,7 +41,7 @@ pub struct Generation {
     balancer: Arc<Balancer>,
     retired: AtomicBool,
     kill: CancellationToken,
-    /// What a kill has to end that has no task of its own.
+    /// The connections without a task of their own, which a kill has to end.
     wires: Arc<Mutex<Vec<Open>>>,
 }
 
@@ -52,10 +51,10 @@ struct Open {
 }
 
 impl Generation {
-    /// Of the target with this number, under the true name of `resolution`. What is known of the endpoints
-    /// of the one `before` stays.
+    /// For the target with this number, under the true name of `resolution`. What is known of the endpoints of the
+    /// generation `before` is kept.
     ///
-    /// Fails where the true name cannot be a TLS server name or a `Host`.
+    /// Fails if the true name cannot be a TLS server name or a `Host`.
     pub fn new(
         alias: &config::Alias,
         target: (u32, u16),
@@ -110,14 +109,14 @@ impl Generation {
         })
     }
 
-    /// Whether new requests may go by it under these settings.
+    /// Whether new requests may use it under these settings.
     pub fn is_of(&self, alias: &config::Alias, tls: Option<&Arc<ClientTls>>) -> bool {
         let trust = tls.map_or(0, |tls| tls.generation());
         trust == self.trust() && self.balancer.has_settings(alias.balance, &alias.health.passive)
     }
 
-    /// The same with other TLS material and settings: endpoints and what is known of them stay, and so does
-    /// what ends its connections.
+    /// The same with other TLS material and settings. The endpoints, what is known of them, and what ends the
+    /// connections stay.
     pub fn renew(
         &self,
         alias: &config::Alias,
@@ -134,7 +133,7 @@ impl Generation {
         Ok(Self { kill: self.kill.clone(), wires: self.wires.clone(), ..renewed })
     }
 
-    /// Takes over the addresses of a newer answer with the same true name.
+    /// Uses the addresses of a newer resolution with the same true name.
     pub fn rotate(&self, resolution: Arc<Resolution>) {
         let endpoints: Vec<SocketAddr> = resolution
             .addresses
@@ -160,7 +159,7 @@ impl Generation {
         &self.true_name
     }
 
-    /// The latest answer.
+    /// The latest resolution.
     pub fn resolution(&self) -> Arc<Resolution> {
         self.resolution.load_full()
     }
@@ -180,7 +179,7 @@ impl Generation {
         &self.authority
     }
 
-    /// The authority as the `Host` field has it.
+    /// The authority, as the value of `Host`.
     pub fn host(&self) -> &HeaderValue {
         &self.host
     }
@@ -190,7 +189,7 @@ impl Generation {
         &self.balancer
     }
 
-    /// What a pooled connection of this generation is found by.
+    /// The key of this generation's pooled connections.
     pub fn pool_key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
         let true_name = self.true_name.clone();
         PoolKey { endpoint, true_name, protocol, trust: self.trust() }
@@ -207,7 +206,7 @@ impl Generation {
         self.tls.as_ref().map_or(0, |(tls, _)| tls.generation())
     }
 
-    /// Whether `endpoint` is among the addresses of the latest answer.
+    /// Whether `endpoint` is among the addresses of the latest resolution.
     pub fn has_endpoint(&self, endpoint: SocketAddr) -> bool {
         endpoint.port() == self.port && self.resolution.load().addresses.contains(&endpoint.ip())
     }
@@ -239,7 +238,7 @@ impl Generation {
     pub fn made(&self, endpoint: SocketAddr, wire: &Arc<Wire>) {
         let mut wires = self.wires.lock();
         if wires.len() == wires.capacity() {
-            // Before it grows: so it is never longer than twice what is open.
+            // Before it grows, so that it is never longer than twice the number of open connections.
             wires.retain(|open| open.wire.strong_count() > 0);
         }
         wires.push(Open { endpoint, wire: Arc::downgrade(wire) });

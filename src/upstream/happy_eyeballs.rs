@@ -1,4 +1,4 @@
-//! Happy Eyeballs (RFC 8305): while one endpoint takes long to connect, the next is tried beside it.
+//! Happy Eyeballs (RFC 8305): if one endpoint takes long to connect, the next is tried in parallel.
 
 use std::{
     sync::{
@@ -14,21 +14,21 @@ use tokio::time::sleep;
 /// RFC 8305 §5, "Connection Attempt Delay".
 const DELAY: Duration = Duration::from_millis(250);
 
-/// Why another endpoint is asked for.
+/// Why another endpoint is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Because {
     /// An attempt has failed.
     Failed,
-    /// All attempts under way take long.
+    /// All current attempts take long.
     Slow,
 }
 
-/// What an attempt tells while it is under way.
+/// What an attempt reports while it is running.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress(Arc<AtomicBool>);
 
 impl Progress {
-    /// TCP is up. From here on a slow attempt is a sign of distance, not of a dead address.
+    /// TCP is connected. From here on, a slow attempt indicates distance rather than a dead address.
     pub(super) fn opened(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -38,11 +38,11 @@ impl Progress {
     }
 }
 
-/// The first connection that was up.
+/// The first connection that was established.
 #[derive(Debug)]
 pub(super) struct Won<E, T> {
     pub(super) connection: T,
-    /// The endpoints that were given more time, and were not up by then.
+    /// The endpoints that had more time, and were not connected by then.
     pub(super) overtaken: Vec<E>,
 }
 
@@ -50,19 +50,19 @@ pub(super) struct Won<E, T> {
 #[derive(Debug)]
 pub(super) struct Failures<X> {
     earlier: Vec<X>,
-    /// The one that came last.
+    /// The last error.
     pub(super) last: X,
 }
 
 impl<X> Failures<X> {
-    /// The one that came first.
+    /// The first error.
     pub(super) fn first(self) -> X {
         self.earlier.into_iter().next().unwrap_or(self.last)
     }
 }
 
-/// Dials `first`, and whatever `next` gives: after each failure, and each time that all attempts
-/// under way are slow.
+/// Dials `first`, and further endpoints from `next`: after each failure, and whenever all current attempts are
+/// slow.
 pub(super) async fn race<E, T, X, F>(
     first: E,
     mut next: impl FnMut(Because) -> Option<E>,

@@ -1,4 +1,4 @@
-//! From a generation to a connection: balance, pool, connect.
+//! Acquires a connection for a request: balance, pool, connect.
 
 use std::{
     net::SocketAddr,
@@ -29,11 +29,11 @@ use crate::{
 /// What kind of connection a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
-    /// HTTP/1.1: so the application speaks, or the request is an upgrade.
+    /// HTTP/1.1: the application speaks it, or the request is an upgrade.
     Http1,
     /// HTTP/2 only (`http.version: "2"`).
     Http2,
-    /// HTTP/2 if the origin has it: so the application speaks.
+    /// HTTP/2 if the origin supports it: the application speaks it.
     Http2Or1,
 }
 
@@ -57,7 +57,7 @@ impl Want {
     }
 }
 
-/// A connection for one request, with everything that must be told when the request ends.
+/// A connection for one request, with everything that has to be reported when the request ends.
 pub struct Lease {
     connection: Connection,
     key: PoolKey,
@@ -95,15 +95,15 @@ impl Alias {
         if !fresh && let Some(lease) = acquiring.pooled(&endpoint, now) {
             return Ok(lease);
         }
-        // A request that waits for its connection is on its way too: without this a burst would
-        // see no load anywhere, but on the endpoint whose connection it found idle.
+        // A request that waits for its connection counts as in flight too: otherwise a burst would see load only
+        // at endpoints with idle connections.
         let _waiting = endpoint.begin(now);
-        // Boxed, for most requests need it not and would carry its weight.
+        // Boxed, because most requests do not need it, and their futures would have room for it.
         Box::pin(acquiring.dial(endpoint, tried, fresh)).await
     }
 }
 
-/// The way to a connection, for one request.
+/// Acquires a connection for one request.
 struct Acquiring<'a> {
     dial: DialRequest<'a>,
     want: Want,
@@ -118,7 +118,7 @@ impl Acquiring<'_> {
         let pool = &self.dial.alias.worker(self.dial.worker).pool;
         self.want.protocols().iter().find_map(|protocol| {
             let key = self.key(endpoint.address(), *protocol);
-            // What other requests left idle is no reason to speak HTTP/1.1 to who has HTTP/2.
+            // Idle HTTP/1.1 connections are no reason to speak HTTP/1.1 to an origin that supports HTTP/2.
             if self.want == Want::Http2Or1
                 && *protocol == Negotiated::Http1
                 && !pool.has_no_http2(&self.key(endpoint.address(), Negotiated::Http2))
@@ -187,13 +187,13 @@ impl Acquiring<'_> {
                 }
             }
             if std::mem::take(&mut fresh) {
-                // That flight may have been the one whose connection has just failed.
+                // That dial may have made the connection that has just failed.
                 continue;
             }
             if let Some(lease) = self.pooled(&endpoint, Instant::now()) {
                 return Ok(lease);
             }
-            // Full already, or another endpoint was quicker: that one may have room.
+            // It is full already, or another endpoint connected first: that one may have room.
             if let Some(other) = self.dial.another(&mut tried, &endpoint) {
                 if let Some(lease) = self.pooled(&other, Instant::now()) {
                     return Ok(lease);
@@ -203,7 +203,7 @@ impl Acquiring<'_> {
         }
     }
 
-    /// Dials, and starts HTTP on what comes of it.
+    /// Dials, and starts HTTP on the session.
     async fn connect(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -259,7 +259,7 @@ impl Acquiring<'_> {
 }
 
 impl Lease {
-    /// Sends the request, and gives its response's head.
+    /// Sends the request and returns its response's head.
     pub async fn send(
         &mut self,
         head: &request::Parts,
@@ -278,7 +278,7 @@ impl Lease {
         self.connection.poll_frame(cx)
     }
 
-    /// Goes on with the request's body, for a caller who does not ask for the response's.
+    /// Continues with the request's body, for a caller that is not reading the response's.
     pub fn poll_progress(&mut self, cx: &mut Context<'_>) {
         self.connection.poll_progress(cx);
     }
@@ -288,17 +288,17 @@ impl Lease {
         self.connection.is_end_stream()
     }
 
-    /// How much of the response's body comes.
+    /// How much of the response's body is still to come.
     pub fn size_hint(&self) -> SizeHint {
         self.connection.size_hint()
     }
 
-    /// The stream behind a `101`.
+    /// The stream after a `101`.
     pub fn take_tunnel(&mut self) -> Option<Prefixed<TargetStream>> {
         self.connection.take_tunnel()
     }
 
-    /// The response's head arrived. Gives how long that took.
+    /// The response's head arrived. Returns how long that took.
     pub fn answered(&mut self) -> Duration {
         self.in_flight.endpoint().succeeded();
         self.in_flight.answered(Instant::now())
@@ -309,7 +309,7 @@ impl Lease {
         self.alias.endpoint_failed(&self.generation, self.in_flight.endpoint(), error);
     }
 
-    /// Whether the connection had served before.
+    /// Whether the connection had served requests before.
     pub fn is_reused(&self) -> bool {
         self.reused
     }
@@ -326,7 +326,7 @@ impl Lease {
         }
     }
 
-    /// Whether any byte of a response has come. HTTP/2 gives a response's head whole or not at all.
+    /// Whether any byte of a response has arrived. Over HTTP/2 a response's head arrives whole or not at all.
     pub fn has_begun_to_answer(&self) -> bool {
         match &self.connection {
             Connection::Http1(http1) => http1.info.wire.has_received_since(self.mark),
@@ -334,7 +334,7 @@ impl Lease {
         }
     }
 
-    /// The connection beneath, where it carries this request alone.
+    /// The underlying connection, if it carries only this request.
     pub fn own_wire(&self) -> Option<Arc<Wire>> {
         match &self.connection {
             Connection::Http1(http1) => Some(http1.info.wire.clone()),
@@ -342,8 +342,8 @@ impl Lease {
         }
     }
 
-    /// Whether what came on a reused connection was sent before the request was there: then it
-    /// answers something else.
+    /// Whether the response on a reused connection was sent before the request arrived, so that it does not belong
+    /// to the request.
     pub fn is_answer_unsolicited(&self) -> bool {
         match &self.connection {
             Connection::Http1(http1) if self.reused => {

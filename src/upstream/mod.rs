@@ -1,5 +1,4 @@
-//! One alias at work: its targets in order, what each resolves to now, and the way to a
-//! connection.
+//! The live alias: its targets in order, what each resolves to now, and connections to them.
 
 mod active;
 mod budget;
@@ -41,8 +40,8 @@ use crate::{
     telemetry::{AliasSeries, Failures, RequestFailure},
 };
 
-/// An alias by one configuration, shared by all workers: its settings, which never change, and what
-/// outlives them.
+/// An alias in one configuration, shared by all workers: its settings, which never change, and the state
+/// that outlives them.
 pub struct Alias {
     config: Arc<config::Alias>,
     hosts: Vec<String>,
@@ -68,7 +67,7 @@ impl Alias {
         &self.state
     }
 
-    /// The Host names that it answers to, whatever DNS says: lower-case, without port.
+    /// The Host names it answers to, whatever DNS says: lower-case, without port.
     pub fn hosts(&self) -> &[String] {
         &self.hosts
     }
@@ -110,7 +109,7 @@ impl Alias {
         self.targets.iter().any(|own| Arc::ptr_eq(own, target))
     }
 
-    /// Leave to serve one more request, as `limits.requests` has it; `Err` when there is none.
+    /// A permit for one more request by `limits.requests`; `Err` if there is none left.
     pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, LimitReached> {
         self.state.requests.try_acquire().map_err(LimitReached)
     }
