@@ -123,6 +123,7 @@ impl Client {
             server_name: None,
             worker: 0,
             drain: Drain::default(),
+            can_switch: false,
             connection: None,
         };
         let routes = Routes::new(&aliases);

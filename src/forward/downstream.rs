@@ -21,6 +21,8 @@ pub struct Downstream {
     pub worker: usize,
     /// Tunnels hold a guard of it, so that a drain waits for them.
     pub drain: Drain,
+    /// Whether the client can switch to another protocol on it; a call by the library cannot.
+    pub can_switch: bool,
     /// The connection in the metrics; none for calls by the library.
     pub connection: Option<Arc<DownstreamConnection>>,
 }

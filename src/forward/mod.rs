@@ -11,8 +11,8 @@ mod tunnel;
 pub use downstream::Downstream;
 pub use error::ForwardError;
 pub use http::{
-    Body, Incoming, Problem, RefusedHead, Upgrade, UpgradeSender, forward, headers,
-    is_extended_connect, refuse, serve,
+    Body, ClientSide, Content, Done, Incoming, Problem, RefusedHead, Stopped, Switch, exchange,
+    forward, headers, is_extended_connect, refuse, serve,
 };
 pub use passthrough::{Passthrough, PassthroughError, Tunnel};
 pub use record::Record;

@@ -49,8 +49,6 @@ pub struct ServerConnection<S> {
     idle: IdleTimer,
     /// Measures how long nobody has read the body.
     unwanted: IdleTimer,
-    /// How long the client may read nothing of the current response.
-    pub unread: Duration,
 }
 
 impl<S: ByteStream> ServerConnection<S> {
@@ -69,7 +67,6 @@ impl<S: ByteStream> ServerConnection<S> {
             given_up: false,
             idle: IdleTimer::default(),
             unwanted: IdleTimer::default(),
-            unread: Duration::ZERO,
         }
     }
 
@@ -95,10 +92,15 @@ impl<S: ByteStream> ServerConnection<S> {
         }
     }
 
-    /// Ready once the client has read nothing for too long. To be polled while waiting for the client to read.
-    pub fn poll_unread(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<()> {
+    /// Ready once the client has read nothing for `idle`. To be polled while waiting for the client to read.
+    pub fn poll_unread(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Outbox,
+        idle: Duration,
+    ) -> Poll<()> {
         match &self.stream {
-            Some(stream) => out.poll_idle(cx, self.unread, stream),
+            Some(stream) => out.poll_idle(cx, idle, stream),
             None => Poll::Pending,
         }
     }

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use ::http::{Method, Request, Response, header::PROXY_AUTHORIZATION};
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    Arrival, End, Listener, Reached, Server, Service, Tunnelled, detect::detect,
-    http1::Http1Connection,
+    Arrival, End, Listener, Reached, Server, Service, Tunnelled,
+    detect::detect,
+    http1::{Http1Connection, Served},
 };
 use crate::{
     body::RequestBody,
     forward::{
-        self, Downstream, ForwardError, Incoming, PassthroughError, Tunnel, Upgrade,
+        self, Downstream, ForwardError, Incoming, PassthroughError, Switch, Tunnel,
         destination::Destination,
     },
     route::Routes,
@@ -30,8 +30,8 @@ enum Onward {
     Host(Box<Tunnel>),
 }
 
-/// The tunnel of a CONNECT that gets a 200. The client's side is available once the response is written.
-type PendingTunnel = Mutex<Option<(Upgrade, Onward)>>;
+/// The tunnel of a CONNECT that gets a 200.
+type PendingTunnel = Mutex<Option<Onward>>;
 
 impl Server {
     /// Serves a connection to the forward proxy: its requests, and then the tunnel if a CONNECT opened one.
@@ -43,15 +43,15 @@ impl Server {
         let pending = PendingTunnel::default();
         let downstream = self.downstream(&arrival, "http/1.1", "http", None);
         let connection = Http1Connection::new(stream);
-        let end = {
+        let served = {
             let answer = |request, proxy| self.answer(proxy, request, &downstream, &pending);
             connection.serve(false, self, arrival.clone(), answer).await
         };
-        let Some((upgrade, onward)) = pending.into_inner() else { return end };
-        let Some(tunnel) = upgrade.stream().await else {
-            tracing::debug!(peer = %arrival.peer, "a CONNECT tunnel was not opened");
-            return End::Done;
+        let tunnel = match served {
+            Served::Ended(end) => return end,
+            Served::Connected(tunnel) => tunnel,
         };
+        let Some(onward) = pending.into_inner() else { return End::Done };
         match onward {
             Onward::Host(host) => {
                 host.run(tunnel, &self.drain).await;
@@ -137,9 +137,8 @@ impl Server {
                 return passthrough.forward(request, &destination, started).await;
             }
         };
-        // Every CONNECT has one.
-        *pending.lock() = head.extensions.remove().map(|upgrade: Upgrade| (upgrade, onward));
-        Response::new(forward::Body::whole(Bytes::new()))
+        *pending.lock() = Some(onward);
+        Response::new(forward::Body::switching(Switch::Connect))
     }
 
     /// Serves the inside of a tunnel to an alias like a connection to the alias' listener.

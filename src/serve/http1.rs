@@ -1,5 +1,7 @@
 //! A client's HTTP/1 connection, served one request at a time.
 
+mod responding;
+
 use std::{
     fmt,
     future::poll_fn,
@@ -9,23 +11,23 @@ use std::{
     time::Duration,
 };
 
-use ::http::{
-    Method, Request, Response, StatusCode, Version, header::CONTENT_LENGTH, request, response,
-};
+use ::http::{Request, Response, Version, request, response};
 use bytes::Bytes;
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout};
+
+use responding::{Answered, Asked, Responding};
 
 use super::{Arrival, End, Listener, Server, request_timer::RequestTimer};
 use crate::{
     body::{BoxError, Connection, Interim, RequestBody},
-    forward::{Body, Problem, RefusedHead, Upgrade, UpgradeSender, headers},
+    forward::{Body, Problem, RefusedHead, Switch, exchange, headers},
     http1::{
-        BodyError, Decoder, Encoder, Framing, HeadError, Outbox, SKIP, ServerConnection,
-        parse_request, push_response, request_framing,
+        Decoder, HeadError, Outbox, SKIP, ServerConnection, parse_request, push_response,
+        request_framing,
     },
-    stream::{ByteStream, Prefixed},
+    stream::ByteStream,
     telemetry::AliasMetrics,
 };
 
@@ -44,41 +46,19 @@ enum Last {
     Refused(RefusedHead),
     /// The last response is written, and the client may still be sending.
     Answered,
-    /// The client has left, or idled too long, or the proxy is to end.
+    /// The connection speaks another protocol.
+    Switched(Box<dyn ByteStream>, Switch),
+    /// The client has left between two requests, idled too long or speaks another protocol, or the proxy is to end.
     End,
-}
-
-/// What of a request its response is written by.
-struct Asked {
-    method: Method,
-    version: Version,
-    keep_alive: bool,
-    /// `TE: trailers`.
-    trailers: bool,
-    handover: Option<UpgradeSender>,
-}
-
-/// A response on its way out.
-struct Writing {
-    out: Outbox,
-    /// None once its end is written down, and where there is none.
-    body: Option<Body>,
-    encoder: Option<Encoder>,
-    /// The connection may serve again.
-    keep: bool,
-    switching: bool,
-}
-
-/// What came of a response.
-enum Answered {
-    /// The next request may come.
-    Kept,
-    /// The next request may come, behind what is left of the body.
-    Behind,
-    /// It was the last.
-    Last,
-    /// The client has left, or the response broke off.
+    /// The client has left within a request, or its response broke off.
     Broken,
+}
+
+/// What came of a connection.
+pub(super) enum Served {
+    Ended(End),
+    /// A CONNECT got a 200, and this is the client's side of the tunnel.
+    Connected(Box<dyn ByteStream>),
 }
 
 impl<S: ByteStream + 'static> Http1Connection<S> {
@@ -88,30 +68,59 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
     }
 
     /// Serves requests until the connection ends, each with the listener as it is when its head is
-    /// there. `tls`: it has a farewell to say.
+    /// there, or until it is a tunnel's, and that ends. `tls`: it has a farewell to say.
     pub async fn serve<A, F>(
         self: &Arc<Self>,
         tls: bool,
         server: &Server,
+        arrival: Box<Arrival>,
+        answer: A,
+    ) -> Served
+    where
+        A: Fn(Request<RequestBody>, Arc<Listener>) -> F,
+        F: Future<Output = Response<Body>>,
+    {
+        match self.serve_requests(server, arrival, answer).await {
+            Last::Refused(head) => Box::pin(self.refuse(head)).await,
+            Last::Answered => {}
+            Last::End => {
+                self.close(tls).await;
+                return Served::Ended(End::Done);
+            }
+            Last::Switched(stream, Switch::Upgrade(upgraded)) => {
+                Box::pin(upgraded.run(stream)).await;
+                return Served::Ended(End::Done);
+            }
+            Last::Switched(stream, Switch::Connect) => return Served::Connected(stream),
+            Last::Broken => return Served::Ended(End::Done),
+        }
+        self.close(tls).await;
+        Served::Ended(End::Lingers)
+    }
+
+    /// The same, without what follows the last one.
+    async fn serve_requests<A, F>(
+        self: &Arc<Self>,
+        server: &Server,
         mut arrival: Box<Arrival>,
         answer: A,
-    ) -> End
+    ) -> Last
     where
         A: Fn(Request<RequestBody>, Arc<Listener>) -> F,
         F: Future<Output = Response<Body>>,
     {
         let mut timer = RequestTimer::new();
         let mut unused = pin!(arrival.unused(Instant::now()));
-        // Room for a response's future, taken once for many requests. A connection that waits for
+        // Room for a request's future, taken once for many requests. A connection that waits for
         // its next request has none after a while.
-        let mut answering = None;
-        let last = loop {
+        let mut room = None;
+        loop {
             let next = poll_fn(|cx| {
                 let next = self.poll_next(cx, &mut timer, server, &mut arrival);
                 if next.is_pending() && self.lock().inbox.bytes.is_empty() {
                     if timer.rests() {
                         self.lock().rest();
-                        answering = None;
+                        room = None;
                     }
                     return unused.as_mut().poll(cx).map(|()| Err(Last::End));
                 }
@@ -119,36 +128,20 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
             });
             let (asked, request) = match next.await {
                 Ok(next) => next,
-                Err(last) => break last,
+                Err(last) => return last,
             };
-            let answering = answering.get_or_insert_with(|| Box::pin(None));
-            answering.set(Some(answer(request, arrival.listener.clone())));
-            let answer = poll_fn(|cx| self.poll_answer(cx, answering.as_mut())).await;
-            // A client that has left takes its request along.
-            answering.set(None);
-            let Some(answer) = answer else { return End::Done };
-            let keep = !arrival.is_ending();
-            let Some(mut writing) = self.begin_answer(answer, &asked, keep) else {
-                return End::Done;
-            };
-            let written = poll_fn(|cx| self.poll_respond(cx, &mut writing)).await;
-            match self.end_answer(writing, asked.handover, written) {
+            let room = room.get_or_insert_with(|| Box::pin(None));
+            room.set(Some(answer(request, arrival.listener.clone())));
+            let mut responding = Responding::new(self, &arrival, asked);
+            let result = exchange(room.as_mut(), &mut responding).await;
+            match responding.end(result) {
                 Answered::Kept => timer.idle(),
                 Answered::Behind if Box::pin(self.skip_rest()).await => timer.idle(),
-                Answered::Behind | Answered::Last => break Last::Answered,
-                Answered::Broken => return End::Done,
+                Answered::Behind | Answered::Last => return Last::Answered,
+                Answered::Switched(stream, switch) => return Last::Switched(stream, switch),
+                Answered::Broken => return Last::Broken,
             }
-        };
-        let end = match last {
-            Last::Refused(head) => {
-                Box::pin(self.refuse(head)).await;
-                End::Lingers
-            }
-            Last::Answered => End::Lingers,
-            Last::End => End::Done,
-        };
-        self.close(tls).await;
-        end
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, ServerConnection<S>> {
@@ -202,16 +195,10 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
     ) -> Result<(Asked, Request<RequestBody>), Last> {
         let framing = request_framing(&mut head).map_err(|error| refused(&error))?;
         let http11 = head.version == Version::HTTP_11;
-        let mut handover = None;
-        if head.method == Method::CONNECT || headers::upgrade(&head).is_some() {
-            let (sender, upgrade) = Upgrade::new();
-            head.extensions.insert(upgrade);
-            handover = Some(sender);
-        }
         let (keep_alive, trailers) = headers::wishes(head.version, &head.headers);
         let keep_alive = keep_alive && !framing.conflicting;
         let method = head.method.clone();
-        let asked = Asked { method, version: head.version, keep_alive, trailers, handover };
+        let asked = Asked { method, version: head.version, keep_alive, trailers };
         let mut state = self.lock();
         state.interim = http11;
         state.begin(framing.body.map_or_else(Decoder::done, Decoder::new));
@@ -228,168 +215,6 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
         drop(state);
         let body = if http11 { body.with_interim(self.clone()) } else { body };
         Ok((asked, Request::from_parts(head, body)))
-    }
-
-    /// Waits for the response, and notices a client that leaves meanwhile: then there is none.
-    fn poll_answer<F: Future<Output = Response<Body>>>(
-        &self,
-        cx: &mut Context<'_>,
-        answer: Pin<&mut Option<F>>,
-    ) -> Poll<Option<Response<Body>>> {
-        let Some(answer) = answer.as_pin_mut() else { return Poll::Ready(None) };
-        if let Poll::Ready(answer) = answer.poll(cx) {
-            return Poll::Ready(Some(answer));
-        }
-        let mut state = self.lock();
-        if state.poll_ahead(cx).is_err() || state.poll_gone(cx) {
-            return Poll::Ready(None);
-        }
-        Poll::Pending
-    }
-
-    /// Writes a response's head down; `None` where there can be no such response. Not async: the
-    /// connection's future would have room for the head as long as it lives.
-    fn begin_answer(
-        &self,
-        answer: Response<Body>,
-        asked: &Asked,
-        may_keep: bool,
-    ) -> Option<Writing> {
-        let (mut head, body) = answer.into_parts();
-        let (mut out, keep) = {
-            let mut state = self.lock();
-            state.interim = false;
-            // A client that was not told to go on may do so or not: nobody can tell what it sends
-            // next. It is not told any more: that would stand in the midst of the response.
-            let undecided = std::mem::take(&mut state.expects);
-            // And what a client is still sending to a request that was refused, nobody reads.
-            let lost = undecided || !state.may_skip_body(body.is_own());
-            (std::mem::take(&mut state.outbox), asked.keep_alive && may_keep && !lost)
-        };
-        let switching = head.status == StatusCode::SWITCHING_PROTOCOLS
-            || asked.method == Method::CONNECT && head.status.is_success();
-        if switching && !self.lock().body.is_done() {
-            // What is left of the body would be the first words of the other protocol.
-            tracing::debug!("the origin switched protocols before the request's body had ended");
-            return None;
-        }
-        let framing = if switching { None } else { framing(&mut head, &body, asked) };
-        let keep = keep && framing != Some(Framing::Close);
-        head.version = asked.version;
-        out.push_head(|out| {
-            push_response(out, &head);
-            if framing == Some(Framing::Chunked) {
-                out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-            }
-            match asked.version {
-                _ if switching => {}
-                Version::HTTP_10 if keep => out.extend_from_slice(b"connection: keep-alive\r\n"),
-                Version::HTTP_11 if !keep => out.extend_from_slice(b"connection: close\r\n"),
-                _ => {}
-            }
-            out.extend_from_slice(b"\r\n");
-        });
-        // RFC 9110 §6.5.1: who does not want trailers gets the body without.
-        let encoder = framing.map(|framing| Encoder::new(framing, asked.trailers));
-        // Where there is none to write, its end is here, and the end of the request's record.
-        self.lock().unread = body.idle();
-        let body = encoder.is_some().then_some(body);
-        Some(Writing { out, body, encoder, keep, switching })
-    }
-
-    /// Makes the connection ready for what follows a response.
-    fn end_answer(
-        &self,
-        writing: Writing,
-        handover: Option<UpgradeSender>,
-        written: bool,
-    ) -> Answered {
-        let Writing { out, body, keep, switching, .. } = writing;
-        // The connection to the origin is in it: not under the lock.
-        drop(body);
-        let mut state = self.lock();
-        state.request += 1;
-        state.outbox = out;
-        if !written {
-            return Answered::Broken;
-        }
-        if switching {
-            let left = state.inbox.take();
-            if let (Some(handover), Some(stream)) = (handover, state.stream.take()) {
-                // Nobody waits for it where the switch came to nothing.
-                let _ = handover.send(Box::new(Prefixed::new(left, stream)));
-            }
-            return Answered::Broken;
-        }
-        match state.skip_body() {
-            _ if !keep => Answered::Last,
-            true => Answered::Kept,
-            false => Answered::Behind,
-        }
-    }
-
-    /// Writes what there is of a response; `false` where that is not all, and never will be.
-    fn poll_respond(&self, cx: &mut Context<'_>, writing: &mut Writing) -> Poll<bool> {
-        let Writing { out, body, encoder, .. } = writing;
-        let mut waiting = false;
-        loop {
-            while let (Some(reading), Some(encoding)) = (&mut *body, &mut *encoder)
-                && !waiting
-                && !out.is_full()
-            {
-                let ended = match Pin::new(&mut *reading).poll_frame(cx) {
-                    Poll::Ready(Some(Ok(frame))) => {
-                        encoding.push(frame, out).map(|()| reading.is_end_stream())
-                    }
-                    Poll::Ready(None) => Ok(true),
-                    // What came of it is still worth writing, if that can be done at once.
-                    Poll::Ready(Some(Err(_))) => Err(BodyError::Incomplete),
-                    Poll::Pending => {
-                        waiting = true;
-                        break;
-                    }
-                };
-                let ended = ended.and_then(|ended| match ended {
-                    true => encoding.finish(out).map(|()| true),
-                    false => Ok(false),
-                });
-                match ended {
-                    // The request's record ends with its response's body, so that who has read the
-                    // response finds it written down.
-                    Ok(true) => (*body, *encoder) = (None, None),
-                    Ok(false) => {}
-                    Err(error) => {
-                        tracing::debug!(%error, "a response broke off");
-                        let mut state = self.lock();
-                        let _ = state.poll_flush(cx, out);
-                        if encoding.ends_with_connection() {
-                            state.reset_on_close();
-                        }
-                        return Poll::Ready(false);
-                    }
-                }
-            }
-            if out.is_empty() {
-                if encoder.is_none() {
-                    return Poll::Ready(true);
-                }
-                return if self.lock().poll_gone(cx) { Poll::Ready(false) } else { Poll::Pending };
-            }
-            let mut state = self.lock();
-            match state.poll_flush(cx, out) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(false),
-                Poll::Pending if state.poll_unread(cx, out).is_ready() => {
-                    tracing::debug!(idle = ?state.unread, "a client reads nothing of its response");
-                    // What the kernel still holds for it would stay there.
-                    state.reset_on_close();
-                    return Poll::Ready(false);
-                }
-                Poll::Pending => break,
-            }
-        }
-        body.iter_mut().for_each(|body| body.poll_progress(cx));
-        Poll::Pending
     }
 
     /// Reads what is left of a request's body; `false` where that is too much, or takes too long.
@@ -472,35 +297,4 @@ fn refused(error: &HeadError) -> Last {
         HeadError::Coding => RefusedHead::Coding,
         _ => RefusedHead::Malformed,
     })
-}
-
-/// How the client is told where the body ends; `None` where there is no body. Completes the head by
-/// it, but for `Transfer-Encoding`.
-fn framing(head: &mut response::Parts, body: &Body, asked: &Asked) -> Option<Framing> {
-    let size = body.size_hint().exact();
-    if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
-        // RFC 9110 §8.6: not even a length of none.
-        head.headers.remove(CONTENT_LENGTH);
-        return None;
-    }
-    let stated =
-        head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if asked.method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED {
-        // Of a body that was left out nothing is known but what the origin said.
-        if let (None, Some(size @ 1..)) = (stated, size) {
-            head.headers.insert(CONTENT_LENGTH, size.into());
-        }
-        return None;
-    }
-    if let Some(length) = stated {
-        return Some(Framing::Length(length));
-    }
-    match (size, asked.version) {
-        (Some(size), _) => {
-            head.headers.insert(CONTENT_LENGTH, size.into());
-            Some(Framing::Length(size))
-        }
-        (None, Version::HTTP_10) => Some(Framing::Close),
-        (None, _) => Some(Framing::Chunked),
-    }
 }

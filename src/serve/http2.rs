@@ -1,24 +1,20 @@
 //! A client's HTTP/2 connection, with a task for each of its streams.
 
 use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
 };
 
-use ::http::{HeaderMap, Method, Request, Response, StatusCode, header::CONTENT_LENGTH, response};
+use ::http::{HeaderMap, Method, Request, Response, header::CONTENT_LENGTH, response};
 use bytes::Bytes;
-use http_body::Body as _;
-use tokio::{
-    task::yield_now,
-    time::{Duration, Instant, sleep, timeout},
-};
+use http_body::{Body as _, Frame};
+use tokio::time::{Duration, Instant, sleep, timeout};
 
 use super::{Arrival, End, Listener, Server};
 use crate::{
     body::{Interim, RequestBody},
-    forward::{self, Downstream, Upgrade, headers},
+    forward::{self, Body, ClientSide, Content, Done, Downstream, Stopped, Switch, headers},
     http2::{
         Reason, Sender, Tunnel,
         server::{Connection, ConnectionError, Exchange, Responder},
@@ -37,16 +33,18 @@ const GOODBYE_AFTER_USE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Ahead(Responder);
 
-/// How a response's body ended.
-enum Pumped {
-    /// All of it was sent.
-    Whole,
-    /// The client reset the stream.
-    Gone,
-    /// The client does not read.
-    Unread,
-    /// It broke off.
-    Broken,
+/// The client's side of an exchange: its response, on its stream.
+struct Responding {
+    responder: Responder,
+    /// Once the response has begun.
+    sender: Option<Sender>,
+    is_head: bool,
+    /// What the client has no room for yet.
+    piece: Bytes,
+    /// `piece` is the last, and that is not sent yet.
+    is_last: bool,
+    /// Measures how long the client has taken nothing.
+    unread: IdleTimer,
 }
 
 impl Server {
@@ -143,12 +141,10 @@ impl Server {
         let Ok(length) = content_length(&mut head.headers, connects) else {
             return responder.reset(Reason::PROTOCOL_ERROR);
         };
-        let (mut handover, mut tunnelled) = (None, None);
+        let mut tunnelled = None;
         let body = match body {
             body if connects => {
-                let (sender, upgrade) = Upgrade::new();
-                head.extensions.insert(upgrade);
-                (handover, tunnelled) = (Some(sender), Some(body));
+                tunnelled = Some(body);
                 RequestBody::empty()
             }
             None => RequestBody::empty(),
@@ -161,116 +157,114 @@ impl Server {
             }
         };
         let body = body.with_interim(Arc::new(Ahead(responder.clone())));
-        let response = {
+        let mut responding = Responding::new(responder, is_head);
+        let done = {
             let request = Request::from_parts(head, body);
-            let mut responding = pin!(self.respond(request, &downstream, listener));
-            poll_fn(|cx| match responding.as_mut().poll(cx) {
-                Poll::Ready(response) => Poll::Ready(Some(response)),
-                // The client has reset the stream: the request is cancelled.
-                Poll::Pending => responder.poll_gone(cx).map(|()| None),
-            })
-            .await
+            let request = pin!(Some(self.respond(request, &downstream, listener)));
+            forward::exchange(request, &mut responding).await
         };
-        let Some(response) = response else { return };
-        let (mut head, body) = response.into_parts();
-        if let (Some(handover), Some(incoming)) = (handover, tunnelled)
-            && head.status.is_success()
+        if let Ok(Done::Switched(Switch::Upgrade(upgraded))) = done
+            && let (Some(incoming), Some(sender)) = (tunnelled, responding.into_sender())
         {
-            if let Ok(sender) = responder.respond(Response::from_parts(head, ()), false) {
-                // Nobody receives it if the switch failed.
-                let _ = handover.send(Box::new(Tunnel::new(incoming, sender)));
-            }
-            return;
-        }
-        let has_body = complete(&mut head, &body, is_head);
-        let Ok(sender) = responder.respond(Response::from_parts(head, ()), !has_body) else {
-            return;
-        };
-        if has_body {
-            pump(body, sender).await;
+            let client = Box::new(Tunnel::new(incoming, sender));
+            Box::pin(upgraded.run(client)).await;
         }
     }
 }
 
-/// Completes a response's head. Returns whether a body follows.
-fn complete(head: &mut response::Parts, body: &forward::Body, is_head: bool) -> bool {
-    let length = body.size_hint().exact();
-    if is_head || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status) {
-        // The body of a response to HEAD is not here: only the origin knows its length.
-        if is_head && let Some(length @ 1..) = length {
-            head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+impl Responding {
+    fn new(responder: Responder, is_head: bool) -> Self {
+        Self {
+            responder,
+            sender: None,
+            is_head,
+            piece: Bytes::new(),
+            is_last: false,
+            unread: IdleTimer::default(),
         }
-        return false;
     }
-    if body.is_end_stream() {
-        return false;
+
+    fn into_sender(self) -> Option<Sender> {
+        self.sender
     }
-    if let Some(length) = length {
-        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
-    }
-    true
 }
 
-/// Sends a response's body, as fast as the client takes it.
-async fn pump(mut body: forward::Body, mut sender: Sender) {
-    let idle = body.idle();
-    let mut unread = IdleTimer::default();
-    let (mut piece, mut is_last) = (Bytes::new(), false);
-    let pumped = poll_fn(|cx| {
-        loop {
-            if !piece.is_empty() || is_last {
-                let left = piece.len();
-                let sent = sender.poll_send(cx, &mut piece, is_last);
-                if piece.len() < left {
-                    unread.moved();
-                }
-                match sent {
-                    Poll::Ready(Ok(())) if is_last => return Poll::Ready(Pumped::Whole),
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(Pumped::Gone),
-                    Poll::Pending => {
-                        // The request's body may continue in the meantime.
-                        body.poll_progress(cx);
-                        while unread.poll(cx, idle).is_ready() {
-                            // The client may be busy reading its other streams.
-                            if !sender.waits_for_connection() {
-                                return Poll::Ready(Pumped::Unread);
-                            }
-                            unread.moved();
-                        }
-                        return sender.poll_gone(cx).map(|()| Pumped::Gone);
-                    }
+impl ClientSide for Responding {
+    fn is_head(&self) -> bool {
+        self.is_head
+    }
+
+    fn begin(
+        &mut self,
+        head: response::Parts,
+        body: &Body,
+        content: Content,
+    ) -> Result<bool, Stopped> {
+        let has_body = content != Content::None && !body.is_end_stream();
+        let is_end = !has_body && !body.is_switching();
+        let sender = self.responder.respond(Response::from_parts(head, ()), is_end);
+        self.sender = Some(sender.map_err(|_| Stopped::Gone)?);
+        Ok(has_body)
+    }
+
+    fn is_full(&self) -> bool {
+        !self.piece.is_empty()
+    }
+
+    fn push(&mut self, frame: Frame<Bytes>, is_last: bool) -> Result<(), Stopped> {
+        match frame.into_data() {
+            Ok(data) => (self.piece, self.is_last) = (data, is_last),
+            Err(frame) => {
+                if let (Some(sender), Ok(trailers)) = (&mut self.sender, frame.into_trailers()) {
+                    sender.send_trailers(trailers).map_err(|_| Stopped::Broken)?;
                 }
             }
-            match Pin::new(&mut body).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => (piece, is_last) = (data, body.is_end_stream()),
-                    Err(frame) => {
-                        let Ok(trailers) = frame.into_trailers() else { continue };
-                        return Poll::Ready(match sender.send_trailers(trailers) {
-                            Ok(()) => Pumped::Whole,
-                            Err(_) => Pumped::Broken,
-                        });
-                    }
-                },
-                Poll::Ready(None) => is_last = true,
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(Pumped::Broken),
-                Poll::Pending => return sender.poll_gone(cx).map(|()| Pumped::Gone),
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Stopped> {
+        self.is_last = true;
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>, idle: Duration) -> Poll<Result<(), Stopped>> {
+        let Some(sender) = &mut self.sender else { return Poll::Ready(Ok(())) };
+        if self.piece.is_empty() && !self.is_last {
+            return Poll::Ready(Ok(()));
+        }
+        let left = self.piece.len();
+        let sent = sender.poll_send(cx, &mut self.piece, self.is_last);
+        if self.piece.len() < left {
+            self.unread.moved();
+        }
+        if let Poll::Ready(sent) = sent {
+            self.is_last = false;
+            return Poll::Ready(sent.map_err(|_| Stopped::Gone));
+        }
+        while self.unread.poll(cx, idle).is_ready() {
+            // The client may be slow to read what its other streams have for it.
+            if !sender.waits_for_connection() {
+                return Poll::Ready(Err(Stopped::Unread));
             }
+            self.unread.moved();
         }
-    })
-    .await;
-    match pumped {
-        Pumped::Whole | Pumped::Gone => {}
-        Pumped::Unread => {
-            tracing::debug!(?idle, "a client reads nothing of its response");
-            sender.reset(Reason::CANCEL);
+        sender.poll_gone(cx).map(|()| Err(Stopped::Gone))
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.sender {
+            Some(sender) => sender.poll_gone(cx),
+            None => self.responder.poll_gone(cx),
         }
-        Pumped::Broken => {
-            // What arrived of it should still be written: a reset drops what is not.
-            yield_now().await;
-            sender.reset(Reason::INTERNAL_ERROR);
-        }
+    }
+
+    fn break_off(&mut self, why: Stopped) {
+        let Some(sender) = &mut self.sender else { return };
+        sender.reset(match why {
+            Stopped::Unread | Stopped::Gone => Reason::CANCEL,
+            Stopped::Broken => Reason::INTERNAL_ERROR,
+        });
     }
 }
 

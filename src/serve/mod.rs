@@ -27,7 +27,7 @@ pub use service::{ForwardProxy, Listener, Reached, Service, Serving, UNBOUND};
 
 use client_stream::{ClientStream, linger};
 use detect::{DetectError, HTTP2_PREFACE, Protocol, detect};
-use http1::Http1Connection;
+use http1::{Http1Connection, Served};
 
 use crate::{
     body::RequestBody,
@@ -233,7 +233,17 @@ impl Server {
         let connection = Some(self.counted(arrival, protocol, scheme == "https"));
         let Arrival { ref listener, peer, local, worker, .. } = *arrival;
         let (listener, drain) = (listener.address, self.drain.clone());
-        Downstream { listener, peer, local, scheme, server_name, worker, drain, connection }
+        Downstream {
+            listener,
+            peer,
+            local,
+            scheme,
+            server_name,
+            worker,
+            drain,
+            can_switch: true,
+            connection,
+        }
     }
 
     /// The connection in the metrics.
@@ -373,7 +383,11 @@ impl Server {
         // A block, as an async fn keeps its arguments twice.
         async move {
             let answer = |request, listener| self.respond(request, &downstream, listener);
-            connection.serve(downstream.scheme == "https", self, arrival, answer).await
+            match connection.serve(downstream.scheme == "https", self, arrival, answer).await {
+                Served::Ended(end) => end,
+                // An alias refuses CONNECT.
+                Served::Connected(_) => End::Done,
+            }
         }
     }
 

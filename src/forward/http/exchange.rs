@@ -1,396 +1,293 @@
-//! One request: routed, rewritten, sent, sent again where that is safe, until there is a response.
+//! An HTTP exchange: one loop that owns both sides and passes the response's head, body and trailers to the
+//! client while the rest of the request goes to the origin.
+//!
+//! The loop decides, for every version of HTTP on either side, what happens with:
+//!
+//! * **A client that leaves**: its request is cancelled. This is noticed before the response's head, and
+//!   whenever there is nothing to pass on.
+//! * **An early response**: it is passed on at once. The rest of the request is sent in the meantime.
+//! * **A full window**: while the client reads nothing, nothing more is read of the response, but the rest of
+//!   the request is still sent. A client that reads nothing for `timeouts.idle` is given up.
+//! * **A stalled exchange**: if neither the response nor the rest of the request moves for `timeouts.idle`, the
+//!   response breaks off.
+//! * **A response that breaks off**: what arrived of it is still passed on, and the client is told that it is
+//!   incomplete.
+//! * **The end**: once the client's side has accepted the end of the response, the connection to the origin is
+//!   given back and the request's record is written. So whoever has read a response finds it recorded.
+//! * **A switch of protocols**: after a `101`, the task continues with both connections as a tunnel.
+//!
+//! The two sides know how: a [`ClientSide`] what its version of HTTP has for all this, and the
+//! [`OriginSide`](super::origin::OriginSide) where the response and the rest of the request stand. A program that
+//! calls the library is a client's side of its own, and polls the origin's through the [`Body`].
+//!
+//! Before the head, an exchange is a request on its way ([`super::request`]), which the loop runs, with
+//! `timeouts.connect` and `timeouts.response`. Its `1xx` go to the client's side as they come
+//! ([`Interim`](crate::body::Interim)), and the loop writes them.
 
-use std::sync::Arc;
-
-use ::http::{Method, Response, StatusCode, Version, header::HOST, request, uri::Authority};
-use tokio::time::Instant;
-
-use super::{
-    super::{Downstream, ForwardError, Record},
-    Body, Problem,
-    attempt::{Answered, Attempt, Outcome, Outgoing, configured_host, host_to_send, target_view},
-    body::Origin,
-    headers::{self, ClientView, Repaired},
-    retry::{Next, On, Tried, next, speaks_against_target},
-    upgrade::{self, Upgrade},
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
 };
-use crate::{
-    body::RequestBody,
-    config::{HostHeader, HttpVersion},
-    fault::{Fault, Taken},
-    route::Routes,
-    telemetry::{AliasMetrics, Failures},
-    upstream::{Alias, Generation, Lease, Want},
-};
 
-/// A request for an alias, as it came.
-pub struct Incoming<'a> {
-    /// Its head, which is rewritten.
-    pub head: &'a mut request::Parts,
-    /// Its body.
-    pub body: RequestBody,
-    /// Its [authority](headers::authority).
-    pub authority: Option<Authority>,
-    /// When it came.
-    pub started: Instant,
-}
+use ::http::{Response, StatusCode, header::CONTENT_LENGTH, response};
+use bytes::Bytes;
+use http_body::{Body as _, Frame};
+use tokio::task::yield_now;
 
-/// Serves any request: with the origin's response, or with an error that explains itself.
-///
-/// Here and below, heads are borrowed: otherwise each of the nested futures would have room for one.
-pub async fn serve(
-    head: &mut request::Parts,
-    body: RequestBody,
-    downstream: &Downstream,
-    routes: &Routes,
-) -> Response<Body> {
-    let started = Instant::now();
-    let (authority, alias) = match route(head, downstream, routes).await {
-        Ok(found) => found,
-        Err(fault) => return refuse(head, &fault, downstream, started),
-    };
-    if let Some(connection) = &downstream.connection {
-        connection.belongs_to(&alias.worker(downstream.worker).metrics);
-    }
-    forward(Incoming { head, body, authority, started }, &alias, downstream).await
-}
+use super::{Body, upgrade::Upgraded};
 
-/// Responds to a request that belongs to no alias and is not forwarded.
-pub fn refuse(
-    head: &request::Parts,
-    fault: &Fault,
-    downstream: &Downstream,
-    started: Instant,
-) -> Response<Body> {
-    let problem = Problem::new(fault, None, None);
-    if let Some(connection) = &downstream.connection {
-        connection.belongs_to(AliasMetrics::of_no_alias());
-    }
-    Record::of_nobody(head, started).failed(&problem, fault, None);
-    if problem.begins(Failures::of_refused()) {
-        tracing::info!(
-            listener = %downstream.listener,
-            stage = problem.stage().as_str(),
-            error = problem.error().as_str(),
-            "{}",
-            problem.detail(),
-        );
-    }
-    problem.into_response().map(Body::whole)
-}
+/// The client's side of one exchange, as its version of HTTP has it.
+pub trait ClientSide {
+    /// Whether the request's method is HEAD, to which no response has a body.
+    fn is_head(&self) -> bool;
 
-async fn route(
-    head: &request::Parts,
-    downstream: &Downstream,
-    routes: &Routes,
-) -> Result<(Option<Authority>, Arc<Alias>), Fault> {
-    if head.method == Method::CONNECT && !upgrade::is_extended_connect(head) {
-        return Err(ForwardError::Connect.into());
-    }
-    let asked = headers::authority(head)?;
-    let host = asked.as_ref().map(Authority::host);
-    // An HTTP/1.0 request may have no Host; then the SNI counts.
-    let host = host.or(downstream.server_name.as_deref());
-    let find = || routes.find(downstream.local.ip(), host);
-    if let Ok(alias) = find() {
-        return Ok((asked, alias));
-    }
-    // It may be the true name of an alias that DNS has not responded for yet.
-    for alias in routes.aliases().iter().filter(|alias| alias.is_pending()) {
-        let _ = alias.target().await;
-    }
-    let alias = find()?;
-    Ok((asked, alias))
-}
-
-/// Sends a request to an alias and returns its response. Never fails: errors become responses.
-pub async fn forward(
-    incoming: Incoming<'_>,
-    alias: &Arc<Alias>,
-    downstream: &Downstream,
-) -> Response<Body> {
-    let mut record = Record::of_alias(alias, downstream.worker, incoming.head, incoming.started);
-    record.reads(&incoming.body);
-    let mut journey = Journey { alias, downstream, record, generation: None };
-    match journey.run(incoming).await {
-        Ok(answer) => answer.into_response(journey.record, alias, downstream),
-        Err(fault) => {
-            let generation = journey.generation.take();
-            let problem = Problem::new(&fault, Some(alias), generation.as_deref());
-            journey.record.failed(&problem, &fault, generation);
-            journey.record.explain(&problem);
-            let mut response = problem.into_response().map(Body::whole);
-            response.body_mut().record(journey.record);
-            response
-        }
-    }
-}
-
-/// A request between its routing and its response's head.
-struct Journey<'a> {
-    alias: &'a Arc<Alias>,
-    downstream: &'a Downstream,
-    record: Box<Record>,
-    /// Under which it failed, if it came that far.
-    generation: Option<Arc<Generation>>,
-}
-
-/// The origin's response, and what is needed to pass it on.
-struct Answer {
-    response: Response<()>,
-    lease: Lease,
-    client: ClientView,
-    /// The client's side, of a request to switch protocols.
-    upgrade: Option<Upgrade>,
-    /// The request was an extended CONNECT.
-    extended: bool,
-}
-
-impl Journey<'_> {
-    async fn run(&mut self, incoming: Incoming<'_>) -> Result<Answer, Fault> {
-        let Incoming { head, body, authority, started } = incoming;
-        let alias = self.alias;
-        let config = alias.config();
-        self.record.admit(alias.admit()?);
-        alias.deposit(self.downstream.worker, started);
-
-        let client = self.client_view(authority)?;
-        let generation = alias.target().await?;
-        check_signature(head, &client, &generation, &config.host)?;
-
-        let extended = upgrade::translate_extended_connect(head);
-        // Without the client's side of it (a library caller has none) an upgrade cannot be made.
-        let asked = extended || headers::upgrade(head).is_some();
-        let on_upgrade = asked.then(|| Upgrade::take(&mut head.extensions)).flatten();
-        let switching = on_upgrade.is_some();
-        body.confine(headers::strip_request(&mut head.headers, switching));
-        headers::add_forwarded(
-            &mut head.headers,
-            config.forwarded,
-            self.downstream.peer.ip(),
-            &client,
-        );
-        let want = want(head.version, switching, config.http.version);
-        let waits = headers::expects_continue(&head.headers);
-
-        let mut outgoing = Outgoing { head, body, client, waits, repaired: Repaired::default() };
-        let (response, lease) = self.try_until_answered(&mut outgoing, generation, want).await?;
-        let client = outgoing.client;
-        let status = response.status();
-        let unasked = status == StatusCode::SWITCHING_PROTOCOLS && on_upgrade.is_none();
-        // To an extended CONNECT, any 2xx would say that the tunnel is there.
-        if unasked || extended && status.is_success() {
-            self.generation = Some(lease.generation().clone());
-            let error = ForwardError::Switch { endpoint: lease.endpoint(), status };
-            return Err(error.with(Taken::Some));
-        }
-        Ok(Answer { response, lease, client, upgrade: on_upgrade, extended })
-    }
-
-    fn client_view(&self, authority: Option<Authority>) -> Result<ClientView, Fault> {
-        let authority = match authority {
-            Some(authority) => authority,
-            // HTTP/1.0 without Host: the address it came to.
-            None => self
-                .downstream
-                .local
-                .to_string()
-                .parse()
-                .map_err(|_| headers::BadRequest::NoHost)?,
-        };
-        Ok(ClientView { scheme: self.downstream.scheme, authority, origin: None })
-    }
-
-    /// Sends the request until there is a response, or a failure that is not to be repeated.
-    async fn try_until_answered(
+    /// Begins the response; whether a body follows the head.
+    fn begin(
         &mut self,
-        outgoing: &mut Outgoing<'_>,
-        mut generation: Arc<Generation>,
-        want: Want,
-    ) -> Result<(Response<()>, Lease), Fault> {
-        let alias = self.alias;
-        let config = alias.config();
-        let mut tried = Tried::default();
+        head: response::Parts,
+        body: &Body,
+        content: Content,
+    ) -> Result<bool, Stopped>;
+
+    /// Whether some of what was taken on has to be written before there is room for more.
+    fn is_full(&self) -> bool;
+
+    /// Takes a part of the body on. `is_last`: nothing follows.
+    fn push(&mut self, frame: Frame<Bytes>, is_last: bool) -> Result<(), Stopped>;
+
+    /// Takes on that the body has ended, where that shows only now.
+    fn finish(&mut self) -> Result<(), Stopped>;
+
+    /// Writes what was taken on. `idle`: how long the client may take nothing of it.
+    fn poll_flush(&mut self, cx: &mut Context<'_>, idle: Duration) -> Poll<Result<(), Stopped>>;
+
+    /// Ready once the client has left. Asked while there is nothing to write.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Tells a client that is still there, if it can be told, that the response is not whole.
+    fn break_off(&mut self, why: Stopped);
+}
+
+/// What a response's head says of its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// There is none, whatever the head says of its length.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// As much as comes.
+    Unknown,
+}
+
+/// How an exchange ended, where its response was passed on whole.
+pub enum Done {
+    /// The client's connection is free for what follows.
+    Answered,
+    /// The client's side speaks another protocol from here on.
+    Switched(Switch),
+}
+
+/// What follows a response that switches protocols.
+pub enum Switch {
+    /// Both sides as a tunnel.
+    Upgrade(Box<Upgraded>),
+    /// What a CONNECT asked for: whoever has made the response knows.
+    Connect,
+}
+
+/// Why an exchange stopped ahead of its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// The client has left, or can be told nothing more.
+    Gone,
+    /// The client takes nothing of the response.
+    Unread,
+    /// The response broke off.
+    Broken,
+}
+
+/// Runs an exchange to its end: the request until its response's head is there, and then both.
+///
+/// `request` is emptied as soon as there is no more of it to run.
+pub async fn exchange<C, F>(
+    mut request: Pin<&mut Option<F>>,
+    client: &mut C,
+) -> Result<Done, Stopped>
+where
+    C: ClientSide,
+    F: Future<Output = Response<Body>>,
+{
+    let mut exchange = Exchange { phase: Phase::Request, idle: Duration::ZERO };
+    let result = poll_fn(|cx| exchange.poll(cx, request.as_mut(), client)).await;
+    if let Err(stopped) = &result {
+        request.set(None);
+        exchange.stop(*stopped, client).await;
+    }
+    result
+}
+
+struct Exchange {
+    phase: Phase,
+    /// How long the client may take nothing of the response.
+    idle: Duration,
+}
+
+enum Phase {
+    /// There is no response yet.
+    Request,
+    /// The response's body is passed on.
+    Body(Body),
+    /// All was taken on, and some may have to be written.
+    End(Done),
+}
+
+/// How far the client's side took a body on.
+enum Taken {
+    /// Nothing more has come.
+    Everything,
+    /// The client's side is full.
+    Some,
+    /// To its end.
+    End,
+}
+
+impl Exchange {
+    fn poll<C, F>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut request: Pin<&mut Option<F>>,
+        client: &mut C,
+    ) -> Poll<Result<Done, Stopped>>
+    where
+        C: ClientSide,
+        F: Future<Output = Response<Body>>,
+    {
         loop {
-            let lease = alias
-                .acquire(self.downstream.worker, &generation, want, &tried.failed, tried.renewed)
-                .await;
-            // The true name changed meanwhile: nothing was sent to the old one, and nothing will be.
-            // (An alias that a reload took away has no newer one.)
-            if generation.is_retired() {
-                let newer = alias.target().await?;
-                if !Arc::ptr_eq(&newer, &generation) {
-                    generation = newer;
+            let mut is_waiting = false;
+            match &mut self.phase {
+                Phase::Request => {
+                    let Some(running) = request.as_mut().as_pin_mut() else {
+                        return Poll::Ready(Err(Stopped::Gone));
+                    };
+                    let Poll::Ready(response) = running.poll(cx) else {
+                        return client.poll_gone(cx).map(|()| Err(Stopped::Gone));
+                    };
+                    request.set(None);
+                    self.begin(response, client)?;
                     continue;
                 }
+                Phase::Body(body) => match take_on(cx, body, client)? {
+                    Taken::Everything => is_waiting = true,
+                    Taken::Some => {}
+                    Taken::End => self.phase = Phase::End(Done::Answered),
+                },
+                Phase::End(_) => {}
             }
-            let mut elsewhere = None;
-            // A block: what comes behind it has no room for a response.
-            let (retry, was_sent, was_lost) = {
-                let outcome = match lease {
-                    Ok(mut lease) => {
-                        outgoing.address(alias, &generation, lease.is_http2())?;
-                        tried.kept = lease.is_reused();
-                        match (Attempt { lease: &mut lease, outgoing, config }).run().await {
-                            Ok((response, took)) => {
-                                let status = response.status();
-                                Outcome::Response(status, Answered { response, lease, took })
-                            }
-                            Err(fault) => Outcome::Lost(fault),
-                        }
+            match client.poll_flush(cx, self.idle)? {
+                Poll::Ready(()) => match &mut self.phase {
+                    Phase::End(done) => {
+                        return Poll::Ready(Ok(std::mem::replace(done, Done::Answered)));
                     }
-                    Err(fault) => {
-                        tried.failed.extend(fault.endpoint());
-                        if speaks_against_target(&fault) {
-                            alias.failed_at(&generation, &tried.failed);
-                        }
-                        let behind = match tried.is_last_next(&config.retry) {
-                            true => alias.behind(&generation).await,
-                            false => None,
-                        };
-                        let target = match behind {
-                            Some(target) => target,
-                            None => alias.target().await?,
-                        };
-                        tried.elsewhere = !Arc::ptr_eq(&target, &generation)
-                            || target.balancer().has_untried(Instant::now(), &tried.failed);
-                        elsewhere = Some(target);
-                        Outcome::Unconnected(fault)
+                    _ if is_waiting => {
+                        return client.poll_gone(cx).map(|()| Err(Stopped::Gone));
                     }
-                };
-                if let Outcome::Lost(fault) = &outcome
-                    && fault.is_of_endpoint()
-                {
-                    tried.failed.extend(fault.endpoint());
-                    if speaks_against_target(fault) {
-                        alias.failed_at(&generation, &tried.failed);
+                    _ => {}
+                },
+                Poll::Pending => {
+                    // The window is full. The request goes on.
+                    if let Phase::Body(body) = &mut self.phase {
+                        body.poll_progress(cx);
                     }
+                    return Poll::Pending;
                 }
-                let retry = match next(&outcome, outgoing.asked(), &tried, &config.retry) {
-                    Next::Again(retry) if retry.is_free || alias.withdraw() => retry,
-                    Next::Again(_) | Next::Answer => {
-                        return self.end(outcome, outgoing, generation);
-                    }
-                };
-                tried.note(&outcome, retry);
-                let was_sent = !matches!(outcome, Outcome::Unconnected(_));
-                (retry, was_sent, matches!(outcome, Outcome::Lost(_)))
-            };
-            if was_lost && !tried.kept {
-                elsewhere = Some(alias.target().await?);
             }
-            self.record.retried(retry.reason);
-            outgoing.start_over();
-            let had_it = was_sent && (retry.on == On::AnotherEndpoint || !tried.kept);
-            generation = match elsewhere {
-                Some(other) if !had_it || !Arc::ptr_eq(&other, &generation) => other,
-                _ if had_it => self.beyond(generation, &tried).await,
-                _ => generation,
-            };
         }
     }
 
-    /// Where a request is sent again that its target has had: to the next target where this is the last
-    /// attempt, or where the target has no other endpoint.
-    async fn beyond(&self, generation: Arc<Generation>, tried: &Tried) -> Arc<Generation> {
-        let has_other = generation.balancer().has_untried(Instant::now(), &tried.failed);
-        if has_other && !tried.is_last(&self.alias.config().retry) {
-            return generation;
-        }
-        self.alias.behind(&generation).await.unwrap_or(generation)
-    }
-
-    /// Takes what came of the last attempt for what came of the request.
-    fn end(
+    fn begin<C: ClientSide>(
         &mut self,
-        outcome: Outcome,
-        outgoing: &Outgoing<'_>,
-        generation: Arc<Generation>,
-    ) -> Result<(Response<()>, Lease), Fault> {
-        let fault = match outcome {
-            Outcome::Response(status, Answered { response, lease, took }) => {
-                outgoing.body.settle();
-                outgoing.body.set_idle(None);
-                self.record.answered(status, &lease, took);
-                return Ok((response, lease));
-            }
-            Outcome::Unconnected(fault) => {
-                self.alias.refresh();
-                fault
-            }
-            Outcome::Lost(fault) => fault,
+        response: Response<Body>,
+        client: &mut C,
+    ) -> Result<(), Stopped> {
+        let (mut head, mut body) = response.into_parts();
+        self.idle = body.idle();
+        let content = complete(&mut head, &body, client.is_head());
+        let switch = body.take_switch();
+        let begun = client.begin(head, &body, content);
+        self.phase = match switch {
+            Some(switch) => Phase::End(Done::Switched(switch)),
+            None if begun == Ok(true) => Phase::Body(body),
+            // The request's record ends here.
+            None => Phase::End(Done::Answered),
         };
-        self.generation = Some(generation);
-        Err(fault)
+        begun.map(drop)
     }
-}
 
-impl Answer {
-    fn into_response(
-        self,
-        record: Box<Record>,
-        alias: &Alias,
-        downstream: &Downstream,
-    ) -> Response<Body> {
-        let Self { mut response, mut lease, client, upgrade, extended } = self;
-        let config = alias.config();
-        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let keep_alive = headers::keep_alive(response.version(), response.headers());
-        let nominated = headers::strip_response(response.headers_mut(), switching);
-        if config.repair {
-            let told = configured_host(&config.host);
-            let target = target_view(lease.generation(), told.as_ref());
-            headers::repair_response(response.headers_mut(), &client, target);
+    async fn stop<C: ClientSide>(&mut self, stopped: Stopped, client: &mut C) {
+        // The connection to the origin is of no more use.
+        let phase = std::mem::replace(&mut self.phase, Phase::End(Done::Answered));
+        if let Phase::End(Done::Switched(Switch::Upgrade(upgraded))) = phase {
+            upgraded.failed();
         }
-        *response.version_mut() = Version::HTTP_11;
-        if let Some(client) = upgrade
-            && switching
-        {
-            let idle = config.timeouts.idle;
-            if extended {
-                upgrade::translate_switch(&mut response);
+        match stopped {
+            Stopped::Gone => return,
+            Stopped::Unread => {
+                tracing::debug!(idle = ?self.idle, "a client reads nothing of its response");
             }
-            return upgrade::switch(response, client, lease, record, idle, downstream);
+            Stopped::Broken => {
+                // What came of it is still worth writing, if that can be done at once.
+                let _ = poll_fn(|cx| Poll::Ready(client.poll_flush(cx, self.idle))).await;
+                yield_now().await;
+            }
         }
-        let idle = config.timeouts.idle;
-        let (reusable, keep_alive) = keep_alive;
-        if !reusable {
-            lease.refuse_reuse();
-        }
-        response
-            .map(|()| Body::streaming(Origin::Alias(lease, keep_alive), record, idle, nominated))
+        client.break_off(stopped);
     }
 }
 
-fn want(downstream: Version, switching: bool, configured: HttpVersion) -> Want {
-    match configured {
-        // RFC 9113 §8.6: HTTP/2 has no Upgrade.
-        _ if switching => Want::Http1,
-        HttpVersion::Http1 => Want::Http1,
-        HttpVersion::Http2 => Want::Http2,
-        HttpVersion::Auto if downstream == Version::HTTP_2 => Want::Http2Or1,
-        HttpVersion::Auto => Want::Http1,
+fn take_on<C: ClientSide>(
+    cx: &mut Context<'_>,
+    body: &mut Body,
+    client: &mut C,
+) -> Result<Taken, Stopped> {
+    while !client.is_full() {
+        match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let is_last = body.is_end_stream();
+                client.push(frame, is_last)?;
+                if is_last {
+                    return Ok(Taken::End);
+                }
+            }
+            Poll::Ready(None) => {
+                client.finish()?;
+                return Ok(Taken::End);
+            }
+            Poll::Ready(Some(Err(_))) => return Err(Stopped::Broken),
+            Poll::Pending => return Ok(Taken::Everything),
+        }
     }
+    Ok(Taken::Some)
 }
 
-fn check_signature(
-    head: &request::Parts,
-    client: &ClientView,
-    generation: &Generation,
-    configured: &HostHeader,
-) -> Result<(), Fault> {
-    if !headers::signs_host(head) {
-        return Ok(());
+/// Completes a response's head by the length of its body, where that is known and not said. That of no
+/// bytes at all is left to the version of HTTP.
+fn complete(head: &mut response::Parts, body: &Body, is_head: bool) -> Content {
+    if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
+        // RFC 9110 §8.6: not even a length of none.
+        head.headers.remove(CONTENT_LENGTH);
+        return Content::None;
     }
-    let host = host_to_send(configured, client, generation)?;
-    let signed =
-        head.headers.get(HOST).map_or(client.authority.as_str().as_bytes(), |host| host.as_bytes());
-    if signed == host.as_bytes() {
-        return Ok(());
+    let size = body.size_hint().exact();
+    let stated = head.headers.get(CONTENT_LENGTH);
+    let stated = stated.and_then(|value| value.to_str().ok()?.parse().ok());
+    // Of a body that was left out nothing is known but what the origin said.
+    if let (None, Some(size @ 1..)) = (stated, size) {
+        head.headers.insert(CONTENT_LENGTH, size.into());
     }
-    Err(ForwardError::SignedHost {
-        signed: String::from_utf8_lossy(signed).into(),
-        host: String::from_utf8_lossy(host.as_bytes()).into(),
+    if is_head || head.status == StatusCode::NOT_MODIFIED {
+        return Content::None;
     }
-    .into())
+    stated.or(size).map_or(Content::Unknown, Content::Length)
 }

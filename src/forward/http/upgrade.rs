@@ -1,51 +1,17 @@
 //! A `101`: from then on both connections carry bytes of another protocol.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use ::http::{
-    Extensions, HeaderName, HeaderValue, Method, Response, StatusCode,
+    HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
     request,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{
-    super::{Downstream, Record, tunnel::tunnel},
-    Body,
-};
+use super::super::{Downstream, Record, tunnel::tunnel};
 use crate::{fault::ProxyErrorType, http2::Protocol, stream::ByteStream, upstream::Lease};
-
-/// The client's side of a connection that may switch to another protocol: an extension of the request
-/// that asks for it.
-#[derive(Clone, Debug)]
-pub struct Upgrade(Arc<Mutex<Option<oneshot::Receiver<Stream>>>>);
-
-/// Sends the client's stream, once the response that switches is written.
-pub type UpgradeSender = oneshot::Sender<Stream>;
-
-type Stream = Box<dyn ByteStream>;
-
-impl Upgrade {
-    /// Both ends.
-    pub fn new() -> (UpgradeSender, Self) {
-        let (handover, stream) = oneshot::channel();
-        (handover, Self(Arc::new(Mutex::new(Some(stream)))))
-    }
-
-    /// The client's side of a request that asks to switch; none for calls by the library.
-    pub(super) fn take(extensions: &mut Extensions) -> Option<Self> {
-        extensions.remove()
-    }
-
-    /// The stream; `None` if it is not sent.
-    pub async fn stream(self) -> Option<Stream> {
-        let stream = self.0.lock().take();
-        stream?.await.ok()
-    }
-}
 
 /// Whether an HTTP/2 request asks to switch to another protocol (RFC 8441).
 pub fn is_extended_connect(head: &request::Parts) -> bool {
@@ -82,29 +48,35 @@ pub fn translate_switch<B>(response: &mut Response<B>) {
     }
 }
 
-/// Passes the `101` on and joins the two connections in a task of their own.
-pub(super) fn switch(
-    response: Response<()>,
-    client: Upgrade,
-    mut lease: Lease,
-    mut record: Box<Record>,
+/// An upgrade whose `101` is being written: the origin's side, which waits for the client's.
+pub struct Upgraded {
+    lease: Lease,
+    record: Box<Record>,
     idle: Duration,
-    downstream: &Downstream,
-) -> Response<Body> {
-    let guard = downstream.drain.guard();
-    // From now on the tunnel owns the client's connection.
-    let connection = downstream.connection.clone();
-    tokio::spawn(async move {
-        // The client's side is sent once the 101 is written, or never.
-        let (Some(client), Some(origin)) = (client.stream().await, lease.take_tunnel()) else {
-            tracing::debug!("an upgrade was not completed");
-            record.broke(ProxyErrorType::HttpUpgradeFailed);
-            return;
-        };
-        let kill = lease.generation().killed();
-        let carried = tunnel(client, origin, idle, kill).await;
-        record.carried(carried);
-        drop((lease, guard, connection));
-    });
-    response.map(|()| Body::whole(Bytes::new()))
+    _guard: TaskTrackerToken,
+}
+
+impl Upgraded {
+    pub(super) fn new(
+        lease: Lease,
+        record: Box<Record>,
+        idle: Duration,
+        downstream: &Downstream,
+    ) -> Self {
+        Self { lease, record, idle, _guard: downstream.drain.guard() }
+    }
+
+    /// Copies between the client's connection and the origin's, until the tunnel ends.
+    pub async fn run(mut self: Box<Self>, client: Box<dyn ByteStream>) {
+        let Some(origin) = self.lease.take_tunnel() else { return self.failed() };
+        let kill = self.lease.generation().killed();
+        let carried = tunnel(client, origin, self.idle, kill).await;
+        self.record.carried(carried);
+    }
+
+    /// The client's side is not available.
+    pub(super) fn failed(mut self: Box<Self>) {
+        tracing::debug!("an upgrade was not completed");
+        self.record.broke(ProxyErrorType::HttpUpgradeFailed);
+    }
 }
