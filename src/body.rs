@@ -1,4 +1,4 @@
-//! The body of a request on its way upstream.
+//! The body of a request that is sent upstream.
 
 mod replay;
 mod trailers;
@@ -27,20 +27,20 @@ use crate::idle::{Idle, IdleTimer};
 /// What any source of a body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long a body waits for `100 Continue` before it is sent all the same (RFC 9110 §10.1.1:
-/// a client must not wait indefinitely).
+/// How long a body waits for `100 Continue` before it is sent anyway (RFC 9110 §10.1.1: a client must not wait
+/// indefinitely).
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Who passes `1xx` answers on to the client, ahead of the one that counts.
+/// Passes `1xx` responses on to the client, ahead of the final one.
 pub trait Interim: Debug + Send + Sync {
-    /// Passes this one on, if the client's version of HTTP has such. Never waits.
+    /// Passes this one on, if the client's version of HTTP has `1xx`. Never waits.
     fn pass_on(&self, head: response::Parts);
 }
 
-/// A client's connection, as the source of one body after the other.
+/// A client's connection, as the source of its requests' bodies.
 pub trait Connection: Debug + Send + Sync {
-    /// The next frame of the body of the request number `request`; an error once the connection
-    /// has gone on to the next, or where the client has sent nothing for as long as `idle` says.
+    /// The next frame of the body of the request number `request`; an error once the connection serves the next
+    /// request, or if the client has sent nothing for `idle`.
     fn poll_frame(
         &self,
         request: u64,
@@ -57,33 +57,33 @@ pub trait Connection: Debug + Send + Sync {
 pub struct RequestBody {
     /// None where there is none.
     stream: Option<Arc<Mutex<Stream>>>,
-    /// Which try this handle reads for: one that was started over after it gets no more.
+    /// The attempt this handle reads for: once the body was started over, it gets no more.
     attempt: u32,
-    /// Who passes on to the client what comes ahead of the response; none where it cannot be told.
+    /// Passes on to the client what comes ahead of the response; none if the client does not support that.
     interim: Option<Arc<dyn Interim>>,
 }
 
 #[derive(Debug)]
 struct Stream {
     source: Source,
-    /// The try that may read.
+    /// The attempt that may read.
     attempt: u32,
     /// What the source said of its size before anything was read from it.
     size: SizeHint,
-    /// What was read from the source, for another try.
+    /// What was read from the source, for another attempt.
     replay: Replay,
     /// The present try has come to the end. Not what its source says: a body that is empty, but of
     /// which that was not known, ends anew at each try, as what its head says of it is the same.
     ended: bool,
     /// The source has ended, and is not asked again.
     exhausted: bool,
-    /// Who waits for the end.
+    /// The task that waits for the end.
     waiting: Option<Waker>,
     bytes: u64,
     gate: Option<Gate>,
-    /// The connection options of the request's head, which cover its trailers.
+    /// The fields nominated by `Connection` in the request's head; they are removed from its trailers too.
     nominated: Vec<HeaderName>,
-    /// How long its sender may be silent in its midst.
+    /// How long its sender may be silent in the middle of it.
     idle: Option<Duration>,
     /// Measures that where the source does not.
     timer: IdleTimer,
@@ -97,7 +97,7 @@ enum Source {
 
 /// Holds a body back until the origin says `100 Continue`.
 ///
-/// As long as nobody reads it, the HTTP server does not tell the client to go on either.
+/// As long as it is not read, the HTTP server does not send `100 Continue` to the client either.
 #[derive(Debug)]
 struct Gate {
     waker: Option<Waker>,
@@ -146,22 +146,22 @@ impl RequestBody {
         Self { stream: Some(Arc::new(Mutex::new(stream))), ..Self::empty() }
     }
 
-    /// The same, with the way back for what comes ahead of the response.
+    /// The same, with what passes `1xx` responses on to the client.
     pub fn with_interim(self, interim: Arc<dyn Interim>) -> Self {
         Self { interim: Some(interim), ..self }
     }
 
-    /// Who passes on what comes ahead of the response.
+    /// Passes on what comes ahead of the response.
     pub fn interim(&self) -> Option<&Arc<dyn Interim>> {
         self.interim.as_ref()
     }
 
-    /// A second handle on the same body, to be kept while the first is being sent.
+    /// A second handle to the same body, to be kept while the first is being sent.
     pub fn handle(&self) -> Self {
         Self { stream: self.stream.clone(), attempt: self.attempt, interim: self.interim.clone() }
     }
 
-    /// Starts the body over for another try. `false` where too much of it has gone, or its trailers.
+    /// Starts the body over for another attempt. `false` if too much of it was sent, or its trailers.
     pub fn rewind(&self) -> bool {
         let Some(stream) = &self.stream else { return true };
         let mut stream = stream.lock();
@@ -170,8 +170,8 @@ impl RequestBody {
         stream.replay.is_complete()
     }
 
-    /// The body for the next try, once it was started over: whoever still reads for the one before gets no
-    /// more of it, as that would be missing in this one.
+    /// The body for the next attempt, once it was started over: a reader for the previous attempt gets no more of it,
+    /// because that would be missing in this one.
     pub fn next_try(mut self) -> Self {
         if let Some(stream) = &self.stream {
             let mut stream = stream.lock();
@@ -181,12 +181,12 @@ impl RequestBody {
         self
     }
 
-    /// Whether [`rewind`](Self::rewind) would do.
+    /// Whether [`rewind`](Self::rewind) would succeed.
     pub fn can_rewind(&self) -> bool {
         self.stream.as_ref().is_none_or(|stream| stream.lock().replay.is_complete())
     }
 
-    /// Ready once the present try has come to the body's end.
+    /// Ready once the current attempt has reached the body's end.
     pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(stream) = &self.stream else { return Poll::Ready(()) };
         let mut stream = stream.lock();
@@ -207,7 +207,7 @@ impl RequestBody {
         self.stream.as_ref().map_or(0, |stream| stream.lock().bytes)
     }
 
-    /// Says that the request will not be repeated: nothing more is kept.
+    /// The request will not be repeated: nothing more is kept.
     pub fn settle(&self) {
         let Some(stream) = &self.stream else { return };
         let mut stream = stream.lock();
@@ -229,7 +229,7 @@ impl RequestBody {
         self.stream.as_ref().and_then(|stream| stream.lock().idle)
     }
 
-    /// Says which fields the request's head confined to its connection, among its trailers too.
+    /// Sets which fields the request's head confines to its connection; they are removed from its trailers too.
     pub fn confine(&self, nominated: Vec<HeaderName>) {
         if let Some(stream) = &self.stream
             && !nominated.is_empty()

@@ -1,4 +1,4 @@
-//! How a running proxy comes to its end: whoever serves something holds a guard.
+//! Draining: everything that is being served holds a guard, and the end waits for them.
 
 use std::time::Duration;
 
@@ -8,14 +8,13 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-/// How long a new client has to ask for something once the process is to end. What it sends may be
-/// on its way.
+/// How long a new client has to send its first request during a drain: it may be on its way.
 const FIRST_WORD: Duration = Duration::from_millis(500);
 
-/// How long what was cut off may take to be written down.
+/// How long the records of what was cut off may take to be written.
 const LAST_RECORDS: Duration = Duration::from_secs(1);
 
-/// Shared by everything that has to end in order.
+/// Shared by everything that has to end in an orderly way.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     draining: CancellationToken,
@@ -24,13 +23,13 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// That of a part, which may have to end before the whole does.
+    /// The drain of a part, which may begin before that of the whole.
     pub fn of_part(&self) -> Self {
         let draining = self.draining.child_token();
         Self { draining, stopped: self.stopped.clone(), served: self.served.clone() }
     }
 
-    /// Held for as long as a connection or a tunnel lives.
+    /// Held as long as a connection or a tunnel exists.
     pub fn guard(&self) -> TaskTrackerToken {
         self.served.token()
     }
@@ -40,8 +39,8 @@ impl Drain {
         self.served.len()
     }
 
-    /// Asks everyone to finish what they do. New connections are still served, each for one
-    /// request: in a pod, the application's last calls come after the signal.
+    /// Begins the drain. New connections are still served, for one request each: in a pod, the application's last
+    /// calls come after the signal.
     pub fn begin(&self) {
         self.draining.cancel();
     }
@@ -56,8 +55,7 @@ impl Drain {
         self.draining.cancelled().await;
     }
 
-    /// Waits until a connection is to end on which nothing has been asked for since `since`, when it
-    /// was ready for a request.
+    /// Waits until a connection has to end that has had no request since `since`, when it was ready for one.
     #[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
     pub fn unused(&self, since: Instant) -> impl Future<Output = ()> + '_ {
         // A block and a box: each connection has room for this as long as it lives.
@@ -67,8 +65,8 @@ impl Drain {
         }
     }
 
-    /// Waits until nobody holds a guard, or `grace` is over; then nothing new is served.
-    /// Returns how many were left, and are cut off.
+    /// Waits until no guard is held, or `grace` is over; then nothing new is served. Returns how many were left and
+    /// are cut off.
     pub async fn finish(&self, grace: Duration) -> usize {
         self.begin();
         self.served.close();

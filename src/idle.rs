@@ -1,4 +1,4 @@
-//! Idle timers: how somebody who waits notices that nothing has moved for too long.
+//! Idle timers.
 
 use std::{
     pin::Pin,
@@ -8,34 +8,34 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Nothing came for as long as `timeouts.idle` says.
+/// Nothing was received for `timeouts.idle`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("nothing was received for {0:?} (`timeouts.idle`)")]
 pub struct Idle(pub Duration);
 
-/// Measures how long nothing has moved.
+/// Measures how long there has been no progress.
 ///
-/// Kept for as long as there may be something to wait for, as setting a timer costs more than all the
-/// rest: it is set by the first wait and moved when it fires. What moves costs a store.
+/// Kept as long as it may be needed, because setting a timer is the expensive part: the first wait sets it, and it is
+/// moved only when it fires. Progress costs one store.
 #[derive(Debug, Default)]
 pub struct IdleTimer(Option<Box<Armed>>);
 
 #[derive(Debug)]
 struct Armed {
-    /// Since when somebody has waited. None where something has moved since.
+    /// When the wait began. None if there was progress since.
     since: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
 impl IdleTimer {
-    /// Something has moved.
+    /// There was progress.
     pub fn moved(&mut self) {
         if let Some(armed) = &mut self.0 {
             armed.since = None;
         }
     }
 
-    /// For somebody who waits: ready once nothing has moved for `limit`.
+    /// For a task that waits: ready once there has been no progress for `limit`.
     pub fn poll(&mut self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
         let Armed { since, timer } = &mut **self.0.get_or_insert_with(|| {
             let now = Instant::now();
@@ -55,7 +55,7 @@ impl IdleTimer {
     }
 }
 
-/// A limit may be longer than there is time.
+/// A limit may be longer than an `Instant` can hold.
 fn later(since: Instant, limit: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
     since + limit.min(FAR)

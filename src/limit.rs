@@ -1,4 +1,4 @@
-//! A limit that may be set anew while permits are out.
+//! A limit that can be changed while permits are held.
 
 use std::sync::{
     Arc,
@@ -7,10 +7,10 @@ use std::sync::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// So many permits at once; 0 is no limit.
+/// A number of permits; 0 is no limit.
 ///
-/// A lower limit takes nobody's permit away: none is given until enough have come back. What began while
-/// there was no limit does not count.
+/// Lowering the limit revokes no permits: no more are given until enough have been returned. What began while there
+/// was no limit does not count.
 #[derive(Debug)]
 pub struct Limit {
     size: AtomicUsize,
@@ -28,18 +28,18 @@ impl Limit {
         self.size.load(Ordering::Relaxed)
     }
 
-    /// What permits are taken from; none where there is no limit.
+    /// The semaphore of the permits; none if there is no limit.
     pub fn permits(&self) -> Option<&Arc<Semaphore>> {
         (self.size() > 0).then_some(&self.permits)
     }
 
-    /// A permit, or none where there is no limit; `Err` with the limit when it is reached.
+    /// A permit, or none if there is no limit; `Err` with the limit if it is reached.
     pub fn try_acquire(&self) -> Result<Option<OwnedSemaphorePermit>, usize> {
         let Some(permits) = self.permits() else { return Ok(None) };
         permits.clone().try_acquire_owned().map(Some).map_err(|_| self.size())
     }
 
-    /// Sets another limit. Must run inside of a runtime: what is owed is collected there.
+    /// Sets another limit. Must run in a runtime: permits that are still out are collected by a task.
     pub fn resize(&self, size: usize) {
         let before = self.size.swap(size, Ordering::Relaxed);
         if size >= before {

@@ -6,8 +6,7 @@ use std::{
     time::Duration,
 };
 
-// Clients choose what is looked up, and nothing of what is kept: no defence against collisions made
-// on purpose is needed.
+// Clients choose only what is looked up, not the keys: no defence against deliberate collisions is needed.
 use foldhash::{HashMap, HashSet};
 
 use crate::{
@@ -24,14 +23,14 @@ pub struct Routes {
     any: Option<Arc<Alias>>,
 }
 
-/// An error lists so many of the names that a listener serves: it may have ten thousand, and the error is in a header.
+/// How many of a listener's names an error lists: there may be ten thousand, and the error is in a header.
 const LISTED: usize = 10;
 
-/// DNS has no longer name. Of a longer Host an error shows the beginning.
+/// The longest name in DNS. An error shows only the beginning of a longer Host.
 const LONGEST_NAME: usize = 253;
 const SHOWN: usize = 64;
 
-/// Nobody answers to a Host. That is what stops a web page whose name was rebound to loopback.
+/// No alias answers to a Host. This stops web pages that use DNS rebinding.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} is not a name that this listener serves; it serves {served}", shown(.host.as_deref()))]
 pub struct RouteError {
@@ -51,7 +50,7 @@ fn shown(host: Option<&str>) -> String {
     }
 }
 
-/// Names for an error: the first few, and how many there are besides.
+/// Names for an error: the first few, and how many more there are.
 fn listed<'a>(names: impl Iterator<Item = &'a str>, count: usize) -> String {
     let first: Vec<&str> = names.take(LISTED).collect();
     match count - first.len() {
@@ -87,7 +86,7 @@ impl From<RouteError> for Fault {
 }
 
 impl Routes {
-    /// Those of a listener that has no alias.
+    /// The routes of a listener without aliases.
     pub fn none() -> &'static Self {
         static NONE: LazyLock<Routes> = LazyLock::new(Routes::default);
         &NONE
@@ -96,7 +95,7 @@ impl Routes {
     /// The routes to these aliases.
     pub fn new(aliases: &[Arc<Alias>]) -> Self {
         let mut routes = Self { aliases: aliases.to_vec(), ..Self::default() };
-        // An alias' own name leads to it, also where it is a form of the name of one before it.
+        // An alias' own name leads to it, even if it is a form of an earlier alias' name.
         for alias in aliases {
             let name = alias.config().name.clone();
             routes.by_host.entry(name).or_insert_with(|| alias.clone());
@@ -164,7 +163,7 @@ impl Routes {
         &self.aliases
     }
 
-    /// The alias of a listener that has but one.
+    /// The alias of a listener that has only one.
     pub fn only(&self) -> Option<&Arc<Alias>> {
         match self.aliases.as_slice() {
             [only] => Some(only),
@@ -172,8 +171,8 @@ impl Routes {
         }
     }
 
-    /// The longest `timeouts.keepalive` of the aliases. Whose requests come is not known while a
-    /// connection begins.
+    /// The longest `timeouts.keepalive` of the aliases: when a connection begins, the alias of its requests is not
+    /// known yet.
     pub fn keepalive(&self) -> Duration {
         let of_aliases = self.aliases.iter().map(|alias| alias.config().timeouts.keepalive);
         of_aliases.max().unwrap_or_default()

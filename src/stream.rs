@@ -1,5 +1,4 @@
-//! A TCP socket that has an owner beside its byte stream: one who asks the kernel about it, or
-//! closes it in the end. And a stream whose beginning was read before its reader came.
+//! Byte streams and the TCP sockets beneath them: what the kernel knows of a connection, and how it ends.
 
 use std::{
     fmt::Debug,
@@ -22,14 +21,14 @@ use tokio::{
     },
 };
 
-/// How often, and how many times, a silent peer is asked whether it is there.
+/// How often, and how many times, a silent peer is probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 const PROBES: u32 = 6;
 
 /// Seconds: `MAX_TCP_KEEPIDLE`.
 const MAX_KEEPALIVE: u64 = 32_767;
 
-/// As much as every peer's kernel takes though the peer does not read.
+/// How much every peer's kernel accepts although the peer does not read.
 const TAKEN_BY_ALL: u64 = 4 * 1024;
 
 sockopt_impl!(
@@ -68,10 +67,10 @@ const STATES_PEER_LEFT: [u8; 5] = [6, 7, 8, 9, 11];
 /// `CLOSE`: reset, or ended by both sides.
 const STATE_CLOSED: u8 = 7;
 
-/// The socket, for writing and for questions. Its bytes are read from the other half.
+/// The socket, for writing and for queries to the kernel. Its bytes are read from the other half.
 ///
-/// tokio's own half reads, because it knows that a read which did not fill its buffer has emptied
-/// the kernel's: one that goes through `try_read` asks once more for each read.
+/// tokio's own half reads, because it knows that a read which did not fill its buffer has emptied the kernel's:
+/// with `try_read`, each read would need a second one.
 #[derive(Debug)]
 pub struct Socket {
     half: Option<OwnedWriteHalf>,
@@ -82,14 +81,14 @@ pub struct Socket {
     place: Option<Place>,
 }
 
-/// What a connection takes up for as long as its socket is open, whoever holds that in the end.
+/// Something that a connection holds until its socket is closed, such as a permit.
 pub type Place = Box<dyn Debug + Send + Sync>;
 
 /// How long the kernel waits for a peer that acknowledges nothing (`TCP_USER_TIMEOUT`).
 ///
-/// Linux takes a peer that does not read for one that is gone, though it acknowledges every probe of its
-/// closed window. So the limit stands only where so little was written that any peer's kernel takes it
-/// whether the peer reads or not, and is lifted before there is more.
+/// Linux takes a peer that does not read for one that is gone, although it acknowledges every probe of its closed
+/// window. So the limit applies only while so little was written that any peer's kernel accepts it whether the peer
+/// reads or not, and is lifted before more is written.
 #[derive(Debug, Default)]
 struct Patience {
     /// Milliseconds. 0 where there is no limit.
@@ -112,8 +111,8 @@ impl Socket {
         self.place = Some(place);
     }
 
-    /// Has the kernel watch over the peer: once it has been silent for `keepalive` it is asked whether it
-    /// is there, every ten seconds, six times.
+    /// Enables TCP keep-alive: once the peer has been silent for `keepalive`, it is probed every ten seconds, six
+    /// times.
     pub fn watch(&self, keepalive: Duration) -> io::Result<()> {
         // What Linux allows.
         let idle = Duration::from_secs(keepalive.as_secs().clamp(1, MAX_KEEPALIVE));
@@ -130,7 +129,7 @@ impl Socket {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Of a connection that waits for its next message.
+    /// For a connection that waits for its next message.
     pub fn rest(&self) {
         if self.patience.lifted.load(Ordering::Relaxed) && self.is_delivered() {
             let _ = self.set_user_timeout(false);
@@ -145,15 +144,15 @@ impl Socket {
         SockRef::from(self.stream()).set_tcp_user_timeout(Some(limit))
     }
 
-    /// Takes note of what the kernel took.
+    /// Notes how much the kernel took.
     fn wrote(&self, count: usize) {
-        // Nobody else writes meanwhile.
+        // There is only one writer.
         let written = self.written() + count as u64;
         self.written.store(written, Ordering::Relaxed);
         if !self.patience.lifted.load(Ordering::Relaxed)
             && written - self.patience.mark.load(Ordering::Relaxed) > TAKEN_BY_ALL
         {
-            // A connection that is gone already is as good.
+            // The connection may be gone already.
             let _ = self.set_user_timeout(true);
         }
     }
@@ -186,8 +185,8 @@ impl Socket {
         }
     }
 
-    /// Writes several pieces at once. One alone, as TLS has it for most messages, goes the shorter
-    /// way through the kernel.
+    /// Writes several pieces at once. A single piece, which TLS writes for most messages, takes a shorter path through
+    /// the kernel.
     pub fn poll_write_vectored(
         &self,
         cx: &mut Context<'_>,
@@ -204,7 +203,7 @@ impl Socket {
         getsockopt(self.stream(), TcpInfo).is_ok_and(|info| STATES_PEER_LEFT.contains(&info.state))
     }
 
-    /// Whether nothing that was written is still on its way to the peer's kernel, or never will be.
+    /// Whether the peer's kernel has acknowledged everything written, or never will.
     pub fn is_delivered(&self) -> bool {
         getsockopt(self.stream(), TcpInfo).is_ok_and(|info| {
             info.state == STATE_CLOSED || info.unacknowledged == 0 && info.unsent == 0
@@ -216,13 +215,13 @@ impl Socket {
         getsockopt(self.stream(), TcpInfo).map_or(0, |info| info.acknowledged)
     }
 
-    /// Makes closing a reset: what follows was cut off, and must not look like an end.
+    /// Turns closing into a reset, so that a cut-off response does not look complete.
     pub fn reset_on_close(&self) {
-        // One that is gone already is as good.
+        // The connection may be gone already.
         let _ = SockRef::from(self.stream()).set_linger(Some(Duration::ZERO));
     }
 
-    /// Says that nothing more will be written. Not that the peer is gone already: others learn that.
+    /// Ends our side. Does not fail if the peer is gone already: reads and writes report that.
     pub fn shutdown(&self) -> io::Result<()> {
         match SockRef::from(self.stream()).shutdown(Shutdown::Write) {
             Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
@@ -240,9 +239,9 @@ impl Drop for Socket {
     }
 }
 
-/// A byte stream of whatever kind.
+/// Any byte stream.
 pub trait ByteStream: AsyncRead + AsyncWrite + Debug + Send + Unpin {
-    /// The socket that is its own; none of a stream that shares one, as those of HTTP/2 do.
+    /// Its own socket; none for a stream that shares one, such as an HTTP/2 stream.
     fn socket(&self) -> Option<&Socket>;
 }
 
@@ -292,7 +291,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
         buf.put_slice(&self.prefix[..length]);
         self.prefix.advance(length);
         if self.prefix.is_empty() {
-            // Gives the memory back.
+            // Releases the memory.
             self.prefix = Bytes::new();
         }
         Poll::Ready(Ok(()))

@@ -1,4 +1,4 @@
-//! What of a request's body is kept, so that the request may be sent again.
+//! The part of a request's body that is kept so that the request may be sent again.
 
 use bytes::{Bytes, BytesMut};
 
@@ -7,52 +7,52 @@ use bytes::{Bytes, BytesMut};
 /// A request whose body outgrows it cannot be sent again.
 pub(super) const REPLAY_LIMIT: usize = 64 * 1024;
 
-/// Pieces are kept as one up to this: each by itself takes more memory than a few bytes are worth.
+/// Pieces up to this size are joined, because each piece has an overhead of its own.
 pub(super) const KEPT_AS_ONE: usize = 4 * 1024;
 
 /// The beginning of a body: everything read from its sender so far, or nothing once that is too much.
 ///
-/// A try first sends what is kept, and then what it reads from the sender, which is kept for the next try.
+/// An attempt first sends what is kept, and then what it reads from the sender, which is kept for the next attempt.
 #[derive(Debug)]
 pub(super) struct Replay {
     kept: Vec<Bytes>,
     /// How much is in `kept`.
     size: usize,
-    /// How many pieces of `kept` the present try has sent.
+    /// How many pieces of `kept` the current attempt has sent.
     position: usize,
-    /// Something of the body was not kept.
+    /// A part of the body was not kept.
     is_incomplete: bool,
 }
 
 impl Replay {
-    /// Of a body that nothing was read from.
+    /// For a body of which nothing was read.
     pub(super) fn new() -> Self {
         Self { kept: Vec::new(), size: 0, position: 0, is_incomplete: false }
     }
 
-    /// Whether another try can send the whole body.
+    /// Whether another attempt can send the whole body.
     pub(super) fn is_complete(&self) -> bool {
         !self.is_incomplete
     }
 
-    /// The next piece of the present try; `None` once the rest is to be read from the sender.
+    /// The next piece of the current attempt; `None` once the rest has to be read from the sender.
     pub(super) fn next(&mut self) -> Option<Bytes> {
         let piece = self.kept.get(self.position)?.clone();
         self.position += 1;
         Some(piece)
     }
 
-    /// Whether the present try has sent none of what is kept.
+    /// Whether the current attempt has sent none of what is kept.
     pub(super) fn is_at_start(&self) -> bool {
         self.position == 0
     }
 
-    /// Whether the present try has sent all of what is kept.
+    /// Whether the current attempt has sent all of what is kept.
     pub(super) fn is_at_end(&self) -> bool {
         self.position == self.kept.len()
     }
 
-    /// Keeps what the present try has read from the sender, and sends.
+    /// Keeps what the current attempt has read from the sender and sends.
     pub(super) fn keep(&mut self, data: &Bytes) {
         if self.is_incomplete {
             return;
@@ -69,14 +69,14 @@ impl Replay {
         self.position = self.kept.len();
     }
 
-    /// Keeps nothing from now on, and nothing of what there is.
+    /// Keeps nothing from now on, and drops what was kept.
     pub(super) fn forget(&mut self) {
         self.is_incomplete = true;
         self.kept = Vec::new();
         self.position = 0;
     }
 
-    /// Starts over, for another try.
+    /// Starts over, for another attempt.
     pub(super) fn rewind(&mut self) {
         self.position = 0;
     }

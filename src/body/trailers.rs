@@ -1,19 +1,18 @@
-//! Which fields may stand behind a body.
+//! Which fields may be in trailers.
 
 use http::{HeaderMap, HeaderName};
 
-/// Fields that have no meaning behind a body, or a harmful one (RFC 7230 §4.1.2, RFC 9110 §6.5.1).
-/// Some recipients merge trailers into the header section: what is checked or rewritten there must not
-/// come in by this way.
+/// Fields that are meaningless or harmful in trailers (RFC 7230 §4.1.2, RFC 9110 §6.5.1). Some recipients merge
+/// trailers into the header section: they must not bypass what is checked or rewritten there.
 const FORBIDDEN: &[&str] = &[
-    // Framing and content: whoever believes these reads another message.
+    // Framing and content: a recipient that used these would read another message.
     "content-encoding",
     "content-length",
     "content-range",
     "content-type",
     "trailer",
     "transfer-encoding",
-    // Of one connection. In HTTP/2 they break the message (RFC 9113 §8.2.2).
+    // Connection-specific. In HTTP/2 they make the message malformed (RFC 9113 §8.2.2).
     "connection",
     "keep-alive",
     "proxy-connection",
@@ -44,11 +43,11 @@ const FORBIDDEN: &[&str] = &[
     "vary",
 ];
 
-/// The same as beginnings of names: conditions, and what proxies say of where a request comes from.
+/// The same, as prefixes of names: conditions, and what proxies add about a request's origin.
 const FORBIDDEN_PREFIXES: &[&str] = &["if-", "x-forwarded-"];
 
-/// Drops the trailers that must not go on to the next hop. `nominated` are the connection options of
-/// the message's own header section, which cover its trailers too (RFC 9110 §7.6.1).
+/// Removes the trailers that must not be forwarded. `nominated` are the fields nominated by `Connection` in the
+/// message's header section, which applies to its trailers too (RFC 9110 §7.6.1).
 pub fn strip_trailers(trailers: &mut HeaderMap, nominated: &[HeaderName]) {
     let mut dropped: Vec<HeaderName> = connection_options(trailers);
     dropped.extend(trailers.keys().filter(|name| is_forbidden(name.as_str())).cloned());
@@ -61,7 +60,7 @@ fn is_forbidden(name: &str) -> bool {
     FORBIDDEN.contains(&name) || FORBIDDEN_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// What a `Connection` among the trailers names: not its place, but meant for this hop all the same.
+/// What a `Connection` field in the trailers names: it does not belong there, but it concerns this hop.
 fn connection_options(trailers: &HeaderMap) -> Vec<HeaderName> {
     let lines = trailers.get_all(http::header::CONNECTION).into_iter();
     let options = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));

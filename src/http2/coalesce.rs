@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use std::{collections::VecDeque, future::poll_fn};
 
-    /// Takes as much a write as it is told, and remembers each.
+    /// Takes a given number of bytes per write, and remembers each write.
     #[derive(Debug, Default)]
     struct Socket {
         takes: VecDeque<usize>,

@@ -183,7 +183,7 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
         let begun = state.inbox.has_begun();
         drop(state);
         ready!(timer.poll(cx, arrival.listener.settings.header_timeout));
-        // A client that has asked for nothing gets no response.
+        // A client that has sent nothing gets no response.
         let slow = timer.in_head && begun;
         Poll::Ready(Err(if slow { Last::Refused(RefusedHead::TooSlow) } else { Last::End }))
     }
@@ -205,7 +205,7 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
         let body = match framing.body {
             None => RequestBody::empty(),
             Some(_) => {
-                // A client whose body is coming already is not told to go on.
+                // A client that is sending its body already needs no `100 Continue`.
                 state.expects = http11
                     && state.inbox.bytes.is_empty()
                     && headers::expects_continue(&head.headers);

@@ -9,8 +9,8 @@ use super::{Alias, Generation, NoTarget, Target};
 impl Alias {
     /// The target that new requests go to: the first with a usable endpoint.
     ///
-    /// Waits only while DNS has never answered yet, and no longer than `timeouts.connect`: for each target
-    /// as long as for an only one.
+    /// Waits only while DNS has not responded yet, and no longer than `timeouts.connect`: as long for each of
+    /// several targets as for a single one.
     pub async fn target(&self) -> Result<Arc<Generation>, NoTarget> {
         if let Some(generation) = self.choose() {
             return Ok(generation);
@@ -26,17 +26,17 @@ impl Alias {
                 return Ok(generation);
             }
         }
-        // Requests fail until DNS gives something new: this one shows that somebody waits for it.
+        // Requests fail until DNS has something new: this has it asked sooner.
         self.refresh();
         Err(self.lack())
     }
 
-    /// Asks DNS again soon: the endpoints known do not work.
+    /// Asks DNS again soon, because the known endpoints do not work.
     pub fn refresh(&self) {
         self.targets.iter().for_each(|target| target.refresh());
     }
 
-    /// What requests go to now, or none where DNS has yet to say of a target that comes first, or of any.
+    /// The target for requests now; none if DNS has not responded yet for an earlier target, or for any.
     fn choose(&self) -> Option<Arc<Generation>> {
         if let [only] = self.targets.as_slice() {
             return only.generation.load_full();
@@ -58,8 +58,8 @@ impl Alias {
         healthy.or_else(unhealthy).or_else(|| known().next())
     }
 
-    /// A target that comes after the one of `generation` and has a usable endpoint: where a request goes
-    /// whose next attempt is its last. Waits only while DNS has said nothing of it.
+    /// A later target than that of `generation`, with a usable endpoint: a request's last attempt goes there. Waits
+    /// only while DNS has not responded for it.
     pub async fn behind(&self, generation: &Generation) -> Option<Arc<Generation>> {
         let deadline = Instant::now() + self.config.timeouts.connect;
         let index = self.position(generation.target())?;
@@ -75,8 +75,8 @@ impl Alias {
         None
     }
 
-    /// A request has failed at all these endpoints. Where the target has no other, those to come go to the
-    /// next one for a while; where it is the last, the first has its turn.
+    /// A request has failed at all these endpoints. If the target has no other, later requests go to the next
+    /// target for a while, or to the first if this one is the last.
     pub fn failed_at(&self, generation: &Generation, tried: &[SocketAddr]) {
         let now = Instant::now();
         if self.targets.len() < 2 || generation.balancer().has_untried(now, tried) {
@@ -106,7 +106,7 @@ impl Alias {
         true
     }
 
-    /// The first target in order that DNS has yet to say anything of.
+    /// The first target in order for which DNS has not responded yet.
     fn pending(&self) -> Option<&Arc<Target>> {
         self.targets[self.active(Instant::now())..].iter().find(|target| target.is_pending())
     }

@@ -1,4 +1,4 @@
-//! An alias' TLS material: certificates and keys from files, taken anew when the files change.
+//! An alias' TLS material: certificates and keys from files, reloaded when the files change.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,13 +15,13 @@ use crate::{
 /// How often the files are compared.
 const FILE_CHECK: Duration = Duration::from_secs(2);
 
-/// When they are compared again after a change.
+/// How soon they are compared again after a change.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
-/// No file that can be loaded is larger.
+/// The largest file that can be loaded.
 const MAX_COMPARED: usize = 64 << 20;
 
-/// What [`ClientTls`] was loaded from, and the load in force.
+/// What [`ClientTls`] was loaded from, and the current load.
 pub struct Material {
     settings: config::Tls,
     has_files: bool,
@@ -51,15 +51,15 @@ impl Material {
         })
     }
 
-    /// The load in force; `None` on plaintext.
+    /// The current load; `None` on plaintext.
     pub fn current(&self) -> Option<Arc<ClientTls>> {
         self.loaded.load_full()
     }
 
-    /// Waits until other contents of the files have been loaded.
+    /// Waits until changed files have been loaded.
     ///
-    /// What cannot be loaded, as a key that does not belong to its certificate, leaves the last
-    /// good load in force: the other half of the pair may be on its way.
+    /// If they cannot be loaded, such as a key that does not match its certificate, the last good load stays in use:
+    /// the other half of the pair may follow.
     pub async fn renewed(self: &Arc<Self>, alias: &str) {
         if !self.has_files {
             return std::future::pending().await;
@@ -152,7 +152,7 @@ mod tests {
         assert!(!material.reload_by(load).unwrap());
         assert!(material.reload().unwrap());
 
-        // What cannot be used is told once.
+        // An error is logged once.
         fs::write(&file, "no certificate").unwrap();
         assert!(!material.reload().unwrap());
         assert!(material.reload().is_err());

@@ -1,4 +1,4 @@
-//! The aliases at work, from one configuration to the next.
+//! The live aliases, from one configuration to the next.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,10 +14,10 @@ use crate::{
     tls::{RootStores, TlsConfigErrors},
 };
 
-/// What is at work. The control thread's own.
+/// The live aliases. Owned by the control thread.
 ///
-/// A configuration becomes the one in force in two steps: [`Inventory::plan`] makes its aliases, which may
-/// fail and takes time, and [`commit`](Self::commit) puts them to work, which does neither.
+/// A configuration is applied in two steps: [`Inventory::plan`] makes its aliases, which may fail and takes time,
+/// and [`commit`](Self::commit) puts them in use, which does neither.
 pub struct Registry {
     resolver: Arc<Resolver>,
     policy: Arc<ArcSwap<AddressPolicy>>,
@@ -27,11 +27,11 @@ pub struct Registry {
 
 struct Running {
     alias: Arc<Alias>,
-    /// Ends what goes on in the background by these settings.
+    /// Ends the background task of these settings.
     stop: CancellationToken,
 }
 
-/// What is at work, for a plan that goes on with it.
+/// What exists already, for a plan.
 #[derive(Clone)]
 pub struct Inventory {
     resolver: Arc<Resolver>,
@@ -41,7 +41,7 @@ pub struct Inventory {
 }
 
 impl Registry {
-    /// With no alias yet, and pools for so many workers.
+    /// Without aliases, and with pools for this many workers.
     pub fn new(
         resolver: Arc<Resolver>,
         policy: Arc<ArcSwap<AddressPolicy>>,
@@ -55,7 +55,7 @@ impl Registry {
         &self.resolver
     }
 
-    /// What a plan begins with.
+    /// What exists already, for a plan.
     pub fn inventory(&self) -> Inventory {
         let aliases = self.running.iter().map(|running| &running.alias);
         Inventory {
@@ -66,10 +66,10 @@ impl Registry {
         }
     }
 
-    /// Puts `aliases` to work, which were planned with what is at work now, in place of all others. What
-    /// leaves ends as `on_change` says.
+    /// Replaces all aliases by `aliases`, which were planned from the current inventory. What is removed ends as
+    /// `on_change` says.
     ///
-    /// Must run inside of the control thread's runtime. Nothing is dialled.
+    /// Must run in the control thread's runtime. Nothing is dialled.
     pub fn commit(&mut self, aliases: &[Arc<Alias>], dns: &config::Dns) {
         let new_dns = *self.resolver.settings() != *dns;
         if new_dns {
@@ -99,7 +99,7 @@ impl Registry {
         }
     }
 
-    /// Puts an alias to work, in place of what had its name.
+    /// Puts an alias in use, in place of the one with the same name.
     fn replace(&self, old: Option<Running>, alias: &Arc<Alias>) -> Running {
         if let Some(old) = &old {
             old.stop.cancel();
@@ -117,7 +117,7 @@ impl Registry {
     }
 }
 
-/// The end of a process, or of a library's client: no connection is used again, and what is open goes on.
+/// At the end of a process, or of a library's client, no connection is used again; those in use continue.
 impl Drop for Registry {
     fn drop(&mut self) {
         for Running { alias, stop } in &self.running {
@@ -132,15 +132,15 @@ impl Drop for Registry {
 }
 
 impl Inventory {
-    /// Where names are resolved by these settings.
+    /// How names are resolved with these settings.
     pub fn environment(&self, dns: &config::Dns) -> Environment {
         self.resolver.environment_with(dns)
     }
 
-    /// Makes the aliases of a configuration, each with what is known under its name and of its targets. One
-    /// that is the same as before is the same. `Err` names the alias that cannot be.
+    /// Makes the aliases of a configuration, each with the state of its name and its targets. An unchanged alias is
+    /// reused. `Err` names the alias that failed.
     ///
-    /// Blocking where certificates are read.
+    /// Blocking, because certificates are read.
     pub fn plan(
         &self,
         configs: &[config::Alias],

@@ -1,4 +1,4 @@
-//! What is kept of an alias from one configuration to the next.
+//! The state of an alias that outlives configurations.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
     telemetry::{AliasMetrics, AliasSeries, Failures, RequestFailure},
 };
 
-/// An alias without its settings. Belongs to the name: a reload takes it over.
+/// An alias' state, without its settings. Belongs to the name: a reload keeps it.
 pub struct AliasState {
     pub(super) series: Arc<AliasSeries>,
     pub(super) workers: Vec<Worker>,
@@ -25,14 +25,14 @@ pub struct AliasState {
     connections: Mutex<Connections>,
 }
 
-/// The connections to each endpoint, whichever configuration's request was the first to come to it.
+/// The connections to each endpoint, over all configurations.
 struct Connections {
     by_endpoint: HashMap<SocketAddr, Arc<EndpointConnections>>,
-    /// `pool.max_connections` of the settings in force.
+    /// `pool.max_connections` of the current settings.
     limit: usize,
 }
 
-/// What a worker has for itself.
+/// A worker's own part.
 pub struct Worker {
     /// Its connections.
     pub pool: Pool,
@@ -41,7 +41,7 @@ pub struct Worker {
 }
 
 impl AliasState {
-    /// Of an alias that is new, with the settings that it begins with.
+    /// For a new alias, with its first settings.
     pub(super) fn new(config: &config::Alias, workers: usize) -> Arc<Self> {
         let series = AliasSeries::new(&config.name, workers);
         let worker = |worker| Worker {
@@ -63,7 +63,7 @@ impl AliasState {
         })
     }
 
-    /// Goes on by other settings.
+    /// Applies other settings.
     pub(super) fn configure(&self, config: &config::Alias) {
         self.budget.set_share(config.retry.budget);
         self.requests.resize(config.limits.requests);
@@ -77,7 +77,7 @@ impl AliasState {
         }
     }
 
-    /// What is counted of the connections to an endpoint.
+    /// The count of the connections to an endpoint.
     pub(super) fn connections(&self, endpoint: SocketAddr) -> Arc<EndpointConnections> {
         let mut connections = self.connections.lock();
         let (limit, workers) = (connections.limit, self.workers.len());

@@ -1,4 +1,4 @@
-//! An alias' endpoints as people see them.
+//! An alias' endpoints, for status and metrics.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,7 +16,7 @@ pub struct EndpointStatus {
     pub state: EndpointState,
     /// Requests that it is serving.
     pub in_flight: u32,
-    /// The latency it is reckoned to have.
+    /// Its estimated latency.
     pub latency: Option<Duration>,
     /// Transport failures in a row.
     pub failures: u32,

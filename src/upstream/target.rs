@@ -1,5 +1,4 @@
-//! A target of an alias: what is asked and at which port, and what is known of it. It outlives
-//! configurations.
+//! A target of an alias: the name it resolves and its port, and what is known of it. It outlives configurations.
 
 use std::{
     sync::{
@@ -22,7 +21,7 @@ use crate::{
     tls::TlsError,
 };
 
-/// What tells the targets of an alias apart. No settings: with others it is the same target.
+/// Identifies a target of an alias. Contains no settings: with other settings it is the same target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetKey {
     /// Which of the alias' targets it is in the file; none is the alias itself, which DNS is asked for.
@@ -33,9 +32,9 @@ pub struct TargetKey {
 /// The alias' own target, or one of `failover`.
 pub struct Target {
     key: TargetKey,
-    /// No other target of this process has it; never 0.
+    /// Unique in this process; never 0.
     number: u32,
-    /// None before the target is at work, and once it is not any more, though requests may go on.
+    /// None before the target is in use, and after it was removed, although requests may continue.
     subscription: ArcSwapOption<Subscription>,
     pub(super) generation: ArcSwapOption<Generation>,
     /// The last generation, while there is none because DNS has failed for too long. Connections of it may be open.
@@ -46,19 +45,19 @@ pub struct Target {
     applied: watch::Sender<Arc<ResolutionState>>,
 }
 
-/// Why there is nobody to send a request to.
+/// Why there is no target for a request.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum NoTarget {
-    /// The alias leads nowhere that is known.
+    /// The alias cannot be resolved.
     #[error("{}", .0.what())]
     Resolve(Arc<ResolveError>),
     /// The alias leads to a name that `allow` does not list, and no earlier name is known.
     #[error("{}", .0.what())]
     Refused(Arc<Refusal>),
-    /// The alias leads to a name that no server can prove.
+    /// The alias leads to a name that no certificate can be valid for.
     #[error("{0}")]
     Unusable(Arc<TlsError>),
-    /// DNS has said nothing yet.
+    /// DNS has not responded yet.
     #[error("no DNS server has responded for this alias within {0:?}")]
     Pending(Duration),
 }
@@ -75,7 +74,7 @@ impl TargetKey {
 }
 
 impl Target {
-    /// One that is not at work yet.
+    /// One that is not in use yet.
     pub(super) fn new(key: TargetKey) -> Arc<Self> {
         static NUMBERS: AtomicU32 = AtomicU32::new(1);
         Arc::new(Self {
@@ -110,7 +109,7 @@ impl Target {
         }
     }
 
-    /// Begins to ask DNS, or goes on with the settings of now.
+    /// Begins to query DNS, or applies the current settings.
     pub(super) fn ask(
         &self,
         alias: &config::Alias,
@@ -132,7 +131,7 @@ impl Target {
         self.subscription.load().as_deref().cloned()
     }
 
-    /// What is still open must not keep DNS being asked for an alias that nobody configures.
+    /// Stops querying DNS: open connections must not keep queries for a removed alias going.
     pub(super) fn ask_no_more(&self) {
         self.subscription.store(None);
     }
@@ -154,19 +153,19 @@ impl Target {
         self.applied.send_replace(state);
     }
 
-    /// Whether DNS has said nothing yet.
+    /// Whether DNS has not responded yet.
     pub(super) fn is_pending(&self) -> bool {
         self.applied.borrow().is_pending()
     }
 
-    /// Waits until DNS has said anything; `false` where that takes too long.
+    /// Waits until DNS has responded; `false` if that takes too long.
     pub(super) async fn answered(&self, deadline: Instant) -> bool {
         let mut applied = self.applied.subscribe();
         let answered = applied.wait_for(|state| !state.is_pending());
         matches!(timeout_at(deadline, answered).await, Ok(Ok(_)))
     }
 
-    /// Those that connections may be open of and that have not been retired: one at most.
+    /// The generations that may have open connections and are not retired: one at most.
     pub(super) fn generations(&self) -> impl Iterator<Item = Arc<Generation>> {
         [&self.generation, &self.unserved].into_iter().filter_map(ArcSwapOption::load_full)
     }
