@@ -54,7 +54,7 @@ enum Last {
     Broken,
 }
 
-/// What came of a connection.
+/// What became of a connection.
 pub(super) enum Served {
     Ended(End),
     /// A CONNECT got a 200, and this is the client's side of the tunnel.
@@ -68,7 +68,7 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
     }
 
     /// Serves requests until the connection ends, each with the listener as it is when its head is
-    /// there, or until it is a tunnel's, and that ends. `tls`: it has a farewell to say.
+    /// there; a tunnel is served to its end too. `tls`: the connection ends with a `close_notify`.
     pub async fn serve<A, F>(
         self: &Arc<Self>,
         tls: bool,
@@ -111,8 +111,8 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
     {
         let mut timer = RequestTimer::new();
         let mut unused = pin!(arrival.unused(Instant::now()));
-        // Room for a request's future, taken once for many requests. A connection that waits for
-        // its next request has none after a while.
+        // Room for a request's future, allocated once for many requests. An idle connection frees it
+        // after a while.
         let mut room = None;
         loop {
             let next = poll_fn(|cx| {
@@ -217,7 +217,7 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
         Ok((asked, Request::from_parts(head, body)))
     }
 
-    /// Reads what is left of a request's body; `false` where that is too much, or takes too long.
+    /// Discards what is left of a request's body; `false` if that is too much, or takes too long.
     async fn skip_rest(&self) -> bool {
         let mut left = SKIP;
         let skipped = poll_fn(|cx| self.lock().poll_skip(cx, &mut left));

@@ -18,7 +18,7 @@ impl Alias {
         let limit = self.config.timeouts.connect;
         let deadline = Instant::now() + limit;
         while let Some(pending) = self.pending() {
-            // Those behind it have been waited for all along.
+            // The targets after it were being resolved all along.
             if !pending.answered(deadline).await && !self.pass_over(pending) {
                 return Err(NoTarget::Pending(limit));
             }
@@ -97,7 +97,7 @@ impl Alias {
         }
     }
 
-    /// DNS says nothing of a target for too long: whether there is one behind it, which then has its turn.
+    /// DNS has not responded for a target for too long. Returns whether there is a later one, which is then used.
     fn pass_over(&self, target: &Target) -> bool {
         let now = Instant::now();
         let Some(index) = self.position(target.number()) else { return false };

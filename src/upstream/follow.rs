@@ -198,7 +198,7 @@ impl Alias {
         let mut ticks = interval(REAP_INTERVAL);
         loop {
             ticks.tick().await;
-            // Files that were being read while the settings were replaced have come to nobody's notice.
+            // Changes of files that were being read while the settings were replaced have not been noticed.
             self.targets.iter().for_each(|target| self.renew_generations(target));
             self.close_unusable();
             self.report_failures();

@@ -151,7 +151,7 @@ impl Acquiring<'_> {
         }
     }
 
-    /// A new connection, or one that came back or was made by another request meanwhile.
+    /// A new connection, or one that was returned, or made by another request, in the meantime.
     async fn dial(
         &self,
         mut endpoint: Arc<Endpoint>,

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 /// The IPv4 addresses that packets to `address` may reach: none for most, more than one where the
 /// form leaves open which octets are meant.
 ///
-/// A NAT64 prefix of the network's own cannot be told from any other prefix.
+/// A network-specific NAT64 prefix cannot be told from any other prefix.
 pub(super) fn embedded_ipv4(address: IpAddr) -> impl Iterator<Item = IpAddr> {
     let found = match address {
         IpAddr::V4(_) => Vec::new(),

@@ -20,7 +20,7 @@ use crate::body::BoxError;
 /// How long a client may read nothing of a response that does not belong to an alias.
 const OWN_IDLE: Duration = Duration::from_secs(60);
 
-/// The body of every response, whoever made it.
+/// The body of every response, the target's or truename's own.
 pub struct Body(Kind);
 
 enum Kind {

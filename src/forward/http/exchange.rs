@@ -38,12 +38,12 @@ use tokio::task::yield_now;
 
 use super::{Body, upgrade::Upgraded};
 
-/// The client's side of one exchange, as its version of HTTP has it.
+/// The client's side of one exchange, in its version of HTTP.
 pub trait ClientSide {
-    /// Whether the request's method is HEAD, to which no response has a body.
+    /// Whether the request's method is HEAD, so that the response has no body.
     fn is_head(&self) -> bool;
 
-    /// Begins the response; whether a body follows the head.
+    /// Begins the response. Returns whether a body follows the head.
     fn begin(
         &mut self,
         head: response::Parts,
@@ -51,39 +51,39 @@ pub trait ClientSide {
         content: Content,
     ) -> Result<bool, Stopped>;
 
-    /// Whether some of what was taken on has to be written before there is room for more.
+    /// Whether some of what was accepted has to be written before there is room for more.
     fn is_full(&self) -> bool;
 
-    /// Takes a part of the body on. `is_last`: nothing follows.
+    /// Accepts a part of the body. `is_last`: nothing follows.
     fn push(&mut self, frame: Frame<Bytes>, is_last: bool) -> Result<(), Stopped>;
 
-    /// Takes on that the body has ended, where that shows only now.
+    /// Ends the body, if the last part was not marked as such.
     fn finish(&mut self) -> Result<(), Stopped>;
 
-    /// Writes what was taken on. `idle`: how long the client may take nothing of it.
+    /// Writes what was accepted. `idle`: how long the client may read nothing of it.
     fn poll_flush(&mut self, cx: &mut Context<'_>, idle: Duration) -> Poll<Result<(), Stopped>>;
 
-    /// Ready once the client has left. Asked while there is nothing to write.
+    /// Ready once the client has left. Polled while there is nothing to write.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// Tells a client that is still there, if it can be told, that the response is not whole.
+    /// Shows a client that is still there, if possible, that the response is incomplete.
     fn break_off(&mut self, why: Stopped);
 }
 
-/// What a response's head says of its body.
+/// The length of a response's body, according to its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// There is none, whatever the head says of its length.
     None,
-    /// So many bytes.
+    /// This many bytes.
     Length(u64),
-    /// As much as comes.
+    /// Until it ends.
     Unknown,
 }
 
-/// How an exchange ended, where its response was passed on whole.
+/// How an exchange ended whose response was passed on completely.
 pub enum Done {
-    /// The client's connection is free for what follows.
+    /// The client's connection is free for the next request.
     Answered,
     /// The client's side speaks another protocol from here on.
     Switched(Switch),
@@ -93,16 +93,16 @@ pub enum Done {
 pub enum Switch {
     /// Both sides as a tunnel.
     Upgrade(Box<Upgraded>),
-    /// What a CONNECT asked for: whoever has made the response knows.
+    /// The tunnel of a CONNECT, which the maker of the response knows.
     Connect,
 }
 
-/// Why an exchange stopped ahead of its end.
+/// Why an exchange ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// The client has left, or can be told nothing more.
+    /// The client has left, or nothing more can be written to it.
     Gone,
-    /// The client takes nothing of the response.
+    /// The client reads nothing of the response.
     Unread,
     /// The response broke off.
     Broken,
@@ -130,7 +130,7 @@ where
 
 struct Exchange {
     phase: Phase,
-    /// How long the client may take nothing of the response.
+    /// How long the client may read nothing of the response.
     idle: Duration,
 }
 
@@ -139,17 +139,17 @@ enum Phase {
     Request,
     /// The response's body is passed on.
     Body(Body),
-    /// All was taken on, and some may have to be written.
+    /// Everything was accepted, and some may have to be written.
     End(Done),
 }
 
-/// How far the client's side took a body on.
+/// How much of a body the client's side has accepted.
 enum Taken {
-    /// Nothing more has come.
+    /// All that has arrived.
     Everything,
     /// The client's side is full.
     Some,
-    /// To its end.
+    /// All of it.
     End,
 }
 
@@ -196,7 +196,7 @@ impl Exchange {
                     _ => {}
                 },
                 Poll::Pending => {
-                    // The window is full. The request goes on.
+                    // The window is full. The request continues.
                     if let Phase::Body(body) = &mut self.phase {
                         body.poll_progress(cx);
                     }
@@ -237,7 +237,7 @@ impl Exchange {
                 tracing::debug!(idle = ?self.idle, "a client reads nothing of its response");
             }
             Stopped::Broken => {
-                // What came of it is still worth writing, if that can be done at once.
+                // What arrived of it should still be written, if that is possible at once.
                 let _ = poll_fn(|cx| Poll::Ready(client.poll_flush(cx, self.idle))).await;
                 yield_now().await;
             }
@@ -271,18 +271,18 @@ fn take_on<C: ClientSide>(
     Ok(Taken::Some)
 }
 
-/// Completes a response's head by the length of its body, where that is known and not said. That of no
-/// bytes at all is left to the version of HTTP.
+/// Adds the length of a response's body to its head, if it is known and missing. An empty body is left to the
+/// version of HTTP.
 fn complete(head: &mut response::Parts, body: &Body, is_head: bool) -> Content {
     if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
-        // RFC 9110 §8.6: not even a length of none.
+        // RFC 9110 §8.6: not even a length of 0.
         head.headers.remove(CONTENT_LENGTH);
         return Content::None;
     }
     let size = body.size_hint().exact();
     let stated = head.headers.get(CONTENT_LENGTH);
     let stated = stated.and_then(|value| value.to_str().ok()?.parse().ok());
-    // Of a body that was left out nothing is known but what the origin said.
+    // The body of a response to HEAD is not here: only the origin knows its length.
     if let (None, Some(size @ 1..)) = (stated, size) {
         head.headers.insert(CONTENT_LENGTH, size.into());
     }

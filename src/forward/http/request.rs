@@ -132,7 +132,7 @@ struct Journey<'a> {
     alias: &'a Arc<Alias>,
     downstream: &'a Downstream,
     record: Box<Record>,
-    /// Under which it failed, if it came that far.
+    /// The generation under which it failed, if it got that far.
     generation: Option<Arc<Generation>>,
 }
 
@@ -177,7 +177,7 @@ impl Journey<'_> {
         let client = outgoing.client;
         let status = response.status();
         let unasked = status == StatusCode::SWITCHING_PROTOCOLS && !switching;
-        // To an extended CONNECT, any 2xx would say that the tunnel is there.
+        // To an extended CONNECT, any 2xx would mean that the tunnel is open.
         if unasked || extended && status.is_success() {
             self.generation = Some(lease.generation().clone());
             let error = ForwardError::Switch { endpoint: lease.endpoint(), status };
@@ -189,7 +189,7 @@ impl Journey<'_> {
     fn client_view(&self, authority: Option<Authority>) -> Result<ClientView, Fault> {
         let authority = match authority {
             Some(authority) => authority,
-            // HTTP/1.0 without Host: the address it came to.
+            // HTTP/1.0 without Host: the address it was sent to.
             None => self
                 .downstream
                 .local
@@ -200,7 +200,7 @@ impl Journey<'_> {
         Ok(ClientView { scheme: self.downstream.scheme, authority, origin: None })
     }
 
-    /// Sends the request until there is a response, or a failure that is not to be repeated.
+    /// Sends the request until there is a response, or a failure that is not retried.
     async fn try_until_answered(
         &mut self,
         outgoing: &mut Outgoing<'_>,
@@ -214,8 +214,8 @@ impl Journey<'_> {
             let lease = alias
                 .acquire(self.downstream.worker, &generation, want, &tried.failed, tried.renewed)
                 .await;
-            // The true name changed meanwhile: nothing was sent to the old one, and nothing will be.
-            // (An alias that a reload took away has no newer one.)
+            // The true name has changed in the meantime: nothing was sent to the old one, and nothing will be.
+            // (An alias that a reload removed has no newer one.)
             if generation.is_retired() {
                 let newer = alias.target().await?;
                 if !Arc::ptr_eq(&newer, &generation) {
@@ -224,7 +224,7 @@ impl Journey<'_> {
                 }
             }
             let mut elsewhere = None;
-            // A block: what comes behind it has no room for a response.
+            // A block, so that the future has no room for the response after it.
             let (retry, was_sent, was_lost) = {
                 let outcome = match lease {
                     Ok(mut lease) => {
@@ -289,8 +289,8 @@ impl Journey<'_> {
         }
     }
 
-    /// Where a request is sent again that its target has had: to the next target where this is the last
-    /// attempt, or where the target has no other endpoint.
+    /// Where to retry a request that its target has received: at the next target if this is the last attempt, or if
+    /// the target has no other endpoint.
     async fn beyond(&self, generation: Arc<Generation>, tried: &Tried) -> Arc<Generation> {
         let has_other = generation.balancer().has_untried(Instant::now(), &tried.failed);
         if has_other && !tried.is_last(&self.alias.config().retry) {
@@ -299,7 +299,7 @@ impl Journey<'_> {
         self.alias.behind(&generation).await.unwrap_or(generation)
     }
 
-    /// Takes what came of the last attempt for what came of the request.
+    /// The outcome of the last attempt becomes that of the request.
     fn end(
         &mut self,
         outcome: Outcome,

@@ -25,19 +25,19 @@ pub(super) struct Asked {
     pub(super) trailers: bool,
 }
 
-/// The response to the request at hand.
+/// The response to the current request.
 pub(super) struct Responding<'a, S> {
     connection: &'a Http1Connection<S>,
     arrival: &'a Arrival,
     asked: Asked,
     out: Outbox,
-    /// None where no body follows the head.
+    /// None if no body follows the head.
     encoder: Option<Encoder>,
     /// The connection may serve again.
     keep: bool,
 }
 
-/// What came of a response.
+/// What became of a response.
 pub(super) enum Answered {
     /// The next request may come.
     Kept,
@@ -85,7 +85,7 @@ impl<'a, S: ByteStream + 'static> Responding<'a, S> {
         }
     }
 
-    /// How the client is told where the body ends; `None` where there is none.
+    /// How the body is framed; `None` if there is none.
     fn framing(&self, head: &mut response::Parts, content: Content) -> Option<Framing> {
         match (content, self.asked.version) {
             (Content::None, _) => None,
@@ -201,6 +201,6 @@ impl<S: ByteStream + 'static> ClientSide for Responding<'_, S> {
 }
 
 fn broken(error: BodyError) -> Stopped {
-    tracing::debug!(%error, "a response's body is not what its head said");
+    tracing::debug!(%error, "a response's body does not match its head");
     Stopped::Broken
 }
