@@ -35,7 +35,7 @@ use tower::Service;
 
 use crate::{
     body::{BoxError, RequestBody},
-    config::{self, Config, Problems},
+    config::{self, Config, Problems, Protocol},
     connect::AddressPolicy,
     drain::Drain,
     forward::{self, Downstream},
@@ -102,7 +102,9 @@ impl Client {
         let policy = AddressPolicy::new(&config.policy, []);
         let policy = Arc::new(ArcSwap::from_pointee(policy));
         let mut registry = Registry::new(resolver.clone(), policy, 1);
-        let aliases = config.aliases.iter().cloned();
+        // A client sends requests: there is no way through it to aliases of other protocols.
+        let aliases = config.aliases.iter().filter(|alias| alias.protocol == Protocol::Http);
+        let aliases = aliases.cloned();
         let aliases = aliases.map(|alias| config::Alias { listen: vec![NOWHERE], ..alias });
         let dns = resolver.settings();
         let planned = registry.inventory().plan(&aliases.collect::<Vec<_>>(), &dns);

@@ -2,7 +2,9 @@
 
 use std::{
     fmt::Debug,
+    future::poll_fn,
     io,
+    mem::MaybeUninit,
     net::Shutdown,
     pin::Pin,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -10,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -258,6 +260,24 @@ impl ByteStream for tokio::io::DuplexStream {
     }
 }
 
+/// How much [`receive`] reads at once: a usual request fits.
+const RECEIVED: usize = 4096;
+
+/// Appends the next input, and returns its length. Holds no buffer while it waits, because many connections may wait here.
+pub async fn receive<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    read: &mut BytesMut,
+) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut space = [const { MaybeUninit::uninit() }; RECEIVED];
+        let mut space = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut space))?;
+        read.extend_from_slice(space.filled());
+        Poll::Ready(Ok(space.filled().len()))
+    })
+    .await
+}
+
 /// A stream whose first bytes were read already.
 #[derive(Debug)]
 pub struct Prefixed<S> {
@@ -331,7 +351,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::poll_fn;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,

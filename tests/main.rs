@@ -55,6 +55,7 @@ mod streams;
 mod support;
 mod support_world;
 mod syscalls;
+mod tcp;
 mod tls_servers;
 mod tls_upstream;
 mod upgrade;

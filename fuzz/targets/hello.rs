@@ -17,6 +17,6 @@ fuzz_target!(|bytes: &[u8]| {
         (runtime, ServerTls::new().expect("a TLS server"))
     });
     let stream = join(Cursor::new(bytes), sink());
-    let accepted = runtime.block_on(tls.accept(stream, |_| None, Vec::new));
+    let accepted = runtime.block_on(tls.accept(stream, |_| None, String::new, None));
     assert!(accepted.is_err(), "no certificate was there to be shown");
 });

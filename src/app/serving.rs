@@ -9,10 +9,9 @@ use std::{
 
 use super::listen_sockets::{ListenSockets, Purpose};
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Protocol},
     drain::Drain,
     forward::Passthrough,
-    route::Routes,
     serve::{
         Credentials, ForwardProxy, Listener, ListenerId, Reached, Service, Serving, UNBOUND, covers,
     },
@@ -45,7 +44,7 @@ impl Parts<'_> {
             Serving { certificates: Arc::new(self.certificates), ..Serving::default() };
         let mut at: HashMap<Purpose, Arc<Listener>> = HashMap::new();
         for ((address, aliases), identity) in shared.into_iter().zip(ids) {
-            let service = Service::Http(Routes::new(&aliases));
+            let service = Service::of_aliases(&aliases);
             let listener = Arc::new(identity.listener(address, service, settings.clone()));
             at.insert(Purpose::Aliases(address), listener);
         }
@@ -54,7 +53,7 @@ impl Parts<'_> {
         {
             let identity = known.forward_proxy();
             let service = Service::ForwardProxy(ForwardProxy {
-                aliases: reached(self.aliases, &at),
+                aliases: known.reached(self.aliases, &at, &settings),
                 passthrough: self.passthrough,
                 credentials: self.credentials,
             });
@@ -84,31 +83,12 @@ fn shared(aliases: &[Arc<Alias>]) -> Vec<(SocketAddr, Vec<Arc<Alias>>)> {
 
 /// Where an alias is reached.
 fn listens(alias: &Alias) -> impl Iterator<Item = SocketAddr> {
-    let listen = &alias.config().listen;
-    let unbound = listen.is_empty().then_some(UNBOUND);
+    let config = alias.config();
+    let listen = &config.listen;
+    // Only aliases of HTTP can share a listener.
+    let unbound = listen.is_empty() && config.protocol == Protocol::Http;
+    let unbound = unbound.then_some(UNBOUND);
     listen.iter().copied().chain(unbound)
-}
-
-/// The aliases that the forward proxy knows, by the names that are theirs whatever DNS says.
-fn reached(
-    aliases: &[Arc<Alias>],
-    at: &HashMap<Purpose, Arc<Listener>>,
-) -> foldhash::HashMap<String, Reached> {
-    let mut reached = foldhash::HashMap::default();
-    // As for the routes of a listener, an alias' own name comes before the forms of others' names.
-    let own = aliases.iter().map(|alias| (alias, slice::from_ref(&alias.config().name)));
-    let all = aliases.iter().map(|alias| (alias, alias.hosts()));
-    for (alias, names) in own.chain(all) {
-        let first = listens(alias).next();
-        let Some(listener) = first.and_then(|first| at.get(&Purpose::Aliases(first))) else {
-            continue;
-        };
-        for host in names {
-            let found = || Reached { alias: alias.clone(), listener: listener.clone() };
-            reached.entry(host.clone()).or_insert_with(found);
-        }
-    }
-    reached
 }
 
 /// What makes a listener the same one over configurations.
@@ -144,7 +124,9 @@ impl<'a> Known<'a> {
         let mut known = Self { by_address: HashMap::new(), forward_proxy: None, drain };
         for listener in before.listeners.values() {
             match listener.service {
-                Service::Http(_) => drop(known.by_address.insert(listener.address, listener)),
+                Service::Http(_) | Service::Alias(..) => {
+                    known.by_address.insert(listener.address, listener);
+                }
                 Service::ForwardProxy(_) => known.forward_proxy = Some(listener),
             }
         }
@@ -184,6 +166,45 @@ impl<'a> Known<'a> {
         self.forward_proxy.map_or_else(|| self.new_one(), same)
     }
 
+    /// The aliases that the forward proxy knows, by the names that are theirs whatever DNS says.
+    fn reached(
+        &self,
+        aliases: &[Arc<Alias>],
+        at: &HashMap<Purpose, Arc<Listener>>,
+        settings: &Arc<config::Listener>,
+    ) -> foldhash::HashMap<String, Reached> {
+        let mut reached = foldhash::HashMap::default();
+        let listeners: Vec<_> =
+            aliases.iter().map(|alias| self.listener(alias, at, settings)).collect();
+        // As for the routes of a listener, an alias' own name comes before the forms of others' names.
+        let own = aliases.iter().map(|alias| slice::from_ref(&alias.config().name));
+        let all = aliases.iter().map(|alias| alias.hosts());
+        let both = aliases.iter().zip(&listeners);
+        for ((alias, listener), names) in both.clone().zip(own).chain(both.zip(all)) {
+            for host in names {
+                let found = || Reached { alias: alias.clone(), listener: listener.clone() };
+                reached.entry(host.clone()).or_insert_with(found);
+            }
+        }
+        reached
+    }
+
+    /// The listener whose rules apply to tunnels to an alias. An alias of another protocol than HTTP without a `listen`
+    /// gets one that only the forward proxy knows.
+    fn listener(
+        &self,
+        alias: &Arc<Alias>,
+        at: &HashMap<Purpose, Arc<Listener>>,
+        settings: &Arc<config::Listener>,
+    ) -> Arc<Listener> {
+        let first = listens(alias).next();
+        let bound = first.and_then(|first| at.get(&Purpose::Aliases(first)));
+        bound.cloned().unwrap_or_else(|| {
+            let service = Service::of_aliases(slice::from_ref(alias));
+            Arc::new(self.new_one().listener(UNBOUND, service, settings.clone()))
+        })
+    }
+
     fn new_one(&self) -> Identity {
         Identity { id: ListenerId::unique(), drain: self.drain.of_part(), widest: None }
     }
@@ -197,6 +218,11 @@ fn same(old: &Listener) -> Identity {
 /// address does not include every one that they may have come to.
 fn may_follow(old: &Listener, address: SocketAddr, aliases: &[Arc<Alias>]) -> bool {
     let before: HashSet<&str> = names(old.routes().aliases()).collect();
+    // A connection cannot change from HTTP to another protocol.
+    let is_http = aliases.iter().all(|alias| alias.config().protocol == Protocol::Http);
+    if is_http == old.alias().is_some() {
+        return false;
+    }
     includes(address, old.widest) || names(aliases).all(|name| before.contains(name))
 }
 

@@ -10,7 +10,10 @@ use super::{
     tls::Tls,
 };
 
-/// Where an alias listens when nobody says.
+/// A limit of time that is `off`.
+pub const NEVER: Duration = Duration::MAX;
+
+/// Where an HTTP alias listens when nobody says.
 pub const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
@@ -19,17 +22,20 @@ section! {
     pub struct Alias {
         /// The name the application uses, such as `webscaler-manual`: lower-case, IDNA-encoded, no trailing dot.
         name: String as Name,
-        /// Addresses to listen on; a bare port means 127.0.0.1:PORT. HTTP aliases may share one.
+        /// Addresses to listen on; a bare port means 127.0.0.1:PORT. HTTP aliases may share one. An alias of
+        /// another protocol listens on 127.0.0.1 and its target's port unless this says otherwise.
         listen: Vec<SocketAddr> as List<ListenAddress> = vec![DEFAULT_LISTEN],
         /// What the application speaks; never guessed from a port number or name.
         protocol: Protocol as OneOf<Protocol> = Protocol::Http,
+        /// Whether the application speaks TLS; auto takes TLS and plaintext.
+        tls_in: TlsIn as OneOf<TlsIn> = TlsIn::Auto,
         /// Further Host names that this alias answers to; `*` is any.
         hosts: Vec<String> as List<HostName> = Vec::new(),
         /// The target: a name, IP, name:port or IP:port; null: follow the alias in DNS.
         target: Option<Target> as Nullable<TargetText> = None,
         /// Further targets, used in order when those before them have no usable endpoint.
         failover: Vec<Target> as List<TargetText> = Vec::new(),
-        /// The target's port; 5432 where the protocol is postgres.
+        /// The target's port; 5432 where the protocol is postgres, and required where it is tcp.
         port: u16 as Port = 443,
         /// The Host sent to the target: the true name (rewrite), the application's own (preserve), or a literal.
         host: HostHeader as HostChoice = HostHeader::Rewrite,
@@ -49,6 +55,8 @@ section! {
         tls: Tls as Sub<Tls> = Tls::default(),
         /// HTTP to the target.
         http: Http as Sub<Http> = Http::default(),
+        /// Raw TCP to the target.
+        tcp: Tcp as Sub<Tcp> = Tcp::default(),
         /// How an endpoint is chosen.
         balance: Balance as OneOf<Balance> = Balance::P2c,
         /// Connections kept for reuse.
@@ -59,7 +67,7 @@ section! {
         retry: Retry as Sub<Retry> = Retry::default(),
         /// Health of endpoints.
         health: Health as Sub<Health> = Health::default(),
-        /// Limits beyond which requests get a 503 at once.
+        /// Limits beyond which requests get a 503 at once, and connections of other protocols are reset.
         limits: Limits as Sub<Limits> = Limits::default(),
     }
 }
@@ -82,6 +90,18 @@ choice! {
         Tcp = "tcp",
         /// PostgreSQL, whose TLS begins with an SSLRequest.
         Postgres = "postgres",
+    }
+}
+
+choice! {
+    /// Whether applications speak TLS to an alias.
+    pub enum TlsIn {
+        /// The first bytes decide.
+        Auto = "auto",
+        /// They must.
+        Always = "true",
+        /// They do not: a ClientHello is not looked for.
+        Never = "false",
     }
 }
 
@@ -141,6 +161,15 @@ choice! {
     }
 }
 
+section! {
+    /// Raw TCP to the target.
+    #[derive(Eq)]
+    pub struct Tcp {
+        /// The application protocols to offer to the target in the TLS handshake (ALPN).
+        alpn: Vec<String> as List<AlpnName> = Vec::new(),
+    }
+}
+
 choice! {
     /// How an endpoint is chosen.
     pub enum Balance {
@@ -176,8 +205,9 @@ section! {
         connect: Duration as PositiveTime = Duration::from_secs(5),
         /// From the end of the request to the head of the response, or `off`.
         response: Option<Duration> as TimeOrOff = None,
-        /// How long both sides of a tunnel or stream may send nothing, or one side read nothing.
-        idle: Duration as PositiveTime = Duration::from_secs(3600),
+        /// How long both sides of a tunnel or stream may send nothing, or one side read nothing; or `off`
+        /// ([`NEVER`]), the default of all protocols but http.
+        idle: Duration as TimeOrNever = Duration::from_secs(3600),
         /// How long a connection may be silent, on either side, before TCP probes whether its peer is there.
         keepalive: Duration as PositiveTime = Duration::from_secs(60),
     }
@@ -243,13 +273,14 @@ section! {
 }
 
 section! {
-    /// Limits beyond which requests get a 503 at once; 0 means no limit.
+    /// Limits beyond which requests get a 503 at once, and connections of other protocols are reset; 0 means
+    /// no limit.
     pub struct Limits {
-        /// Concurrent requests.
+        /// Concurrent requests; of protocols other than http, connections.
         requests: usize as Count = 0,
         /// Requests that may wait in a queue.
         queue: usize as Count = 0,
     }
 }
 
-default_sections!(Http, Pool, Timeouts, Retry, Health, PassiveHealth, ActiveHealth, Limits);
+default_sections!(Http, Tcp, Pool, Timeouts, Retry, Health, PassiveHealth, ActiveHealth, Limits);

@@ -3,19 +3,22 @@
 use serde_json::Value as Json;
 
 use super::{
-    Alias, Config,
+    Alias, Config, Protocol,
     form::print_section,
     table::{Key, Section},
 };
 
 /// Keys of an alias that can only have their default. Delete a row when its capability is built.
-const ALIAS: &[&str] = &["protocol", "health.active", "limits.queue"];
+const ALIAS: &[&str] = &["health.active", "limits.queue"];
+
+/// Protocols that are not built yet.
+const PROTOCOLS: &[Protocol] = &[Protocol::Postgres];
 
 /// Keys outside the aliases that can only have their default.
 const PROCESS: &[&str] = &["kubernetes.watch"];
 
-/// The path of each key that asks for what does not exist, with the key as its documentation calls it.
-pub(super) fn refused(config: &Config) -> Vec<(String, &'static str)> {
+/// The path of each key that asks for what does not exist, and what it asks for.
+pub(super) fn refused(config: &Config) -> Vec<(String, String)> {
     let mut refused = Vec::new();
     let own = |key: &Key<Config>| key.name != "aliases";
     let keys: Vec<_> = Config::keys().into_iter().filter(own).collect();
@@ -23,17 +26,21 @@ pub(super) fn refused(config: &Config) -> Vec<(String, &'static str)> {
     let defaults = print_section(&keys, &Config::default());
     for &key in PROCESS {
         if value_at(&printed, key) != value_at(&defaults, key) {
-            refused.push((key.to_owned(), key));
+            refused.push((key.to_owned(), format!("`{key}`")));
         }
     }
     let keys = Alias::keys();
     let defaults = print_section(&keys, &Alias::blank());
     for (index, alias) in config.aliases.iter().enumerate() {
+        if PROTOCOLS.contains(&alias.protocol) {
+            let protocol = format!("`protocol: {}`", alias.protocol.word());
+            refused.push((format!("aliases[{index}].protocol"), protocol));
+        }
         // One at a time: printed, thousands of aliases take ten times their room.
         let alias = print_section(&keys, alias);
         for &key in ALIAS {
             if value_at(&alias, key) != value_at(&defaults, key) {
-                refused.push((format!("aliases[{index}].{key}"), key));
+                refused.push((format!("aliases[{index}].{key}"), format!("`{key}`")));
             }
         }
     }

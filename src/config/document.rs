@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{self, Path, PathBuf},
 };
 
@@ -10,7 +11,7 @@ use serde_json::{Value as Json, json};
 use thiserror::Error;
 
 use super::{
-    Config, Protocol,
+    Alias, Config, DEFAULT_LISTEN, NEVER, Protocol,
     file::{FileError, read_within, refuse_devices, regular},
     form::{print_section, read_section, section_schema},
     places::Places,
@@ -65,17 +66,47 @@ impl Document {
         }
         let mut reader = Reader::new(root.clone(), folder_of(file_name), problems);
         let mut config = read_section(&document_keys(), &root, &mut reader);
-        for (index, alias) in config.aliases.iter_mut().enumerate() {
-            let port_was_given = reader.places.was_given(&format!("aliases[{index}].port"));
-            if alias.protocol == Protocol::Postgres && !port_was_given {
-                alias.port = POSTGRES_PORT;
-            }
-        }
         document.places = reader.places;
         document.problems = reader.problems;
+        for (index, alias) in config.aliases.iter_mut().enumerate() {
+            if alias.protocol != Protocol::Http {
+                document.complete(&format!("aliases[{index}]"), alias);
+            }
+        }
         validate::problems(&config, &document.places, &mut document.problems);
         document.config = Some(config);
         document
+    }
+
+    /// Gives an alias at `path` the defaults of its protocol, which is not http.
+    fn complete(&mut self, path: &str, alias: &mut Alias) {
+        let key = |key: &str| format!("{path}.{key}");
+        let given = |places: &Places, name| places.was_given(&key(name));
+        if !given(&self.places, "port") {
+            let of_target = alias.target.as_ref().and_then(|target| target.port);
+            match (of_target, alias.protocol) {
+                (Some(port), _) => alias.port = port,
+                (None, Protocol::Postgres) => alias.port = POSTGRES_PORT,
+                (None, _) => {
+                    let protocol = alias.protocol.word();
+                    let what = format!(
+                        "`protocol: {protocol}` requires `port`, the port of the target, such as `port: 8883`"
+                    );
+                    self.report(&key("protocol"), &what);
+                    self.places.mark_unreadable(&key("port"));
+                }
+            }
+        }
+        if !given(&self.places, "listen") {
+            alias.listen = vec![SocketAddr::new(DEFAULT_LISTEN.ip(), alias.port)];
+            // Without a port nobody knows where it listens either.
+            if self.places.is_unreadable(&key("port")) {
+                self.places.mark_unreadable(&key("listen"));
+            }
+        }
+        if !given(&self.places, "timeouts.idle") {
+            alias.timeouts.idle = NEVER;
+        }
     }
 
     /// The configuration as far as it could be read, with defaults for the rest; `None` where the file is no YAML.

@@ -94,6 +94,7 @@ impl<C: Choice> Scalar for OneOf<C> {
         let word = C::ALL.iter().find(|(_, other)| other == choice).map(|(word, _)| *word);
         match word {
             Some("false") => json!(false),
+            Some("true") => json!(true),
             word => json!(word),
         }
     }

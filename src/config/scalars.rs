@@ -13,7 +13,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value as Json, json};
 
 use super::{
-    HostHeader, NamePattern, NameServer, RetryOn, Target,
+    HostHeader, NEVER, NamePattern, NameServer, RetryOn, Target,
     form::{Form, Scalar},
     names::normal_name,
     quantity,
@@ -290,6 +290,25 @@ text_form! {
         _ => PositiveTime::parse(text).map(Some).map_err(|e| format!("{e}, or `off`")),
     },
     |time| json!(time.map_or_else(|| "off".to_owned(), quantity::print_duration))
+}
+
+text_form! {
+    /// The same, where `off` is a limit that is never reached: [`NEVER`].
+    TimeOrNever: Duration, "a duration such as `1h`, or `off`",
+    <TimeOrOff as Scalar>::schema(),
+    |text| TimeOrOff::parse(text).map(|time| time.unwrap_or(NEVER)),
+    |time| <TimeOrOff as Scalar>::print(&Some(*time).filter(|time| *time != NEVER))
+}
+
+text_form! {
+    /// An application protocol's name in ALPN (RFC 7301): 1 to 255 characters.
+    AlpnName: String, "the name of an application protocol such as `mqtt`",
+    json!({ "type": "string", "minLength": 1, "maxLength": 255, "examples": ["mqtt"] }),
+    |text| match text.len() {
+        1..=255 => Ok(text.to_owned()),
+        length => Err(format!("the name of an application protocol has 1 to 255 bytes, and this one {length}")),
+    },
+    |name| json!(name)
 }
 
 text_form! {

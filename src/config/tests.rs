@@ -124,6 +124,28 @@ fn a_postgres_alias_has_the_port_of_postgres() {
 }
 
 #[test]
+fn a_tcp_alias_listens_at_its_targets_port_and_is_never_idle_for_too_long() {
+    let text = "version: 1\naliases: [{name: a, protocol: tcp, KEYS}]\n";
+    let alias = |keys: &str| parsed(&text.replace("KEYS", keys)).aliases.remove(0);
+    for (keys, port) in [
+        ("port: 8883", 8883),
+        ("target: \"b.example:6380\"", 6380),
+        ("target: \"b.example:6380\", port: 6379", 6379),
+    ] {
+        let alias = alias(keys);
+        assert_eq!(alias.port, port, "{keys}");
+        assert_eq!(alias.listen, [SocketAddr::from(([127, 0, 0, 1], port))], "{keys}");
+        assert_eq!(alias.timeouts.idle, NEVER);
+    }
+    let alias = alias("port: 8883, listen: [1883], timeouts: {idle: 1h}, tls_in: false");
+    assert_eq!(alias.listen, ["127.0.0.1:1883".parse::<SocketAddr>().unwrap()]);
+    assert_eq!((alias.timeouts.idle.as_secs(), alias.tls_in), (3600, TlsIn::Never));
+    // Printed and read again it is the same.
+    let config = parsed(&text.replace("KEYS", "port: 8883"));
+    assert_eq!(parsed(&config.to_yaml()), config);
+}
+
+#[test]
 fn what_was_built_by_hand_is_checked_too() {
     let mut config = Config { aliases: vec![Alias::named("a")], ..Config::default() };
     assert_eq!(config.validate("command line"), Ok(()));

@@ -8,16 +8,16 @@ use std::{
 };
 
 use super::{
-    Alias, Config, Protocol, Target, TargetHost, TlsMode, answers, available,
-    credentials::read_credentials, file::regular, places::Places, problems::Found,
+    Alias, Config, Protocol, RetryOn, Target, TargetHost, TlsIn, TlsMode, answers, available,
+    credentials::read_credentials, file::regular, places::Places, problems::Found, table::Section,
 };
 use crate::files::reading;
 
 /// Everything wrong with a configuration whose values are each good.
 pub(super) fn problems(config: &Config, places: &Places, problems: &mut Found) {
     let mut check = Check { config, places, problems };
-    for (path, key) in available::refused(config) {
-        check.report(&path, &format!("`{key}` is not available in this version; leave it out"));
+    for (path, what) in available::refused(config) {
+        check.report(&path, &format!("{what} is not available in this version; leave it out"));
     }
     let bound = check.bound();
     check.names();
@@ -29,6 +29,7 @@ pub(super) fn problems(config: &Config, places: &Places, problems: &mut Found) {
         check.targets(&path, alias, &bound);
         check.allowed(&path, alias);
         check.trust(&path, alias);
+        check.protocol(&path, alias);
     }
     check.listener_certificate();
     check.proxy_credentials();
@@ -55,7 +56,15 @@ impl Bound {
     }
 
     fn is_http(&self) -> bool {
-        matches!(self.owner, Owner::Alias { protocol: Protocol::Http, .. })
+        self.protocol() == Some(Protocol::Http)
+    }
+
+    /// Of an alias.
+    fn protocol(&self) -> Option<Protocol> {
+        match self.owner {
+            Owner::Alias { protocol, .. } => Some(protocol),
+            Owner::Proxy | Owner::Admin => None,
+        }
     }
 }
 
@@ -175,7 +184,7 @@ impl Check<'_> {
                 let at_earlier = self.written(&listener.path, &earlier.path) == earlier.path;
                 let (at, other) =
                     if at_earlier { (earlier, listener) } else { (listener, earlier) };
-                if let Some(what) = self.conflict(at, other) {
+                if let Some(what) = self.conflict(at, other, bound) {
                     self.report(&at.path, &what);
                 }
             }
@@ -183,9 +192,14 @@ impl Check<'_> {
         }
     }
 
-    fn conflict(&self, at: &Bound, other: &Bound) -> Option<String> {
+    fn conflict(&self, at: &Bound, other: &Bound, all: &[Bound]) -> Option<String> {
         let (address, taken) = (at.address, other.address);
         if address == taken && at.shares_with(other) {
+            return None;
+        }
+        // Port 0 is another port each time, but aliases share the one that they both ask for.
+        let both_are_aliases = at.protocol().is_some() && other.protocol().is_some();
+        if address.port() == 0 && !(both_are_aliases && at.owner != other.owner) {
             return None;
         }
         let holder = match other.owner {
@@ -193,22 +207,29 @@ impl Check<'_> {
             Owner::Proxy => "proxy.listen".to_owned(),
             Owner::Admin => "admin.listen".to_owned(),
         };
-        match (at.owner, other.owner) {
-            (Owner::Alias { index, .. }, Owner::Alias { index: same, .. }) if index == same => {
-                Some(format!("{address} is already covered by {taken} of this alias; keep one"))
-            }
-            (Owner::Alias { protocol: Protocol::Http, .. } | Owner::Proxy | Owner::Admin, _) => {
-                Some(format!(
-                    "{address} conflicts with {taken} of {holder}: give one of them another port"
-                ))
-            }
-            (Owner::Alias { protocol, .. }, _) => Some(format!(
-                "{address} conflicts with {taken} of {holder}: a {} alias needs an address of its own, \
-                 such as 127.0.1.1:{}",
-                protocol.word(),
-                address.port(),
-            )),
+        if let (Owner::Alias { index, .. }, Owner::Alias { index: same, .. }) =
+            (at.owner, other.owner)
+            && index == same
+        {
+            return Some(format!(
+                "{address} is already covered by {taken} of this alias; keep one"
+            ));
         }
+        let mut protocols = [at, other].into_iter().filter_map(Bound::protocol);
+        let mends = match protocols.find(|protocol| *protocol != Protocol::Http) {
+            None => "give one of them another port".to_owned(),
+            Some(protocol) => {
+                let instead = match free_address(address.port(), all) {
+                    Some(free) => free.to_string(),
+                    None => "another port".to_owned(),
+                };
+                format!(
+                    "a {} alias needs an address of its own, such as {instead}",
+                    protocol.word()
+                )
+            }
+        };
+        Some(format!("{address} conflicts with {taken} of {holder}: {mends}"))
     }
 
     fn hosts(&mut self) {
@@ -327,6 +348,54 @@ impl Check<'_> {
         }
     }
 
+    /// Keys of another protocol.
+    fn protocol(&mut self, path: &str, alias: &Alias) {
+        let protocol = alias.protocol.word();
+        if alias.protocol != Protocol::Tcp && !alias.tcp.alpn.is_empty() {
+            let what = "`tcp` is for `protocol: tcp` only; leave it out";
+            self.report(&format!("{path}.tcp"), what);
+        }
+        if alias.protocol == Protocol::Http {
+            if alias.tls_in != TlsIn::Auto {
+                let what =
+                    "`tls_in` is not available for `protocol: http` in this version; leave it out";
+                self.report(&format!("{path}.tls_in"), what);
+            }
+            return;
+        }
+        let blank = Alias::blank();
+        for (key, is_set) in [
+            ("host", alias.host != blank.host),
+            ("repair", alias.repair != blank.repair),
+            ("forwarded", alias.forwarded != blank.forwarded),
+            ("http", alias.http != blank.http),
+            ("pool.max_idle", alias.pool.max_idle != blank.pool.max_idle),
+            ("pool.idle_timeout", alias.pool.idle_timeout != blank.pool.idle_timeout),
+            ("pool.max_lifetime", alias.pool.max_lifetime != blank.pool.max_lifetime),
+            ("timeouts.response", alias.timeouts.response != blank.timeouts.response),
+        ] {
+            if is_set {
+                let what = format!(
+                    "`{key}` is for `protocol: http` only, and this alias is `{protocol}`; leave it out"
+                );
+                self.report(&format!("{path}.{key}"), &what);
+            }
+        }
+        for (nth, when) in alias.retry.when.iter().enumerate() {
+            if *when != RetryOn::Connect {
+                let what = format!(
+                    "a `{protocol}` alias retries on `connect` only: what has been sent cannot be sent again"
+                );
+                self.report(&format!("{path}.retry.when[{nth}]"), &what);
+            }
+        }
+        if alias.tls.mode == TlsMode::Plaintext && !alias.tcp.alpn.is_empty() {
+            let what =
+                "`alpn` is part of TLS, and `tls.mode` is `plaintext`; leave one of them out";
+            self.report(&format!("{path}.tcp.alpn"), what);
+        }
+    }
+
     fn listener_certificate(&mut self) {
         let tls = &self.config.listener.tls;
         match (&tls.certificate, &tls.key) {
@@ -387,14 +456,19 @@ fn can_be_allowed(alias: &Alias, name: &str) -> bool {
     })
 }
 
-/// Whether both cannot be bound at once. Port 0 is another port each time.
+/// Whether both cannot be bound at once; of port 0, whether they are the same.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     // An IPv4-mapped address is the IPv4 address.
     let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
     let same_family = one.is_ipv4() == other.is_ipv4();
-    a.port() == b.port()
-        && a.port() != 0
-        && (one == other || same_family && (one.is_unspecified() || other.is_unspecified()))
+    let includes = same_family && (one.is_unspecified() || other.is_unspecified());
+    a.port() == b.port() && (one == other || a.port() != 0 && includes)
+}
+
+/// An address of loopback beside 127.0.0.1 where nobody listens on `port`.
+fn free_address(port: u16, bound: &[Bound]) -> Option<SocketAddr> {
+    let mut candidates = (1..=254).map(|last| SocketAddr::from(([127, 0, 1, last], port)));
+    candidates.find(|candidate| !bound.iter().any(|bound| overlap(bound.address, *candidate)))
 }
 
 /// Whether a connection to `target` would arrive at the listener on `bound`.

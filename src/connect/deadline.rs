@@ -22,6 +22,11 @@ impl Deadline {
         self.limit
     }
 
+    /// Whether it has passed.
+    pub fn is_over(self) -> bool {
+        Instant::now() >= self.at
+    }
+
     /// Awaits `step`, but not past the deadline.
     pub async fn within<F: Future>(self, step: F) -> Option<F::Output> {
         timeout_at(self.at, step).await.ok()

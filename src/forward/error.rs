@@ -22,6 +22,14 @@ pub enum ForwardError {
     /// `CONNECT` to an alias' listener.
     #[error("CONNECT is for a forward proxy, and this is the listener of an alias")]
     Connect,
+    /// An HTTP request for an alias of another protocol.
+    #[error("`{alias}` is an alias with `protocol: {protocol}`, which takes no HTTP requests")]
+    OtherProtocol {
+        /// Which.
+        alias: String,
+        /// Its protocol.
+        protocol: &'static str,
+    },
     /// The forward proxy requires credentials.
     #[error(
         "the forward proxy requires credentials, and the request has {}",
@@ -102,6 +110,7 @@ impl ForwardError {
             Self::BadRequest(_) | Self::Destination(_) => {
                 (Kind::RequestInvalid, Stage::Request, Blame::Client, None)
             }
+            Self::OtherProtocol { .. } => (Kind::RequestInvalid, Stage::Route, Blame::Client, None),
             Self::Connect => (Kind::ConnectUnsupported, Stage::Request, Blame::Client, None),
             Self::Credentials { .. } => {
                 (Kind::CredentialsRequired, Stage::Request, Blame::Client, None)
@@ -153,6 +162,9 @@ impl Cause for ForwardError {
             Self::Credentials { .. } => {
                 "give the client the proxy as `http://USER:PASSWORD@HOST:PORT`, with a line of the \
                  file that `proxy.credentials` names"
+            }
+            Self::OtherProtocol { .. } => {
+                "open a tunnel to it with CONNECT, or connect to its own listener"
             }
             Self::Destination(error) => return error.fix(),
             Self::Exchange { tls: Some(error), .. } => return error.hint(),

@@ -1,5 +1,6 @@
 //! What happens between the two sides: a request goes out and its response comes back.
 
+mod connection;
 pub mod destination;
 mod downstream;
 mod error;
@@ -8,6 +9,7 @@ mod passthrough;
 mod record;
 mod tunnel;
 
+pub use connection::Connection;
 pub use downstream::Downstream;
 pub use error::ForwardError;
 pub use http::{

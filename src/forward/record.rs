@@ -191,8 +191,8 @@ impl Record {
         self.bytes_out += carried.bytes_out;
         match carried.end {
             End::Closed | End::Killed => {}
-            End::Broken(error) => tracing::debug!(%error, "a tunnel broke"),
-            End::Idle => self.broke(ProxyErrorType::ConnectionTimeout),
+            End::Broken(_, error) => tracing::debug!(%error, "a tunnel broke"),
+            End::Idle | End::HalfClosed => self.broke(ProxyErrorType::ConnectionTimeout),
         }
     }
 
@@ -211,27 +211,7 @@ impl Record {
             }
             return;
         };
-        let kind = RequestFailure {
-            true_name: self
-                .generation
-                .as_ref()
-                .map_or_else(String::new, |generation| generation.true_name().as_str().to_owned()),
-            stage: problem.stage().as_str(),
-            error: problem.error().as_str(),
-            fix: problem.fix().map(str::to_owned),
-        };
-        if !alias.failures().begins(kind, problem.detail()) {
-            return;
-        }
-        tracing::warn!(
-            alias = alias.config().name,
-            stage = problem.stage().as_str(),
-            error = problem.error().as_str(),
-            endpoint = self.endpoint.map(tracing::field::display),
-            fix = problem.fix(),
-            "{}",
-            problem.detail(),
-        );
+        explain(alias, self.generation.as_deref(), self.endpoint, problem);
     }
 }
 
@@ -262,6 +242,34 @@ impl Drop for Record {
         }
         .log();
     }
+}
+
+/// Logs why a request or a connection to an alias failed. Only once while others fail for the same reason.
+pub(super) fn explain(
+    alias: &Alias,
+    generation: Option<&Generation>,
+    endpoint: Option<SocketAddr>,
+    problem: &Problem,
+) {
+    let kind = RequestFailure {
+        true_name: generation
+            .map_or_else(String::new, |generation| generation.true_name().as_str().to_owned()),
+        stage: problem.stage().as_str(),
+        error: problem.error().as_str(),
+        fix: problem.fix().map(str::to_owned),
+    };
+    if !alias.failures().begins(kind, problem.detail()) {
+        return;
+    }
+    tracing::warn!(
+        alias = alias.config().name,
+        stage = problem.stage().as_str(),
+        error = problem.error().as_str(),
+        endpoint = endpoint.map(tracing::field::display),
+        fix = problem.fix(),
+        "{}",
+        problem.detail(),
+    );
 }
 
 /// What the access log calls a version of HTTP.

@@ -9,11 +9,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
     time::{Instant, sleep, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{io::poll_read_buf, sync::CancellationToken};
 
 use crate::stream::{ByteStream, Socket};
 
@@ -24,7 +25,10 @@ const HALF_CLOSED: Duration = Duration::from_secs(300);
 /// The same towards a side that broke off.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// Buffers grow with the bytes copied, so that an idle tunnel stays small.
+/// `Instant`s cannot be arbitrarily far away, and `timeouts.idle` can.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// Buffers grow with the bytes copied. An idle tunnel has none.
 const SIZES: [(u64, usize); 3] = [(0, 4 * 1024), (64 * 1024, 16 * 1024), (1024 * 1024, 64 * 1024)];
 
 /// How a tunnel ended.
@@ -33,11 +37,41 @@ pub enum End {
     /// Both sides closed.
     Closed,
     /// The connection to one side broke.
-    Broken(io::Error),
+    Broken(Side, io::Error),
     /// Nothing moved for `timeouts.idle`.
     Idle,
+    /// One direction had ended, and nothing moved in the other for too long.
+    HalfClosed,
     /// The true name changed, or the proxy stops.
     Killed,
+}
+
+/// A side of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The application.
+    Client,
+    /// The target.
+    Target,
+}
+
+/// What a tunnel has transferred so far.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+impl Traffic {
+    /// Bytes from the application.
+    pub fn bytes_in(&self) -> u64 {
+        self.bytes_in.load(Ordering::Relaxed)
+    }
+
+    /// Bytes to the application.
+    pub fn bytes_out(&self) -> u64 {
+        self.bytes_out.load(Ordering::Relaxed)
+    }
 }
 
 /// What a tunnel transferred.
@@ -51,11 +85,7 @@ pub struct Carried {
     pub end: End,
 }
 
-/// Copies both ways. An end in one direction is passed on, and the other direction stays open: from then
-/// on it may be idle for [`HALF_CLOSED`] only.
-///
-/// A side that breaks off (by a reset, or by TLS without `close_notify`) ends the tunnel: the other side gets
-/// everything that was sent before, and then a reset, so that it does not take this for a clean end.
+/// The same as [`carry`], and returns how much was transferred.
 pub async fn tunnel<D, U>(
     downstream: D,
     upstream: U,
@@ -66,31 +96,55 @@ where
     D: ByteStream,
     U: ByteStream,
 {
+    let traffic = Traffic::default();
+    let end = carry(downstream, upstream, idle, kill.cancelled(), &traffic).await;
+    Carried { bytes_in: traffic.bytes_in(), bytes_out: traffic.bytes_out(), end }
+}
+
+/// Copies both ways. An end in one direction is passed on, and the other direction stays open: from then
+/// on it may be idle for [`HALF_CLOSED`] only.
+///
+/// A side that breaks off (by a reset, or by TLS without `close_notify`) ends the tunnel: the other side gets
+/// everything that was sent before, and then a reset, so that it does not take this for a clean end.
+pub async fn carry<D, U>(
+    downstream: D,
+    upstream: U,
+    idle: Duration,
+    kill: impl Future<Output = ()>,
+    traffic: &Traffic,
+) -> End
+where
+    D: ByteStream,
+    U: ByteStream,
+{
+    let idle = idle.min(FAR);
+    let mut kill = pin!(kill);
     let (mut down_read, mut down_write) = split(downstream);
     let (mut up_read, mut up_write) = split(upstream);
     let moved = Moved::default();
-    let (bytes_in, bytes_out) = (AtomicU64::new(0), AtomicU64::new(0));
     let end = {
-        let onward = pump(&mut down_read, &mut up_write, &bytes_in, &moved);
-        let back = pump(&mut up_read, &mut down_write, &bytes_out, &moved);
+        let onward = pump(&mut down_read, &mut up_write, &traffic.bytes_in, &moved);
+        let back = pump(&mut up_read, &mut down_write, &traffic.bytes_out, &moved);
         tokio::select! {
+            // First: a connection that was cut reads as if it had ended.
+            biased;
+            () = &mut kill => End::Killed,
             end = both(onward, back, &moved, idle) => end,
             () = until_idle(&moved, idle) => End::Idle,
-            () = kill.cancelled() => End::Killed,
         }
     };
     let (downstream, upstream) = (down_read.unsplit(down_write), up_read.unsplit(up_write));
     let (down, up) = (downstream.socket(), upstream.socket());
-    if matches!(end, End::Broken(_)) {
+    if matches!(end, End::Broken(..)) {
         tokio::select! {
             _ = async { tokio::join!(delivered(down), delivered(up)) } => {}
-            () = kill.cancelled() => {}
+            () = &mut kill => {}
         }
     }
     if !matches!(end, End::Closed) {
         down.into_iter().chain(up).for_each(Socket::reset_on_close);
     }
-    Carried { bytes_in: bytes_in.into_inner(), bytes_out: bytes_out.into_inner(), end }
+    end
 }
 
 /// Runs both directions to their end.
@@ -115,11 +169,21 @@ where
         true => back.as_mut().poll(cx),
         false => onward.as_mut().poll(cx),
     });
-    let ends = tokio::select! {
-        second = second => first.and(second).map(|()| End::Closed),
-        () = until_idle(moved, rest.min(idle)) => first.map(|()| End::Idle),
+    // The source of the direction that has ended first, and that of the other.
+    let (from, other) = match onward_ended {
+        true => (Side::Client, Side::Target),
+        false => (Side::Target, Side::Client),
     };
-    ends.unwrap_or_else(|(Break::Read(error) | Break::Write(error))| End::Broken(error))
+    let ends = tokio::select! {
+        second = second => first
+            .map_err(|broken| broken.end(from, other))
+            .and(second.map_err(|broken| broken.end(other, from)))
+            .map(|()| End::Closed),
+        () = until_idle(moved, rest.min(idle)) => {
+            first.map_err(|broken| broken.end(from, other)).map(|()| End::HalfClosed)
+        }
+    };
+    ends.unwrap_or_else(|broken| broken)
 }
 
 /// How a direction failed.
@@ -131,26 +195,39 @@ enum Break {
     Write(io::Error),
 }
 
+impl Break {
+    /// The tunnel's end that this failure of the direction between these sides leads to.
+    fn end(self, from: Side, to: Side) -> End {
+        match self {
+            Self::Read(error) => End::Broken(from, error),
+            Self::Write(error) => End::Broken(to, error),
+        }
+    }
+}
+
 async fn pump<R: AsyncRead, W: AsyncWrite>(
     from: &mut ReadHalf<R>,
     to: &mut WriteHalf<W>,
     bytes: &AtomicU64,
     moved: &Moved,
 ) -> Result<(), Break> {
-    let mut buffer = vec![0; SIZES[0].1];
+    let mut buffer = BytesMut::new();
+    let mut size = SIZES[0].1;
     loop {
-        let read = {
-            let mut reading = pin!(from.read(&mut buffer));
-            poll_fn(|cx| match reading.as_mut().poll(cx) {
-                Poll::Ready(read) => Poll::Ready(read.map_err(Break::Read)),
-                // An HTTP/2 stream learns that it is lost even if nothing is written to it.
-                Poll::Pending => match Pin::new(&mut *to).poll_flush(cx) {
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(Break::Write(error))),
-                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-                },
-            })
-            .await?
-        };
+        let read = poll_fn(|cx| {
+            buffer.reserve(size);
+            if let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *from), cx, &mut buffer) {
+                return Poll::Ready(read.map_err(Break::Read));
+            }
+            // Many tunnels are idle for days: they hold no buffer.
+            buffer = BytesMut::new();
+            // An HTTP/2 stream learns that it is lost even if nothing is written to it.
+            match Pin::new(&mut *to).poll_flush(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(Break::Write(error))),
+                Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+            }
+        })
+        .await?;
         if read == 0 {
             // After a reset, which a write has noticed, an end of the stream is not a clean one.
             if moved.broken.load(Ordering::Relaxed) {
@@ -160,7 +237,7 @@ async fn pump<R: AsyncRead, W: AsyncWrite>(
             let _ = to.shutdown().await;
             return Ok(());
         }
-        let mut left = &buffer[..read];
+        let mut left = &buffer[..];
         while !left.is_empty() {
             let written = to.write(left).await.map_err(Break::Write)?;
             left = &left[written..];
@@ -169,12 +246,12 @@ async fn pump<R: AsyncRead, W: AsyncWrite>(
         to.flush().await.map_err(Break::Write)?;
         let carried = bytes.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
         moved.now();
-        if read == buffer.len()
-            && let Some((_, size)) = SIZES.iter().rfind(|(from, _)| carried >= *from)
-            && *size > buffer.len()
+        if read >= size
+            && let Some((_, larger)) = SIZES.iter().rfind(|(from, _)| carried >= *from)
         {
-            buffer = vec![0; *size];
+            size = size.max(*larger);
         }
+        buffer.clear();
     }
 }
 

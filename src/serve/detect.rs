@@ -1,27 +1,20 @@
 //! Detects a client's protocol from its first bytes.
 
-use std::{
-    future::poll_fn,
-    io,
-    mem::MaybeUninit,
-    pin::Pin,
-    task::{Poll, ready},
-};
+use std::io;
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::AsyncRead,
     time::{Instant, timeout_at},
 };
+
+use crate::stream::receive;
 
 /// What an HTTP/2 client sends first (RFC 9113 §3.4).
 pub const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The content type of a handshake record (RFC 8446 §5.1): no HTTP method begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
-
-/// How much the first read takes: a usual request fits.
-const FIRST_READ: usize = 4096;
 
 /// So much of the preface is HTTP/2's alone: what goes wrong behind it is for HTTP/2 to refuse.
 const HTTP2_LINE: usize = "PRI * HTTP/2.0".len();
@@ -70,18 +63,6 @@ pub async fn detect<S: AsyncRead + Unpin>(
     }
 }
 
-/// Appends the next input. Holds no buffer while it waits, because many connections may wait here.
-async fn receive<S: AsyncRead + Unpin>(stream: &mut S, read: &mut BytesMut) -> io::Result<usize> {
-    poll_fn(|cx| {
-        let mut space = [const { MaybeUninit::uninit() }; FIRST_READ];
-        let mut space = ReadBuf::uninit(&mut space);
-        ready!(Pin::new(&mut *stream).poll_read(cx, &mut space))?;
-        read.extend_from_slice(space.filled());
-        Poll::Ready(Ok(space.filled().len()))
-    })
-    .await
-}
-
 /// The protocol that begins with `bytes`; `None` while more bytes are needed.
 pub fn classify(bytes: &[u8]) -> Option<Protocol> {
     let first = *bytes.first()?;
@@ -98,6 +79,24 @@ pub fn classify(bytes: &[u8]) -> Option<Protocol> {
 /// What a preface is that ends before its last byte.
 fn cut(preface: &[u8]) -> Protocol {
     if preface.len() >= HTTP2_LINE { Protocol::Http2 } else { Protocol::Http1 }
+}
+
+/// Whether `bytes` begin a TLS ClientHello; `None` while more bytes are needed.
+///
+/// Where any protocol may be spoken, one byte proves nothing: the record's version, and the kind of its first message
+/// have to fit as well (RFC 8446 §5.1, §4).
+pub fn is_client_hello(bytes: &[u8]) -> Option<bool> {
+    const CLIENT_HELLO: u8 = 1;
+    let expected: [fn(u8) -> bool; 6] = [
+        |kind| kind == TLS_HANDSHAKE,
+        |major| major == 3,
+        |minor| minor <= 4,
+        |_| true,
+        |_| true,
+        |message| message == CLIENT_HELLO,
+    ];
+    let fits = expected.iter().zip(bytes).all(|(is_expected, byte)| is_expected(*byte));
+    (!fits || bytes.len() >= expected.len()).then_some(fits)
 }
 
 #[cfg(test)]
@@ -121,6 +120,19 @@ mod tests {
         assert_eq!(classify(b"PRI * HTTP/2.0\r\n\r\nS?"), Some(Protocol::Http2));
         assert_eq!(classify(b"PRI * HTTP/2.0\n"), Some(Protocol::Http2));
         assert_eq!(classify(&[0x16]), Some(Protocol::Tls));
+    }
+
+    #[test]
+    fn a_client_hello_is_known_at_its_sixth_byte_and_anything_else_at_its_first_difference() {
+        let hello = [0x16, 3, 1, 2, 0, 1, 0];
+        for length in 0..6 {
+            assert_eq!(is_client_hello(&hello[..length]), None, "{length}");
+        }
+        assert_eq!(is_client_hello(&hello[..6]), Some(true));
+        assert_eq!(is_client_hello(&hello), Some(true));
+        assert_eq!(is_client_hello(b"*1\r\n"), Some(false));
+        assert_eq!(is_client_hello(&[0x16, 0, 4]), Some(false));
+        assert_eq!(is_client_hello(&[0x16, 3, 3, 0, 9, 2]), Some(false));
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     body::RequestBody,
+    config::Protocol,
     forward::{
         self, Downstream, ForwardError, Incoming, PassthroughError, Switch, Tunnel,
         destination::Destination,
@@ -106,6 +107,12 @@ impl Server {
                 if let Some(connection) = &downstream.connection {
                     connection.belongs_to(&alias.worker(downstream.worker).metrics);
                 }
+                let config = alias.config();
+                if config.protocol != Protocol::Http {
+                    let (alias, protocol) = (config.name.clone(), config.protocol.word());
+                    let fault = ForwardError::OtherProtocol { alias, protocol }.into();
+                    return forward::refuse(&head, &fault, downstream, started);
+                }
                 let authority = match forward::headers::authority(&head) {
                     Ok(authority) => authority,
                     Err(error) => {
@@ -146,6 +153,9 @@ impl Server {
     where
         S: ByteStream + 'static,
     {
+        if arrival.listener.alias().is_some() {
+            return Box::pin(self.tcp(stream, arrival)).await;
+        }
         let since = Instant::now();
         let deadline = since + arrival.listener.settings.header_timeout;
         let detected = tokio::select! {

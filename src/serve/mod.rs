@@ -9,6 +9,7 @@ mod http2;
 mod listen_socket;
 mod request_timer;
 mod service;
+mod tcp;
 
 use std::{io::ErrorKind, net::SocketAddr, sync::Arc};
 
@@ -136,6 +137,9 @@ impl Server {
         // If the connection is gone already, that shows soon enough.
         let _ = socket.watch(arrival.listener.keepalive());
 
+        if arrival.listener.alias().is_some() {
+            return Box::pin(self.dedicated(stream, &socket, arrival)).await;
+        }
         let accepted = Instant::now();
         let deadline = accepted + arrival.listener.settings.header_timeout;
         let detected = tokio::select! {
@@ -157,12 +161,16 @@ impl Server {
         };
         let stream = Prefixed::new(prefix, stream);
         let end = match arrival.listener.service {
-            Service::Http(_) => self.speak(protocol, stream, arrival, deadline).await,
+            Service::Http(_) | Service::Alias(..) => {
+                self.speak(protocol, stream, arrival, deadline).await
+            }
             // Whatever it speaks: the HTTP/1 parser refuses it with an error.
             Service::ForwardProxy(_) => Box::pin(self.proxied(stream, arrival)).await,
         };
-        if end == End::Lingers {
-            Box::pin(linger(&socket, &self.drain)).await;
+        match end {
+            End::Lingers => Box::pin(linger(&socket, &self.drain)).await,
+            End::Reset => socket.reset_on_close(),
+            End::Done => {}
         }
     }
 
@@ -282,7 +290,8 @@ impl Server {
             let asked = Asked { alias, any, name, address: arrival.local.ip() };
             self.serving.load().certificates.find(asked).cloned()
         };
-        let handshake = self.tls.accept(stream, choose, || routes.served());
+        let spoken = arrival.listener.alias().map(|alias| &alias.config().tcp.alpn[..]);
+        let handshake = self.tls.accept(stream, choose, || routes.served(), spoken);
         let shaken = tokio::select! {
             shaken = timeout_at(deadline, handshake) => shaken,
             () = arrival.unused(Instant::now()) => return None,
@@ -432,6 +441,8 @@ enum End {
     Done,
     /// With a response that the client may not have read yet, and it may still be sending.
     Lingers,
+    /// By a failure: the client is to be reset, so that it does not take this for the end of the data.
+    Reset,
 }
 
 #[cfg(test)]

@@ -51,10 +51,12 @@ pub struct Listener {
 
 /// What connections are for.
 ///
-/// One alias of another protocol, and redirected connections, will get a variant each.
+/// Redirected connections will get a variant of their own.
 pub enum Service {
     /// HTTP requests for aliases, by `Host`.
     Http(Routes),
+    /// One alias of another protocol. The routes lead to it alone, and have the names of its certificates.
+    Alias(Arc<Alias>, Routes),
     /// HTTP requests that name their destination, and tunnels.
     ForwardProxy(ForwardProxy),
 }
@@ -93,7 +95,7 @@ impl Serving {
     pub fn forward_proxy(&self) -> Option<&ForwardProxy> {
         self.listeners.values().find_map(|listener| match &listener.service {
             Service::ForwardProxy(proxy) => Some(proxy),
-            Service::Http(_) => None,
+            Service::Http(_) | Service::Alias(..) => None,
         })
     }
 
@@ -107,11 +109,32 @@ impl Serving {
     }
 }
 
+impl Service {
+    /// The service of a listener with these aliases, which are all HTTP, or one of another protocol.
+    pub fn of_aliases(aliases: &[Arc<Alias>]) -> Self {
+        let routes = Routes::new(aliases);
+        match aliases {
+            [alias] if alias.config().protocol != config::Protocol::Http => {
+                Self::Alias(alias.clone(), routes)
+            }
+            _ => Self::Http(routes),
+        }
+    }
+}
+
 impl Listener {
+    /// The alias of another protocol than HTTP that all its connections are for, if there is one.
+    pub fn alias(&self) -> Option<&Arc<Alias>> {
+        match &self.service {
+            Service::Alias(alias, _) => Some(alias),
+            Service::Http(_) | Service::ForwardProxy(_) => None,
+        }
+    }
+
     /// The aliases that its connections are for.
     pub fn routes(&self) -> &Routes {
         match &self.service {
-            Service::Http(routes) => routes,
+            Service::Http(routes) | Service::Alias(_, routes) => routes,
             Service::ForwardProxy(_) => Routes::none(),
         }
     }
@@ -119,7 +142,7 @@ impl Listener {
     /// The keep-alive of its connections.
     pub(super) fn keepalive(&self) -> Duration {
         match &self.service {
-            Service::Http(routes) => routes.keepalive(),
+            Service::Http(routes) | Service::Alias(_, routes) => routes.keepalive(),
             Service::ForwardProxy(_) => config::Timeouts::default().keepalive,
         }
     }

@@ -1,4 +1,5 @@
-//! The access log: one line a request, without query strings and header values.
+//! The access log: one line a request, without query strings and header values, and one a connection of protocols
+//! that have no requests.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -49,6 +50,50 @@ impl Access<'_> {
             tls_version = self.tls_version,
             trace_id = self.trace_id,
             "request",
+        );
+    }
+}
+
+/// One line about a connection whose protocol has no requests.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the names are those of the log")]
+pub struct ConnectionAccess<'a> {
+    pub alias: &'a str,
+    pub true_name: &'a str,
+    pub endpoint: Option<SocketAddr>,
+    pub protocol: &'static str,
+    /// How it ended; `open` where it goes on.
+    pub end: &'static str,
+    pub error: &'static str,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub duration: Duration,
+    /// How long it took to connect.
+    pub upstream: Option<Duration>,
+    pub retries: u32,
+    /// Of TLS to the target.
+    pub tls_version: &'static str,
+}
+
+impl ConnectionAccess<'_> {
+    /// Writes the line.
+    pub fn log(&self) {
+        tracing::info!(
+            target: TARGET,
+            alias = self.alias,
+            true_name = self.true_name,
+            endpoint = self.endpoint.map(display),
+            protocol = self.protocol,
+            end = self.end,
+            error = self.error,
+            bytes_in = self.bytes_in,
+            bytes_out = self.bytes_out,
+            duration_ms = millis(self.duration),
+            upstream_ms = self.upstream.map(millis),
+            retries = self.retries,
+            reused = false,
+            tls_version = self.tls_version,
+            "connection",
         );
     }
 }

@@ -113,13 +113,21 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
         name: "truename_http_request_duration_seconds",
         kind: "histogram",
         help: "Time from a request's head to the end of its response.",
-        write: |series, lines| lines.histogram(None, &Totals::of(series.durations())),
+        write: |series, lines| {
+            if series.is_http() {
+                lines.histogram(None, &Totals::of(series.durations()));
+            }
+        },
     },
     Family {
         name: "truename_http_requests_in_flight",
         kind: "gauge",
         help: "Requests in progress.",
-        write: |series, lines| lines.add(&[], series.level(|shard| &shard.in_flight)),
+        write: |series, lines| {
+            if series.is_http() {
+                lines.add(&[], series.level(|shard| &shard.in_flight));
+            }
+        },
     },
     Family {
         name: "truename_downstream_connections_total",
@@ -127,9 +135,12 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
         help: "Connections from applications.",
         write: |series, lines| {
             for (index, protocol) in PROTOCOLS.iter().enumerate() {
+                let is_own = *protocol == "none" || (*protocol != "tcp") == series.is_http();
                 for (tls, word) in [(0, "false"), (1, "true")] {
                     let count = series.sum(|shard| count(&shard.accepted[index][tls]));
-                    lines.add(&[("protocol", protocol), ("tls", word)], count);
+                    if is_own || count > 0 {
+                        lines.add(&[("protocol", protocol), ("tls", word)], count);
+                    }
                 }
             }
         },
@@ -186,7 +197,7 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
     Family {
         name: "truename_bytes_total",
         kind: "counter",
-        help: "Bytes of bodies and tunnels, by direction.",
+        help: "Bytes of bodies, tunnels and connections, by direction.",
         write: |series, lines| {
             lines.add(&[("direction", "in")], series.sum(|shard| count(&shard.bytes_in)));
             lines.add(&[("direction", "out")], series.sum(|shard| count(&shard.bytes_out)));

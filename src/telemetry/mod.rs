@@ -10,7 +10,7 @@ mod process;
 mod series;
 mod stderr;
 
-pub use access::Access;
+pub use access::{Access, ConnectionAccess};
 pub use failures::{Failures, NoAliasFailure, RequestFailure};
 pub use families::{Family, Lines, SERIES};
 pub use log::{init as init_log, is_coloured, set_level as set_log_level};

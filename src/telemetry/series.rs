@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -48,7 +48,7 @@ impl RetryReason {
 }
 
 /// What a downstream connection may speak; `none` is one that ended before that was known.
-pub(super) const PROTOCOLS: [&str; 3] = ["http/1.1", "h2", "none"];
+pub(super) const PROTOCOLS: [&str; 4] = ["http/1.1", "h2", "tcp", "none"];
 
 /// Requests by method and status are kept in blocks of so many; most aliases need one.
 const BLOCK: usize = 8;
@@ -60,6 +60,8 @@ const NEVER: i64 = i64::MIN;
 #[derive(Debug)]
 pub struct AliasSeries {
     alias: Box<str>,
+    /// Whether the protocol is HTTP, so that there are requests to count.
+    is_http: AtomicBool,
     shards: Box<[Shard]>,
     pub(super) connect_duration: Histogram,
     pub(super) handshake_duration: [Histogram; 2],
@@ -100,6 +102,7 @@ impl AliasSeries {
     pub fn new(alias: &str, workers: usize) -> Arc<Self> {
         Arc::new(Self {
             alias: alias.into(),
+            is_http: AtomicBool::new(true),
             shards: (0..workers.max(1)).map(|_| Shard::default()).collect(),
             connect_duration: Histogram::default(),
             handshake_duration: Default::default(),
@@ -116,6 +119,15 @@ impl AliasSeries {
     /// How many workers count here.
     pub fn workers(&self) -> usize {
         self.shards.len()
+    }
+
+    /// Sets whether the alias' protocol is HTTP. It is by default.
+    pub fn set_http(&self, is_http: bool) {
+        self.is_http.store(is_http, Relaxed);
+    }
+
+    pub(super) fn is_http(&self) -> bool {
+        self.is_http.load(Relaxed)
     }
 
     /// Counts a move to another true name.
@@ -272,6 +284,12 @@ impl AliasMetrics {
         self.series.retries[reason as usize].fetch_add(1, Relaxed);
     }
 
+    /// Counts bytes of a connection, which may still be open.
+    pub fn carried(&self, bytes_in: u64, bytes_out: u64) {
+        self.shard().bytes_in.fetch_add(bytes_in, Relaxed);
+        self.shard().bytes_out.fetch_add(bytes_out, Relaxed);
+    }
+
     /// Counts an address that `policy` refused.
     pub fn address_refused(&self) {
         self.series.addresses_refused.fetch_add(1, Relaxed);
@@ -308,7 +326,8 @@ pub struct RequestTotals {
 #[derive(Debug)]
 pub struct DownstreamConnection {
     protocol: &'static str,
-    tls: bool,
+    /// Unknown until one side has spoken, if the server may speak first.
+    tls: OnceLock<bool>,
     /// Whom it counts for; none where another is counted in its place.
     alias: OnceLock<Option<AliasMetrics>>,
 }
@@ -316,18 +335,38 @@ pub struct DownstreamConnection {
 impl DownstreamConnection {
     /// Not counted yet. `protocol` is its name in ALPN.
     pub fn new(protocol: &'static str, tls: bool) -> Self {
-        Self { protocol, tls, alias: OnceLock::new() }
+        Self { protocol, tls: tls.into(), alias: OnceLock::new() }
+    }
+
+    /// The same before it is known whether the client speaks TLS.
+    pub fn undecided(protocol: &'static str) -> Self {
+        Self { protocol, tls: OnceLock::new(), alias: OnceLock::new() }
+    }
+
+    /// Sets whether the client speaks TLS, once it is known. Later calls change nothing.
+    pub fn decide(&self, tls: bool) {
+        if self.tls.set(tls).is_ok()
+            && let Some(Some(alias)) = self.alias.get()
+        {
+            self.count(alias, tls);
+        }
     }
 
     /// Counts it for an alias, the first time.
     pub fn belongs_to(&self, alias: &AliasMetrics) {
         self.alias.get_or_init(|| {
-            let protocol = PROTOCOLS.iter().position(|known| *known == self.protocol);
-            let accepted = &alias.shard().accepted[protocol.unwrap_or(PROTOCOLS.len() - 1)];
-            accepted[usize::from(self.tls)].fetch_add(1, Relaxed);
+            if let Some(tls) = self.tls.get() {
+                self.count(alias, *tls);
+            }
             alias.shard().connections.fetch_add(1, Relaxed);
             Some(alias.clone())
         });
+    }
+
+    fn count(&self, alias: &AliasMetrics, tls: bool) {
+        let protocol = PROTOCOLS.iter().position(|known| *known == self.protocol);
+        let accepted = &alias.shard().accepted[protocol.unwrap_or(PROTOCOLS.len() - 1)];
+        accepted[usize::from(tls)].fetch_add(1, Relaxed);
     }
 
     /// Leaves it to be counted by what is inside of it, unless it was already.
@@ -338,6 +377,7 @@ impl DownstreamConnection {
 
 impl Drop for DownstreamConnection {
     fn drop(&mut self) {
+        self.decide(false);
         self.belongs_to(AliasMetrics::of_no_alias());
         if let Some(Some(alias)) = self.alias.get() {
             alias.shard().connections.fetch_sub(1, Relaxed);

@@ -60,6 +60,7 @@ pub struct ClientTls {
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
     http2_or_1: Arc<ClientConfig>,
+    listed: Arc<ClientConfig>,
     no_alpn: Arc<ClientConfig>,
 }
 
@@ -70,6 +71,15 @@ impl ClientTls {
     /// Blocking, and slow where system roots are read: not for a worker.
     pub fn load(
         config: &config::Tls,
+        roots: &mut RootStores,
+    ) -> Result<Option<ClientTls>, TlsConfigErrors> {
+        Self::load_offering(config, &[], roots)
+    }
+
+    /// The same, and [`Alpn::Listed`] offers these protocols.
+    pub fn load_offering(
+        config: &config::Tls,
+        listed: &[String],
         roots: &mut RootStores,
     ) -> Result<Option<ClientTls>, TlsConfigErrors> {
         static GENERATIONS: AtomicU64 = AtomicU64::new(1);
@@ -108,7 +118,7 @@ impl ClientTls {
         // Clones share verifier and client certificate.
         let offering = |alpn: Alpn| {
             let mut config = base.clone();
-            config.alpn_protocols = alpn.protocols();
+            config.alpn_protocols = alpn.protocols(listed);
             Arc::new(config)
         };
         Ok(Some(ClientTls {
@@ -120,6 +130,7 @@ impl ClientTls {
             http1: offering(Alpn::Http1),
             http2: offering(Alpn::Http2),
             http2_or_1: offering(Alpn::Http2Or1),
+            listed: offering(Alpn::Listed),
             no_alpn: offering(Alpn::None),
         }))
     }
@@ -149,6 +160,7 @@ impl ClientTls {
             Alpn::Http1 => &self.http1,
             Alpn::Http2 => &self.http2,
             Alpn::Http2Or1 => &self.http2_or_1,
+            Alpn::Listed => &self.listed,
             Alpn::None => &self.no_alpn,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{
     failure::{Reason, VerifyFailure},
-    offer::Offer,
+    offer::{Alpn, Offer},
 };
 use crate::{config::FileError, fault::Kind};
 use rustls::{
@@ -333,6 +333,9 @@ impl TlsError {
                 "set `port` to the server's TLS port, or `tls.mode: plaintext` if it is meant to be used without TLS"
             }
             TlsError::Alpn { offered: "h2", .. } => "set `http.version: auto` or `\"1.1\"`",
+            TlsError::Alpn { offered, .. } if *offered == Alpn::Listed.as_str() => {
+                "list the protocols in `tcp.alpn` that the target speaks"
+            }
             TlsError::Alpn { .. } => "set `http.version: auto`",
             TlsError::Name { .. } => {
                 "set `tls.server_name` to the name that the server's certificate is valid for, or correct the Service's `externalName`"

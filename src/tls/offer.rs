@@ -9,7 +9,9 @@ pub enum Alpn {
     Http2,
     /// `h2`, then `http/1.1`.
     Http2Or1,
-    /// Nothing: tunnels and databases.
+    /// What `tcp.alpn` lists, if anything.
+    Listed,
+    /// Nothing: databases.
     None,
 }
 
@@ -31,15 +33,17 @@ impl Alpn {
             Alpn::Http1 => "http/1.1",
             Alpn::Http2 => "h2",
             Alpn::Http2Or1 => "h2 or http/1.1",
+            Alpn::Listed => "what `tcp.alpn` lists",
             Alpn::None => "what was offered",
         }
     }
 
-    pub(super) fn protocols(self) -> Vec<Vec<u8>> {
+    pub(super) fn protocols(self, listed: &[String]) -> Vec<Vec<u8>> {
         let names: &[&[u8]] = match self {
             Alpn::Http1 => &[b"http/1.1"],
             Alpn::Http2 => &[b"h2"],
             Alpn::Http2Or1 => &[b"h2", b"http/1.1"],
+            Alpn::Listed => return listed.iter().map(|name| name.clone().into_bytes()).collect(),
             Alpn::None => &[],
         };
         names.iter().map(|name| name.to_vec()).collect()

@@ -209,7 +209,8 @@ impl ServerTls {
     }
 
     /// Shakes hands. `choose` finds the certificate for the name that the client gives; `names` are those
-    /// that it could have given.
+    /// that it could have given. Of the protocols that it offers by ALPN, the first that is `spoken` is
+    /// chosen, if any; without `spoken`, one of HTTP's, and one of them must be offered.
     ///
     /// The deadline is the caller's.
     pub async fn accept<S>(
@@ -217,6 +218,7 @@ impl ServerTls {
         stream: S,
         choose: impl Fn(Option<&str>) -> Option<Arc<CertifiedKey>>,
         names: impl Fn() -> String,
+        spoken: Option<&[String]>,
     ) -> Result<Accepted<S>, AcceptError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -224,7 +226,12 @@ impl ServerTls {
         let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
         // rustls answers a ClientHello that is none with an alert; the acceptor sends it.
         let start = (&mut acceptor).await?;
-        let name = start.client_hello().server_name().map(str::to_owned);
+        let hello = start.client_hello();
+        let name = hello.server_name().map(str::to_owned);
+        let chosen = spoken.map(|spoken| {
+            let is_spoken = |offered: &&[u8]| spoken.iter().any(|own| own.as_bytes() == *offered);
+            hello.alpn().into_iter().flatten().find(is_spoken).map(<[u8]>::to_vec)
+        });
         let Some(key) = choose(name.as_deref()) else {
             let mut stream = start.io;
             // A fatal alert in a record of TLS 1.2's version, as a ServerHello's would be.
@@ -234,6 +241,9 @@ impl ServerTls {
         };
         let mut config = ServerConfig::clone(&self.config);
         config.cert_resolver = Arc::new(SingleCertAndKey::from(key));
+        if let Some(chosen) = chosen {
+            config.alpn_protocols = chosen.into_iter().collect();
+        }
         let stream = start.into_stream(Arc::new(config)).await?;
         let alpn = match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Negotiated::Http2,

@@ -24,6 +24,8 @@ const MAX_COMPARED: usize = 64 << 20;
 /// What [`ClientTls`] was loaded from, and the current load.
 pub struct Material {
     settings: config::Tls,
+    /// `tcp.alpn`
+    alpn: Vec<String>,
     has_files: bool,
     /// Locked for as long as they are read: not on a thread that must not wait.
     files: Mutex<Followed>,
@@ -34,7 +36,8 @@ pub struct Material {
 
 impl Material {
     /// Loads it for the first time. Blocking.
-    pub fn load(settings: &config::Tls, roots: &mut RootStores) -> Result<Self, TlsConfigErrors> {
+    pub fn load(alias: &config::Alias, roots: &mut RootStores) -> Result<Self, TlsConfigErrors> {
+        let (settings, alpn) = (&alias.tls, &alias.tcp.alpn);
         let mut files: Vec<_> = settings.files().cloned().collect();
         if settings.ca.system && settings.mode == TlsMode::Verify {
             files.extend(told_files());
@@ -43,12 +46,20 @@ impl Material {
         let mut files = Followed::new(files, MAX_COMPARED);
         let looks = Settling::new(files.look());
         Ok(Self {
-            loaded: ArcSwapOption::new(ClientTls::load(settings, roots)?.map(Arc::new)),
+            loaded: ArcSwapOption::new(
+                ClientTls::load_offering(settings, alpn, roots)?.map(Arc::new),
+            ),
             settings: settings.clone(),
+            alpn: alpn.clone(),
             looks: Mutex::new(looks),
             files: Mutex::new(files),
             has_files,
         })
+    }
+
+    /// Whether an alias with these settings would load the same.
+    pub fn is_of(&self, alias: &config::Alias) -> bool {
+        self.settings == alias.tls && self.alpn == alias.tcp.alpn
     }
 
     /// The current load; `None` on plaintext.
@@ -86,7 +97,10 @@ impl Material {
     }
 
     fn reload(&self) -> Result<bool, TlsConfigErrors> {
-        self.reload_by(|| ClientTls::load(&self.settings, &mut RootStores::of_changed_files()))
+        let (settings, alpn) = (&self.settings, &self.alpn);
+        self.reload_by(|| {
+            ClientTls::load_offering(settings, alpn, &mut RootStores::of_changed_files())
+        })
     }
 
     fn reload_by(
@@ -128,9 +142,10 @@ mod tests {
         let [old, one, two] =
             ["old", "one", "two"].map(|name| Authority::new(name).unwrap().root_pem().to_owned());
         fs::write(&file, &old).unwrap();
-        let mut settings = config::Alias::named("a").tls;
-        settings.ca = config::Trust { system: false, webpki: false, files: vec![file.clone()] };
-        let material = Material::load(&settings, &mut RootStores::default()).unwrap();
+        let mut alias = config::Alias::named("a");
+        alias.tls.ca = config::Trust { system: false, webpki: false, files: vec![file.clone()] };
+        let material = Material::load(&alias, &mut RootStores::default()).unwrap();
+        let settings = alias.tls;
         let first = material.current().unwrap();
         let is_first = || Arc::ptr_eq(&first, &material.current().unwrap());
 

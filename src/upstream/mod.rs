@@ -9,6 +9,7 @@ mod follow;
 mod generation;
 mod happy_eyeballs;
 mod lease;
+mod link;
 mod material;
 mod registry;
 mod state;
@@ -25,6 +26,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 pub use dial::Attempts;
 pub use generation::Generation;
 pub use lease::{Lease, Want};
+pub use link::Link;
 pub use registry::{Inventory, Registry};
 pub use state::{AliasState, Worker};
 pub use status::EndpointStatus;
@@ -109,9 +111,13 @@ impl Alias {
         self.targets.iter().any(|own| Arc::ptr_eq(own, target))
     }
 
-    /// A permit for one more request by `limits.requests`; `Err` if there is none left.
+    /// A permit for one more request, or connection, by `limits.requests`; `Err` if there is none left.
     pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, LimitReached> {
-        self.state.requests.try_acquire().map_err(LimitReached)
+        self.state.requests.try_acquire().map_err(|limit| {
+            let is_http = self.config.protocol == config::Protocol::Http;
+            let what = if is_http { "requests" } else { "connections" };
+            LimitReached { limit, what }
+        })
     }
 
     /// Counts a request that came at `now` towards the retry budget.
@@ -142,7 +148,10 @@ impl Alias {
     }
 }
 
-/// `limits.requests` requests are being served already.
+/// `limits.requests` requests, or connections, are being served already.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("{0} requests are being served already, as many as `limits.requests` allows")]
-pub struct LimitReached(pub usize);
+#[error("{limit} {what} are being served already, as many as `limits.requests` allows")]
+pub struct LimitReached {
+    limit: usize,
+    what: &'static str,
+}

@@ -170,9 +170,9 @@ impl Inventory {
         old: Option<&Arc<Alias>>,
         roots: &mut RootStores,
     ) -> Result<Arc<Alias>, TlsConfigErrors> {
-        let material = match old.filter(|old| old.config().tls == config.tls) {
+        let material = match old.filter(|old| old.material.is_of(config)) {
             Some(old) => old.material.clone(),
-            None => Arc::new(Material::load(&config.tls, roots)?),
+            None => Arc::new(Material::load(config, roots)?),
         };
         let mut known: Vec<&Arc<Target>> = old.iter().flat_map(|old| old.targets()).collect();
         // One that is named twice is two.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{active::Active, budget::Budget};
 use crate::{
-    config,
+    config::{self, Protocol},
     limit::Limit,
     pool::{EndpointConnections, Pool},
     telemetry::{AliasMetrics, AliasSeries, Failures, RequestFailure},
@@ -44,6 +44,7 @@ impl AliasState {
     /// For a new alias, with its first settings.
     pub(super) fn new(config: &config::Alias, workers: usize) -> Arc<Self> {
         let series = AliasSeries::new(&config.name, workers);
+        series.set_http(config.protocol == Protocol::Http);
         let worker = |worker| Worker {
             pool: Pool::new(&config.pool, worker, workers),
             metrics: AliasMetrics::new(&series, worker),
@@ -65,6 +66,7 @@ impl AliasState {
 
     /// Applies other settings.
     pub(super) fn configure(&self, config: &config::Alias) {
+        self.series.set_http(config.protocol == Protocol::Http);
         self.budget.set_share(config.retry.budget);
         self.requests.resize(config.limits.requests);
         for worker in &self.workers {

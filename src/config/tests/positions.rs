@@ -175,13 +175,24 @@ fn an_address_has_one_listener() {
     };
     taken(
         "listen: [9000]",
-        "listen: [9000], protocol: tcp",
+        "listen: [9000], protocol: tcp, port: 1",
         "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[0] (`a`, line 3): a tcp alias needs an address of its own, such as 127.0.1.1:9000",
     );
     taken(
-        "protocol: tcp",
-        "protocol: postgres",
-        "t.yaml:4:5: aliases[1].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[0]",
+        "protocol: tcp, port: 8080",
+        "listen: [8080]",
+        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[0] (`a`, line 3): a tcp alias needs an address of its own, such as 127.0.1.1:8080",
+    );
+    // One that is free.
+    taken(
+        "protocol: tcp, listen: [\"127.0.1.1:9000\", 9000], port: 1",
+        "protocol: tcp, port: 9000",
+        "t.yaml:3:57: aliases[0].listen[1]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[1] (`b`, line 4): a tcp alias needs an address of its own, such as 127.0.1.2:9000",
+    );
+    taken(
+        "listen: [0]",
+        "listen: [0], protocol: tcp, port: 1",
+        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:0 conflicts with 127.0.0.1:0 of aliases[0] (`a`, line 3): a tcp",
     );
     taken(
         "listen: [9000, 9000]",
@@ -204,7 +215,7 @@ fn an_address_has_one_listener() {
         "t.yaml:3:24: aliases[0].listen[0]: 127.0.0.1:9990 conflicts with 127.0.0.1:9990 of admin.listen: ",
     );
     taken(
-        "listen: [8080], protocol: tcp",
+        "listen: [8080], protocol: tcp, port: 1",
         "drain: 1s",
         "t.yaml:3:24: aliases[0].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[1] (`b`, line 4): a tcp",
     );
@@ -383,16 +394,50 @@ fn what_does_not_exist_yet_is_refused_at_its_key() {
 version: 1
 aliases:
   - name: a
-    protocol: tcp
+    protocol: postgres
     health: {active: {path: /healthz}}
     limits: {queue: 1}
 kubernetes: {watch: true}
 ",
         &[
-            "t.yaml:4:15: aliases[0].protocol: `protocol` is not available in this version; leave it out",
+            "t.yaml:4:15: aliases[0].protocol: `protocol: postgres` is not available in this version; leave it out",
             "t.yaml:5:22: aliases[0].health.active: `health.active` is not available in this version; leave it out",
             "t.yaml:6:21: aliases[0].limits.queue: `limits.queue` is not available in this version; leave it out",
             "t.yaml:7:21: kubernetes.watch: `kubernetes.watch` is not available in this version; leave it out",
+        ],
+    );
+}
+
+#[test]
+fn a_key_of_another_protocol_is_refused_at_its_place() {
+    assert_wrong(
+        "\
+version: 1
+aliases:
+  - name: a
+    protocol: tcp
+    host: preserve
+    repair: false
+    http: {version: \"2\"}
+    pool: {max_connections: 1, max_idle: 1}
+    timeouts: {response: 1s, idle: 1h}
+    retry: {when: [connect, 503]}
+    tls: {mode: plaintext}
+    tcp: {alpn: [mqtt]}
+  - {name: b, tcp: {alpn: [mqtt]}}
+  - {name: c, tls_in: true}
+",
+        &[
+            "t.yaml:4:15: aliases[0].protocol: `protocol: tcp` requires `port`, the port of the target, such as `port: 8883`",
+            "t.yaml:5:11: aliases[0].host: `host` is for `protocol: http` only, and this alias is `tcp`; leave it out",
+            "t.yaml:6:13: aliases[0].repair: `repair` is for `protocol: http` only, and this alias is `tcp`; leave it out",
+            "t.yaml:7:11: aliases[0].http: `http` is for `protocol: http` only, and this alias is `tcp`; leave it out",
+            "t.yaml:8:42: aliases[0].pool.max_idle: `pool.max_idle` is for `protocol: http` only, and this alias is `tcp`; leave it out",
+            "t.yaml:9:26: aliases[0].timeouts.response: `timeouts.response` is for `protocol: http` only, and this alias is `tcp`; leave it out",
+            "t.yaml:10:29: aliases[0].retry.when[1]: a `tcp` alias retries on `connect` only: what has been sent cannot be sent again",
+            "t.yaml:12:17: aliases[0].tcp.alpn: `alpn` is part of TLS, and `tls.mode` is `plaintext`; leave one of them out",
+            "t.yaml:13:20: aliases[1].tcp: `tcp` is for `protocol: tcp` only; leave it out",
+            "t.yaml:14:23: aliases[2].tls_in: `tls_in` is not available for `protocol: http` in this version; leave it out",
         ],
     );
 }

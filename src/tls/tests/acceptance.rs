@@ -84,7 +84,7 @@ async fn accept(bytes: &[u8]) -> Result<Accepted<DuplexStream>, AcceptError> {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         certificates.find(Asked { alias, any: false, name, address }).cloned()
     };
-    let accept = tls.accept(far, choose, names);
+    let accept = tls.accept(far, choose, names, None);
     timeout(PATIENCE, async { tokio::join!(accept, client).0 }).await.expect("an end")
 }
 

@@ -1,0 +1,173 @@
+//! Connections to an alias of a protocol other than HTTP: raw TCP so far. The client may speak TLS or not, and bytes
+//! are copied both ways.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::{
+    Arrival, End, Server,
+    client_stream::{ClientStream, linger},
+    detect::is_client_hello,
+};
+use crate::{
+    config::TlsIn,
+    forward::Connection,
+    stream::{ByteStream, Prefixed, Socket, receive},
+    telemetry::DownstreamConnection,
+    upstream::Link,
+};
+
+/// How long to wait for a ClientHello with `tls_in: auto` before the target is dialled: the client may be waiting for
+/// the server to speak first.
+const CLIENT_HELLO_WAIT: Duration = Duration::from_millis(200);
+
+/// How often the client's socket is checked.
+const UPKEEP: Duration = Duration::from_secs(10);
+
+impl Server {
+    /// Serves a connection to an alias of another protocol. Unless both sides have closed, it ends in a reset: a
+    /// failure must not look like the end of the data.
+    pub(super) async fn dedicated(
+        self: &Arc<Self>,
+        stream: ClientStream,
+        socket: &Socket,
+        arrival: Box<Arrival>,
+    ) {
+        let mut cut = ResetOnDrop(Some(socket));
+        let upkeep = async {
+            loop {
+                sleep(UPKEEP).await;
+                socket.rest();
+            }
+        };
+        let end = tokio::select! {
+            end = self.tcp(stream, arrival) => end,
+            () = upkeep => End::Reset,
+        };
+        if end != End::Reset {
+            cut.0 = None;
+        }
+        if end == End::Lingers {
+            linger(socket, &self.drain).await;
+        }
+    }
+
+    /// Serves a connection to the listener of such an alias, or a CONNECT tunnel to it.
+    pub(super) async fn tcp<S>(self: &Arc<Self>, mut stream: S, mut arrival: Box<Arrival>) -> End
+    where
+        S: ByteStream + 'static,
+    {
+        let accepted = Instant::now();
+        arrival.follow(self);
+        let Some(alias) = arrival.listener.alias().cloned() else { return End::Reset };
+        let downstream = DownstreamConnection::undecided(alias.config().protocol.word());
+        downstream.belongs_to(&alias.worker(arrival.worker).metrics);
+        let stopped = self.drain.stopped();
+        let begun = Connection::begin(&alias, arrival.worker, accepted, stopped);
+        let Some(mut connection) = begun else { return End::Reset };
+
+        let patience = arrival.listener.settings.header_timeout;
+        let mut read = BytesMut::new();
+        let mut target = None;
+        let speaks_tls = match alias.config().tls_in {
+            TlsIn::Always => Ok(true),
+            TlsIn::Never => Ok(false),
+            TlsIn::Auto => {
+                let hello = says_hello(&mut stream, &mut read, patience);
+                match timeout(CLIENT_HELLO_WAIT, hello).await {
+                    Ok(speaks_tls) => speaks_tls,
+                    Err(_) => {
+                        let Some(mut link) = connection.connect().await else { return End::Reset };
+                        let hello = says_hello(&mut stream, &mut read, patience);
+                        let (speaks_tls, early) = tokio::select! {
+                            biased;
+                            speaks_tls = hello => (speaks_tls, Bytes::new()),
+                            early = connection.first_bytes(&mut link) => match early {
+                                Some(early) => (Ok(false), early),
+                                None => return End::Reset,
+                            },
+                        };
+                        target = Some((link, early));
+                        speaks_tls
+                    }
+                }
+            }
+        };
+        let Ok(speaks_tls) = speaks_tls else {
+            connection.left();
+            return End::Reset;
+        };
+        downstream.decide(speaks_tls);
+        let stream = Prefixed::new(read.freeze(), stream);
+        if !speaks_tls {
+            return carry(connection, stream, target).await;
+        }
+        let deadline = Instant::now() + patience;
+        match Box::pin(self.accept(stream, &arrival, deadline)).await {
+            Some(accepted) => carry(connection, accepted.stream, target).await,
+            None => {
+                connection.left();
+                End::Lingers
+            }
+        }
+    }
+}
+
+/// Reads the client's first bytes into `read`, and returns whether they begin a ClientHello. An incomplete one is
+/// waited for no longer than `patience`.
+async fn says_hello<S: ByteStream>(
+    stream: &mut S,
+    read: &mut BytesMut,
+    patience: Duration,
+) -> io::Result<bool> {
+    let mut deadline = None;
+    loop {
+        let received = match deadline {
+            None => receive(stream, read).await?,
+            Some(deadline) => match timeout_at(deadline, receive(stream, read)).await {
+                Ok(received) => received?,
+                Err(_) => return Ok(false),
+            },
+        };
+        match is_client_hello(read) {
+            Some(is_hello) => return Ok(is_hello),
+            // The client has closed its side.
+            None if received == 0 => return Ok(false),
+            None => {
+                deadline.get_or_insert_with(|| Instant::now() + patience);
+            }
+        }
+    }
+}
+
+/// Connects, unless there is a connection to the target already, and copies bytes both ways.
+async fn carry<D: ByteStream>(
+    mut connection: Connection,
+    client: D,
+    target: Option<(Link, Bytes)>,
+) -> End {
+    let (link, early) = match target {
+        Some(target) => target,
+        None => match connection.connect().await {
+            Some(link) => (link, Bytes::new()),
+            None => return End::Reset,
+        },
+    };
+    match connection.carry(client, link, early).await {
+        true => End::Done,
+        false => End::Reset,
+    }
+}
+
+/// Makes closing a reset, even if the connection's task is dropped with its worker.
+struct ResetOnDrop<'a>(Option<&'a Socket>);
+
+impl Drop for ResetOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(socket) = self.0 {
+            socket.reset_on_close();
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! From a generation to a connection that serves one client only.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use tokio::time::Instant;
+
+use super::{
+    Alias, Generation,
+    dial::{DialRequest, Dialled},
+};
+use crate::{
+    balance::InFlight,
+    connect::{Deadline, Session, TargetStream},
+    fault::Fault,
+    pool::{AcquireError, Counted},
+    tls::Alpn,
+};
+
+/// A connection to a target that serves one client only. It counts at its endpoint until it is dropped.
+pub struct Link {
+    /// The connection, verified.
+    pub session: Session,
+    generation: Arc<Generation>,
+    in_use: InUse,
+}
+
+/// Keeps a connection counted while it is in use.
+pub struct InUse {
+    in_flight: InFlight,
+    _counted: Counted,
+}
+
+impl Alias {
+    /// A connection to one of the generation's endpoints, within the deadline. Endpoints in `tried` are passed
+    /// over while there are others.
+    pub async fn link(
+        self: &Arc<Self>,
+        worker: usize,
+        generation: &Arc<Generation>,
+        tried: &[SocketAddr],
+        deadline: Deadline,
+    ) -> Result<Link, Fault> {
+        let now = Instant::now();
+        let picked = generation.balancer().pick(now, &mut fastrand::Rng::new(), tried);
+        let endpoint = picked.ok_or(AcquireError::NoEndpoint)?;
+        // A client that waits for its connection counts too: many that arrive at once would all see the same load.
+        let _waiting = endpoint.begin(now);
+        let dial = DialRequest { alias: self, worker, generation, alpn: Alpn::Listed, deadline };
+        match dial.dial(&endpoint, tried, |_| None::<Infallible>).await? {
+            Dialled::Kept(never) => match never {},
+            Dialled::New(session, counted, endpoint) => {
+                endpoint.succeeded();
+                let in_flight = endpoint.begin(Instant::now());
+                let generation = generation.clone();
+                Ok(Link { session, generation, in_use: InUse { in_flight, _counted: counted } })
+            }
+        }
+    }
+}
+
+impl Link {
+    /// The endpoint.
+    pub fn endpoint(&self) -> SocketAddr {
+        self.in_use.in_flight.endpoint().address()
+    }
+
+    /// The byte stream, and what has to be held while it is in use.
+    pub fn into_stream(self) -> (TargetStream, InUse) {
+        (self.session.stream, self.in_use)
+    }
+
+    /// The generation that it belongs to.
+    pub fn generation(&self) -> &Arc<Generation> {
+        &self.generation
+    }
+}
