@@ -12,8 +12,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::{
     super::Record,
-    exchange::Switch,
     origin::{Origin, OriginSide},
+    upgrade::Switch,
 };
 use crate::body::BoxError;
 

@@ -36,7 +36,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame};
 use tokio::task::yield_now;
 
-use super::{Body, upgrade::Upgraded};
+use super::{Body, upgrade::Switch};
 
 /// The client's side of one exchange, in its version of HTTP.
 pub trait ClientSide {
@@ -87,14 +87,6 @@ pub enum Done {
     Answered,
     /// The client's side speaks another protocol from here on.
     Switched(Switch),
-}
-
-/// What follows a response that switches protocols.
-pub enum Switch {
-    /// Both sides as a tunnel.
-    Upgrade(Box<Upgraded>),
-    /// The tunnel of a CONNECT, which the maker of the response knows.
-    Connect,
 }
 
 /// Why an exchange ended early.

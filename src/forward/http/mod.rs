@@ -14,8 +14,8 @@ mod urls;
 mod view;
 
 pub use body::Body;
-pub use exchange::{ClientSide, Content, Done, Stopped, Switch, exchange};
+pub use exchange::{ClientSide, Content, Done, Stopped, exchange};
 pub(super) use origin::Origin;
 pub use reply::{Problem, RefusedHead};
 pub use request::{Incoming, forward, refuse, serve};
-pub use upgrade::is_extended_connect;
+pub use upgrade::{Switch, is_extended_connect};

@@ -9,11 +9,10 @@ use super::{
     super::{Downstream, ForwardError, Record},
     Body, Problem,
     attempt::{Answered, Attempt, Outcome, Outgoing, configured_host, host_to_send, target_view},
-    exchange::Switch,
     headers::{self, ClientView, Repaired},
     origin::Origin,
     retry::{Next, On, Tried, next, speaks_against_target},
-    upgrade::{self, Upgraded},
+    upgrade::{self, Switch, Upgraded},
 };
 use crate::{
     body::RequestBody,

@@ -13,6 +13,14 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::super::{Downstream, Record, tunnel::tunnel};
 use crate::{fault::ProxyErrorType, http2::Protocol, stream::ByteStream, upstream::Lease};
 
+/// What follows a response that switches protocols.
+pub enum Switch {
+    /// Both sides as a tunnel.
+    Upgrade(Box<Upgraded>),
+    /// The tunnel of a CONNECT, which the maker of the response knows.
+    Connect,
+}
+
 /// Whether an HTTP/2 request asks to switch to another protocol (RFC 8441).
 pub fn is_extended_connect(head: &request::Parts) -> bool {
     head.method == Method::CONNECT && head.extensions.get::<Protocol>().is_some()
