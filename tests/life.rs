@@ -312,7 +312,8 @@ async fn a_listener_that_comes_while_no_more_files_may_be_opened_is_served_once_
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::answer);
     let address = loopback::listen_anywhere().local_addr().unwrap();
-    let yaml = scene.yaml("") + "workers: 4\nadmin: {listen: \"127.0.0.1:0\"}\n";
+    // Far more than may find a descriptor: some that are open now may be closed by then.
+    let yaml = scene.yaml("") + "workers: 24\nadmin: {listen: \"127.0.0.1:0\"}\n";
     let proxy = Proxy::start(&yaml).await;
     // One for the socket, and some for the files that are read before the workers have it.
     let files = (0..100).map(|_| proxy.open_files()).min().unwrap();
