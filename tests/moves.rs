@@ -340,7 +340,7 @@ async fn a_request_that_a_change_cuts_off_is_told_that_the_alias_leads_elsewhere
     let problem = answer.json();
     assert_eq!(problem["type"], "urn:truename:error:connection_terminated", "{problem}");
     let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains("leads elsewhere") && detail.contains(TRUE_NAME), "{detail}");
+    assert!(detail.contains("no longer leads to") && detail.contains(TRUE_NAME), "{detail}");
     assert!(problem["fix"].as_str().unwrap().contains("`on_change`"), "{problem}");
     // It was taken, and may have had its effect: nobody gets it a second time.
     assert!(new.seen().requests.is_empty());

@@ -145,7 +145,7 @@ async fn whoever_has_none_or_others_is_asked_for_them_and_nobody_is_called() {
                 let problem = refused(&answer);
                 let given = fields.starts_with("Proxy-");
                 let detail = problem["detail"].as_str().unwrap();
-                assert_eq!(detail.ends_with("none that are accepted"), given, "{request}{detail}");
+                assert_eq!(detail.ends_with("none that are valid"), given, "{request}{detail}");
             }
         }
     }

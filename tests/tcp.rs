@@ -218,9 +218,7 @@ async fn a_certificate_for_another_name_gets_nothing_and_the_client_is_reset() {
     let tls = trust::server(&["other.example"]);
     let origin = RawOrigin::start(scene.take_listeners().remove(0), Some(tls), scripts::echo);
     let proxy = Proxy::start(&scene.yaml("protocol: tcp")).await;
-    let mut peer = client::connect(proxy.address(ALIAS).await).await;
-    peer.send("password").await;
-    assert_eq!(peer.rest().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    is_reset(proxy.address(ALIAS).await, "password").await;
     let told = proxy.logged("other.example").await;
     assert!(told.contains(TRUE_NAME) && told.contains("tls_certificate_error"), "{told}");
     let line = line(&proxy, "failed").await;
@@ -286,8 +284,7 @@ async fn a_limit_of_requests_is_one_of_connections() {
     let mut first = through.connect().await;
     first.send("first").await;
     assert_eq!(first.exactly(5).await, b"first");
-    let mut second = through.connect().await;
-    assert_eq!(second.rest().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    is_reset(through.address, "").await;
     through.proxy.logged("1 connections are being served already").await;
     let count = through.proxy.metric(&errors("connection_limit_reached")).await;
     assert_eq!(count, Some(1.0));
@@ -533,11 +530,23 @@ async fn two_names() -> (Scene, Vec<RawOrigin>) {
 
 /// The name that a new connection was greeted with, and the connection; `None` if it was cut before.
 async fn greeted(address: SocketAddr) -> Option<(String, Peer)> {
-    let mut peer = client::connect(address).await;
+    let mut peer = Peer::plain(TcpStream::connect(address).await.ok()?);
     peer.try_send("?").await.ok()?;
     let mut greeting = peer.try_exactly(12).await?;
     assert_eq!(greeting.pop(), Some(b'?'));
     Some((String::from_utf8(greeting).unwrap(), peer))
+}
+
+/// Connects and says something; asserts that the connection is reset, at whichever step, without a byte.
+async fn is_reset(address: SocketAddr, say: &str) {
+    let mut received = Vec::new();
+    let end = within("a reset", async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(say.as_bytes()).await?;
+        stream.read_to_end(&mut received).await
+    });
+    assert_eq!(end.await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(received, b"");
 }
 
 async fn dial(address: SocketAddr) -> TcpStream {

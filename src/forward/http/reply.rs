@@ -200,7 +200,7 @@ impl RefusedHead {
                 StatusCode::BAD_REQUEST,
                 ProxyErrorType::HttpRequestError,
                 "the request's `Content-Length` is not a number, or there are several that differ",
-                Some("send one `Content-Length`, in digits"),
+                Some("send the body with one `Content-Length`, in digits"),
             ),
             Self::Coding => (
                 StatusCode::BAD_REQUEST,
