@@ -17,8 +17,11 @@ const PROTOCOLS: &[Protocol] = &[Protocol::Postgres];
 /// Keys outside the aliases that can only have their default.
 const PROCESS: &[&str] = &["kubernetes.watch"];
 
-/// The path of each key that asks for what does not exist, and what it asks for.
-pub(super) fn refused(config: &Config) -> Vec<(String, String)> {
+/// What to do about a key.
+const LEAVE_OUT: &str = "leave it out";
+
+/// The path of each key that asks for what does not exist, what it asks for, and what to do about it.
+pub(super) fn refused(config: &Config) -> Vec<(String, String, &'static str)> {
     let mut refused = Vec::new();
     let own = |key: &Key<Config>| key.name != "aliases";
     let keys: Vec<_> = Config::keys().into_iter().filter(own).collect();
@@ -26,7 +29,7 @@ pub(super) fn refused(config: &Config) -> Vec<(String, String)> {
     let defaults = print_section(&keys, &Config::default());
     for &key in PROCESS {
         if value_at(&printed, key) != value_at(&defaults, key) {
-            refused.push((key.to_owned(), format!("`{key}`")));
+            refused.push((key.to_owned(), format!("`{key}`"), LEAVE_OUT));
         }
     }
     let keys = Alias::keys();
@@ -34,13 +37,15 @@ pub(super) fn refused(config: &Config) -> Vec<(String, String)> {
     for (index, alias) in config.aliases.iter().enumerate() {
         if PROTOCOLS.contains(&alias.protocol) {
             let protocol = format!("`protocol: {}`", alias.protocol.word());
-            refused.push((format!("aliases[{index}].protocol"), protocol));
+            let path = format!("aliases[{index}].protocol");
+            // Left out, it would be HTTP, which is not what was meant.
+            refused.push((path, protocol, "use `http` or `tcp`"));
         }
         // One at a time: printed, thousands of aliases take ten times their room.
         let alias = print_section(&keys, alias);
         for &key in ALIAS {
             if value_at(&alias, key) != value_at(&defaults, key) {
-                refused.push((format!("aliases[{index}].{key}"), format!("`{key}`")));
+                refused.push((format!("aliases[{index}].{key}"), format!("`{key}`"), LEAVE_OUT));
             }
         }
     }

@@ -16,8 +16,8 @@ use crate::files::reading;
 /// Everything wrong with a configuration whose values are each good.
 pub(super) fn problems(config: &Config, places: &Places, problems: &mut Found) {
     let mut check = Check { config, places, problems };
-    for (path, what) in available::refused(config) {
-        check.report(&path, &format!("{what} is not available in this version; leave it out"));
+    for (path, what, instead) in available::refused(config) {
+        check.report(&path, &format!("{what} is not available in this version; {instead}"));
     }
     let bound = check.bound();
     check.names();
