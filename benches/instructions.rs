@@ -208,7 +208,7 @@ fn balancing(endpoints: u8) -> Balancing {
         (1..=endpoints).map(|last| SocketAddr::from(([10, 0, 0, last], 443))).collect();
     balancer.update(&addresses, now);
     for (nth, endpoint) in (0..).zip(balancer.endpoints()) {
-        endpoint.begin(now).answered(now + Duration::from_millis(5 + nth));
+        endpoint.begin(now).responded(now + Duration::from_millis(5 + nth));
     }
     let mut world = Balancing { balancer, now, rng: fastrand::Rng::with_seed(7) };
     // What is lazily made on a thread is made.
@@ -224,7 +224,7 @@ fn pick_and_release(world: Balancing) -> Balancing {
     let Balancing { balancer, now, mut rng } = world;
     for _ in 0..ROUNDS {
         let mut in_flight = balancer.pick(now, &mut rng, black_box(&[])).unwrap().begin(now);
-        in_flight.answered(now + Duration::from_millis(6));
+        in_flight.responded(now + Duration::from_millis(6));
         drop(in_flight);
     }
     Balancing { balancer, now, rng }
@@ -286,7 +286,7 @@ fn true_name() -> TrueName {
         cluster_domain: "cluster.local",
         server_name: Some(TRUE_NAME),
         chain_match: &[],
-        told: false,
+        is_configured: false,
         plaintext: false,
     };
     rule.true_name(&[]).unwrap()

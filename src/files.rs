@@ -20,7 +20,7 @@ use tokio::{
 };
 
 /// How long a file may take to be read. Longer than a network file system's usual hiccup.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long work may take in all, where nobody said which file it reads.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -39,7 +39,7 @@ static READING: Mutex<Vec<(ThreadId, Instant, PathBuf)>> = Mutex::new(Vec::new()
 /// Files were not read in time.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} could not be read within {PATIENCE:?}: the volume or pipe it is on does not respond",
+    "{} could not be read within {READ_TIMEOUT:?}: the volume or pipe it is on does not respond",
     What(.file)
 )]
 pub struct Stuck {
@@ -102,7 +102,7 @@ pub async fn work<T: Send + 'static>(
 /// What `reader` has been reading for too long.
 fn hanging(reader: ThreadId) -> Option<PathBuf> {
     let reading = READING.lock();
-    let mut hanging = reading.iter().filter(|(_, since, _)| since.elapsed() > PATIENCE);
+    let mut hanging = reading.iter().filter(|(_, since, _)| since.elapsed() > READ_TIMEOUT);
     hanging.find(|(other, ..)| *other == reader).map(|(_, _, file)| file.clone())
 }
 

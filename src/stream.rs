@@ -78,7 +78,7 @@ pub struct Socket {
     half: Option<OwnedWriteHalf>,
     /// Bytes handed to the kernel.
     written: AtomicU64,
-    patience: Patience,
+    user_timeout: UserTimeout,
     /// Dropped with it.
     place: Option<Place>,
 }
@@ -92,7 +92,7 @@ pub type Place = Box<dyn Debug + Send + Sync>;
 /// window. So the limit applies only while so little was written that any peer's kernel accepts it whether the peer
 /// reads or not, and is lifted before more is written.
 #[derive(Debug, Default)]
-struct Patience {
+struct UserTimeout {
     /// Milliseconds. 0 where there is no limit.
     limit: AtomicU32,
     /// What had been written when it was set.
@@ -104,8 +104,8 @@ impl Socket {
     /// The half to read from, and the socket.
     pub fn split(stream: TcpStream) -> (OwnedReadHalf, Self) {
         let (read, write) = stream.into_split();
-        let (written, patience) = (AtomicU64::new(0), Patience::default());
-        (read, Self { half: Some(write), written, patience, place: None })
+        let (written, user_timeout) = (AtomicU64::new(0), UserTimeout::default());
+        (read, Self { half: Some(write), written, user_timeout, place: None })
     }
 
     /// Has it hold its place.
@@ -122,7 +122,7 @@ impl Socket {
             TcpKeepalive::new().with_time(idle).with_interval(PROBE_INTERVAL).with_retries(PROBES);
         SockRef::from(self.stream()).set_tcp_keepalive(&probes)?;
         let limit = (idle + PROBE_INTERVAL * PROBES).as_millis();
-        self.patience.limit.store(limit.try_into().unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.user_timeout.limit.store(limit.try_into().unwrap_or(u32::MAX), Ordering::Relaxed);
         self.set_user_timeout(false)
     }
 
@@ -133,15 +133,15 @@ impl Socket {
 
     /// For a connection that waits for its next message.
     pub fn rest(&self) {
-        if self.patience.lifted.load(Ordering::Relaxed) && self.is_delivered() {
+        if self.user_timeout.lifted.load(Ordering::Relaxed) && self.is_delivered() {
             let _ = self.set_user_timeout(false);
         }
     }
 
     fn set_user_timeout(&self, lifted: bool) -> io::Result<()> {
-        let limit = if lifted { 0 } else { self.patience.limit.load(Ordering::Relaxed) };
-        self.patience.lifted.store(lifted, Ordering::Relaxed);
-        self.patience.mark.store(self.written(), Ordering::Relaxed);
+        let limit = if lifted { 0 } else { self.user_timeout.limit.load(Ordering::Relaxed) };
+        self.user_timeout.lifted.store(lifted, Ordering::Relaxed);
+        self.user_timeout.mark.store(self.written(), Ordering::Relaxed);
         let limit = Duration::from_millis(limit.into());
         SockRef::from(self.stream()).set_tcp_user_timeout(Some(limit))
     }
@@ -151,8 +151,8 @@ impl Socket {
         // There is only one writer.
         let written = self.written() + count as u64;
         self.written.store(written, Ordering::Relaxed);
-        if !self.patience.lifted.load(Ordering::Relaxed)
-            && written - self.patience.mark.load(Ordering::Relaxed) > TAKEN_BY_ALL
+        if !self.user_timeout.lifted.load(Ordering::Relaxed)
+            && written - self.user_timeout.mark.load(Ordering::Relaxed) > TAKEN_BY_ALL
         {
             // The connection may be gone already.
             let _ = self.set_user_timeout(true);

@@ -275,7 +275,7 @@ async fn a_black_hole_is_put_aside_and_no_request_fails_or_waits_for_it() {
     let mut scene = Scene::new(4).await;
     let (first, _origins) = three_good(&mut scene).await;
     let dead = Blackhole::of(first.into_std().unwrap());
-    // Were a request to wait for it, the test would run out of patience.
+    // If a request waited for it, the test would time out.
     let yaml = scene.yaml("timeouts: {connect: 1h}");
     let proxy = Proxy::start(&format!("{yaml}{QUIET}")).await;
     assert_put_aside(&proxy, dead.address).await;

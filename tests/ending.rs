@@ -299,8 +299,8 @@ async fn a_proxy_that_another_signal_ends_leaves_no_key_behind() {
 }
 
 #[tokio::test]
-async fn a_demo_that_loses_its_terminal_its_reader_or_its_user_s_patience_leaves_no_key_behind() {
-    for lost in ["terminal", "reader", "terminal and reader", "patience"] {
+async fn a_demo_that_loses_its_terminal_its_reader_or_gets_sigquit_leaves_no_key_behind() {
+    for lost in ["terminal", "reader", "terminal and reader", "SIGQUIT"] {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_truename"));
         command.arg("demo").env("TMPDIR", folder.path()).stdin(Stdio::null());
@@ -317,7 +317,7 @@ async fn a_demo_that_loses_its_terminal_its_reader_or_its_user_s_patience_leaves
         if lost.contains("terminal") {
             signal(&child, Signal::SIGHUP);
         }
-        if lost == "patience" {
+        if lost == "SIGQUIT" {
             signal(&child, Signal::SIGQUIT);
         }
         ended(&mut child).await;

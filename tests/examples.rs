@@ -99,8 +99,8 @@ fn probes_ask_what_the_sidecar_answers_and_give_it_the_time() {
     let startup = &sidecar["startupProbe"];
     assert_eq!(startup["exec"]["command"], json!(["truename", "wait"]));
     // The kubelet ends a probe after one second, unless told otherwise.
-    let patience = duration("30s").unwrap().as_secs();
-    assert!(startup["timeoutSeconds"].as_u64().unwrap() > patience, "{startup}");
+    let limit = duration("30s").unwrap().as_secs();
+    assert!(startup["timeoutSeconds"].as_u64().unwrap() > limit, "{startup}");
 
     let grace = pod["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
     assert!(config.shutdown_grace.as_secs() < grace, "the drain would be cut off");

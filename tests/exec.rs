@@ -27,7 +27,7 @@ use tokio::{
 use truename::demo::{authority::Authority, origin::Origin};
 
 /// A compiler may have to start first.
-const PATIENCE: Duration = Duration::from_secs(90);
+const DEADLINE: Duration = Duration::from_secs(90);
 
 /// A world, and a folder with a configuration for it.
 pub struct Stage {
@@ -106,7 +106,7 @@ fn exec() -> Command {
 }
 
 pub async fn output(command: &mut Command) -> Output {
-    timeout(PATIENCE, command.output()).await.expect("a command that ends").unwrap()
+    timeout(DEADLINE, command.output()).await.expect("a command that ends").unwrap()
 }
 
 #[track_caller]
@@ -425,11 +425,11 @@ async fn signals_are_the_commands() {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut next =
-            async || timeout(PATIENCE, lines.next_line()).await.expect("a line").unwrap().unwrap();
+            async || timeout(DEADLINE, lines.next_line()).await.expect("a line").unwrap().unwrap();
         assert_eq!(next().await, "ready");
         kill(Pid::from_raw(child.id().unwrap().try_into().unwrap()), signal).unwrap();
         assert_eq!(next().await, format!("got {name}"));
-        let status = timeout(PATIENCE, child.wait()).await.expect("an end").unwrap();
+        let status = timeout(DEADLINE, child.wait()).await.expect("an end").unwrap();
         assert_eq!(status.code(), Some(3));
         assert_eq!(stage.leftovers(), Vec::<PathBuf>::new());
     }

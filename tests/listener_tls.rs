@@ -359,7 +359,7 @@ async fn a_ticket_of_a_former_life_is_no_obstacle() {
 
 #[tokio::test]
 async fn a_handshake_or_preface_that_never_ends_is_given_up_on() {
-    // The default of 30 seconds is beyond the test's patience.
+    // The default of 30 seconds is longer than the test may take.
     let world = World::with("listener: {header_timeout: 1s}\n", "").await;
     let hello = world.client_hello();
     for sent in [&hello[..1], &hello[..hello.len() / 2], &hello[..]] {

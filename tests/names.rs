@@ -129,7 +129,7 @@ async fn a_chain_that_loops_is_shown() {
 }
 
 #[tokio::test]
-async fn a_told_target_may_be_a_name_or_an_address_each_with_or_without_port() {
+async fn a_configured_target_may_be_a_name_or_an_address_each_with_or_without_port() {
     for with_port in [false, true] {
         let mut scene = Scene::new(1).await;
         let (ip, port) = (scene.addresses[0], scene.port);

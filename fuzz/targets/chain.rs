@@ -42,7 +42,7 @@ fuzz_target!(|bytes: &[u8]| {
         cluster_domain: "cluster.local",
         server_name: None,
         chain_match: &[],
-        told: false,
+        is_configured: false,
         plaintext: false,
     };
     if let Ok(true_name) = rule.true_name(names) {

@@ -105,14 +105,14 @@ pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
         }
     };
     let connections = Connections::default();
-    let (mut failures, mut told) = (0_u64, None);
+    let (mut failures, mut reported) = (0_u64, None);
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 failures += 1;
-                if told.is_none_or(|told: Instant| told.elapsed() >= FAILURE_REPORTS) {
-                    told = Some(Instant::now());
+                if reported.is_none_or(|reported: Instant| reported.elapsed() >= FAILURE_REPORTS) {
+                    reported = Some(Instant::now());
                     tracing::warn!(failures, %error, "the admin listener could not accept");
                 }
                 sleep(Duration::from_millis(100)).await;
@@ -134,7 +134,7 @@ pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
 async fn converse(stream: TcpStream, ends: Ends, place: Place, snapshot: Arc<Snapshot>) {
     let service = service_fn(|request| async {
         let in_use = place.in_use();
-        let response = answer(request, ends, &snapshot).await;
+        let response = respond(request, ends, &snapshot).await;
         Ok::<_, Infallible>(response.map(|body| Held { body, _in_use: in_use }))
     });
     let connection = http1::Builder::new()
@@ -185,7 +185,7 @@ impl HttpBody for Held {
     }
 }
 
-async fn answer(request: Request<Incoming>, ends: Ends, snapshot: &Snapshot) -> Response<Content> {
+async fn respond(request: Request<Incoming>, ends: Ends, snapshot: &Snapshot) -> Response<Content> {
     let (head, _) = request.into_parts();
     if let Some(reason) = access::refusal(&head, ends) {
         return text(StatusCode::FORBIDDEN, reason);

@@ -496,7 +496,7 @@ async fn follow_credentials(server: Arc<Server>) {
         let Some(credentials) = credentials else { continue };
         let look = spawn_blocking(move || credentials.refresh());
         // One that hangs must not keep that of the next configuration from being followed.
-        let _ = timeout(files::PATIENCE, look).await;
+        let _ = timeout(files::READ_TIMEOUT, look).await;
     }
 }
 

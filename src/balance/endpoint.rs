@@ -85,7 +85,7 @@ impl Endpoint {
     /// A request (or a tunnel) begins; it counts as in flight until the guard drops.
     pub fn begin(self: &Arc<Self>, now: Instant) -> InFlight {
         self.in_flight.fetch_add(1, Relaxed);
-        InFlight { endpoint: self.clone(), begun: now, answered: false }
+        InFlight { endpoint: self.clone(), begun: now, responded: false }
     }
 
     /// A transport failure: refused, reset, timed out, no TLS. Returns for how long the endpoint was
@@ -122,7 +122,7 @@ impl Endpoint {
         }
     }
 
-    /// The endpoint answered: its failures are forgotten.
+    /// The endpoint responded: its failures are forgotten.
     pub fn succeeded(&self) {
         self.outlier.succeeded();
     }
@@ -198,7 +198,7 @@ impl Endpoint {
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
     begun: Instant,
-    answered: bool,
+    responded: bool,
 }
 
 impl InFlight {
@@ -209,9 +209,9 @@ impl InFlight {
 
     /// The response's head arrived: this is the latency to learn from, and is returned. Only the
     /// first call counts.
-    pub fn answered(&mut self, now: Instant) -> Duration {
+    pub fn responded(&mut self, now: Instant) -> Duration {
         let latency = now.saturating_duration_since(self.begun);
-        if !std::mem::replace(&mut self.answered, true) {
+        if !std::mem::replace(&mut self.responded, true) {
             self.endpoint.latency.observe(latency, self.endpoint.age(now));
         }
         latency

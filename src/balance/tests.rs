@@ -60,7 +60,7 @@ impl Simulation {
             self.open = open;
             let done: Vec<(Instant, InFlight)> = done;
             for (end, mut request) in done {
-                request.answered(end);
+                request.responded(end);
                 request.endpoint().succeeded();
             }
             let endpoint = balancer.pick(now, &mut self.rng, &[]).unwrap();
@@ -192,7 +192,7 @@ fn a_flaky_endpoint_that_is_never_ejected_still_gets_less() {
                 continue;
             }
         }
-        request.answered(now);
+        request.responded(now);
         picked.succeeded();
     }
     assert!(flaky < 1_000, "the flaky one got {flaky} of 10000");
@@ -243,7 +243,7 @@ fn a_dead_endpoint_is_ejected_within_a_few_requests() {
         if picked.address() == address(1) {
             let _ = picked.failed(now);
         } else {
-            request.answered(now + MS);
+            request.responded(now + MS);
             picked.succeeded();
         }
     }
@@ -400,7 +400,7 @@ fn concurrent_failures_leave_one_endpoint_usable() {
 enum Step {
     Update(Vec<u8>),
     Begin { tried: Vec<u8> },
-    Answer(usize),
+    Respond(usize),
     End(usize),
     Fail(usize),
     Succeed(usize),
@@ -413,7 +413,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         few().prop_map(Step::Update),
         few().prop_map(|tried| Step::Begin { tried }),
-        any::<usize>().prop_map(Step::Answer),
+        any::<usize>().prop_map(Step::Respond),
         any::<usize>().prop_map(Step::End),
         any::<usize>().prop_map(Step::Fail),
         any::<usize>().prop_map(Step::Succeed),
@@ -469,9 +469,9 @@ proptest! {
                     prop_assert_eq!(balancer.has_untried(now, &tried), untried);
                     open.push(picked.begin(now));
                 }
-                Step::Answer(n) if !open.is_empty() => {
+                Step::Respond(n) if !open.is_empty() => {
                     let n = n % open.len();
-                    open[n].answered(now);
+                    open[n].responded(now);
                 }
                 Step::End(n) if !open.is_empty() => drop(open.swap_remove(n % open.len())),
                 Step::Fail(n) if !members.is_empty() => {

@@ -216,11 +216,16 @@ impl Exec {
             telemetry::flush(BEFORE_COMMAND);
         }
 
-        let told = environment::Told { proxy, names, bundle: &bundle, truststore: &truststore };
+        let environment = environment::ProxyEnvironment {
+            proxy,
+            names,
+            bundle: &bundle,
+            truststore: &truststore,
+        };
         let mut words = self.command.iter();
         let program = words.next().cloned().unwrap_or_default();
         let mut command = Command::new(program);
-        command.args(words).envs(told.variables(|name| env::var_os(name)));
+        command.args(words).envs(environment.variables(|name| env::var_os(name)));
         Ok(command)
     }
 }

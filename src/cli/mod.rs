@@ -41,7 +41,7 @@ pub fn main() -> ExitCode {
             process::exit(EXIT_INTERNAL.into());
         }));
     }
-    let code = match Cli::told() {
+    let code = match Cli::parse_arguments() {
         Ok(cli) => cli.run(),
         Err(error) => show(&error),
     };
@@ -90,7 +90,7 @@ enum Command {
 
 impl Cli {
     /// What arguments and variables say; an error where that is a wish for help, or makes no sense.
-    fn told() -> Result<Self, clap::Error> {
+    fn parse_arguments() -> Result<Self, clap::Error> {
         let matches = without_empty_variables(Self::command()).try_get_matches()?;
         Self::from_arg_matches(&matches)
     }

@@ -291,11 +291,11 @@ pub(super) fn with_aliases(
 
 fn merged(mut config: Config, arguments: &[String]) -> Result<Config, ConfigError> {
     for argument in arguments {
-        let told = Alias::from_arg(argument)?;
-        match config.aliases.iter_mut().find(|alias| alias.name == told.name) {
-            Some(alias) if told.target.is_some() => alias.target = told.target,
+        let added = Alias::from_arg(argument)?;
+        match config.aliases.iter_mut().find(|alias| alias.name == added.name) {
+            Some(alias) if added.target.is_some() => alias.target = added.target,
             Some(_) => {}
-            None => config.aliases.push(told),
+            None => config.aliases.push(added),
         }
     }
     Ok(config)

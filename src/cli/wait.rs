@@ -74,7 +74,7 @@ enum NotReady {
     #[error("no response within {0:?}")]
     Silent(Duration),
     #[error("GET /readyz returned `{0}`")]
-    Answered(String),
+    Responded(String),
     #[error("the server there does not speak HTTP")]
     NotHttp,
 }
@@ -173,7 +173,7 @@ async fn ask(admin: SocketAddr) -> Result<(), NotReady> {
             let is_ready = status.split(' ').next() == Some("200");
             // A terminal's commands are not for a stranger to give.
             let shown = || status.chars().filter(|c| !c.is_control()).collect();
-            if is_ready { Ok(()) } else { Err(NotReady::Answered(shown())) }
+            if is_ready { Ok(()) } else { Err(NotReady::Responded(shown())) }
         }
         _ => Err(NotReady::NotHttp),
     }

@@ -94,15 +94,15 @@ mod tests {
         let file = folder.path().join("file");
         fs::write(&file, [7; 1024]).unwrap();
         assert_eq!(read_file(&file, 1024).unwrap().len(), 1024);
-        let told = |path: &Path| read_file(path, 1023).unwrap_err().to_string();
-        assert_eq!(told(&file), "it is larger than 1023B");
-        assert_eq!(told(folder.path()), "it is a directory, not a regular file");
-        assert_eq!(told(Path::new("/dev/zero")), "it is a device, not a regular file");
+        let error = |path: &Path| read_file(path, 1023).unwrap_err().to_string();
+        assert_eq!(error(&file), "it is larger than 1023B");
+        assert_eq!(error(folder.path()), "it is a directory, not a regular file");
+        assert_eq!(error(Path::new("/dev/zero")), "it is a device, not a regular file");
         let pipe = folder.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        assert_eq!(told(&pipe), "it is a pipe, not a regular file");
+        assert_eq!(error(&pipe), "it is a pipe, not a regular file");
         assert!(
-            matches!(told(&folder.path().join("nowhere")), text if text.contains("os error 2"))
+            matches!(error(&folder.path().join("nowhere")), text if text.contains("os error 2"))
         );
     }
 }

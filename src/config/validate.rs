@@ -238,7 +238,7 @@ impl Check<'_> {
         for (index, alias) in aliases.iter().enumerate() {
             let names = answers::names(alias, &self.config.dns);
             // Of all the forms that two aliases answer to on all their listeners, one is enough to name.
-            let mut told = HashSet::from([index]);
+            let mut reported = HashSet::from([index]);
             for (address, (name, key)) in alias
                 .listen
                 .iter()
@@ -246,7 +246,7 @@ impl Check<'_> {
             {
                 let first = *answered.entry((*address, name.clone())).or_insert(index);
                 let duplicate = aliases[first].name == alias.name;
-                if !duplicate && told.insert(first) {
+                if !duplicate && reported.insert(first) {
                     let first = self.called(first);
                     let what = format!(
                         "the Host `{name}` is answered by {first} on the same listener; \

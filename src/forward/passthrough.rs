@@ -85,7 +85,7 @@ impl Passthrough {
         match self.connect(destination).await {
             Ok((session, endpoint)) => {
                 record.connected(endpoint);
-                record.answered_by_host(StatusCode::OK, None);
+                record.host_responded(StatusCode::OK, None);
                 Ok(Box::new(Tunnel { session, record, idle: self.timeouts.idle }))
             }
             Err(fault) => Err(failed(record, &fault)),
@@ -143,7 +143,7 @@ impl Passthrough {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(PassthroughError::UnaskedSwitch(endpoint).into());
         }
-        record.answered_by_host(response.status(), Some(sent.elapsed()));
+        record.host_responded(response.status(), Some(sent.elapsed()));
         let nominated = headers::strip_response(response.headers_mut(), false);
         *response.version_mut() = Version::HTTP_11;
         Ok((response, client, nominated))

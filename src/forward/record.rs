@@ -141,7 +141,7 @@ impl Record {
     }
 
     /// The origin's head arrived on `lease`, this long after the request was given to it.
-    pub fn answered(&mut self, status: StatusCode, lease: &Lease, took: Duration) {
+    pub fn responded(&mut self, status: StatusCode, lease: &Lease, took: Duration) {
         self.status = status;
         self.generation = Some(lease.generation().clone());
         self.endpoint = Some(lease.endpoint());
@@ -156,7 +156,7 @@ impl Record {
     }
 
     /// The host's head arrived, this long after the request was given to it; or its tunnel is open.
-    pub fn answered_by_host(&mut self, status: StatusCode, took: Option<Duration>) {
+    pub fn host_responded(&mut self, status: StatusCode, took: Option<Duration>) {
         self.status = status;
         self.upstream_time = took;
     }

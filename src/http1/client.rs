@@ -64,7 +64,7 @@ pub struct ClientConnection<S> {
     inbox: Inbox,
     outbox: Outbox,
     upload: Option<Upload>,
-    answer: Decoder,
+    response: Decoder,
     /// How long the peer may read nothing of a request.
     idle: Option<Duration>,
     /// Whether another request may follow on the connection.
@@ -88,7 +88,7 @@ impl<S: ByteStream> ClientConnection<S> {
             inbox: Inbox::default(),
             outbox: Outbox::default(),
             upload: None,
-            answer: Decoder::done(),
+            response: Decoder::done(),
             idle: None,
             reusable: true,
             lost: None,
@@ -121,7 +121,7 @@ impl<S: ByteStream> ClientConnection<S> {
         let mut waiting = probe;
         poll_fn(|cx| {
             let waits = std::mem::take(&mut waiting);
-            self.poll_answer(cx, &head.method, waits, &mut failed, interim)
+            self.poll_response(cx, &head.method, waits, &mut failed, interim)
         })
         .await
     }
@@ -135,7 +135,7 @@ impl<S: ByteStream> ClientConnection<S> {
     /// Whether the connection can take a request, as far as it was checked.
     pub fn is_free(&self) -> bool {
         self.reusable
-            && self.answer.is_done()
+            && self.response.is_done()
             && self.upload.is_none()
             && self.outbox.is_empty()
             && self.inbox.bytes.is_empty()
@@ -162,7 +162,7 @@ impl<S: ByteStream> ClientConnection<S> {
         self.upload = Some(Upload { body, encoder: Encoder::new(framing, true) });
     }
 
-    fn poll_answer(
+    fn poll_response(
         &mut self,
         cx: &mut Context<'_>,
         method: &Method,
@@ -203,7 +203,7 @@ impl<S: ByteStream> ClientConnection<S> {
                         self.inbox.head_taken();
                         let framing = response_framing(method, &mut head);
                         let framing = framing.map_err(ExchangeError::Head)?;
-                        self.answer = Decoder::new(framing);
+                        self.response = Decoder::new(framing);
                         // From now on the response may continue even if the peer stops reading the request.
                         self.idle = None;
                         self.reusable = framing != Framing::Close
@@ -276,14 +276,14 @@ impl<S: ByteStream> ClientConnection<S> {
             return self.broken(error);
         }
         loop {
-            match self.answer.decode(&mut self.inbox.bytes) {
+            match self.response.decode(&mut self.inbox.bytes) {
                 Err(error) => return self.broken(ExchangeError::Body(error)),
                 Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
-                Ok(None) if self.answer.is_done() => return Poll::Ready(None),
+                Ok(None) if self.response.is_done() => return Poll::Ready(None),
                 Ok(None) => {}
             }
             match ready!(self.inbox.poll_fill(cx, &mut self.stream)) {
-                Ok(0) => match self.answer.end() {
+                Ok(0) => match self.response.end() {
                     Ok(()) => return Poll::Ready(None),
                     Err(error) => return self.broken(ExchangeError::Body(error)),
                 },
@@ -295,18 +295,18 @@ impl<S: ByteStream> ClientConnection<S> {
 
     fn broken<T>(&mut self, error: ExchangeError) -> Poll<Option<Result<T, ExchangeError>>> {
         self.reusable = false;
-        self.answer = Decoder::done();
+        self.response = Decoder::done();
         Poll::Ready(Some(Err(error)))
     }
 
     /// Whether the response's body has ended.
     pub fn is_end_stream(&self) -> bool {
-        self.answer.is_done()
+        self.response.is_done()
     }
 
     /// How much of the response's body is still to come.
     pub fn size_hint(&self) -> SizeHint {
-        self.answer.size_hint()
+        self.response.size_hint()
     }
 
     /// The stream, after a head that switched protocols; none within a request's body, whose rest would be

@@ -204,23 +204,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_that_cannot_be_bound_is_told_with_the_way_out() {
-        let told = |kind: io::ErrorKind, is_of_admin| {
+    fn a_bind_error_says_how_to_fix_it() {
+        let message = |kind: io::ErrorKind, is_of_admin| {
             let address = ([127, 0, 0, 1], 443).into();
             BindError { address, source: kind.into(), is_of_admin }.to_string()
         };
-        let denied = told(io::ErrorKind::PermissionDenied, false);
+        let denied = message(io::ErrorKind::PermissionDenied, false);
         assert!(
             denied.starts_with("cannot listen on 127.0.0.1:443: permission denied; "),
             "{denied}"
         );
         assert!(denied.contains("a port above 1023"), "{denied}");
         assert!(denied.contains("net.ipv4.ip_unprivileged_port_start"), "{denied}");
-        assert!(told(io::ErrorKind::AddrInUse, false).contains("another process has it"));
+        assert!(message(io::ErrorKind::AddrInUse, false).contains("another process has it"));
         assert!(
-            told(io::ErrorKind::AddrInUse, true).contains("this proxy's admin listener has it")
+            message(io::ErrorKind::AddrInUse, true).contains("this proxy's admin listener has it")
         );
-        assert!(told(io::ErrorKind::AddrNotAvailable, false).contains("no such address"));
+        assert!(message(io::ErrorKind::AddrNotAvailable, false).contains("no such address"));
         let source = io::Error::from(Errno::EMFILE);
         let address = ([127, 0, 0, 1], 8080).into();
         let lacking = BindError { address, source, is_of_admin: false }.to_string();

@@ -29,7 +29,7 @@ impl TrueName {
 
     /// For tests of the modules that only use a true name.
     #[cfg(test)]
-    pub(crate) fn told(text: &str) -> TrueName {
+    pub(crate) fn for_test(text: &str) -> TrueName {
         TrueName::new(text)
     }
 
@@ -65,7 +65,7 @@ pub struct Rule<'a> {
     /// Chooses among the names outside the cluster.
     pub chain_match: &'a [NamePattern],
     /// The chain's first name comes from `target:`, and is its own true name.
-    pub told: bool,
+    pub is_configured: bool,
     /// Nothing is verified, so that the end of the chain will do inside the cluster.
     pub plaintext: bool,
 }
@@ -76,7 +76,7 @@ impl Rule<'_> {
         if let Some(name) = self.server_name {
             return Ok(TrueName::new(name));
         }
-        let after_alias = if self.told { 0 } else { 1 };
+        let after_alias = if self.is_configured { 0 } else { 1 };
         let mut outside =
             chain.iter().skip(after_alias).filter(|name| !in_domain(name, self.cluster_domain));
         let matches = |name: &&Arc<str>| self.chain_match.iter().any(|p| p.matches(name));
@@ -84,7 +84,7 @@ impl Rule<'_> {
             return Ok(TrueName::new(name));
         }
         match chain {
-            [target, ..] if self.told => return Ok(TrueName::new(target)),
+            [target, ..] if self.is_configured => return Ok(TrueName::new(target)),
             [alias] if !in_domain(alias, self.cluster_domain) => return Ok(TrueName::new(alias)),
             _ => {}
         }

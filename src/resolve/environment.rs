@@ -22,7 +22,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// Looks at a file that changes all the time, for one lookup.
 const MAX_LOOKS: usize = 5;
 /// How long lookups wait for a file on a volume that does not respond; then what it said before holds.
-const PATIENCE: Duration = Duration::from_secs(1);
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// Of a larger file, what stands behind this is not read.
 const MAX_SIZE: u64 = 64 * 1024;
 
@@ -238,7 +238,7 @@ impl Pending {
             // Nobody waits any longer where the resolver is gone.
             let _ = done.send(read(&path));
         })?;
-        Ok(Pending { text, deadline: Instant::now() + PATIENCE })
+        Ok(Pending { text, deadline: Instant::now() + READ_TIMEOUT })
     }
 }
 

@@ -27,15 +27,15 @@ const BUFFER: usize = 4096;
 const MAX_STRANGERS: usize = 64;
 const HEADER: usize = 12;
 
-/// Asks; the response may be any, but it is one to this question. `patience` is for UDP and for TCP each; all of it ends
+/// Asks; the response may be any, but it is one to this question. `server_timeout` is for UDP and for TCP each; all of it ends
 /// by `deadline`.
 pub(super) async fn exchange(
     server: SocketAddr,
     query: &Query,
-    patience: Duration,
+    server_timeout: Duration,
     deadline: Instant,
 ) -> Result<Message, Failure> {
-    let until = || deadline.min(Instant::now() + patience);
+    let until = || deadline.min(Instant::now() + server_timeout);
     let mut asked = Asked::new(query, true)?;
     loop {
         let message = match asked.over_udp(server, until()).await? {

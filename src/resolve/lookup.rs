@@ -278,13 +278,13 @@ impl DnsClient {
         };
         let (first, before) = self.first();
         // So that the last of many silent servers is reached too.
-        let patience = TRY.min(WALK / u32::try_from(count).unwrap_or(u32::MAX));
+        let server_timeout = TRY.min(WALK / u32::try_from(count).unwrap_or(u32::MAX));
         let mut failures: Vec<Option<Failure>> = vec![None; count];
         // Twice: a lone server whose answers were lost gets a second chance.
         for turn in 0..2 * count {
             let index = (first + turn) % count;
             let server = self.servers[index];
-            let response = exchange(server, &query, patience, deadline).await;
+            let response = exchange(server, &query, server_timeout, deadline).await;
             match response.and_then(|message| Answer::read(&message, server)) {
                 Ok(answer) => {
                     self.answered(index, before);

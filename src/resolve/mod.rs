@@ -63,7 +63,7 @@ impl Question {
             cluster_domain,
             server_name: self.server_name.as_deref(),
             chain_match: &self.chain_match,
-            told: self.target.is_some(),
+            is_configured: self.target.is_some(),
             plaintext: self.plaintext,
         }
     }

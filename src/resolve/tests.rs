@@ -12,7 +12,7 @@ use tokio::time::timeout;
 const ALIAS: &str = "webscaler-manual.default.svc.cluster.local";
 const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-const PATIENCE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Short times, so that a test sees in moments what takes hours.
 fn settings(servers: Vec<SocketAddr>) -> config::Dns {
@@ -51,12 +51,12 @@ fn question() -> Question {
     }
 }
 
-fn told(name: &str) -> Question {
+fn with_target(name: &str) -> Question {
     Question { target: Some(TargetHost::Name(name.into())), ..question() }
 }
 
 async fn resolve(server: &DnsServer) -> ResolutionState {
-    timeout(PATIENCE, resolver(server).resolve(&question())).await.unwrap()
+    timeout(DEADLINE, resolver(server).resolve(&question())).await.unwrap()
 }
 
 fn failure(state: &ResolutionState) -> (Failure, String) {
@@ -72,7 +72,7 @@ async fn until(
     subscription: &mut Subscription,
     wished: impl Fn(&ResolutionState) -> bool,
 ) -> Arc<ResolutionState> {
-    let state = timeout(PATIENCE, subscription.wait_for(wished)).await;
+    let state = timeout(DEADLINE, subscription.wait_for(wished)).await;
     state.expect("the state never came").expect("the task has ended")
 }
 
@@ -269,7 +269,7 @@ async fn the_next_server_answers_when_one_fails() {
     for answer in [Answer::ServFail, Answer::Refused, Answer::Garbage, Answer::Silence] {
         bad.answer(ALIAS, answer);
         let resolver = with(settings(vec![bad.address(), good.address()]));
-        let state = timeout(PATIENCE, resolver.resolve(&question())).await.unwrap();
+        let state = timeout(DEADLINE, resolver.resolve(&question())).await.unwrap();
         assert_eq!(true_name(&state), Some("httpbin.org"));
         // The one that answered is asked first from now on.
         let asked = bad.queries(ALIAS, RecordType::A);
@@ -351,17 +351,17 @@ async fn a_family_that_comes_late_is_taken_in_soon() {
 // Told targets.
 
 #[tokio::test]
-async fn a_told_name_is_its_own_true_name() {
+async fn a_configured_name_is_its_own_true_name() {
     let server = server().await;
     server
         .zone([cname("api.vendor.com", 5, "edge.cdn.example"), address("edge.cdn.example", 5, V4)]);
-    let state = resolver(&server).resolve(&told("api.vendor.com")).await;
+    let state = resolver(&server).resolve(&with_target("api.vendor.com")).await;
     assert_eq!(true_name(&state), Some("api.vendor.com"));
     assert_eq!(server.queries(ALIAS, RecordType::A), 0);
 }
 
 #[tokio::test]
-async fn a_told_address_needs_no_dns() {
+async fn a_configured_address_needs_no_dns() {
     let target = Some(TargetHost::Ip(V6.into()));
     let question = Question { target, ..question() };
     let current = with(settings(Vec::new())).resolve(&question).await.current.unwrap();
@@ -498,7 +498,7 @@ async fn the_task_ends_with_its_last_subscription() {
     until(&mut subscription, |state| state.current.is_some()).await;
     drop(subscription);
     // The task holds the only other copy.
-    timeout(PATIENCE, async {
+    timeout(DEADLINE, async {
         while Arc::strong_count(&resolver) > 1 {
             tokio::task::yield_now().await;
         }

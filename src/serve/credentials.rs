@@ -62,9 +62,9 @@ impl Credentials {
     pub fn admit(&self, headers: &HeaderMap) -> bool {
         let mut fields = headers.get_all(PROXY_AUTHORIZATION).iter();
         let (Some(field), None) = (fields.next(), fields.next()) else { return false };
-        let Some(told) = basic(field.as_bytes()) else { return false };
-        let told = digest(&SHA256, &told);
-        let fits = |known: &&Digest| verify_slices_are_equal(*known, told.as_ref()).is_ok();
+        let Some(given) = basic(field.as_bytes()) else { return false };
+        let given = digest(&SHA256, &given);
+        let fits = |known: &&Digest| verify_slices_are_equal(*known, given.as_ref()).is_ok();
         // All are compared, so that the time it takes reveals nothing.
         self.accepted.load().iter().filter(fits).count() > 0
     }
@@ -118,7 +118,7 @@ mod tests {
         HeaderMap::from_iter([(PROXY_AUTHORIZATION, HeaderValue::from_str(value).unwrap())])
     }
 
-    fn told(credentials: &str) -> HeaderMap {
+    fn with_credentials(credentials: &str) -> HeaderMap {
         field(&format!("Basic {}", STANDARD.encode(credentials)))
     }
 
@@ -127,11 +127,11 @@ mod tests {
         let file = File::new("# all of them\nann:one\nann:two\nbob:a:b\n");
         let credentials = Credentials::load(file.path()).unwrap();
         for good in ["ann:one", "ann:two", "bob:a:b"] {
-            assert!(credentials.admit(&told(good)), "{good}");
+            assert!(credentials.admit(&with_credentials(good)), "{good}");
         }
         for bad in ["ann:", "ann:on", "ann:one ", "Ann:one", "ann:onex", "bob:a", "", "ann", ":one"]
         {
-            assert!(!credentials.admit(&told(bad)), "{bad}");
+            assert!(!credentials.admit(&with_credentials(bad)), "{bad}");
         }
         assert!(!credentials.admit(&HeaderMap::new()));
     }
@@ -148,7 +148,7 @@ mod tests {
             assert!(!credentials.admit(&field(&bad)), "{bad}");
         }
         assert!(!credentials.admit(&field("Basic ann:one")));
-        let mut twice = told("ann:one");
+        let mut twice = with_credentials("ann:one");
         twice
             .append(PROXY_AUTHORIZATION, HeaderValue::from_str(&format!("Basic {token}")).unwrap());
         assert!(!credentials.admit(&twice), "two fields are two opinions");
@@ -158,7 +158,8 @@ mod tests {
     fn a_change_is_taken_at_the_second_look_at_it_and_a_broken_file_not_at_all() {
         let file = File::new("ann:one\n");
         let credentials = Credentials::load(file.path()).unwrap();
-        let admitted = || ["ann:one", "ann:t", "ann:two"].map(|one| credentials.admit(&told(one)));
+        let admitted =
+            || ["ann:one", "ann:t", "ann:two"].map(|one| credentials.admit(&with_credentials(one)));
 
         file.write("ann:t");
         credentials.refresh();

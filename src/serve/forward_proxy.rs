@@ -45,8 +45,9 @@ impl Server {
         let downstream = self.downstream(&arrival, "http/1.1", "http", None);
         let connection = Http1Connection::new(stream);
         let served = {
-            let answer = |request, proxy| self.answer(proxy, request, &downstream, &pending);
-            connection.serve(false, self, arrival.clone(), answer).await
+            let respond =
+                |request, proxy| self.respond_as_proxy(proxy, request, &downstream, &pending);
+            connection.serve(false, self, arrival.clone(), respond).await
         };
         let tunnel = match served {
             Served::Ended(end) => return end,
@@ -68,7 +69,7 @@ impl Server {
         }
     }
 
-    async fn answer(
+    async fn respond_as_proxy(
         &self,
         proxy: Arc<Listener>,
         request: Request<RequestBody>,

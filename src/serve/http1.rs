@@ -17,7 +17,7 @@ use http_body::Frame;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout};
 
-use responding::{Answered, Asked, Responding};
+use responding::{Asked, Responded, Responding};
 
 use super::{Arrival, End, Listener, Server, request_timer::RequestTimer};
 use crate::{
@@ -45,7 +45,7 @@ const SKIP_TIME: Duration = Duration::from_secs(10);
 enum Last {
     Refused(RefusedHead),
     /// The last response is written, and the client may still be sending.
-    Answered,
+    Responded,
     /// The connection speaks another protocol.
     Switched(Box<dyn ByteStream>, Switch),
     /// The client has left between two requests, idled too long or speaks another protocol, or the proxy is to end.
@@ -74,15 +74,15 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
         tls: bool,
         server: &Server,
         arrival: Box<Arrival>,
-        answer: A,
+        respond: A,
     ) -> Served
     where
         A: Fn(Request<RequestBody>, Arc<Listener>) -> F,
         F: Future<Output = Response<Body>>,
     {
-        match self.serve_requests(server, arrival, answer).await {
+        match self.serve_requests(server, arrival, respond).await {
             Last::Refused(head) => Box::pin(self.refuse(head)).await,
-            Last::Answered => {}
+            Last::Responded => {}
             Last::End => {
                 self.close(tls).await;
                 return Served::Ended(End::Done);
@@ -103,7 +103,7 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
         self: &Arc<Self>,
         server: &Server,
         mut arrival: Box<Arrival>,
-        answer: A,
+        respond: A,
     ) -> Last
     where
         A: Fn(Request<RequestBody>, Arc<Listener>) -> F,
@@ -131,15 +131,15 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
                 Err(last) => return last,
             };
             let room = room.get_or_insert_with(|| Box::pin(None));
-            room.set(Some(answer(request, arrival.listener.clone())));
+            room.set(Some(respond(request, arrival.listener.clone())));
             let mut responding = Responding::new(self, &arrival, asked);
             let result = exchange(room.as_mut(), &mut responding).await;
             match responding.end(result) {
-                Answered::Kept => timer.idle(),
-                Answered::Behind if Box::pin(self.skip_rest()).await => timer.idle(),
-                Answered::Behind | Answered::Last => return Last::Answered,
-                Answered::Switched(stream, switch) => return Last::Switched(stream, switch),
-                Answered::Broken => return Last::Broken,
+                Responded::Kept => timer.idle(),
+                Responded::Behind if Box::pin(self.skip_rest()).await => timer.idle(),
+                Responded::Behind | Responded::Last => return Last::Responded,
+                Responded::Switched(stream, switch) => return Last::Switched(stream, switch),
+                Responded::Broken => return Last::Broken,
             }
         }
     }

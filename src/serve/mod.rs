@@ -391,8 +391,8 @@ impl Server {
         let connection = Http1Connection::new(stream);
         // A block, as an async fn keeps its arguments twice.
         async move {
-            let answer = |request, listener| self.respond(request, &downstream, listener);
-            match connection.serve(downstream.scheme == "https", self, arrival, answer).await {
+            let respond = |request, listener| self.respond(request, &downstream, listener);
+            match connection.serve(downstream.scheme == "https", self, arrival, respond).await {
                 Served::Ended(end) => end,
                 // An alias refuses CONNECT.
                 Served::Connected(_) => End::Done,

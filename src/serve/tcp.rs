@@ -68,19 +68,19 @@ impl Server {
         let begun = Connection::begin(&alias, arrival.worker, accepted, stopped);
         let Some(mut connection) = begun else { return End::Reset };
 
-        let patience = arrival.listener.settings.header_timeout;
+        let header_timeout = arrival.listener.settings.header_timeout;
         let mut read = BytesMut::new();
         let mut target = None;
         let speaks_tls = match alias.config().tls_in {
             TlsIn::Always => Ok(true),
             TlsIn::Never => Ok(false),
             TlsIn::Auto => {
-                let hello = says_hello(&mut stream, &mut read, patience);
+                let hello = says_hello(&mut stream, &mut read, header_timeout);
                 match timeout(CLIENT_HELLO_WAIT, hello).await {
                     Ok(speaks_tls) => speaks_tls,
                     Err(_) => {
                         let Some(mut link) = connection.connect().await else { return End::Reset };
-                        let hello = says_hello(&mut stream, &mut read, patience);
+                        let hello = says_hello(&mut stream, &mut read, header_timeout);
                         let (speaks_tls, early) = tokio::select! {
                             biased;
                             speaks_tls = hello => (speaks_tls, Bytes::new()),
@@ -104,7 +104,7 @@ impl Server {
         if !speaks_tls {
             return carry(connection, stream, target).await;
         }
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + header_timeout;
         match Box::pin(self.accept(stream, &arrival, deadline)).await {
             Some(accepted) => carry(connection, accepted.stream, target).await,
             None => {
@@ -116,11 +116,11 @@ impl Server {
 }
 
 /// Reads the client's first bytes into `read`, and returns whether they begin a ClientHello. An incomplete one is
-/// waited for no longer than `patience`.
+/// waited for no longer than `header_timeout`.
 async fn says_hello<S: ByteStream>(
     stream: &mut S,
     read: &mut BytesMut,
-    patience: Duration,
+    header_timeout: Duration,
 ) -> io::Result<bool> {
     let mut deadline = None;
     loop {
@@ -136,7 +136,7 @@ async fn says_hello<S: ByteStream>(
             // The client has closed its side.
             None if received == 0 => return Ok(false),
             None => {
-                deadline.get_or_insert_with(|| Instant::now() + patience);
+                deadline.get_or_insert_with(|| Instant::now() + header_timeout);
             }
         }
     }

@@ -161,18 +161,18 @@ impl Stderr {
     /// The writer's thread.
     fn run(&self, write: impl FnMut(&[u8]) -> nix::Result<usize>) {
         let mut out = Out { write, broken_line: false };
-        let mut told = 0;
+        let mut reported = 0;
         loop {
             self.gather();
             let lost = self.write(&mut out);
             let dropped = self.dropped.load(Ordering::Relaxed);
-            if lost == 0 && dropped > told {
+            if lost == 0 && dropped > reported {
                 tracing::warn!(
-                    lines = dropped - told,
+                    lines = dropped - reported,
                     "log lines were dropped: standard error could not be written, or was read too \
                      slowly",
                 );
-                told = dropped;
+                reported = dropped;
             }
         }
     }

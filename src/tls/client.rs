@@ -91,9 +91,10 @@ impl ClientTls {
             TlsMode::Verify => trusted(config, roots, &mut errors),
             TlsMode::InsecureSkipVerify => Some(believe_anybody()),
         };
-        let pins = told(Pins::parse(&config.pins), &mut errors);
+        let pins = keep_error(Pins::parse(&config.pins), &mut errors);
         let identity = config.client_certificate.as_ref();
-        let identity = identity.map(|pair| told(client_certificate(pair, &provider), &mut errors));
+        let identity =
+            identity.map(|pair| keep_error(client_certificate(pair, &provider), &mut errors));
         let all = whom.zip(pins).zip(identity.map_or(Some(None), |identity| identity.map(Some)));
         let ((whom, pins), identity) = TlsConfigErrors::unless(errors, all)?;
 
@@ -245,7 +246,7 @@ fn provider(config: &config::Tls) -> CryptoProvider {
 }
 
 /// The value, or `None` with the error put to the others.
-fn told<T>(result: Result<T, TlsConfigError>, errors: &mut Vec<TlsConfigError>) -> Option<T> {
+fn keep_error<T>(result: Result<T, TlsConfigError>, errors: &mut Vec<TlsConfigError>) -> Option<T> {
     result.map_err(|error| errors.push(error)).ok()
 }
 

@@ -289,8 +289,8 @@ impl TlsError {
     ) -> Option<TlsError> {
         let mut cause = Some(error);
         while let Some(error) = cause {
-            let told = || alert_of_text(&error.to_string());
-            if let Some(found) = error.downcast_ref::<Error>().cloned().or_else(told) {
+            let of_text = || alert_of_text(&error.to_string());
+            if let Some(found) = error.downcast_ref::<Error>().cloned().or_else(of_text) {
                 let name = name.to_str().into_owned();
                 return Some(TlsError::from_rustls(&found, name, offer));
             }

@@ -30,4 +30,4 @@ pub use error::{TlsConfigError, TlsConfigErrors, TlsError, TlsFault};
 pub use failure::{Reason, VerifyFailure};
 pub use offer::{Alpn, Offer};
 pub use roots::RootStores;
-pub use system::told_files;
+pub use system::files_from_env;

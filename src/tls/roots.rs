@@ -44,12 +44,12 @@ pub struct RootStores {
 type System = Vec<CertificateDer<'static>>;
 
 /// As they were read last, for as long as that load goes on.
-static SYSTEM: Mutex<Last> = Mutex::new(Last { system: Weak::new(), told: None });
+static SYSTEM: Mutex<Last> = Mutex::new(Last { system: Weak::new(), from_env: None });
 
 struct Last {
     system: Weak<System>,
     /// What the files held that variables name.
-    told: Option<Contents>,
+    from_env: Option<Contents>,
 }
 
 /// What one [`config::Trust`] comes to.
@@ -119,8 +119,8 @@ impl RootStores {
         let _reading = reading(&system::place());
         let mut last = SYSTEM.lock();
         // Before they are read: a change in between has to show.
-        let told = system::Told::read().map(|told| told.followed().look());
-        let may_borrow = self.borrows_system && last.told == told;
+        let from_env = system::FromEnv::read().map(|from_env| from_env.followed().look());
+        let may_borrow = self.borrows_system && last.from_env == from_env;
         let borrowed = last.system.upgrade().filter(|_| may_borrow);
         let system = borrowed.unwrap_or_else(|| {
             let Found { certificates, errors } = system::load();
@@ -129,9 +129,9 @@ impl RootStores {
             }
             // A machine may well have none, and some of a distribution's be damaged; but not where somebody said
             // which they are.
-            let is_told = told.is_some();
-            let is_lacking = is_told || !errors.is_empty();
-            if certificates.is_empty() && is_lacking || is_told && !errors.is_empty() {
+            let is_from_env = from_env.is_some();
+            let is_lacking = is_from_env || !errors.is_empty();
+            if certificates.is_empty() && is_lacking || is_from_env && !errors.is_empty() {
                 tracing::warn!(
                     place = %system::place().display(),
                     error = errors.first(),
@@ -142,7 +142,7 @@ impl RootStores {
             }
             Arc::new(certificates)
         });
-        *last = Last { system: Arc::downgrade(&system), told };
+        *last = Last { system: Arc::downgrade(&system), from_env };
         self.system = Some(system.clone());
         system
     }

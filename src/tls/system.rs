@@ -19,7 +19,7 @@ use crate::{
 const PLACE: &str = "/etc/ssl/certs";
 
 /// Where variables say that they are.
-pub(super) struct Told {
+pub(super) struct FromEnv {
     file: Option<PathBuf>,
     folders: Vec<PathBuf>,
 }
@@ -33,14 +33,14 @@ pub(super) struct Found {
 }
 
 /// The files and folders that variables name: changes of them are to be followed.
-pub fn told_files() -> Vec<PathBuf> {
-    Told::read().map(|told| told.paths().cloned().collect()).unwrap_or_default()
+pub fn files_from_env() -> Vec<PathBuf> {
+    FromEnv::read().map(|from_env| from_env.paths().cloned().collect()).unwrap_or_default()
 }
 
 /// Reads them. Blocking.
 pub(super) fn load() -> Found {
     let mut found = Found::default();
-    let Some(told) = Told::read() else {
+    let Some(from_env) = FromEnv::read() else {
         let _reading = reading(Path::new(PLACE));
         let native = rustls_native_certs::load_native_certs();
         found.certificates = native.certs;
@@ -48,11 +48,11 @@ pub(super) fn load() -> Found {
         return found;
     };
     let mut seen = HashSet::new();
-    if let Some(file) = &told.file {
+    if let Some(file) = &from_env.file {
         seen.extend(fs::metadata(file).map(|it| (it.dev(), it.ino())));
         found.add_file(file);
     }
-    for folder in &told.folders {
+    for folder in &from_env.folders {
         let added = found.add_folder(folder, &mut seen);
         found.errors.extend(added.err().map(|error| format!("{}: {error}", folder.display())));
     }
@@ -63,18 +63,18 @@ pub(super) fn load() -> Found {
 
 /// Where they are, for people.
 pub(super) fn place() -> PathBuf {
-    let told = Told::read().and_then(|told| told.paths().next().cloned());
-    told.unwrap_or_else(|| PLACE.into())
+    let from_env = FromEnv::read().and_then(|from_env| from_env.paths().next().cloned());
+    from_env.unwrap_or_else(|| PLACE.into())
 }
 
-impl Told {
+impl FromEnv {
     /// `None` where no variable says anything.
     pub(super) fn read() -> Option<Self> {
         let file = env::var_os("SSL_CERT_FILE").map(PathBuf::from);
         let folders = env::var_os("SSL_CERT_DIR").unwrap_or_default();
         let folders = env::split_paths(&folders).filter(|path| !path.as_os_str().is_empty());
-        let told = Self { file, folders: folders.collect() };
-        (told.file.is_some() || !told.folders.is_empty()).then_some(told)
+        let from_env = Self { file, folders: folders.collect() };
+        (from_env.file.is_some() || !from_env.folders.is_empty()).then_some(from_env)
     }
 
     /// To be looked at for changes.

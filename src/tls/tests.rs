@@ -33,7 +33,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 const NAME: &str = "api.example.com";
 
 /// Nothing here takes a second; a test that hangs shall fail all the same.
-const PATIENCE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A certificate authority.
 struct Ca(CertifiedIssuer<'static, KeyPair>);
@@ -175,7 +175,7 @@ impl Settings {
 }
 
 fn name(text: &str) -> ServerName<'static> {
-    server_name(&TrueName::told(text)).unwrap()
+    server_name(&TrueName::for_test(text)).unwrap()
 }
 
 type Client = Result<Handshake<DuplexStream>, TlsError>;
@@ -192,7 +192,7 @@ async fn meet(
     let (near, far) = duplex(64 * 1024);
     let acceptor = TlsAcceptor::from(Arc::new(server));
     let expected = name(as_name);
-    timeout(PATIENCE, async {
+    timeout(DEADLINE, async {
         tokio::join!(handshake(near, tls, alpn, &expected), acceptor.accept(far))
     })
     .await

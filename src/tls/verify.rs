@@ -88,8 +88,8 @@ impl Trusted {
         verifier: &Verifier,
     ) -> Result<(), Reason> {
         let self_issued = Leaf::parse(asked.leaf).is_some_and(|leaf| leaf.is_self_issued());
-        let told = |error| reason(&error, self_issued);
-        let leaf = EndEntityCert::try_from(asked.leaf).map_err(told)?;
+        let to_reason = |error| reason(&error, self_issued);
+        let leaf = EndEntityCert::try_from(asked.leaf).map_err(to_reason)?;
         let refused = RefCell::new(None);
         let judge = |path: &VerifiedPath<'_>| {
             self.judge(path, asked.now, verifier).map_err(|reason| {
@@ -106,8 +106,8 @@ impl Trusted {
             None,
             Some(&judge),
         )
-        .map_err(|error| refused.take().unwrap_or_else(|| told(error)))?;
-        leaf.verify_is_valid_for_subject_name(asked.name).map_err(told)
+        .map_err(|error| refused.take().unwrap_or_else(|| to_reason(error)))?;
+        leaf.verify_is_valid_for_subject_name(asked.name).map_err(to_reason)
     }
 
     /// What webpki leaves to its callers: the root's own terms, the pins; and the lists, as it asks only one of
@@ -165,11 +165,11 @@ impl Trusted {
         if fault(asked.leaf).is_some() {
             return reason;
         }
-        let told = intermediates.iter().find_map(|certificate| {
+        let found = intermediates.iter().find_map(|certificate| {
             let subject = Leaf::parse(certificate)?.subject();
             Some(format!("the CA certificate `{subject}` {}", fault(certificate)?))
         });
-        told.map_or(reason, Reason::Intermediate)
+        found.map_or(reason, Reason::Intermediate)
     }
 
     /// A certificate that is itself trusted, as that of one server. webpki takes no CA's for a server, though
@@ -177,8 +177,8 @@ impl Trusted {
     /// certificate needs no other to vouch for it. All else must be as with others.
     fn verify_named(&self, asked: &Asked<'_>, verifier: &Verifier) -> Result<(), Reason> {
         let leaf = Leaf::parse(asked.leaf).ok_or_else(|| Reason::Other(UNREADABLE.to_owned()))?;
-        let told = |error| reason(&error, leaf.is_self_issued());
-        let parsed = EndEntityCert::try_from(asked.leaf).map_err(told)?;
+        let to_reason = |error| reason(&error, leaf.is_self_issued());
+        let parsed = EndEntityCert::try_from(asked.leaf).map_err(to_reason)?;
         let now = i64::try_from(asked.now.as_secs()).unwrap_or(i64::MAX);
         if now < leaf.not_before() {
             return Err(Reason::NotYetValid);
@@ -194,7 +194,7 @@ impl Trusted {
         if self.lists.revoke(number, own_key, &verifier.algorithms) {
             return Err(Reason::Revoked);
         }
-        parsed.verify_is_valid_for_subject_name(asked.name).map_err(told)?;
+        parsed.verify_is_valid_for_subject_name(asked.name).map_err(to_reason)?;
         verifier.pins.admit_leaf(asked.leaf)
     }
 }

@@ -19,7 +19,7 @@ impl Alias {
         let deadline = Instant::now() + limit;
         while let Some(pending) = self.pending() {
             // The targets after it were being resolved all along.
-            if !pending.answered(deadline).await && !self.pass_over(pending) {
+            if !pending.wait_for_dns(deadline).await && !self.pass_over(pending) {
                 return Err(NoTarget::Pending(limit));
             }
             if let Some(generation) = self.choose() {
@@ -65,7 +65,7 @@ impl Alias {
         let index = self.position(generation.target())?;
         for target in &self.targets[index + 1..] {
             if target.is_pending() {
-                target.answered(deadline).await;
+                target.wait_for_dns(deadline).await;
             }
             let generation = target.generation.load_full();
             if let Some(usable) = generation.filter(|g| g.balancer().has_healthy(Instant::now())) {

@@ -297,7 +297,7 @@ mod tests {
         let tls = tls::ClientTls::load(&alias.tls, &mut RootStores::default()).unwrap();
         let resolution = Resolution {
             generation: 1,
-            true_name: TrueName::told(name),
+            true_name: TrueName::for_test(name),
             chain: Vec::new(),
             addresses: vec!["192.0.2.1".parse().unwrap()],
             ttl: std::time::Duration::from_secs(60),

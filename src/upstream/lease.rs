@@ -299,9 +299,9 @@ impl Lease {
     }
 
     /// The response's head arrived. Returns how long that took.
-    pub fn answered(&mut self) -> Duration {
+    pub fn responded(&mut self) -> Duration {
         self.in_flight.endpoint().succeeded();
-        self.in_flight.answered(Instant::now())
+        self.in_flight.responded(Instant::now())
     }
 
     /// The exchange failed on the transport.
@@ -320,14 +320,14 @@ impl Lease {
         let said = error.map_or(Verdict::Unknown, SendError::verdict);
         match &self.connection {
             _ if said.proves_unread() => said,
-            Connection::Http1(_) if error.is_some() && self.has_begun_to_answer() => Verdict::Begun,
+            Connection::Http1(_) if error.is_some() && self.has_begun_response() => Verdict::Begun,
             Connection::Http1(http1) if self.reused => http1.info.wire.verdict(self.mark).await,
             _ => said,
         }
     }
 
     /// Whether any byte of a response has arrived. Over HTTP/2 a response's head arrives whole or not at all.
-    pub fn has_begun_to_answer(&self) -> bool {
+    pub fn has_begun_response(&self) -> bool {
         match &self.connection {
             Connection::Http1(http1) => http1.info.wire.has_received_since(self.mark),
             Connection::Http2(_) => false,
@@ -344,7 +344,7 @@ impl Lease {
 
     /// Whether the response on a reused connection was sent before the request arrived, so that it does not belong
     /// to the request.
-    pub fn is_answer_unsolicited(&self) -> bool {
+    pub fn is_response_unsolicited(&self) -> bool {
         match &self.connection {
             Connection::Http1(http1) if self.reused => {
                 http1.info.wire.is_unacknowledged_since(self.mark)

@@ -9,7 +9,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 use crate::{
     config::{self, Contents, Followed, TlsMode},
     files::Settling,
-    tls::{ClientTls, RootStores, TlsConfigErrors, told_files},
+    tls::{ClientTls, RootStores, TlsConfigErrors, files_from_env},
 };
 
 /// How often the files are compared.
@@ -40,7 +40,7 @@ impl Material {
         let (settings, alpn) = (&alias.tls, &alias.tcp.alpn);
         let mut files: Vec<_> = settings.files().cloned().collect();
         if settings.ca.system && settings.mode == TlsMode::Verify {
-            files.extend(told_files());
+            files.extend(files_from_env());
         }
         let has_files = !files.is_empty();
         let mut files = Followed::new(files, MAX_COMPARED);

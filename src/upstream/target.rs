@@ -159,10 +159,10 @@ impl Target {
     }
 
     /// Waits until DNS has responded; `false` if that takes too long.
-    pub(super) async fn answered(&self, deadline: Instant) -> bool {
+    pub(super) async fn wait_for_dns(&self, deadline: Instant) -> bool {
         let mut applied = self.applied.subscribe();
-        let answered = applied.wait_for(|state| !state.is_pending());
-        matches!(timeout_at(deadline, answered).await, Ok(Ok(_)))
+        let responded = applied.wait_for(|state| !state.is_pending());
+        matches!(timeout_at(deadline, responded).await, Ok(Ok(_)))
     }
 
     /// The generations that may have open connections and are not retired: one at most.

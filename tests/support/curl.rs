@@ -19,7 +19,7 @@ pub struct Curl {
 #[track_caller]
 pub fn curl(arguments: &[&str]) -> impl Future<Output = Curl> {
     let mut command = Command::new("curl");
-    // Its own deadline, so that none is left behind by a test that lost its patience.
+    // Its own deadline, so that none is left behind by a test that timed out.
     command.args(["-sS", "--noproxy", "*", "--max-time", "15"]).args(arguments);
     command.stdin(Stdio::null());
     within("curl", async move {

@@ -41,16 +41,16 @@ pub mod trust;
 use std::{panic::Location, time::Duration};
 
 /// What has not happened by then will not happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Awaits `future`, but for no longer than [`PATIENCE`]; says which line of the test lost it.
+/// Awaits `future`, but for no longer than [`DEADLINE`]; says which line of the test lost it.
 #[track_caller]
 pub fn within<T>(what: &str, future: impl Future<Output = T>) -> impl Future<Output = T> {
     let caller = Location::caller();
     async move {
-        match tokio::time::timeout(PATIENCE, future).await {
+        match tokio::time::timeout(DEADLINE, future).await {
             Ok(output) => output,
-            Err(_) => panic!("waited {PATIENCE:?} for {what}, at {caller}"),
+            Err(_) => panic!("waited {DEADLINE:?} for {what}, at {caller}"),
         }
     }
 }

@@ -33,7 +33,7 @@ const JAVA: &str = "JAVA_TOOL_OPTIONS";
 const THIS_MACHINE: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// What a program is told.
-pub struct Told<'a> {
+pub struct ProxyEnvironment<'a> {
     /// The private proxy.
     pub proxy: SocketAddr,
     /// All names of all aliases.
@@ -44,7 +44,7 @@ pub struct Told<'a> {
     pub truststore: &'a Path,
 }
 
-impl Told<'_> {
+impl ProxyEnvironment<'_> {
     /// The variables to set, given those that are set already.
     pub fn variables(
         &self,

@@ -144,7 +144,7 @@ impl Look {
             let file = file.clone();
             spawn_blocking(move || file.again())
         });
-        let read = match timeout(files::PATIENCE, &mut *reading).await {
+        let read = match timeout(files::READ_TIMEOUT, &mut *reading).await {
             Ok(read) => read,
             Err(_) => {
                 if !std::mem::replace(&mut self.is_late, true) {

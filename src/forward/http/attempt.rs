@@ -44,7 +44,7 @@ pub(super) struct Attempt<'a> {
 }
 
 /// What came of an attempt.
-pub(super) enum Outcome<Response = Answered> {
+pub(super) enum Outcome<Response = Received> {
     /// A response with this status.
     Response(StatusCode, Response),
     /// There was no connection. Nothing was sent.
@@ -54,7 +54,7 @@ pub(super) enum Outcome<Response = Answered> {
 }
 
 /// A response's head, and the connection that the rest arrives on.
-pub(super) struct Answered {
+pub(super) struct Received {
     pub(super) response: Response<()>,
     /// The connection.
     pub(super) lease: Lease,
@@ -76,8 +76,8 @@ impl Outgoing<'_> {
                 host.eq_ignore_ascii_case(self.client.authority.as_str())
                     || alias.hosts().iter().any(|own| own.eq_ignore_ascii_case(host))
             };
-            let told = configured_host(&config.host);
-            let target = target_view(generation, told.as_ref());
+            let configured = configured_host(&config.host);
+            let target = target_view(generation, configured.as_ref());
             mem::take(&mut self.repaired).undo(&mut self.head.headers);
             self.repaired = headers::repair_request(&mut self.head.headers, is_alias, target);
             self.client.origin = self.repaired.origin.clone();
@@ -135,7 +135,7 @@ impl Attempt<'_> {
             }
         };
         match result {
-            Ok(response) if !lease.is_answer_unsolicited() => Ok((response, lease.answered())),
+            Ok(response) if !lease.is_response_unsolicited() => Ok((response, lease.responded())),
             Ok(_) => {
                 let error = ForwardError::Unsolicited { endpoint: lease.endpoint() };
                 let taken = Box::pin(self.taken(None)).await;
@@ -165,7 +165,7 @@ impl Attempt<'_> {
         if error.is_some_and(|error| error.verdict().proves_unread()) {
             return Taken::Nothing;
         }
-        if error.is_some() && self.lease.has_begun_to_answer() {
+        if error.is_some() && self.lease.has_begun_response() {
             return Taken::Some;
         }
         if self.outgoing.asked().is_safe_to_repeat() {
@@ -194,9 +194,9 @@ fn explain(error: SendError, lease: &Lease) -> ForwardError {
 /// The target under the Host that it is sent.
 pub(super) fn target_view<'a>(
     generation: &'a Generation,
-    told: Option<&'a Authority>,
+    configured: Option<&'a Authority>,
 ) -> TargetView<'a> {
-    let authority = told.unwrap_or(generation.authority());
+    let authority = configured.unwrap_or(generation.authority());
     TargetView { scheme: generation.scheme(), authority }
 }
 

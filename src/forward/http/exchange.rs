@@ -84,7 +84,7 @@ pub enum Content {
 /// How an exchange ended whose response was passed on completely.
 pub enum Done {
     /// The client's connection is free for the next request.
-    Answered,
+    Responded,
     /// The client's side speaks another protocol from here on.
     Switched(Switch),
 }
@@ -173,14 +173,14 @@ impl Exchange {
                 Phase::Body(body) => match take_on(cx, body, client)? {
                     Taken::Everything => is_waiting = true,
                     Taken::Some => {}
-                    Taken::End => self.phase = Phase::End(Done::Answered),
+                    Taken::End => self.phase = Phase::End(Done::Responded),
                 },
                 Phase::End(_) => {}
             }
             match client.poll_flush(cx, self.idle)? {
                 Poll::Ready(()) => match &mut self.phase {
                     Phase::End(done) => {
-                        return Poll::Ready(Ok(std::mem::replace(done, Done::Answered)));
+                        return Poll::Ready(Ok(std::mem::replace(done, Done::Responded)));
                     }
                     _ if is_waiting => {
                         return client.poll_gone(cx).map(|()| Err(Stopped::Gone));
@@ -212,14 +212,14 @@ impl Exchange {
             Some(switch) => Phase::End(Done::Switched(switch)),
             None if begun == Ok(true) => Phase::Body(body),
             // The request's record ends here.
-            None => Phase::End(Done::Answered),
+            None => Phase::End(Done::Responded),
         };
         begun.map(drop)
     }
 
     async fn stop<C: ClientSide>(&mut self, stopped: Stopped, client: &mut C) {
         // The connection to the origin is of no more use.
-        let phase = std::mem::replace(&mut self.phase, Phase::End(Done::Answered));
+        let phase = std::mem::replace(&mut self.phase, Phase::End(Done::Responded));
         if let Phase::End(Done::Switched(Switch::Upgrade(upgraded))) = phase {
             upgraded.failed();
         }

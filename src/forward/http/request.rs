@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     super::{Downstream, ForwardError, Record},
     Body, Problem,
-    attempt::{Answered, Attempt, Outcome, Outgoing, configured_host, host_to_send, target_view},
+    attempt::{Attempt, Outcome, Outgoing, Received, configured_host, host_to_send, target_view},
     headers::{self, ClientView, Repaired},
     origin::Origin,
     retry::{Next, On, Tried, next, speaks_against_target},
@@ -113,7 +113,7 @@ pub async fn forward(
     record.reads(&incoming.body);
     let mut journey = Journey { alias, downstream, record, generation: None };
     match journey.run(incoming).await {
-        Ok(answer) => answer.into_response(journey.record, alias, downstream),
+        Ok(response) => response.into_response(journey.record, alias, downstream),
         Err(fault) => {
             let generation = journey.generation.take();
             let problem = Problem::new(&fault, Some(alias), generation.as_deref());
@@ -136,7 +136,7 @@ struct Journey<'a> {
 }
 
 /// The origin's response, and what is needed to pass it on.
-struct Answer {
+struct OriginResponse {
     response: Response<()>,
     lease: Lease,
     client: ClientView,
@@ -147,7 +147,7 @@ struct Answer {
 }
 
 impl Journey<'_> {
-    async fn run(&mut self, incoming: Incoming<'_>) -> Result<Answer, Fault> {
+    async fn run(&mut self, incoming: Incoming<'_>) -> Result<OriginResponse, Fault> {
         let Incoming { head, body, authority, started } = incoming;
         let alias = self.alias;
         let config = alias.config();
@@ -172,7 +172,7 @@ impl Journey<'_> {
         let waits = headers::expects_continue(&head.headers);
 
         let mut outgoing = Outgoing { head, body, client, waits, repaired: Repaired::default() };
-        let (response, lease) = self.try_until_answered(&mut outgoing, generation, want).await?;
+        let (response, lease) = self.send_with_retries(&mut outgoing, generation, want).await?;
         let client = outgoing.client;
         let status = response.status();
         let unasked = status == StatusCode::SWITCHING_PROTOCOLS && !switching;
@@ -182,7 +182,7 @@ impl Journey<'_> {
             let error = ForwardError::Switch { endpoint: lease.endpoint(), status };
             return Err(error.with(Taken::Some));
         }
-        Ok(Answer { response, lease, client, upgrade: switching, extended })
+        Ok(OriginResponse { response, lease, client, upgrade: switching, extended })
     }
 
     fn client_view(&self, authority: Option<Authority>) -> Result<ClientView, Fault> {
@@ -200,7 +200,7 @@ impl Journey<'_> {
     }
 
     /// Sends the request until there is a response, or a failure that is not retried.
-    async fn try_until_answered(
+    async fn send_with_retries(
         &mut self,
         outgoing: &mut Outgoing<'_>,
         mut generation: Arc<Generation>,
@@ -232,7 +232,7 @@ impl Journey<'_> {
                         match (Attempt { lease: &mut lease, outgoing, config }).run().await {
                             Ok((response, took)) => {
                                 let status = response.status();
-                                Outcome::Response(status, Answered { response, lease, took })
+                                Outcome::Response(status, Received { response, lease, took })
                             }
                             Err(fault) => Outcome::Lost(fault),
                         }
@@ -266,7 +266,7 @@ impl Journey<'_> {
                 }
                 let retry = match next(&outcome, outgoing.asked(), &tried, &config.retry) {
                     Next::Again(retry) if retry.is_free || alias.withdraw() => retry,
-                    Next::Again(_) | Next::Answer => {
+                    Next::Again(_) | Next::Respond => {
                         return self.end(outcome, outgoing, generation);
                     }
                 };
@@ -306,10 +306,10 @@ impl Journey<'_> {
         generation: Arc<Generation>,
     ) -> Result<(Response<()>, Lease), Fault> {
         let fault = match outcome {
-            Outcome::Response(status, Answered { response, lease, took }) => {
+            Outcome::Response(status, Received { response, lease, took }) => {
                 outgoing.body.settle();
                 outgoing.body.set_idle(None);
-                self.record.answered(status, &lease, took);
+                self.record.responded(status, &lease, took);
                 return Ok((response, lease));
             }
             Outcome::Unconnected(fault) => {
@@ -323,7 +323,7 @@ impl Journey<'_> {
     }
 }
 
-impl Answer {
+impl OriginResponse {
     fn into_response(
         self,
         record: Box<Record>,
@@ -336,8 +336,8 @@ impl Answer {
         let keep_alive = headers::keep_alive(response.version(), response.headers());
         let nominated = headers::strip_response(response.headers_mut(), switching);
         if config.repair {
-            let told = configured_host(&config.host);
-            let target = target_view(lease.generation(), told.as_ref());
+            let configured = configured_host(&config.host);
+            let target = target_view(lease.generation(), configured.as_ref());
             headers::repair_response(response.headers_mut(), &client, target);
         }
         *response.version_mut() = Version::HTTP_11;

@@ -30,7 +30,7 @@ pub(super) struct Tried {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// The outcome becomes the response.
-    Answer,
+    Respond,
     /// It is sent again.
     Again(Retry),
 }
@@ -72,32 +72,32 @@ pub(super) fn next<Response>(
             status if listed(RetryOn::Status(status.as_u16())) && asked.is_safe_to_repeat() => {
                 (On::AnotherEndpoint, RetryReason::Status)
             }
-            _ => return Next::Answer,
+            _ => return Next::Respond,
         },
         Outcome::Unconnected(fault) => {
             if !(listed(RetryOn::Connect) && tried.elsewhere && is_worth_another_endpoint(fault)) {
-                return Next::Answer;
+                return Next::Respond;
             }
             (On::AnotherEndpoint, RetryReason::Connect)
         }
         Outcome::Lost(fault) => match (fault.blame(), fault.taken()) {
-            (Blame::Client, _) | (_, Taken::Some) => return Next::Answer,
+            (Blame::Client, _) | (_, Taken::Some) => return Next::Respond,
             // `timeouts.connect` covers all attempts to connect, and it is over.
-            _ if fault.kind() == Kind::ConnectTimeout => return Next::Answer,
+            _ if fault.kind() == Kind::ConnectTimeout => return Next::Respond,
             (_, Taken::Nothing) => (On::NewConnection, RetryReason::Reuse),
-            (_, Taken::Unknown) if !asked.is_safe_to_repeat() => return Next::Answer,
+            (_, Taken::Unknown) if !asked.is_safe_to_repeat() => return Next::Respond,
             // A kept connection most likely failed because it was being closed (RFC 9112 §9.3.1).
             (_, Taken::Unknown) if tried.kept => (On::NewConnection, RetryReason::Reuse),
             (_, Taken::Unknown) if listed(RetryOn::Reset) => {
                 (On::NewConnection, RetryReason::Reset)
             }
-            (_, Taken::Unknown) => return Next::Answer,
+            (_, Taken::Unknown) => return Next::Respond,
         },
     };
     // The first kept connection that turns out to be dead does not count as a failure of the target.
     let is_free = reason == RetryReason::Reuse && tried.kept && !tried.renewed;
     if !(is_free || tried.retries < rules.attempts) || !asked.body.can_rewind() {
-        return Next::Answer;
+        return Next::Respond;
     }
     Next::Again(Retry { reason, on, is_free })
 }
@@ -105,10 +105,10 @@ pub(super) fn next<Response>(
 impl Tried {
     /// Notes an attempt that is followed by another one.
     pub(super) fn note(&mut self, outcome: &Outcome, again: Retry) {
-        if let Outcome::Response(_, answered) = outcome
+        if let Outcome::Response(_, received) = outcome
             && again.on == On::AnotherEndpoint
         {
-            self.failed.push(answered.lease.endpoint());
+            self.failed.push(received.lease.endpoint());
         }
         self.count(again);
     }

@@ -16,7 +16,7 @@ fn rule() -> Rule<'static> {
         cluster_domain: "cluster.local",
         server_name: None,
         chain_match: &[],
-        told: false,
+        is_configured: false,
         plaintext: false,
     }
 }
@@ -178,15 +178,15 @@ fn an_alias_outside_the_cluster_is_its_own_true_name_until_a_cname_says_more() {
 }
 
 #[test]
-fn a_told_target_is_its_own_true_name() {
-    let told = Rule { told: true, ..rule() };
+fn a_configured_target_is_its_own_true_name() {
+    let configured = Rule { is_configured: true, ..rule() };
     let chain = names(&["api.vendor.com", "d111.cloudfront.net"]);
-    assert_eq!(told.true_name(&chain).unwrap().as_str(), "api.vendor.com");
+    assert_eq!(configured.true_name(&chain).unwrap().as_str(), "api.vendor.com");
     let address = Chain::of_ip("2001:db8::1".parse().unwrap());
-    let true_name = told.true_name(address.names()).unwrap();
+    let true_name = configured.true_name(address.names()).unwrap();
     assert!(true_name.is_ip());
     assert_eq!(true_name.to_string(), "2001:db8::1");
-    let named = Rule { server_name: Some("db.example"), ..told };
+    let named = Rule { server_name: Some("db.example"), ..configured };
     assert!(!named.true_name(address.names()).unwrap().is_ip());
 }
 

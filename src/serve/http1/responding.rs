@@ -38,7 +38,7 @@ pub(super) struct Responding<'a, S> {
 }
 
 /// What became of a response.
-pub(super) enum Answered {
+pub(super) enum Responded {
     /// The next request may come.
     Kept,
     /// The next request may come, after the rest of this one's body.
@@ -61,27 +61,27 @@ impl<'a, S: ByteStream + 'static> Responding<'a, S> {
     }
 
     /// Makes the connection ready for what follows.
-    pub(super) fn end(self, result: Result<Done, Stopped>) -> Answered {
+    pub(super) fn end(self, result: Result<Done, Stopped>) -> Responded {
         let mut state = self.connection.lock();
         state.request += 1;
         state.outbox = self.out;
         let switch = match result {
-            Ok(Done::Answered) => None,
+            Ok(Done::Responded) => None,
             Ok(Done::Switched(switch)) => Some(switch),
-            Err(_) => return Answered::Broken,
+            Err(_) => return Responded::Broken,
         };
         if let Some(switch) = switch {
             state.outbox.release();
             let left = state.inbox.take();
             return match state.stream.take() {
-                Some(stream) => Answered::Switched(Box::new(Prefixed::new(left, stream)), switch),
-                None => Answered::Broken,
+                Some(stream) => Responded::Switched(Box::new(Prefixed::new(left, stream)), switch),
+                None => Responded::Broken,
             };
         }
         match state.skip_body() {
-            _ if !self.keep => Answered::Last,
-            true => Answered::Kept,
-            false => Answered::Behind,
+            _ if !self.keep => Responded::Last,
+            true => Responded::Kept,
+            false => Responded::Behind,
         }
     }
 

@@ -36,7 +36,7 @@ use folder::Stamp;
 use listing::Listing;
 
 /// So many files that cannot be used are named in the log.
-const FILES_TOLD: usize = 20;
+const MAX_LOGGED_FILES: usize = 20;
 
 /// A folder with local authorities in it. Clones share what is known of it. Everything here may block.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ struct Known {
     /// Roots that passed the checks: an id is a digest, so that what it names cannot change.
     roots: HashMap<Stem, Arc<Root>>,
     /// What has been said in the log, which is told once.
-    told: HashSet<String>,
+    logged: HashSet<String>,
     /// Of the folder, when it was last listed.
     stamp: Option<Stamp>,
     maintained: Seconds,
@@ -233,15 +233,15 @@ impl Store {
 impl Known {
     /// Whether something has yet to be said.
     fn is_news(&mut self, what: String) -> bool {
-        self.told.insert(what)
+        self.logged.insert(what)
     }
 
     /// The same of one of many files, of which a few are enough to name.
     fn is_news_of_file(&mut self, directory: &Path, file: String) -> bool {
-        if self.told.len() < FILES_TOLD {
-            return self.told.insert(file);
+        if self.logged.len() < MAX_LOGGED_FILES {
+            return self.logged.insert(file);
         }
-        let is_more = !self.told.contains(&file) && self.told.insert("more files".to_owned());
+        let is_more = !self.logged.contains(&file) && self.logged.insert("more files".to_owned());
         if is_more {
             tracing::warn!(directory = %directory.display(), "more files there cannot be used");
         }

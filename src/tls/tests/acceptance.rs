@@ -85,7 +85,7 @@ async fn accept(bytes: &[u8]) -> Result<Accepted<DuplexStream>, AcceptError> {
         certificates.find(Asked { alias, any: false, name, address }).cloned()
     };
     let accept = tls.accept(far, choose, names, None);
-    timeout(PATIENCE, async { tokio::join!(accept, client).0 }).await.expect("an end")
+    timeout(DEADLINE, async { tokio::join!(accept, client).0 }).await.expect("an end")
 }
 
 fn server() -> (ServerTls, ServerCertificates) {

@@ -39,7 +39,7 @@ async fn answered_with(bytes: &[u8], tls: &ClientTls) -> TlsError {
         far.write_all(bytes).await.unwrap();
     };
     let both = async { tokio::join!(handshake(near, tls, Alpn::Http1, &expected), peer) };
-    match timeout(PATIENCE, both).await.unwrap().0 {
+    match timeout(DEADLINE, both).await.unwrap().0 {
         Err(error) => error,
         Ok(_) => panic!("a handshake with such a peer"),
     }
@@ -108,7 +108,7 @@ async fn visit(
         assert!(handshake.not_after.is_some());
         handshake.resumed
     };
-    timeout(PATIENCE, async { tokio::join!(visit, serve) }).await.unwrap()
+    timeout(DEADLINE, async { tokio::join!(visit, serve) }).await.unwrap()
 }
 
 #[tokio::test]
@@ -171,7 +171,7 @@ async fn hello_length(tls: &ClientTls) -> usize {
         far.read(&mut hello).await.unwrap()
     };
     let both = async { tokio::join!(handshake(near, tls, Alpn::None, &expected), peer) };
-    let (client, length) = timeout(PATIENCE, both).await.unwrap();
+    let (client, length) = timeout(DEADLINE, both).await.unwrap();
     let error = client.err().unwrap();
     assert!(matches!(error, TlsError::Eof { .. }), "{error}");
     length

@@ -335,8 +335,8 @@ fn a_bad_pin_is_refused_in_either_mode() {
 
 #[test]
 fn a_name_that_no_certificate_can_bear_is_refused() {
-    let error = server_name(&TrueName::told("not a name")).unwrap_err();
+    let error = server_name(&TrueName::for_test("not a name")).unwrap_err();
     assert!(error.to_string().contains("`not a name`"));
     assert!(error.hint().unwrap().contains("tls.server_name"));
-    assert!(server_name(&TrueName::told("_dmarc.example.com")).is_ok());
+    assert!(server_name(&TrueName::for_test("_dmarc.example.com")).is_ok());
 }

@@ -70,12 +70,13 @@ fn pin(certificate: &CertificateDer<'_>) -> String {
 async fn a_root_that_has_expired_or_is_not_valid_yet_vouches_for_nobody() {
     let past: Change = |params| params.not_after = date_time_ymd(2021, 2, 3);
     let future: Change = |params| params.not_before = date_time_ymd(2990, 2, 3);
-    for (change, told) in [(past, "expired at 2021-02-03"), (future, "not valid before 2990-02-03")]
+    for (change, expected) in
+        [(past, "expired at 2021-02-03"), (future, "not valid before 2990-02-03")]
     {
         let root = ca("Old Root", change);
         let failure =
             refusal(root.issue(&[NAME]).server(), &Settings::trusting(&root).load(), NAME).await;
-        assert!(failure.to_string().contains(told), "{failure}");
+        assert!(failure.to_string().contains(expected), "{failure}");
         assert!(failure.to_string().contains("`CN=Old Root`"), "{failure}");
         assert!(failure.hint().contains("tls.ca.files"), "{}", failure.hint());
     }
@@ -144,10 +145,10 @@ async fn what_can_verify_nothing_is_refused_unless_others_are_in_its_file() {
             "serverAuth",
         ),
     ];
-    for (change, told) in changes {
+    for (change, expected) in changes {
         let (useless, root) = (ca("Useless", change), Ca::new("Root"));
         let error = Settings::trusting(&useless).error();
-        assert!(error.contains("`tls.ca.files`") && error.contains(told), "{error}");
+        assert!(error.contains("`tls.ca.files`") && error.contains(expected), "{error}");
         let tls = Settings::trusting_pem(&(useless.pem() + &root.pem())).load();
         accepted(root.issue(&[NAME]).server(), &tls, NAME).await;
     }
@@ -198,7 +199,7 @@ async fn a_fault_of_a_ca_in_the_chain_is_not_told_of_the_servers_certificate() {
     let mut settings = Settings::trusting(&root);
     settings.tls.crls = vec![settings.file("list.pem", list(&root, &[666]))];
     let tls = settings.load();
-    for (change, told) in [
+    for (change, expected) in [
         (past, "expired at 2021-02-03"),
         (future, "is not valid before 2990-02-03"),
         (clients, "may not issue certificates for servers"),
@@ -213,7 +214,7 @@ async fn a_fault_of_a_ca_in_the_chain_is_not_told_of_the_servers_certificate() {
         let failure = refusal(identity.server(), &tls, NAME).await;
         let text = failure.to_string();
         assert!(text.contains("was refused: the CA certificate `CN=Intermediate`"), "{text}");
-        assert!(text.contains(told), "{text}");
+        assert!(text.contains(expected), "{text}");
         assert!(failure.hint().contains("the chain that the server sends"), "{}", failure.hint());
     }
 }
@@ -426,11 +427,11 @@ async fn a_pin_holds_for_a_certificate_that_is_itself_trusted() {
         let pinned = if right { identity.chain[0].clone() } else { issuer.der() };
         settings.tls.pins = vec![pin(&pinned)];
         let met = meet(identity.server(), &settings.load(), Alpn::None, NAME).await.0;
-        let told = met.err().map(|error| match error {
+        let met = met.err().map(|error| match error {
             TlsError::Certificate(failure) => failure.reason,
             other => panic!("{other}"),
         });
-        assert_eq!(told, reason);
+        assert_eq!(met, reason);
     }
 }
 

@@ -167,7 +167,7 @@ proptest! {
         };
         // What was read of a body must be there to be sent again.
         let expected = expected.filter(|_| read.can_be_repeated());
-        let expected = expected.map_or(Next::Answer, |(reason, on, is_free)| {
+        let expected = expected.map_or(Next::Respond, |(reason, on, is_free)| {
             Next::Again(Retry { reason, on, is_free })
         });
         prop_assert_eq!(next, expected);
