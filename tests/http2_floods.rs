@@ -36,6 +36,35 @@ async fn a_client_that_floods_its_connection_with_frames_is_cut_off() {
     }
 }
 
+/// Some clients send one whenever an upload is flushed.
+#[tokio::test]
+async fn a_client_may_send_many_empty_frames_in_its_uploads() {
+    let through = Through::new("", scripts::answer).await;
+    let mut frames = Frames::connect(through.address).await;
+    let fields = Frames::fields(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/"),
+        (":authority", ALIAS),
+    ]);
+    let mut upload = Frames::frame(Frames::HEADERS, Frames::END_HEADERS, 1, &fields);
+    for _ in 0..30 {
+        upload.extend(Frames::frame(Frames::DATA, 0, 1, &[]).repeat(10));
+        upload.extend(Frames::frame(Frames::DATA, 0, 1, b"."));
+    }
+    upload.extend(Frames::frame(Frames::DATA, Frames::END_STREAM, 1, b"whole"));
+    frames.0.send(upload).await;
+    while let Some((kind, _, payload)) = frames.next().await {
+        assert_ne!(kind, Frames::GOAWAY, "{payload:?}");
+        if kind == Frames::HEADERS {
+            let whole = ".".repeat(30) + "whole";
+            assert_eq!(through.origin.seen().requests[0].text(), whole);
+            return;
+        }
+    }
+    panic!("no response");
+}
+
 #[tokio::test]
 async fn a_client_that_gives_up_many_requests_at_once_keeps_its_connection() {
     let through = Through::new("", scripts::answer).await;

@@ -117,3 +117,20 @@ async fn an_origin_that_floods_its_connection_with_frames_gets_no_more_requests_
         assert_eq!(through.origin.seen().connections, 2, "{kind}");
     }
 }
+
+/// What flushes a response that has nothing to say yet sends such a frame, with some servers.
+#[tokio::test]
+async fn a_connection_outlives_any_number_of_empty_frames_in_its_responses() {
+    let through = answering("", |_request, mut respond| async move {
+        let mut body = respond.send_response(Response::new(()), false).unwrap();
+        for _ in 0..10 {
+            body.send_data("".into(), false).unwrap();
+        }
+        body.send_data("whole".into(), true).unwrap();
+    })
+    .await;
+    for _ in 0..30 {
+        assert_eq!(through.exchange(&get("/")).await.text(), "whole");
+    }
+    assert_eq!(through.origin.seen().connections, 1);
+}

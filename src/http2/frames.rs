@@ -1,8 +1,11 @@
 //! Counts a peer's frames. What `h2` does not bound by itself is bounded here: frames that cost the peer
 //! little, and that one with requests to make, or to respond to, sends few of.
 //!
-//! `h2` itself limits CONTINUATION frames, empty and tiny DATA frames, streams reset before they were accepted
-//! and streams of clients that it had to reset. The figures here are Envoy's, or stricter.
+//! `h2` itself limits CONTINUATION frames, tiny DATA frames, streams reset before they were accepted and streams of
+//! clients that it had to reset. The figures here are Envoy's, or stricter.
+//!
+//! It also ends a connection at its hundred and first empty DATA frame, however long it has lived, and some peers
+//! send one whenever a body is flushed. These are hidden from it, and counted here.
 
 use std::{
     io,
@@ -37,6 +40,9 @@ const UPDATES_A_FRAME: u64 = 20;
 const QUIET_AT_FIRST: u64 = 1000;
 const QUIET_A_SECOND: u64 = 10;
 
+/// Empty DATA frames of a client, with nothing of a body or a head in between.
+const EMPTY_IN_A_ROW: u64 = 100;
+
 /// What a peer sends too much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flood {
@@ -52,6 +58,9 @@ pub enum Flood {
     /// HEADERS.
     #[error("too many HEADERS frames")]
     Heads,
+    /// DATA without data.
+    #[error("too many empty DATA frames")]
+    Empty,
 }
 
 /// Frame types (RFC 9113 §6).
@@ -63,9 +72,13 @@ mod kind {
     pub const PING: u8 = 6;
     pub const WINDOW_UPDATE: u8 = 8;
     pub const CONTINUATION: u8 = 9;
+    /// An unknown type: such frames are discarded (RFC 9113 §5.5).
+    pub const IGNORED: u8 = 0xff;
 }
 
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
 const ACK: u8 = 1;
 
 /// A peer's frames, as their headers pass by.
@@ -88,12 +101,15 @@ pub struct Frames {
     priorities: u64,
     updates: u64,
     quiet: u64,
+    /// Empty DATA frames in a row, and how many there may be.
+    empty: u64,
+    max_empty: u64,
 }
 
 impl Frames {
     /// Of a client's connection, of which nothing was read, not even the preface.
     pub fn of_client() -> Self {
-        Self { left: PREFACE, ..Self::of_origin() }
+        Self { left: PREFACE, max_empty: EMPTY_IN_A_ROW, ..Self::of_origin() }
     }
 
     /// Of a connection to an origin, of which nothing was read.
@@ -113,26 +129,33 @@ impl Frames {
             priorities: 0,
             updates: 0,
             quiet: 0,
+            empty: 0,
+            max_empty: u64::MAX,
         }
     }
 
-    /// Counts the frames in the next bytes.
-    pub fn read(&mut self, mut bytes: &[u8]) {
+    /// Counts the frames in the next bytes, and changes the type of empty DATA frames so that they are ignored. One
+    /// whose header is divided between two reads stays as it is.
+    pub fn read(&mut self, mut bytes: &mut [u8]) {
         loop {
             let skipped = self.left.min(bytes.len());
             self.left -= skipped;
-            bytes = &bytes[skipped..];
+            bytes = &mut bytes[skipped..];
             let length = (HEADER - self.header_length).min(bytes.len());
             if length == 0 {
                 return;
             }
             self.header[self.header_length..][..length].copy_from_slice(&bytes[..length]);
             self.header_length += length;
-            bytes = &bytes[length..];
             if self.header_length == HEADER {
                 self.header_length = 0;
+                let in_block = self.in_block;
                 self.begin();
+                if length == HEADER && !in_block && self.is_empty_data() {
+                    bytes[3] = kind::IGNORED;
+                }
             }
+            bytes = &mut bytes[length..];
         }
     }
 
@@ -143,10 +166,18 @@ impl Frames {
         self.kind = kind;
         self.frames += 1;
         match kind {
-            kind::DATA if self.left > 0 => self.data += 1,
+            kind::DATA if self.left > 0 => {
+                self.data += 1;
+                self.empty = 0;
+            }
+            kind::DATA => {
+                self.quiet += 1;
+                self.empty += u64::from(flags & END_STREAM == 0);
+            }
             kind::HEADERS | kind::CONTINUATION => {
                 self.in_block = flags & END_HEADERS == 0;
                 self.heads += u64::from(kind == kind::HEADERS);
+                self.empty = 0;
                 let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
                 if stream > self.last_stream {
                     self.last_stream = stream;
@@ -158,6 +189,15 @@ impl Frames {
             kind::PING | kind::SETTINGS if flags & ACK != 0 => {}
             _ => self.quiet += 1,
         }
+    }
+
+    /// Whether the frame that has just begun is an empty DATA frame that does not end its stream.
+    fn is_empty_data(&self) -> bool {
+        let [_, _, _, _, flags, stream @ ..] = self.header;
+        self.kind == kind::DATA
+            && self.left == 0
+            && flags & (END_STREAM | PADDED) == 0
+            && stream != [0; 4]
     }
 
     /// Streams that the peer has opened.
@@ -173,6 +213,9 @@ impl Frames {
         }
         if self.heads > HEADS_AT_FIRST + HEADS_A_STREAM * streams {
             return Some(Flood::Heads);
+        }
+        if self.empty > self.max_empty {
+            return Some(Flood::Empty);
         }
         let updates = UPDATES_A_STREAM * streams + UPDATES_A_FRAME * sent;
         if self.updates > UPDATES_AT_FIRST + updates {
@@ -227,7 +270,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Inspected<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.frames.read(&buf.filled()[before..]);
+        self.frames.read(&mut buf.filled_mut()[before..]);
         read
     }
 }
@@ -265,8 +308,8 @@ mod tests {
 
     fn after(frames: impl IntoIterator<Item = Vec<u8>>) -> Frames {
         let mut read = Frames::of_client();
-        read.read(&[b'x'; PREFACE]);
-        frames.into_iter().for_each(|frame| read.read(&frame));
+        read.read(&mut [b'x'; PREFACE]);
+        frames.into_iter().for_each(|mut frame| read.read(&mut frame));
         read
     }
 
@@ -295,6 +338,12 @@ mod tests {
         assert_eq!(flood(&updates(6), 0), Some(Flood::Updates));
         assert_eq!(flood(&updates(25), 1), None);
 
+        let empty = |count| vec![frame(kind::DATA, 0, 1, 0); count];
+        assert_eq!(flood(&after(empty(100)), 0), None);
+        assert_eq!(flood(&after(empty(101)), 0), Some(Flood::Empty));
+        let flushed = (0..50).flat_map(|_| [empty(10), vec![frame(kind::DATA, 0, 1, 1)]].concat());
+        assert_eq!(flood(&after(flushed), 0), None);
+
         // One for each stream, as with a client that resets what it no longer needs.
         let requests = (0..3000).flat_map(|number| {
             let stream = 2 * number + 1;
@@ -307,7 +356,7 @@ mod tests {
     fn an_origin_may_send_as_much_as_it_is_asked_for() {
         let of_origin = |kind, payload, count| {
             let mut read = Frames::of_origin();
-            (0..count).for_each(|_| read.read(&frame(kind, END_HEADERS, 1, payload)));
+            (0..count).for_each(|_| read.read(&mut frame(kind, END_HEADERS, 1, payload)));
             read
         };
         let heads = of_origin(kind::HEADERS, 20, 1200);
@@ -332,6 +381,35 @@ mod tests {
             |kind, length| after([frame(kind, 4, 1, 20)[..length].to_vec()]).midway().is_some();
         assert!(cut(kind::DATA, 5) && !cut(kind::DATA, 12) && !cut(kind::DATA, 29));
         assert!(cut(kind::HEADERS, 12) && cut(kind::PING, 28) && !cut(kind::PING, 29));
+    }
+
+    #[test]
+    fn only_empty_data_frames_that_end_nothing_are_hidden() {
+        let data = |flags, stream, payload| frame(kind::DATA, flags, stream, payload);
+        for (before, hidden) in [
+            (data(0, 1, 0), true),
+            (data(END_STREAM, 1, 0), false),
+            (data(PADDED, 1, 0), false),
+            // An error of the connection (RFC 9113 §6.1).
+            (data(0, 0, 0), false),
+            (data(0, 1, 5), false),
+            (frame(kind::SETTINGS, 0, 0, 0), false),
+        ] {
+            let mut after = [frame(kind::PING, 0, 0, 8), before.clone()].concat();
+            Frames::of_origin().read(&mut after);
+            assert_eq!(after[17..] != before, hidden, "{before:?}");
+            assert_eq!(after[20] == kind::IGNORED, hidden, "{before:?}");
+        }
+        // Within a header block, any other frame is an error (RFC 9113 §6.10).
+        let mut block = [frame(kind::HEADERS, 0, 1, 5), data(0, 1, 0)].concat();
+        let before = block.clone();
+        Frames::of_origin().read(&mut block);
+        assert_eq!(block, before);
+        let mut divided = data(0, 1, 0);
+        let mut read = Frames::of_origin();
+        read.read(&mut divided[..4]);
+        read.read(&mut divided[4..]);
+        assert_eq!(divided, data(0, 1, 0));
     }
 
     proptest! {
