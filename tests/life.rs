@@ -121,6 +121,29 @@ async fn quit_drains_as_a_signal_does() {
     assert_eq!(proxy.exit().await.code(), Some(0));
 }
 
+/// Regression: the response said that it had ended, and the log that the new configuration was rejected.
+#[tokio::test]
+async fn a_proxy_that_drains_says_so_to_whoever_asks_for_a_reload() {
+    let (scene, _origin, mut streams, proxy) = streaming("").await;
+    let (mut slow, stream) = begin(proxy.address(ALIAS).await, &mut streams).await;
+    let admin = proxy.admin().await;
+    proxy.signal(Signal::SIGTERM);
+    proxy.logged("\"draining\"").await;
+    proxy.rewrite(&scene.yaml("drain: 1s"));
+    // The second one finds that nobody follows the file any more.
+    for _ in 0..2 {
+        let mut peer = client::connect(admin).await;
+        peer.send("POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n").await;
+        let answer = peer.response_to("POST").await;
+        assert_eq!(answer.status(), 409);
+        assert!(answer.text().contains("is draining"), "{}", answer.text());
+    }
+    assert!(!proxy.log().contains("rejected"), "{}", proxy.log());
+    drop(stream);
+    assert_eq!(slow.response().await.status(), 200);
+    assert_eq!(proxy.exit().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn a_taken_port_is_named_with_the_way_out() {
     let scene = Scene::new(1).await;

@@ -208,7 +208,12 @@ impl Run {
             };
             let known = awaited.as_ref().filter(|_| !is_asked);
             let known = known.map(|awaited: &Awaited| awaited.error.as_str());
-            let result = self.reload(app, &mut file, known).await;
+            let Some(result) = self.reload(app, &mut file, known).await else {
+                tracing::info!("draining: the configuration is no longer reloaded");
+                // Whoever has asked, or still will, is told so by the admin listener.
+                drop((request, requests));
+                return std::future::pending().await;
+            };
             awaited = match (&result, file.clone()) {
                 (Err(error), Some(refused)) => {
                     let files = files::work(move || refused.named_files()).await;
@@ -223,16 +228,16 @@ impl Run {
     }
 
     /// Puts the file's configuration to work; says in log and metrics what came of it, too, unless that is an
-    /// error that is `known`.
+    /// error that is `known`. `None` if the proxy is draining and keeps its configuration.
     async fn reload(
         &self,
         app: &App,
         seen: &mut Option<ConfigFile>,
         known: Option<&str>,
-    ) -> Result<(), String> {
+    ) -> Option<Result<(), String>> {
         let Some(path) = self.config.as_deref() else {
             tracing::warn!("nothing to reload: the configuration is the command line");
-            return Err("no file to reload: start the proxy with --config FILE".into());
+            return Some(Err("no file to reload: start the proxy with --config FILE".into()));
         };
         let result = match self.load(seen.clone()).await {
             Ok((file, config)) => {
@@ -240,6 +245,7 @@ impl Run {
                 match config {
                     Ok(config) => match app.commands().reload(config).await {
                         Ok(()) => Ok(()),
+                        Err(StartError::Ended) => return None,
                         Err(error) => Err(explained(error, seen.clone()).await),
                     },
                     Err(error) => Err(error.to_string()),
@@ -248,7 +254,7 @@ impl Run {
             Err(error) => Err(error.to_string()),
         };
         if known.is_some() && known == result.as_ref().err().map(String::as_str) {
-            return result;
+            return Some(result);
         }
         // Counted before it is logged: whoever reads the line finds it counted.
         let label = if result.is_ok() { "ok" } else { "error" };
@@ -264,7 +270,7 @@ impl Run {
                 );
             }
         }
-        result
+        Some(result)
     }
 }
 
