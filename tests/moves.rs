@@ -165,11 +165,7 @@ async fn a_name_that_comes_to_lead_nowhere_serves_for_nxdomain_hold() {
         assert!(problem.text().contains(told), "{}", problem.text());
     }
     tokio::join!(
-        serves(
-            ALIAS_IN_DNS,
-            Answer::NoData { soa: true },
-            "the Service is there but leads nowhere"
-        ),
+        serves(ALIAS_IN_DNS, Answer::NoData { soa: true }, "the Service exists but leads nowhere"),
         serves(TRUE_NAME, Answer::NoData { soa: true }, "has no address for httpbin.org (NODATA)"),
         serves(TRUE_NAME, Answer::NxDomain, "httpbin.org does not exist (NXDOMAIN)"),
     );

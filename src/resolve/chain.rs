@@ -7,10 +7,10 @@ use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 /// CNAMEs that are followed; real chains have four or five.
 pub const MAX_STEPS: usize = 16;
 
-/// The one name that is SNI, verified certificate name and `Host`; or an IP address, whose certificate bears the IP.
+/// The one name that is SNI, verified certificate name and `Host`; or an IP address, which the certificate must list.
 ///
-/// Lower-case, IDNA-encoded, without the trailing dot. **Invariant:** made by [`Rule`] and nowhere else, so that whoever
-/// holds one holds the result of the rule.
+/// Lower-case, IDNA-encoded, without the trailing dot. **Invariant:** only [`Rule`] makes one, so a `TrueName` is
+/// always the result of the rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrueName {
     text: Arc<str>,
@@ -55,10 +55,10 @@ impl fmt::Display for TrueName {
     }
 }
 
-/// How a chain becomes a true name: the settings that take part in it.
+/// How the true name is derived from a chain: the settings that matter for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule<'a> {
-    /// Names in and under it are never the true name of an alias that DNS was asked for.
+    /// An alias that is resolved by DNS never has a true name in or under this domain.
     pub cluster_domain: &'a str,
     /// Overrides everything else.
     pub server_name: Option<&'a str>,
@@ -66,12 +66,12 @@ pub struct Rule<'a> {
     pub chain_match: &'a [NamePattern],
     /// The chain's first name comes from `target:`, and is its own true name.
     pub is_configured: bool,
-    /// Nothing is verified, so that the end of the chain will do inside the cluster.
+    /// Nothing is verified, so the end of the chain may be inside the cluster.
     pub plaintext: bool,
 }
 
 impl Rule<'_> {
-    /// The true name for a chain that begins with the alias (or the told target).
+    /// The true name for a chain that begins with the alias (or the configured target).
     pub fn true_name(&self, chain: &[Arc<str>]) -> Result<TrueName, ChainError> {
         if let Some(name) = self.server_name {
             return Ok(TrueName::new(name));
@@ -99,7 +99,7 @@ impl Rule<'_> {
     }
 }
 
-/// A CNAME, A or AAAA record of an answer; its names are folded.
+/// A CNAME, A or AAAA record of a response. Its names are folded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     owner: Arc<str>,
@@ -123,7 +123,7 @@ impl Record {
         }
     }
 
-    /// The name that it is about.
+    /// The record's owner name.
     pub fn owner(&self) -> &str {
         &self.owner
     }
@@ -134,7 +134,7 @@ impl Record {
     }
 }
 
-/// The names from the question towards the addresses, as far as they are known.
+/// The names from the queried name towards the addresses, as far as they are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     names: Vec<Arc<str>>,
@@ -143,30 +143,30 @@ pub struct Chain {
     ttl: Option<u32>,
 }
 
-/// Where a walk came to.
+/// How far a walk got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Walked {
     /// The chain has its addresses.
     Complete(Chain),
-    /// The answer's CNAMEs lead to a name that it says nothing about: ask for [`Chain::end`].
+    /// The response's CNAMEs lead to a name that it has no records for: query [`Chain::end`].
     AskForEnd(Chain),
-    /// The answer says nothing about the name that it was asked for.
+    /// The response has no records for the queried name.
     Nothing(Chain),
 }
 
 impl Chain {
-    /// The chain before any answer.
+    /// The chain before any response.
     pub fn new(question: &str) -> Chain {
         let question: Arc<str> = Arc::from(names::fold(question));
         Chain { names: vec![question.clone()], end: question, addresses: Vec::new(), ttl: None }
     }
 
-    /// The chain of a target in digits: nobody needs to be asked, and nothing runs out.
+    /// The chain of a target that is an IP address: there is nothing to query, and nothing expires.
     pub fn of_ip(ip: IpAddr) -> Chain {
         Chain { addresses: vec![ip], ttl: Some(u32::MAX), ..Chain::new(&ip.to_string()) }
     }
 
-    /// Goes on from the end through the records of one answer, which may stand in any order.
+    /// Continues from the end through the records of one response, which may be in any order.
     pub fn walk(mut self, records: &[Record]) -> Result<Walked, ChainError> {
         let start = self.end.clone();
         let mut links: HashMap<&str, Vec<(&Arc<str>, u32)>> = HashMap::new();
@@ -201,7 +201,7 @@ impl Chain {
         let Some((target, _)) = links.first() else {
             return Ok(());
         };
-        // RFC 2181, section 10.1: one CNAME a name. Choosing among several would let the packet's order decide.
+        // RFC 2181, section 10.1: one CNAME per name. With several, the order in the packet would decide.
         if let Some((other, _)) = links.iter().find(|(other, _)| other != target) {
             let mut targets = [Arc::clone(target), Arc::clone(other)];
             targets.sort();
@@ -229,34 +229,34 @@ impl Chain {
         self.ttl = Some(self.ttl.map_or(ttl, |least| least.min(ttl)));
     }
 
-    /// From the question to the end.
+    /// From the queried name to the end.
     pub fn names(&self) -> &[Arc<str>] {
         &self.names
     }
 
-    /// The last name: whose addresses these are, or who is to be asked next.
+    /// The last name: the one that has the addresses, or the one to query next.
     pub fn end(&self) -> &Arc<str> {
         &self.end
     }
 
-    /// In the order of the answer, each once.
+    /// In the order of the response, each once.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
 
-    /// The least TTL of all records that were used, in seconds; 0 before the first.
+    /// The lowest TTL of all records that were used, in seconds; 0 before the first.
     pub fn ttl(&self) -> u32 {
         self.ttl.unwrap_or(0)
     }
 }
 
-/// Why records make no chain, or a chain makes no true name.
+/// Why the records form no chain, or the chain gives no true name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// A name leads back to itself.
     #[error("the CNAME chain loops: {}", arrows(chain))]
     Loop {
-        /// Up to and with the name that comes the second time.
+        /// Up to and including the name that occurs twice.
         chain: Vec<Arc<str>>,
     },
     /// More than [`MAX_STEPS`].
@@ -268,20 +268,20 @@ pub enum ChainError {
     /// Two CNAMEs for one name.
     #[error("the chain {} forks: its end has two CNAME records, to {} and to {}", arrows(chain), targets[0], targets[1])]
     Conflict {
-        /// Up to the name that forks.
+        /// Up to the name with two CNAMEs.
         chain: Vec<Arc<str>>,
-        /// Sorted, so that the packet's order does not show.
+        /// Sorted, so that the order in the packet does not matter.
         targets: [Arc<str>; 2],
     },
-    /// A CNAME to `.`, as for a name that is out of service.
+    /// A CNAME to `.`, which means that the name is not in use.
     #[error("the CNAME chain {} ends at the root of DNS (`.`), which is not a host", arrows(chain))]
     Root {
-        /// Up to the name whose CNAME it is.
+        /// Up to the name that has this CNAME.
         chain: Vec<Arc<str>>,
     },
     /// No name of the chain lies outside the cluster.
     #[error(
-        "the chain {} ends inside the cluster ({domain}), so that no name is known that a certificate could bear",
+        "the chain {} ends inside the cluster ({domain}), so none of its names can be the true name",
         arrows(chain)
     )]
     EndsInCluster {
@@ -293,7 +293,7 @@ pub enum ChainError {
 }
 
 impl ChainError {
-    /// The names, from the question on.
+    /// The names, starting with the queried one.
     pub fn chain(&self) -> &[Arc<str>] {
         match self {
             ChainError::Loop { chain }
@@ -304,11 +304,11 @@ impl ChainError {
         }
     }
 
-    /// The key that mends it.
+    /// The key that fixes it.
     pub fn fix(&self) -> &'static str {
         match self {
             ChainError::EndsInCluster { .. } => {
-                "say the name on the certificate in `tls.server_name`, or set `tls.mode: plaintext` if the Service speaks no TLS"
+                "set `tls.server_name` to the name that the server's certificate is valid for, or set `tls.mode: plaintext` if the Service does not use TLS"
             }
             _ => {
                 "correct the Service's `externalName` or the CNAME records it leads to, or name the target in `target:`"

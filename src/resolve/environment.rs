@@ -17,21 +17,21 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-/// A file that is being written is looked at again after this long: two looks that agree are believed.
+/// A file that has changed is read again after this long. Its contents count once two reads agree.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Looks at a file that changes all the time, for one lookup.
+/// The most reads of a file that keeps changing, per lookup.
 const MAX_LOOKS: usize = 5;
-/// How long lookups wait for a file on a volume that does not respond; then what it said before holds.
+/// How long lookups wait for a file on a volume that does not respond. Then they use its previous contents.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// Of a larger file, what stands behind this is not read.
+/// The rest of a larger file is not read.
 const MAX_SIZE: u64 = 64 * 1024;
 
-/// The file that says what the configuration leaves open.
+/// The file that provides what the configuration does not set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvConf {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// The port of its servers, as its lines have none.
+    /// The port of its servers, because its lines have none.
     pub port: u16,
 }
 
@@ -41,14 +41,14 @@ impl Default for ResolvConf {
     }
 }
 
-/// Where names are resolved: the servers, and what a bare alias is completed with.
+/// Where names are resolved: the servers, and what completes a bare alias.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
     /// In the order in which they are tried.
     pub servers: Vec<SocketAddr>,
     /// The namespace of a bare alias.
     pub namespace: String,
-    /// Folded; `cluster.local` unless something else is configured.
+    /// Folded; `cluster.local` by default.
     pub cluster_domain: String,
 }
 
@@ -66,33 +66,33 @@ impl Environment {
         }
     }
 
-    /// Whether a bare alias is completed in the same way.
+    /// Whether both complete a bare alias in the same way.
     pub fn completes_like(&self, other: &Environment) -> bool {
         (&self.namespace, &self.cluster_domain) == (&other.namespace, &other.cluster_domain)
     }
 
-    /// The name that DNS is asked for, without the trailing dot: see [`absolute`].
+    /// The name to query, without the trailing dot: see [`absolute`].
     pub fn absolute(&self, alias: &str) -> String {
         absolute(alias, &self.namespace, &self.cluster_domain)
     }
 }
 
-/// Reads resolv.conf time and again, and remembers what it said.
+/// Reads resolv.conf repeatedly, and remembers its contents.
 ///
-/// **Invariant:** what a file once said is never taken back by one that says nothing: another namespace is another
-/// tenant's. A file that cannot be read, is empty or lacks the search list or the servers keeps what it lacks; only
-/// another search list and other servers replace them.
+/// **Invariant:** a value that the file once had is never lost because the file no longer has one: another namespace
+/// belongs to another tenant. If the file cannot be read, is empty, or lacks the search list or the servers, the
+/// previous ones stay in use. Only another search list or other servers replace them.
 #[derive(Debug)]
 pub struct Source {
     file: ResolvConf,
     known: Mutex<Known>,
-    /// Held while the file is read. One read that does not come back is all that there is.
+    /// Held while the file is read. So at most one read can hang.
     pending: sync::Mutex<Option<Pending>>,
-    /// Something else is known than before.
+    /// What is known has changed.
     changes: sync::watch::Sender<()>,
 }
 
-/// The file is being read, on another thread.
+/// The file is being read on another thread.
 #[derive(Debug)]
 struct Pending {
     text: oneshot::Receiver<io::Result<Vec<u8>>>,
@@ -101,21 +101,21 @@ struct Pending {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// None before the file has said anything.
+    /// `None` before the file has been read with any usable contents.
     reading: Option<Reading>,
     is_unreadable: bool,
 }
 
-/// What the file says, as far as it matters here.
+/// The relevant contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Reading {
     servers: Vec<SocketAddr>,
-    /// Namespace and domain of the search list.
+    /// Namespace and domain from the search list.
     cluster: Option<(String, String)>,
 }
 
 impl Source {
-    /// Nothing is read yet.
+    /// Reads nothing yet.
     pub fn new(file: ResolvConf) -> Source {
         Source {
             file,
@@ -125,8 +125,8 @@ impl Source {
         }
     }
 
-    /// As it is known now. Reads the file only if nothing is known, and the configuration leaves something open: then
-    /// this blocks.
+    /// The environment as far as it is known. Reads the file only if nothing is known of it and the configuration needs
+    /// it; in that case, this blocks.
     pub fn known(&self, dns: &config::Dns) -> Environment {
         let is_unknown = self.known.lock().reading.is_none();
         if is_unknown && is_needed(dns) {
@@ -138,14 +138,14 @@ impl Source {
         self.environment(dns)
     }
 
-    /// Waits until a bare alias is completed otherwise than in `before`. Reads nothing.
+    /// Waits until bare aliases are completed differently than by `before`. Reads nothing.
     pub async fn moved_from(&self, before: &Environment, dns: &config::Dns) {
         let mut changes = self.changes.subscribe();
         while self.environment(dns).completes_like(before) && changes.changed().await.is_ok() {}
     }
 
-    /// As it is now. The file is small and read anew each time, so that a change is never missed; one that changed is
-    /// read until two looks agree, for it may be half-written.
+    /// The current environment. The file is small, and is read each time, so that no change is missed. After a change it
+    /// is read until two reads agree, because it may be half-written.
     pub async fn read(&self, dns: &config::Dns) -> Environment {
         if is_needed(dns) {
             let mut before = self.known.lock().reading.clone();
@@ -164,8 +164,8 @@ impl Source {
         Environment::new(dns, self.known.lock().reading.clone().unwrap_or_default())
     }
 
-    /// Reads the file without blocking this thread. A read that hangs is waited for once, not by each lookup, and the
-    /// file is not read again before it has ended.
+    /// Reads the file without blocking this thread. If a read hangs, only the first lookups wait for it, and the file is
+    /// not read again until that read has ended.
     async fn text(&self) -> io::Result<Vec<u8>> {
         let mut pending = self.pending.lock().await;
         let read = match &mut *pending {
@@ -180,7 +180,7 @@ impl Source {
         text.unwrap_or_else(|_| Err(io::Error::other("the thread that reads it has panicked")))
     }
 
-    /// Looks once more: whether the file says what it said at the look before, or nothing.
+    /// Takes another read. Returns whether it agrees with the previous one, or has no usable contents.
     fn is_settled(&self, text: io::Result<Vec<u8>>, before: &mut Option<Reading>) -> bool {
         let Some(now) = self.look(text) else { return true };
         if before.as_ref().is_some_and(|before| *before != now) {
@@ -191,16 +191,16 @@ impl Source {
         true
     }
 
-    /// What the file says now, completed by what it said before; none if it says nothing.
+    /// The file's current contents, completed from the previous ones. `None` if there is nothing usable.
     fn look(&self, text: io::Result<Vec<u8>>) -> Option<Reading> {
         let mut known = self.known.lock();
         let text = match text {
             Ok(text) => text,
             Err(error) => {
-                // One that is not there is no fault where everything is configured.
+                // It may be missing if everything is configured.
                 let is_missing = error.kind() == io::ErrorKind::NotFound;
                 if !known.is_unreadable && (known.reading.is_some() || !is_missing) {
-                    tracing::warn!(file = %self.file.path.display(), %error, "resolv.conf cannot be read; what it said before still holds");
+                    tracing::warn!(file = %self.file.path.display(), %error, "resolv.conf cannot be read; its previous contents stay in use");
                 }
                 known.is_unreadable = true;
                 return None;
@@ -231,11 +231,11 @@ impl Source {
 }
 
 impl Pending {
-    /// On a thread of its own: those of the runtime may all be busy, and tokio panics where it can start none.
+    /// On its own thread: those of the runtime may all be busy, and tokio panics if it cannot start another one.
     fn begin(path: PathBuf) -> io::Result<Pending> {
         let (done, text) = oneshot::channel();
         thread::Builder::new().name("resolv.conf".into()).spawn(move || {
-            // Nobody waits any longer where the resolver is gone.
+            // If the resolver is gone, nothing waits for this.
             let _ = done.send(read(&path));
         })?;
         Ok(Pending { text, deadline: Instant::now() + READ_TIMEOUT })
@@ -243,8 +243,8 @@ impl Pending {
 }
 
 impl Reading {
-    /// Of the lines that matter, as glibc understands them: of several search lists the last counts, and a line that
-    /// cannot be understood does not spoil the others.
+    /// Parses the relevant lines as glibc does: the last of several search lists counts, and an invalid line does not
+    /// affect the others.
     fn parse(text: &[u8], port: u16) -> Reading {
         let text = String::from_utf8_lossy(text);
         let mut servers = Vec::new();
@@ -263,7 +263,7 @@ impl Reading {
     }
 }
 
-/// Whether the configuration leaves anything open that the file says.
+/// Whether the configuration leaves anything to the file.
 fn is_needed(dns: &config::Dns) -> bool {
     dns.servers.is_empty() || dns.namespace.is_none() || dns.cluster_domain.is_none()
 }
@@ -283,7 +283,7 @@ fn server(word: &str, port: u16) -> Option<SocketAddr> {
     Some(through(ip, port, scope))
 }
 
-/// The address of a configured server, by the interfaces that there are now.
+/// The address of a configured server, with the current interfaces.
 fn address(server: &config::NameServer) -> SocketAddr {
     match (&server.interface, server.address) {
         (Some(interface), SocketAddr::V6(v6)) => through(*v6.ip(), v6.port(), interface),
@@ -291,14 +291,14 @@ fn address(server: &config::NameServer) -> SocketAddr {
     }
 }
 
-/// `ip`, reached by an interface of this machine. Without one that exists, the socket's error says so.
+/// `ip`, reached through an interface of this machine. If there is no such interface, the socket reports the error.
 fn through(ip: Ipv6Addr, port: u16, interface: &str) -> SocketAddr {
     let number = || interface.parse().ok().or_else(|| if_nametoindex(interface).ok());
     let scope_id = if ip.is_unicast_link_local() { number().unwrap_or(0) } else { 0 };
     SocketAddrV6::new(ip, port, 0, scope_id).into()
 }
 
-/// Namespace and domain of a search list's `<ns>.svc.<domain>`; none where DNS cannot be asked for such a name.
+/// Namespace and domain of a search list entry `<ns>.svc.<domain>`. `None` if it is not a valid DNS name.
 fn cluster_search(entry: &str) -> Option<(String, String)> {
     let entry = fold(entry);
     let (namespace, rest) = entry.split_once('.')?;

@@ -1,4 +1,4 @@
-//! Why an alias has no new answer, in words that end with the key that mends it.
+//! Why an alias could not be resolved. Each message ends with the key that fixes it.
 
 use super::{
     chain::{ChainError, TrueName, arrows},
@@ -7,7 +7,7 @@ use super::{
 use crate::{config::NamePattern, fault::Kind};
 use std::{fmt, net::SocketAddr, sync::Arc};
 
-/// Why a question has no (new) resolution. Its text is [`what`](ResolveError::what) and [`fix`](ResolveError::fix).
+/// Why there is no (new) resolution. Its text is [`what`](ResolveError::what) and [`fix`](ResolveError::fix).
 #[derive(Clone, Debug, PartialEq)]
 pub enum ResolveError {
     /// DNS gave no addresses.
@@ -19,15 +19,15 @@ pub enum ResolveError {
         /// What the servers said.
         error: Box<LookupError>,
     },
-    /// DNS answered, but the answer makes no chain or no true name.
+    /// DNS responded, but the records form no chain, or the chain gives no true name.
     Chain(ChainError),
-    /// DNS gave a true name that `allow` does not list.
+    /// `allow` does not list the true name from DNS.
     NotAllowed(Arc<Refusal>),
-    /// The alias or the target cannot be asked for.
+    /// The alias or the target is not a valid DNS name.
     Name(NameError),
 }
 
-/// Where the name comes from that a lookup failed for: it decides which key mends it.
+/// Where a name whose lookup failed comes from. This decides which key fixes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The alias, as a Service of the cluster.
@@ -58,7 +58,7 @@ impl ResolveError {
         }
     }
 
-    /// The key or command that mends it.
+    /// The key or command that fixes it.
     pub fn fix(&self) -> String {
         match self {
             ResolveError::Lookup { place, error, .. } => {
@@ -80,7 +80,7 @@ impl ResolveError {
         }
     }
 
-    /// What happened, in the terms of all failures.
+    /// The kind of failure, as for all other failures.
     pub fn kind(&self) -> Kind {
         match self.is_timeout() {
             true => Kind::DnsTimeout,
@@ -88,7 +88,7 @@ impl ResolveError {
         }
     }
 
-    /// Whether nobody answered in time: 504 rather than 503.
+    /// Whether the queries timed out: 504 rather than 503.
     pub fn is_timeout(&self) -> bool {
         match self {
             ResolveError::Lookup { error, .. } => match &error.failure {
@@ -99,8 +99,8 @@ impl ResolveError {
         }
     }
 
-    /// Whether DNS did answer, and said that there is nothing usable: the last good answer then serves for
-    /// `nxdomain_hold`, not for `stale`.
+    /// Whether DNS responded that there is nothing usable. The last good answer is then used for `nxdomain_hold`, not for
+    /// `stale`.
     pub fn is_denial(&self) -> bool {
         match self {
             ResolveError::Lookup { error, .. } => error.is_denial(),
@@ -126,8 +126,8 @@ impl std::error::Error for ResolveError {
     }
 }
 
-/// Where the servers are not at fault.
-const OWN_LIMIT: &str = "this proxy's own limit is reached, not the DNS server's: let it open more files (`ulimit -Hn`), or lower `listener.max_connections`";
+/// For failures that are not the servers' fault.
+const OWN_LIMIT: &str = "the limit of this proxy is reached, not that of the DNS server: let the proxy open more files (`ulimit -Hn`), or lower `listener.max_connections`";
 
 fn lookup_fix(name: &str, place: Place, failure: &Failure) -> &'static str {
     match (failure, place) {
@@ -137,100 +137,100 @@ fn lookup_fix(name: &str, place: Place, failure: &Failure) -> &'static str {
             "the name looks like a mistyped IP address: write the address, without leading zeros, in `target:`"
         }
         (Failure::NxDomain, Place::Service) => {
-            "there is no such Service (create it, or correct `name:`, where two labels mean SERVICE.NAMESPACE, `dns.namespace` or `dns.cluster_domain`), or its `externalName` is an IP address, which DNS cannot show: write the address in `target:`"
+            "either there is no such Service (create it, or correct `name:`, where two labels mean SERVICE.NAMESPACE, `dns.namespace` or `dns.cluster_domain`), or its `externalName` is an IP address, which DNS cannot return: write the address in `target:`"
         }
         (Failure::NoData, Place::Service) => {
-            "the Service is there but leads nowhere: its `externalName` is itself, a ring, or a Service that is missing or has no endpoints; correct `externalName`, or name the target in `target:`"
+            "the Service exists but leads nowhere: its `externalName` is the Service itself, part of a loop, or a Service that is missing or has no endpoints; correct `externalName`, or set `target:`"
         }
         (Failure::NxDomain | Failure::NoData, Place::Alias) => {
-            "correct the alias' `name:`, or say where it leads in `target:`"
+            "correct the alias' `name:`, or set `target:`"
         }
         (Failure::NxDomain | Failure::NoData, Place::Target) => "correct `target:`",
         (Failure::NxDomain | Failure::NoData | Failure::Unaskable(_), Place::Client) => {
             "correct the host in the request, or make it an alias with a `target:`"
         }
         (Failure::NxDomain | Failure::NoData, Place::Chain) => {
-            "correct the Service's `externalName` or the CNAME record that leads there, or name the target in `target:`"
+            "correct the Service's `externalName` or the CNAME record that leads there, or set `target:`"
         }
         (Failure::ServFail | Failure::Code(_), _) => {
-            "look at that server's log and its upstream servers (CoreDNS: `forward`), or choose others in `dns.servers`"
+            "check that server's log and its upstream servers (CoreDNS: `forward`), or set other servers in `dns.servers`"
         }
         (Failure::Refused, _) => {
-            "that server does not serve this client or this name: choose others in `dns.servers`"
+            "that server does not serve this client or this name: set other servers in `dns.servers`"
         }
         (Failure::Timeout, Place::Service) => {
-            "check that the servers are right (`dns.servers`, else resolv.conf) and that a NetworkPolicy lets port 53 through; CoreDNS also stays silent for an `externalName` with a label of more than 63 characters"
+            "check that the servers are right (`dns.servers`, else resolv.conf) and that no NetworkPolicy blocks port 53; CoreDNS also sends no response for an `externalName` with a label of more than 63 characters"
         }
         (Failure::ConnectionRefused, _) => {
-            "nobody listens there: start that server, or choose others in `dns.servers`"
+            "no server listens there: start it, or set other servers in `dns.servers`"
         }
         (Failure::Exhausted(_), _) => OWN_LIMIT,
         (Failure::Tcp(_, failure), _) if matches!(**failure, Failure::Exhausted(_)) => OWN_LIMIT,
         (Failure::Tcp(..), _) => {
-            "responses that do not fit into a datagram come over TCP: let port 53 through for TCP too (a NetworkPolicy, a firewall), or choose other servers in `dns.servers`"
+            "large responses come over TCP: allow TCP port 53 too (in a NetworkPolicy or firewall), or set other servers in `dns.servers`"
         }
         (Failure::Timeout | Failure::Io(_), _) => {
-            "check that the servers are right (`dns.servers`, else resolv.conf) and that a NetworkPolicy lets port 53 through"
+            "check that the servers are right (`dns.servers`, else resolv.conf) and that no NetworkPolicy blocks port 53"
         }
         (Failure::Unaskable(_), _) => "correct the alias' `name:` or its `target:`",
         (Failure::Malformed(_), _) => {
-            "check that a DNS server listens there, or choose others in `dns.servers`"
+            "check that a DNS server listens there, or set other servers in `dns.servers`"
         }
-        (Failure::NoServers, _) => "name at least one server in `dns.servers`",
+        (Failure::NoServers, _) => "set at least one server in `dns.servers`",
     }
 }
 
-/// A question that got no records.
+/// A query that returned no records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LookupError {
-    /// What was asked for.
+    /// The queried name.
     pub name: String,
-    /// Who said so; after a time-out, all who did not.
+    /// The servers that failed in this way; after a timeout, all that did not respond.
     pub servers: Vec<SocketAddr>,
-    /// What was said.
+    /// How they failed.
     pub failure: Failure,
-    /// What others said, which explains less.
+    /// How other servers failed, which explains less.
     pub others: Vec<(Vec<SocketAddr>, Failure)>,
 }
 
-/// What servers say instead of an answer.
+/// How a query fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The name does not exist, for any type.
     NxDomain,
     /// The name has no address of this family.
     NoData,
-    /// The server could not find out.
+    /// The server could not resolve the name.
     ServFail,
-    /// The server would not say.
+    /// The server refused to resolve the name.
     Refused,
     /// Any other response code.
     Code(String),
-    /// Nobody answered in time.
+    /// No response in time.
     Timeout,
-    /// Nobody listens there.
+    /// No server listens there.
     ConnectionRefused,
-    /// The question had to be asked over TCP too, and that failed.
+    /// The query had to be repeated over TCP, and that failed.
     Tcp(WhyTcp, Box<Failure>),
-    /// What came back is no response to the question, or none that can be used.
+    /// What arrived is not a response to the query, or not a usable one.
     Malformed(String),
-    /// The question could not be sent, or the answer not be received.
+    /// The query could not be sent, or the response could not be received.
     Io(String),
-    /// The same for want of something that this process or machine has run out of, such as descriptors.
+    /// The same, because this process or machine has run out of something, such as descriptors.
     Exhausted(String),
-    /// The name does not fit into a question.
+    /// The name does not fit into a query.
     Unaskable(String),
-    /// There is nobody to ask.
+    /// There is no server to query.
     NoServers,
 }
 
-/// Why a question is asked over TCP.
+/// Why a query is sent over TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhyTcp {
     /// The response did not fit into a datagram.
     Truncated,
-    /// Too many datagrams came that are no response.
-    Strangers,
+    /// Too many datagrams arrived that are not a response.
+    Unrelated,
 }
 
 impl LookupError {
@@ -239,7 +239,7 @@ impl LookupError {
         LookupError { name, servers, failure, others: Vec::new() }
     }
 
-    /// Of servers that all failed, each in its way; none if there is none.
+    /// For servers that all failed, each in its own way. `None` if there are none.
     pub(super) fn of_all(
         name: &str,
         failed: impl Iterator<Item = (SocketAddr, Failure)>,
@@ -251,7 +251,7 @@ impl LookupError {
                 None => ways.push((vec![server], failure)),
             }
         }
-        // What a server said explains more than that another could not be asked.
+        // A server's response explains more than that another server could not be reached.
         ways.sort_by_key(|(_, failure)| match failure {
             Failure::Timeout => 2,
             Failure::ConnectionRefused | Failure::Io(_) | Failure::Exhausted(_) => 1,
@@ -262,7 +262,7 @@ impl LookupError {
         Some(LookupError { others, ..LookupError::new(name, &servers, failure) })
     }
 
-    /// Whether this is an answer, to the effect that there is nothing.
+    /// Whether this is a response that says that there is nothing.
     pub fn is_denial(&self) -> bool {
         matches!(self.failure, Failure::NxDomain | Failure::NoData | Failure::Unaskable(_))
     }
@@ -314,29 +314,29 @@ impl Failure {
             Failure::Code(code) => write!(f, "{server} could not resolve {name} ({code})"),
             Failure::Timeout => write!(f, "{server} did not respond in time for {name}"),
             Failure::ConnectionRefused => {
-                write!(f, "connection refused by nameserver{plural} {server}, asked for {name}")
+                write!(f, "connection refused by nameserver{plural} {server}, queried for {name}")
             }
             Failure::Tcp(WhyTcp::Truncated, failure) => write!(
                 f,
                 "the response of {server} for {name} does not fit into a datagram, and over TCP {}",
                 failure.over_tcp()
             ),
-            Failure::Tcp(WhyTcp::Strangers, failure) => write!(
+            Failure::Tcp(WhyTcp::Unrelated, failure) => write!(
                 f,
-                "{server} sent too many datagrams that are no response for {name}, and over TCP {}",
+                "{server} sent too many datagrams that are not a response for {name}, and over TCP {}",
                 failure.over_tcp()
             ),
             Failure::Malformed(reason) => {
                 write!(f, "the response of {server} for {name} cannot be used: {reason}")
             }
             Failure::Io(reason) | Failure::Exhausted(reason) => {
-                write!(f, "{server} could not be asked for {name}: {reason}")
+                write!(f, "{server} could not be queried for {name}: {reason}")
             }
-            Failure::Unaskable(reason) => write!(f, "DNS cannot be asked for {name}: {reason}"),
+            Failure::Unaskable(reason) => write!(f, "{name} cannot be queried in DNS: {reason}"),
             Failure::NoServers => {
                 write!(
                     f,
-                    "{name} cannot be resolved: `dns.servers` is empty and resolv.conf names no server"
+                    "{name} cannot be resolved: `dns.servers` is empty and resolv.conf has no nameserver"
                 )
             }
         }
@@ -348,7 +348,7 @@ impl Failure {
             Failure::Timeout => "it did not respond in time".to_owned(),
             Failure::Malformed(reason) => format!("its response cannot be used: {reason}"),
             Failure::Io(reason) | Failure::Exhausted(reason) => {
-                format!("it could not be asked: {reason}")
+                format!("it could not be queried: {reason}")
             }
             other => format!("it failed ({other:?})"),
         }
@@ -357,14 +357,14 @@ impl Failure {
 
 impl std::error::Error for LookupError {}
 
-/// A true name that DNS gives and `allow` refuses.
+/// A true name from DNS that `allow` refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What was refused.
+    /// The true name that was refused.
     pub true_name: TrueName,
-    /// How DNS led there.
+    /// The chain that led there.
     pub chain: Vec<Arc<str>>,
-    /// What is allowed.
+    /// The patterns of `allow`.
     pub allow: Vec<NamePattern>,
 }
 
@@ -380,10 +380,10 @@ impl Refusal {
         )
     }
 
-    /// The key that mends it.
+    /// The key that fixes it.
     pub fn fix(&self) -> String {
         format!(
-            "if the change is wanted, add \"{}\" to `allow`; else correct the Service's `externalName`",
+            "if the change is intended, add \"{}\" to `allow`; otherwise correct the Service's `externalName`",
             self.true_name
         )
     }

@@ -1,7 +1,8 @@
-//! One question to one server: over UDP, and over TCP where the response does not fit into a datagram.
+//! One query to one server: over UDP, and over TCP if the response does not fit into a datagram.
 //!
-//! hickory brings the format of messages. The sockets are our own: a connected one learns at once that nobody listens,
-//! and takes no datagram from anybody else. Each question has a new one, so that its port is as hard to guess as its id.
+//! hickory provides the message format. The sockets are our own: a connected UDP socket reports at once that no server
+//! listens, and takes no datagrams from other hosts. Each query uses a new socket, so that its port is as hard to guess
+//! as its id.
 
 use super::error::{Failure, WhyTcp};
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
@@ -17,18 +18,18 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// A datagram may get lost: the question is sent again after this long, then after twice as long, and so on.
+/// Datagrams get lost: the query is sent again after this long, then after twice as long, and so on.
 const FIRST_RESEND: Duration = Duration::from_millis(350);
-/// What we say that we take in a datagram (DNS Flag Day 2020): it is not fragmented on the way.
+/// The advertised UDP payload size (DNS Flag Day 2020): such datagrams are not fragmented on the way.
 const MAX_PAYLOAD: u16 = 1232;
-/// What we take: some servers do not keep to it.
+/// The size that we accept: some servers exceed the advertised one.
 const BUFFER: usize = 4096;
-/// So many datagrams that are no response to the question are an attempt to guess its id.
-const MAX_STRANGERS: usize = 64;
+/// This many datagrams that are not a response to the query are an attempt to guess its id.
+const MAX_UNRELATED: usize = 64;
 const HEADER: usize = 12;
 
-/// Asks; the response may be any, but it is one to this question. `server_timeout` is for UDP and for TCP each; all of it ends
-/// by `deadline`.
+/// Sends the query. Any response code may be returned, but only of a response to this query. `server_timeout` applies
+/// to UDP and to TCP separately; `deadline` applies to both together.
 pub(super) async fn exchange(
     server: SocketAddr,
     query: &Query,
@@ -65,7 +66,7 @@ enum Heard {
     AskOverTcp(WhyTcp),
 }
 
-/// A question as it is sent.
+/// A query as it is sent.
 struct Asked<'a> {
     query: &'a Query,
     id: u16,
@@ -96,15 +97,15 @@ impl<'a> Asked<'a> {
     async fn over_udp(&self, server: SocketAddr, until: Instant) -> Result<Heard, Failure> {
         let socket = connected(server).await.map_err(|error| failure(server, &error))?;
         let mut buffer = vec![0; BUFFER];
-        let mut strangers = 0;
+        let mut unrelated = 0;
         let mut now = Instant::now();
-        // Where many servers share the time, there is still a second try.
+        // Even if many servers share the time, there is a second try.
         let first = FIRST_RESEND.min(until.saturating_duration_since(now) / 2);
         let mut pause = first;
         while now < until {
             // One more would have too little time.
             let is_last = now + pause + first > until;
-            // Some firewalls drop what they do not know: twice is enough with EDNS, and the last try is without.
+            // Some firewalls drop EDNS: two tries with it are enough, and the last one is without.
             let is_plain = pause > 2 * first || is_last && pause > first;
             let octets = if is_plain { &self.plain } else { &self.octets };
             socket.send(octets).await.map_err(|error| failure(server, &error))?;
@@ -123,17 +124,17 @@ impl<'a> Asked<'a> {
                         return Ok(Heard::AskOverTcp(WhyTcp::Truncated));
                     }
                     Judged::Unusable(reason) => return Err(Failure::Malformed(reason)),
-                    Judged::Stranger => strangers += 1,
+                    Judged::Unrelated => unrelated += 1,
                 }
-                if strangers == MAX_STRANGERS {
-                    return Ok(Heard::AskOverTcp(WhyTcp::Strangers));
+                if unrelated == MAX_UNRELATED {
+                    return Ok(Heard::AskOverTcp(WhyTcp::Unrelated));
                 }
             }
             now = resend;
         }
-        Err(match strangers {
+        Err(match unrelated {
             0 => Failure::Timeout,
-            _ => Failure::Malformed("it has not the id of the query".to_owned()),
+            _ => Failure::Malformed("it does not have the id of the query".to_owned()),
         })
     }
 
@@ -141,7 +142,7 @@ impl<'a> Asked<'a> {
         let failed = |error: io::Error| failure(server, &error);
         let mut stream = TcpStream::connect(server).await.map_err(failed)?;
         let length = u16::try_from(self.octets.len())
-            .map_err(|_| Failure::Unaskable("the question is too long".to_owned()))?;
+            .map_err(|_| Failure::Unaskable("the query is too long".to_owned()))?;
         let framed = [&length.to_be_bytes()[..], &self.octets].concat();
         stream.write_all(&framed).await.map_err(failed)?;
         let length = stream.read_u16().await.map_err(failed)?;
@@ -151,20 +152,20 @@ impl<'a> Asked<'a> {
             Judged::Response(message) => Ok(*message),
             Judged::Unusable(reason) => Err(Failure::Malformed(reason)),
             Judged::Cut => Err(Failure::Malformed("it is truncated over TCP too".to_owned())),
-            Judged::Stranger => {
-                Err(Failure::Malformed("it has not the id of the query".to_owned()))
+            Judged::Unrelated => {
+                Err(Failure::Malformed("it does not have the id of the query".to_owned()))
             }
         }
     }
 
-    /// What came, as far as its header tells before anything else of it is believed.
+    /// Checks what arrived. Its header is checked before anything else.
     fn judge(&self, octets: &[u8]) -> Judged {
         let unusable = |reason: &str| Judged::Unusable(reason.to_owned());
         let Some((&[i, d, high, low, q, u], _)) = octets.split_first_chunk::<6>() else {
-            return Judged::Stranger;
+            return Judged::Unrelated;
         };
         if u16::from_be_bytes([i, d]) != self.id {
-            return Judged::Stranger;
+            return Judged::Unrelated;
         }
         if octets.len() < HEADER {
             return unusable("it is shorter than the header of a DNS message");
@@ -179,15 +180,15 @@ impl<'a> Asked<'a> {
         }
         let questions = u16::from_be_bytes([q, u]);
         if questions > 1 {
-            return unusable("it repeats more than one question");
+            return unusable("it has more than one question");
         }
         let message = match Message::from_vec(octets) {
             Ok(message) => message,
-            // The cut may have gone through a record.
+            // It may be truncated within a record.
             Err(_) if is_truncated => return Judged::Cut,
             Err(error) => return Judged::Unusable(error.to_string()),
         };
-        // Servers that could not read the question have none to repeat.
+        // Servers that could not read the query cannot repeat the question.
         let denies = !matches!(
             ResponseCode::from(0, low & 0xf),
             ResponseCode::NoError | ResponseCode::NXDomain
@@ -206,18 +207,18 @@ impl<'a> Asked<'a> {
 }
 
 enum Judged {
-    /// To this question.
+    /// A response to this query.
     Response(Box<Message>),
-    /// To this question too, but cut off.
+    /// The same, but truncated.
     Cut,
-    /// With the query's id, and yet no response to it.
+    /// It has the query's id, but is not a response to it.
     Unusable(String),
-    /// Not for us: from another time, or from somebody who guesses.
-    Stranger,
+    /// Not for this query: it is late, or an attempt to guess the id.
+    Unrelated,
 }
 
 fn same(one: &Query, other: &Query) -> bool {
-    // Names are compared whatever their case.
+    // Names are compared without regard to case.
     one.name() == other.name()
         && one.query_type() == other.query_type()
         && one.query_class() == other.query_class()
@@ -274,7 +275,7 @@ mod tests {
             let asked = Asked::new(&query, true).unwrap();
             let mut octets = [asked.id.to_be_bytes(), flags.to_be_bytes()].concat();
             octets.extend(counts.iter().flat_map(|count| count.to_be_bytes()));
-            // A question, and behind it what looks like a record of this name.
+            // A question, followed by what looks like a record of this name.
             octets.extend(&asked.plain[12..]);
             octets.extend([0xc0, 12, 0]);
             octets.extend(tail);

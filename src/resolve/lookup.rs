@@ -1,4 +1,4 @@
-//! The DNS client: one question to the servers in turn, and the whole walk for one name.
+//! The DNS client: sends a query to the servers in turn, and follows the whole chain of a name.
 
 use super::{
     chain::{Chain, Record, Walked},
@@ -23,24 +23,25 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-/// For one server at most; then the next has its turn.
+/// The longest time for one server. Then the next one is asked.
 const TRY: Duration = Duration::from_secs(2);
-/// For one family's walk, follow-up questions included.
+/// The time limit of one family's walk, including follow-up queries.
 const WALK: Duration = Duration::from_millis(4500);
-/// What a family that is slow may cost one that has answered. Time for one retransmission.
+/// How long to wait for the second family once the first has its addresses. Time for one retransmission.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// How long the servers ahead of the one that answered last are left in peace; then one question begins with the first
-/// again. It may know names that the others deny, and be back by now.
+/// How long the servers before the preferred one are skipped. Then one query starts with the first server again,
+/// because it may be back, and it may know names that the others do not.
 const RETURN: Duration = Duration::from_secs(10);
 
-/// Questions for aliases that are out at one time, each with a socket: a thousand aliases must not take all that this
-/// process may open.
+/// The most queries for aliases at a time. Each has a socket, and a thousand aliases must not use up the process'
+/// file descriptors.
 const MAX_IN_FLIGHT: usize = 192;
-/// The same for the clients of a forward proxy, apart from those: names that nobody answers for keep no alias waiting.
+/// The same for the clients of a forward proxy. They have their own limit, so that names whose queries time out do
+/// not delay an alias.
 const MAX_IN_FLIGHT_FOR_CLIENTS: usize = 64;
 
-/// An address family, asked for apart from the other.
+/// An address family. Each has its own queries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// A records.
@@ -64,7 +65,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// What both families came to.
+/// The results of both families.
 #[derive(Debug)]
 pub struct Round {
     /// The A walk.
@@ -74,7 +75,7 @@ pub struct Round {
 }
 
 impl Round {
-    /// The addresses of both families. Where there are none, the error is the one that time may mend, if either is.
+    /// The addresses of both families. If there are none, the error is preferably one that may go away with time.
     pub fn into_addresses(self) -> Result<Vec<IpAddr>, ResolveError> {
         match (self.v4, self.v6) {
             (Ok(v4), Ok(v6)) => Ok([v4.addresses(), v6.addresses()].concat()),
@@ -83,7 +84,7 @@ impl Round {
         }
     }
 
-    /// The names of both walks, from the question on.
+    /// The names of both walks, starting with the queried one.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         [&self.v4, &self.v6].into_iter().flat_map(|walked| match walked {
             Ok(chain) => chain.names(),
@@ -91,34 +92,34 @@ impl Round {
         })
     }
 
-    /// For a target in digits: they are the whole answer, whichever family is asked.
+    /// For a target that is an IP address: it is the result for both families.
     pub fn of_ip(ip: IpAddr) -> Round {
         Round { v4: Ok(Chain::of_ip(ip)), v6: Ok(Chain::of_ip(ip)) }
     }
 }
 
-/// Asks a fixed list of servers. Equal questions in flight share one query.
+/// Queries a fixed list of servers. Equal queries in flight are sent once.
 pub struct DnsClient {
     servers: Vec<SocketAddr>,
     preferred: Mutex<Preferred>,
-    /// By what is asked, and whether it is for a client of a forward proxy.
+    /// The key is what is queried, and whether it is for a client of a forward proxy.
     in_flight: Mutex<HashMap<(String, Family, bool), Weak<Flight>>>,
     permits: Semaphore,
     permits_for_clients: Semaphore,
 }
 
-/// The server that answered last: a dead one before it costs its time only once.
+/// The server that responded last. So a dead server before it costs its timeout only once.
 struct Preferred {
     index: usize,
-    /// Since when, or when a question last began with the first server in its place.
+    /// Since when, or when a query last started with the first server instead.
     since: Instant,
 }
 
-/// Whoever comes first asks; should he be cancelled, another does.
+/// The first caller sends the query. If it is cancelled, another one does.
 type Flight = OnceCell<Result<Answer, LookupError>>;
 
 impl DnsClient {
-    /// A client of these servers; a missing one is an error of the first lookup, not of this.
+    /// A client of these servers. If there are none, lookups fail.
     pub fn new(servers: &[SocketAddr]) -> DnsClient {
         DnsClient {
             servers: servers.to_vec(),
@@ -134,8 +135,8 @@ impl DnsClient {
         &self.servers
     }
 
-    /// Walks from the name to its addresses, both families at once; `place` says where the name comes from. When one
-    /// family has its addresses, the other has only a moment more: a server that is silent about AAAA delays nobody.
+    /// Walks from the name to its addresses, for both families at once; `place` is where the name comes from. Once one
+    /// family has its addresses, the other has only `GRACE` left, so that a server that ignores AAAA queries delays nothing.
     pub async fn both(&self, name: &str, place: Place) -> Round {
         let (a, aaaa) = (self.walk(name, place, Family::V4), self.walk(name, place, Family::V6));
         tokio::pin!(a, aaaa);
@@ -154,19 +155,19 @@ impl DnsClient {
             }
         }
         let late = || {
-            // Its question is given up, and with it whoever would have counted it.
+            // Its walk is dropped, so it is counted here.
             count("timeout", started);
             Err(ResolveError::Lookup {
                 chain: vec![Arc::from(fold(name))],
                 place,
-                error: Box::new(self.silence(name)),
+                error: Box::new(self.timed_out(name)),
             })
         };
         Round { v4: v4.unwrap_or_else(late), v6: v6.unwrap_or_else(late) }
     }
 
-    /// Walks from the name to its addresses of one family. A CNAME without addresses says nothing about why, so that its
-    /// target is asked for by itself. Takes less than five seconds.
+    /// Walks from the name to its addresses of one family. A CNAME without addresses does not say why there are none, so
+    /// its target is queried separately. Takes less than five seconds.
     pub async fn walk(
         &self,
         name: &str,
@@ -175,7 +176,7 @@ impl DnsClient {
     ) -> Result<Chain, ResolveError> {
         let deadline = Instant::now() + WALK;
         let mut chain = Chain::new(name);
-        // Ends: each turn but the last makes the chain longer, which the walk allows up to its bound.
+        // This ends: each iteration but the last makes the chain longer, and its length is limited.
         loop {
             let end = chain.end().clone();
             let error = match self.ask(&end, family, place, deadline).await {
@@ -201,7 +202,7 @@ impl DnsClient {
         }
     }
 
-    /// One question, to the servers in turn until one answers.
+    /// Sends one query to the servers in turn, until one responds.
     async fn ask(
         &self,
         name: &str,
@@ -213,11 +214,11 @@ impl DnsClient {
         let result = self.ask_together(name, family, place, deadline).await;
         let label = result.as_ref().map_or_else(LookupError::label, |_| "ok");
         count(label, started);
-        tracing::debug!(name, %family, result = label, "asked DNS");
+        tracing::debug!(name, %family, result = label, "queried DNS");
         result
     }
 
-    /// Asks, or waits for another who is asking the same.
+    /// Sends a query, or waits for an equal one in flight.
     async fn ask_together(
         &self,
         name: &str,
@@ -233,19 +234,19 @@ impl DnsClient {
         });
         let result = timeout_at(deadline, asked).await.cloned();
         match result {
-            // The other's time was over, ours is not.
+            // The other query timed out, but we have time left.
             Ok(Err(error)) if error.failure == Failure::Timeout && !is_first => {
                 self.ask_in_turn(name, family, place, deadline).await
             }
             Ok(result) => result,
-            Err(_) => Err(self.silence(name)),
+            Err(_) => Err(self.timed_out(name)),
         }
     }
 
     fn flight(&self, name: &str, family: Family, place: Place) -> Arc<Flight> {
         let mut in_flight = self.in_flight.lock();
         if in_flight.len() == in_flight.capacity() {
-            // Before it grows: so it is never longer than twice what is in flight.
+            // Before the map grows: so it never has more than twice the entries that are in flight.
             in_flight.retain(|_, flight| flight.strong_count() > 0);
         }
         let key = (name.to_owned(), family, place == Place::Client);
@@ -274,13 +275,13 @@ impl DnsClient {
             _ => &self.permits,
         };
         let Ok(_permit) = timeout_at(deadline, permits.acquire()).await else {
-            return Err(self.silence(name));
+            return Err(self.timed_out(name));
         };
         let (first, before) = self.first();
-        // So that the last of many silent servers is reached too.
+        // So that the last of many servers is reached even if none before it responds.
         let server_timeout = TRY.min(WALK / u32::try_from(count).unwrap_or(u32::MAX));
         let mut failures: Vec<Option<Failure>> = vec![None; count];
-        // Twice: a lone server whose answers were lost gets a second chance.
+        // Twice: a single server whose responses were lost gets a second chance.
         for turn in 0..2 * count {
             let index = (first + turn) % count;
             let server = self.servers[index];
@@ -296,7 +297,7 @@ impl DnsClient {
                         self.answered(index, before);
                         return Err(error);
                     }
-                    // A time-out says nothing about what the server said before.
+                    // A timeout does not replace what the server responded before.
                     if failures[index].is_none() || error.failure != Failure::Timeout {
                         failures[index] = Some(error.failure);
                     }
@@ -309,10 +310,10 @@ impl DnsClient {
         }
         let servers = self.servers.iter().zip(failures);
         let failed = servers.filter_map(|(server, failure)| Some((*server, failure?)));
-        Err(LookupError::of_all(name, failed).unwrap_or_else(|| self.silence(name)))
+        Err(LookupError::of_all(name, failed).unwrap_or_else(|| self.timed_out(name)))
     }
 
-    /// The server to begin with, and the one that is preferred meanwhile.
+    /// The server to start with, and the one that is preferred.
     fn first(&self) -> (usize, usize) {
         let mut preferred = self.preferred.lock();
         let index = preferred.index;
@@ -323,8 +324,8 @@ impl DnsClient {
         (0, index)
     }
 
-    /// `index` has answered a question, at the beginning of which `before` was preferred. Whoever answers a question
-    /// that began before the last change says nothing about the one that is preferred by now.
+    /// `index` has responded to a query; `before` was preferred when the query started. If the preferred server has
+    /// changed since then, the response says nothing about the current one.
     fn answered(&self, index: usize, before: usize) {
         let mut preferred = self.preferred.lock();
         if preferred.index == before && index != before {
@@ -332,16 +333,16 @@ impl DnsClient {
         }
     }
 
-    fn silence(&self, name: &str) -> LookupError {
+    fn timed_out(&self, name: &str) -> LookupError {
         LookupError::new(name, &self.servers, Failure::Timeout)
     }
 }
 
-/// The records of a response that has some.
+/// The records of a response; at least one.
 #[derive(Clone, Debug)]
 struct Answer {
     records: Vec<Record>,
-    /// NXDOMAIN with a CNAME is about the CNAME's target (RFC 2308, section 2.1): the walk asks for that.
+    /// NXDOMAIN with a CNAME is about the CNAME's target (RFC 2308, section 2.1), which the walk queries next.
     denies: bool,
     server: SocketAddr,
 }
@@ -379,11 +380,11 @@ impl Answer {
         })
     }
 
-    /// Why it says nothing about the name that was asked for.
+    /// Why it has no records for the queried name.
     fn about_others(&self) -> Failure {
         match (self.denies, self.records.first()) {
             (false, Some(record)) => Failure::Malformed(format!(
-                "it is about {} and other names, not about the one that was asked for",
+                "it is about {} and other names, not about the queried name",
                 record.owner()
             )),
             _ => Failure::NxDomain,
@@ -391,16 +392,16 @@ impl Answer {
     }
 }
 
-/// Counts a question that has ended.
+/// Counts a query that has ended.
 fn count(result: &'static str, started: Instant) {
     metrics::counter!("truename_dns_lookups_total", "result" => result).increment(1);
     metrics::histogram!("truename_dns_lookup_duration_seconds").record(started.elapsed());
 }
 
-/// As the RFCs write it.
+/// The name of the code in the RFCs.
 fn mnemonic(code: ResponseCode) -> String {
     match code {
-        // The same number, in a message that is signed; ours are not.
+        // BADSIG has the same number, but exists only in signed messages. Ours are not signed.
         ResponseCode::BADSIG => "BADVERS".to_owned(),
         ResponseCode::Unknown(code) => format!("RCODE {code}"),
         code => format!("{code:?}").to_ascii_uppercase(),
@@ -408,7 +409,7 @@ fn mnemonic(code: ResponseCode) -> String {
 }
 
 fn query(name: &str, family: Family) -> Result<Query, LookupError> {
-    // The dot makes it absolute: no search list has a say.
+    // The dot makes it absolute: search lists are not used.
     let absolute = Name::from_ascii(format!("{name}."))
         .map_err(|error| LookupError::new(name, &[], Failure::Unaskable(error.to_string())))?;
     Ok(Query::query(absolute, family.record_type()))
@@ -419,7 +420,7 @@ fn records(message: &Message) -> Vec<Record> {
     internet
         .filter_map(|record| {
             let owner = record.name.to_ascii();
-            // RFC 2181, section 8: with its highest bit set it is 0.
+            // RFC 2181, section 8: a TTL with its highest bit set counts as 0.
             let ttl = if i32::try_from(record.ttl).is_ok() { record.ttl } else { 0 };
             match &record.data {
                 RData::CNAME(target) => Some(Record::cname(&owner, ttl, &target.to_ascii())),

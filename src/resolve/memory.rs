@@ -1,5 +1,5 @@
-//! What still holds: the last good answer of each family, for how long it may serve, and when a name is new. Pure, given
-//! the time.
+//! What may still be used: the last good answer of each family, for how long it may be used, and when a true name is
+//! new. Pure, given the time.
 
 use super::{
     Question, Resolution, ResolutionState, TrueName,
@@ -12,9 +12,9 @@ use crate::config;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// However long DNS has failed, it is asked again after this long.
+/// The longest interval between retries while DNS fails.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// While there is nothing to serve: whoever mends the Service waits for the proxy to see it.
+/// The same while there is nothing to use: whoever fixes the Service waits for the proxy to notice.
 const LONGEST_RETRY_UNSERVED: Duration = Duration::from_secs(5);
 
 /// The answers to one question over time.
@@ -23,35 +23,35 @@ pub struct Memory {
     question: Arc<Question>,
     limits: Limits,
     answers: Answers,
-    /// The true name of the newest generation, also while it has no addresses left.
+    /// The true name of the newest generation, even while it has no addresses left.
     newest: Option<TrueName>,
     generation: u64,
-    /// Of the newest answer, also of a refused one; none after a failure.
+    /// The TTL of the newest answer, even of a refused one; none after a failure.
     ttl: Option<Duration>,
-    /// Whether the name that was asked for, or any it led through, is the cluster's.
+    /// Whether the queried name, or any other name of the chain, is in the cluster domain.
     in_cluster: bool,
     state: ResolutionState,
 }
 
-/// What DNS has said of one name, whatever question and settings it is judged by.
+/// What DNS has returned for one name, independent of question and settings.
 #[derive(Clone, Debug, Default)]
 pub struct Answers {
-    /// None before DNS is asked.
+    /// `None` before the first query.
     name: Option<Arc<str>>,
-    /// The cluster's, when it was asked for.
+    /// The cluster domain at the time of the query.
     cluster_domain: String,
     v4: Remembered,
     v6: Remembered,
 }
 
-/// What a round comes to for a question.
+/// What a round means for a question.
 enum Finding {
-    /// There is a true name, that of the first good family. Should the families differ in it, one of them rules: mixed
-    /// addresses would be called by a wrong name.
+    /// There is a true name, that of the first good family. If the families differ, only one of them counts, because some
+    /// of the mixed addresses would be used with the wrong name.
     Good { leading: Good, families: Box<[Result<Good, ResolveError>; 2]> },
-    /// There is one that `allow` does not list.
+    /// There is a true name that `allow` does not list.
     Refused(Good),
-    /// There is none.
+    /// There is no true name.
     Failed { v4: ResolveError, v6: ResolveError },
 }
 
@@ -64,25 +64,25 @@ struct Limits {
     nxdomain_hold: Duration,
 }
 
-/// What the newest round means for when to ask again.
+/// What the newest round means for the time of the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outlook {
-    /// Good for this TTL.
+    /// Valid for this TTL.
     Whole(Duration),
-    /// Good for this TTL, but a family failed that has nothing to fall back on: its addresses may be those that work.
+    /// Valid for this TTL, but a family failed that has no earlier answer. Its addresses may be the ones that work.
     Partial(Duration),
-    /// No new answer, with or without an old one to serve.
+    /// No new answer, with or without an old one to use.
     Failed {
-        /// The longest time until DNS is asked again.
+        /// The longest time until the next query.
         longest: Duration,
     },
 }
 
-/// One family's last good answer, and since when it has had no newer one.
+/// One family's last good answer, and since when there has been no newer one.
 #[derive(Clone, Debug, Default)]
 struct Remembered {
     good: Option<Good>,
-    /// In place of it, one that `allow` does not list: other settings may.
+    /// Instead of it, an answer that `allow` does not list. Other settings may allow it.
     refused: Option<Good>,
     failing: Option<Failing>,
 }
@@ -97,13 +97,13 @@ struct Good {
 #[derive(Clone, Copy, Debug)]
 struct Failing {
     since: Instant,
-    /// Since when DNS has been saying that there is nothing. A time-out in between does not start it anew.
+    /// Since when DNS has been responding that there is nothing. A timeout in between does not restart it.
     denied_since: Option<Instant>,
     denied_now: bool,
 }
 
 impl Answers {
-    /// The name that is asked for; none before DNS is asked.
+    /// The queried name. `None` before the first query.
     pub fn name(&self) -> Option<&Arc<str>> {
         self.name.as_ref()
     }
@@ -112,21 +112,21 @@ impl Answers {
         [&self.v4, &self.v6]
     }
 
-    /// Since when nothing of it is new; none where some is.
+    /// Since when all of it has been old. `None` if some of it is new.
     fn stale_since(&self) -> Option<Instant> {
         let good = self.families().into_iter().filter(|family| family.good.is_some());
         let since = good.map(|family| family.failing.map(|failing| failing.since));
         since.min().flatten()
     }
 
-    /// What is good of either family, the leading one first.
+    /// The good answers of both families, the leading one first.
     fn good(&self) -> impl Iterator<Item = &Good> {
         self.families().into_iter().filter_map(|family| family.good.as_ref())
     }
 }
 
 impl Memory {
-    /// Nothing known yet.
+    /// Nothing is known yet.
     pub fn new(question: Arc<Question>, dns: &config::Dns) -> Memory {
         Memory {
             question,
@@ -140,22 +140,22 @@ impl Memory {
         }
     }
 
-    /// What it is about.
+    /// The question that it is about.
     pub fn question(&self) -> &Arc<Question> {
         &self.question
     }
 
-    /// What DNS has said so far.
+    /// What DNS has returned so far.
     pub fn answers(&self) -> &Answers {
         &self.answers
     }
 
-    /// What to publish.
+    /// The state to publish.
     pub fn state(&self) -> &ResolutionState {
         &self.state
     }
 
-    /// What to expect until the next round.
+    /// What the newest round means for the time of the next one.
     pub fn outlook(&self) -> Outlook {
         match self.ttl {
             Some(ttl) if self.answers.families().iter().any(|family| family.is_missing()) => {
@@ -172,7 +172,7 @@ impl Memory {
         }
     }
 
-    /// Takes in what both families came to.
+    /// Takes in the results of both families.
     pub fn absorb(&mut self, round: Round, cluster_domain: &str, now: Instant) {
         self.in_cluster = round.names().any(|name| in_domain(name, cluster_domain));
         if let Some(name) = round.names().next() {
@@ -185,7 +185,7 @@ impl Memory {
         }
     }
 
-    /// Goes on by another question about the same target, and by other settings. What is known is judged anew.
+    /// Continues with another question about the same target, and with other settings. What is known is re-evaluated.
     pub fn adopt(&mut self, question: Arc<Question>, dns: &config::Dns, now: Instant) {
         self.limits = Limits::new(dns);
         if *question != *self.question {
@@ -195,7 +195,7 @@ impl Memory {
         self.expire(now);
     }
 
-    /// Takes over what DNS has said of the name for others. Nothing may be known yet.
+    /// Takes over what another inquiry knows about the name. Must be called before anything else is known.
     pub fn recall(&mut self, answers: Answers, now: Instant) {
         let domain = &answers.cluster_domain;
         self.in_cluster = answers
@@ -209,8 +209,8 @@ impl Memory {
         self.expire(now);
     }
 
-    /// This is the name that is asked for from now on. Answers about another are none to this question: another
-    /// namespace is another tenant's.
+    /// Queries use this name from now on. Answers about another name are dropped, because another namespace belongs to
+    /// another tenant.
     pub fn turn_to(&mut self, name: &str, cluster_domain: &str) {
         if self.answers.name.as_deref().is_some_and(|before| before != name) {
             self.answers = Answers::default();
@@ -220,7 +220,7 @@ impl Memory {
         cluster_domain.clone_into(&mut self.answers.cluster_domain);
     }
 
-    /// Finds the true names of the answers that are known.
+    /// Derives the true names of the known answers again.
     fn judge_anew(&mut self, now: Instant) {
         let question = self.question.clone();
         let rule = question.rule(&self.answers.cluster_domain);
@@ -274,7 +274,7 @@ impl Memory {
         self.state.stale_since = None;
     }
 
-    /// The last good answer stays however long the refusal lasts: whoever listed `allow` trusts it more than DNS.
+    /// The last good answer stays in use however long the refusal lasts: whoever set `allow` trusts it more than DNS.
     fn refuse(&mut self, good: &Good, now: Instant) {
         for family in [&mut self.answers.v4, &mut self.answers.v6] {
             family.failing = None;
@@ -310,7 +310,7 @@ impl Memory {
         self.expire(now);
     }
 
-    /// Lets go of what may not serve any longer.
+    /// Drops what may no longer be used.
     pub fn expire(&mut self, now: Instant) {
         let limits = self.limits;
         for family in [&mut self.answers.v4, &mut self.answers.v6] {
@@ -329,12 +329,12 @@ impl Memory {
         }
     }
 
-    /// When [`expire`](Memory::expire) will next have something to do, unless a good answer comes before.
+    /// When [`expire`](Memory::expire) will next have something to do, unless a good answer comes first.
     pub fn expiry(&self) -> Option<Instant> {
         self.answers.families().iter().filter_map(|family| family.expiry(&self.limits)).min()
     }
 
-    /// Makes the resolution out of both families' answers, `leading` giving the chain.
+    /// Builds the resolution from both families' answers. The chain is that of `leading`.
     fn combine(&mut self, leading: &Good) {
         if self.newest.as_ref() != Some(&leading.true_name) {
             self.generation += 1;
@@ -385,8 +385,8 @@ impl Limits {
         }
     }
 
-    /// The cluster's DNS knows of a change at once, but a cache before it hands out one TTL for its records and for those
-    /// behind them.
+    /// Cluster DNS knows of a change at once, but a cache in front of it uses one TTL for its records and for external
+    /// ones that they lead to.
     fn clamp(&self, seconds: u32, in_cluster: bool) -> Duration {
         let longest =
             if in_cluster { self.max_ttl.min(self.cluster_max_ttl) } else { self.max_ttl };
@@ -395,8 +395,8 @@ impl Limits {
 }
 
 impl Remembered {
-    /// `newest` is the true name that holds now. An answer under another name is no answer to this question any more,
-    /// and its addresses must never be called by the new name.
+    /// `newest` is the current true name. An answer with another true name is dropped: its addresses must never be used
+    /// with the new name.
     fn update(
         &mut self,
         result: Result<Good, ResolveError>,
@@ -453,7 +453,7 @@ fn good(
     Ok(Good { true_name, chain, at: now })
 }
 
-/// Which of two families' errors says more: "there is no AAAA" explains nothing when A timed out.
+/// How much an error explains: "there is no AAAA" explains nothing if A timed out.
 fn telling(error: &ResolveError) -> u8 {
     match error {
         ResolveError::Lookup { error, .. } => match error.failure {

@@ -1,8 +1,8 @@
 //! From an alias to its true name and addresses, in the background.
 //!
-//! [`environment`] says where names are resolved, [`names`] makes the absolute name to ask for, [`lookup`] asks the
-//! servers in turn (each by `exchange`), [`chain`] walks the answer and decides the true name, [`memory`] says what
-//! still holds when DNS fails, and [`refresh`] does all of it again before the TTL runs out. The request path only ever
+//! [`environment`] knows where names are resolved, [`names`] makes the absolute name to query, [`lookup`] asks the
+//! servers in turn (each by `exchange`), [`chain`] walks the response and decides the true name, [`memory`] knows what
+//! may still be used while DNS fails, and [`refresh`] repeats all of it before the TTL expires. The request path only
 //! reads the latest [`ResolutionState`].
 
 pub mod chain;
@@ -32,7 +32,7 @@ use tokio::time::Instant;
 pub struct Question {
     /// As configured; also the label of metrics and logs.
     pub alias: Arc<str>,
-    /// Told by the configuration; none asks DNS for the alias.
+    /// The configured `target:`. Without one, DNS is asked for the alias.
     pub target: Option<TargetHost>,
     /// Overrides the true name.
     pub server_name: Option<String>,
@@ -40,12 +40,12 @@ pub struct Question {
     pub chain_match: Vec<NamePattern>,
     /// True names that are accepted; empty accepts any.
     pub allow: Vec<NamePattern>,
-    /// Without TLS a name inside the cluster will do.
+    /// Without TLS, the true name may be inside the cluster.
     pub plaintext: bool,
 }
 
 impl Question {
-    /// The question for one target of an alias: none for the alias itself.
+    /// The question for one target of an alias; without a target, for the alias itself.
     pub fn new(alias: &config::Alias, target: Option<TargetHost>) -> Question {
         Question {
             alias: Arc::from(alias.name.as_str()),
@@ -57,7 +57,7 @@ impl Question {
         }
     }
 
-    /// How a chain becomes the true name.
+    /// How the true name is derived from a chain.
     fn rule<'a>(&'a self, cluster_domain: &'a str) -> Rule<'a> {
         Rule {
             cluster_domain,
@@ -73,43 +73,43 @@ impl Question {
     }
 }
 
-/// One good answer: immutable, published whole.
+/// One successful resolution. Immutable, published as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolution {
-    /// Grows by one with each new true name (a failover); stays for new addresses (a rotation).
+    /// Increases by one with each new true name (a failover). New addresses (a rotation) do not change it.
     pub generation: u64,
-    /// The one name that everything upstream derives from.
+    /// The one name that everything upstream is derived from.
     pub true_name: TrueName,
     /// The names from the alias to its addresses, in the order of the links, no trailing dots.
     pub chain: Vec<Arc<str>>,
     /// Both families, in the order DNS gave them; never empty.
     pub addresses: Vec<IpAddr>,
-    /// Clamped minimum over the chain.
+    /// The lowest TTL of the chain, within the configured limits.
     pub ttl: Duration,
-    /// When DNS last gave any of this.
+    /// When DNS last confirmed any of this.
     pub resolved_at: Instant,
 }
 
 /// What is known about a [`Question`] now.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResolutionState {
-    /// What new requests use: the last good answer for as long as it may serve.
+    /// What new requests use: the last good answer, for as long as it may be used.
     pub current: Option<Arc<Resolution>>,
-    /// Why DNS gave nothing new last time; none after a good answer.
+    /// Why the last attempt failed; none after a good answer.
     pub error: Option<Arc<ResolveError>>,
-    /// Since when `current` has been living on an old answer.
+    /// Since when `current` has been an old answer.
     pub stale_since: Option<Instant>,
-    /// The true name that DNS gives and `allow` refuses.
+    /// The true name from DNS that `allow` refuses.
     pub refused: Option<Arc<Refusal>>,
 }
 
 impl ResolutionState {
-    /// Whether no answer has come yet, neither a good nor a bad one.
+    /// Whether there is no result yet, neither good nor bad.
     pub fn is_pending(&self) -> bool {
         self.current.is_none() && self.error.is_none()
     }
 
-    /// Whether DNS gives this name and `allow` refuses it.
+    /// Whether this is a true name from DNS that `allow` refuses.
     pub fn refuses(&self, true_name: &TrueName) -> bool {
         self.refused.as_ref().is_some_and(|refused| refused.true_name == *true_name)
     }

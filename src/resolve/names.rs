@@ -1,13 +1,13 @@
-//! Names: their one form, and the absolute name to ask for.
+//! Names: their normal form, and the absolute name to query.
 
 use super::environment::Environment;
 use crate::config;
 use std::net::IpAddr;
 
-/// The name that DNS is asked for, folded. The query itself is absolute: search lists play no part.
+/// The name to query, folded. Queries are absolute: search lists are not used.
 ///
-/// One label is a Service of this namespace and two are `service.namespace`; whatever ends in `.svc` lacks only the
-/// domain; the rest, and all that was written with a trailing dot, is a full name.
+/// One label is a Service of this namespace, and two labels are `service.namespace`. A name that ends in `.svc` lacks
+/// only the domain. Any other name, and any name with a trailing dot, is complete.
 pub fn absolute(alias: &str, namespace: &str, domain: &str) -> String {
     let name = fold(alias);
     if alias.ends_with('.') || in_domain(&name, domain) {
@@ -21,19 +21,19 @@ pub fn absolute(alias: &str, namespace: &str, domain: &str) -> String {
     }
 }
 
-/// The name to ask for, for a host that is no alias, and another where DNS does not know the first: as it stands, or
-/// as the Service that it is in a pod.
+/// The name to query for a host that is not an alias, and a second one in case the first does not exist: the host as
+/// it is, or the Service that it means in a pod.
 pub fn candidates(host: &str, namespace: &str, domain: &str) -> (String, Option<String>) {
     let name = fold(host);
     let service = absolute(&name, namespace, domain);
-    // `payments.prod` is a Service of another namespace only if the internet knows no such name.
+    // `payments.prod` is a Service of another namespace only if there is no public name like that.
     if name.split('.').count() == 2 && !name.ends_with(".svc") && service != name {
         return (name, Some(service));
     }
     (service, None)
 }
 
-/// Every form in which an application may write the alias, the shortest first: what routing answers to.
+/// Every form in which an application may write the alias, the shortest first. Routing accepts all of them.
 pub fn forms(alias: &str, namespace: &str, domain: &str) -> Vec<String> {
     let full = absolute(alias, namespace, domain);
     let service =
@@ -49,7 +49,7 @@ pub fn forms(alias: &str, namespace: &str, domain: &str) -> Vec<String> {
     forms
 }
 
-/// The names that an alias answers to, whatever DNS says: its forms, and those of its `hosts` that are no pattern.
+/// The names that an alias accepts regardless of DNS: its forms, and those of its `hosts` that are not patterns.
 pub fn of_alias(alias: &config::Alias, environment: &Environment) -> Vec<String> {
     let mut names = forms(&alias.name, &environment.namespace, &environment.cluster_domain);
     let extra = alias.hosts.iter().filter(|host| *host != "*");
@@ -57,7 +57,7 @@ pub fn of_alias(alias: &config::Alias, environment: &Environment) -> Vec<String>
     names
 }
 
-/// Whether the name is the domain or lies under it; both folded.
+/// Whether the name is the domain or is below it. Both are folded.
 pub fn in_domain(name: &str, domain: &str) -> bool {
     name.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
@@ -67,7 +67,7 @@ pub fn fold(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// The one form of a name that a person wrote: folded and IDNA-encoded; checked for what DNS can carry (RFC 1035,
+/// The normal form of a name that a person wrote: folded, IDNA-encoded, and within the limits of DNS (RFC 1035,
 /// section 2.3.4). Normalising twice changes nothing.
 pub fn normalise(name: &str) -> Result<String, NameError> {
     let refuse = |reason| NameError { name: name.to_owned(), reason };
@@ -88,16 +88,16 @@ pub fn normalise(name: &str) -> Result<String, NameError> {
     Ok(encoded)
 }
 
-/// Whether the name is made of digits and dots, as `010.1.2.3`: an address that somebody mistyped.
+/// Whether the name consists of digits and dots, such as `010.1.2.3`: probably a mistyped address.
 pub fn looks_like_address(name: &str) -> bool {
     name.parse::<IpAddr>().is_ok() || name.chars().all(|c| c.is_ascii_digit() || c == '.')
 }
 
-/// A name that DNS cannot carry.
+/// A name that is not possible in DNS.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{name}` cannot be a DNS name: {reason}; correct it in `aliases[].name` or `target:`")]
 pub struct NameError {
-    /// As it was written.
+    /// The name as written.
     pub name: String,
     /// What is wrong with it.
     pub reason: &'static str,

@@ -1,4 +1,4 @@
-//! Keeps resolutions fresh: a task for each question asks again before the TTL runs out, and publishes what holds.
+//! Keeps resolutions fresh: a task for each question queries again before the TTL expires, and publishes the result.
 
 use super::{
     Question, ResolutionState, ResolveError,
@@ -24,27 +24,27 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// However often somebody asks for a refresh, DNS is not asked more often than this.
+/// However often a refresh is requested, DNS is not queried more often than this.
 const LEAST_GAP: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 
-/// Resolves the questions of all aliases. Lives on the control thread, for as long as the process does: what it knows
-/// outlives settings.
+/// Resolves the questions of all aliases. Lives on the control thread for as long as the process runs: what it knows
+/// survives reloads.
 pub struct Resolver {
     dns: ArcSwap<config::Dns>,
     resolv_conf: Source,
     client: Mutex<Arc<DnsClient>>,
-    /// Those that know something of a name, the latest last: whoever asks for it next begins with that.
+    /// The inquiries that know something about a name, the latest last. The next inquiry for this name starts with that.
     informed: Mutex<HashMap<Arc<str>, Vec<Weak<Inquiry>>>>,
 }
 
 impl Resolver {
-    /// With `/etc/resolv.conf` for what the settings leave open.
+    /// With `/etc/resolv.conf` for what is not configured.
     pub fn new(dns: config::Dns) -> Arc<Resolver> {
         Resolver::with_resolv_conf(dns, ResolvConf::default())
     }
 
-    /// With another file in place of `/etc/resolv.conf`.
+    /// With another file instead of `/etc/resolv.conf`.
     pub fn with_resolv_conf(dns: config::Dns, resolv_conf: ResolvConf) -> Arc<Resolver> {
         Arc::new(Resolver {
             dns: ArcSwap::from_pointee(dns),
@@ -54,23 +54,23 @@ impl Resolver {
         })
     }
 
-    /// Other settings, for all that is asked from now on. [`Subscription::adopt`] tells those that wait for the next
+    /// Sets other settings for all queries from now on. [`Subscription::adopt`] notifies those that wait for their next
     /// round.
     pub fn configure(&self, dns: config::Dns) {
         self.dns.store(Arc::new(dns));
     }
 
-    /// The settings of now.
+    /// The current settings.
     pub fn settings(&self) -> Arc<config::Dns> {
         self.dns.load_full()
     }
 
-    /// Servers, namespace and cluster domain as they were at the last lookup.
+    /// Servers, namespace and cluster domain as of the last lookup.
     pub fn environment(&self) -> Environment {
         self.environment_with(&self.settings())
     }
 
-    /// Waits until resolv.conf brings another namespace or cluster domain than `before`.
+    /// Waits until resolv.conf has another namespace or cluster domain than `before`.
     pub async fn moved_from(&self, before: &Environment) {
         self.resolv_conf.moved_from(before, &self.settings()).await;
     }
@@ -80,14 +80,14 @@ impl Resolver {
         self.resolv_conf.known(dns)
     }
 
-    /// Starts resolving in the background, on the current runtime, until the last copy of the subscription is dropped.
+    /// Resolves in the background, on the current runtime, until the last copy of the subscription is dropped.
     pub fn watch(self: &Arc<Self>, question: Question) -> Subscription {
         let subscription = self.inquire(question);
         tokio::spawn(Refresh::new(&subscription).run());
         subscription
     }
 
-    /// The same before it starts.
+    /// The subscription without its background task.
     fn inquire(self: &Arc<Self>, question: Question) -> Subscription {
         let question = Arc::new(question);
         let settings = self.settings();
@@ -112,7 +112,7 @@ impl Resolver {
         Subscription { state, inquiry }
     }
 
-    /// What DNS has said of the name that the question asks for, to whoever asks for it already.
+    /// What other inquiries already know about the name that the question needs.
     fn known_answers(&self, question: &Question) -> Option<Answers> {
         let Ok(Asked::Name(name, _)) = name_to_ask(question, &self.environment()) else {
             return None;
@@ -125,11 +125,11 @@ impl Resolver {
         })
     }
 
-    /// An inquiry knows something of a name.
+    /// Notes that an inquiry knows something about a name.
     fn inform(&self, name: &Arc<str>, inquiry: &Arc<Inquiry>) {
         let mut informed = self.informed.lock();
         if informed.len() == informed.capacity() {
-            // Before it grows: so it is never longer than twice what is asked for.
+            // Before the map grows: so it never has more than twice the entries that are in use.
             informed.retain(|_, those| those.iter().any(|inquiry| inquiry.strong_count() > 0));
         }
         let those = informed.entry(name.clone()).or_default();
@@ -138,7 +138,7 @@ impl Resolver {
         those.push(new);
     }
 
-    /// Resolves once, for `explain`: what a subscription's first state would be.
+    /// Resolves once, for `explain`. Returns what would be a subscription's first state.
     pub async fn resolve(&self, question: &Question) -> ResolutionState {
         let mut memory = Memory::new(Arc::new(question.clone()), &self.settings());
         let (round, cluster_domain) = self.ask(question, |_, _| {}).await;
@@ -146,7 +146,7 @@ impl Resolver {
         memory.state().clone()
     }
 
-    /// The addresses of a host that is no alias, in order: asked for now, and kept by nobody.
+    /// The addresses of a host that is not an alias, in order. They are queried now and not cached.
     pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, ResolveError> {
         // RFC 6761 §6.3.
         if host == "localhost" || host.ends_with(".localhost") {
@@ -165,7 +165,8 @@ impl Resolver {
         }
     }
 
-    /// One round, and the cluster domain that it is to be judged by. `turn_to` hears both before DNS is asked.
+    /// Runs one round, and returns it with the cluster domain that applies to it. `turn_to` gets the name and the cluster
+    /// domain before DNS is queried.
     async fn ask(&self, question: &Question, turn_to: impl FnOnce(&str, &str)) -> (Round, String) {
         let environment = self.resolv_conf.read(&self.settings()).await;
         let asked = name_to_ask(question, &environment);
@@ -186,7 +187,7 @@ impl Resolver {
         (round, environment.cluster_domain)
     }
 
-    /// The client, made anew when the servers changed.
+    /// The client. If the servers have changed, it is a new one.
     fn client(&self, servers: &[SocketAddr]) -> Arc<DnsClient> {
         let mut client = self.client.lock();
         if client.servers() != servers {
@@ -216,7 +217,7 @@ fn name_to_ask(question: &Question, environment: &Environment) -> Result<Asked, 
     }
 }
 
-/// What DNS is asked for, though it may be no name; none where it is not asked.
+/// The name to query, even if it is not a valid one. `None` if there is no query.
 fn name_of(asked: &Result<Asked, NameError>) -> Option<&str> {
     match asked {
         Ok(Asked::Ip(_)) => None,
@@ -225,7 +226,7 @@ fn name_of(asked: &Result<Asked, NameError>) -> Option<&str> {
     }
 }
 
-/// The latest [`ResolutionState`] of a question, and a way to ask for a newer one.
+/// The latest [`ResolutionState`] of a question, and a way to request a newer one.
 #[derive(Clone)]
 pub struct Subscription {
     state: watch::Receiver<Arc<ResolutionState>>,
@@ -233,18 +234,18 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// What is known now.
+    /// The current state.
     pub fn state(&self) -> Arc<ResolutionState> {
         self.state.borrow().clone()
     }
 
-    /// Waits for a state that was not seen yet; none when nobody publishes any more.
+    /// Waits for a state that was not seen yet. `None` if there will be no more.
     pub async fn changed(&mut self) -> Option<Arc<ResolutionState>> {
         self.state.changed().await.ok()?;
         Some(self.state.borrow_and_update().clone())
     }
 
-    /// Waits until the state is as wished, which it may be already; none when nobody publishes any more.
+    /// Waits until the state is as wished, which it may be already. `None` if there will be no more states.
     pub async fn wait_for(
         &mut self,
         wished: impl Fn(&ResolutionState) -> bool,
@@ -253,13 +254,13 @@ impl Subscription {
         found.ok().map(|state| state.clone())
     }
 
-    /// Asks DNS again soon rather than at the TTL's end: for when no endpoint answers.
+    /// Queries DNS again soon rather than when the TTL expires: for when no endpoint responds.
     pub fn refresh(&self) {
         self.inquiry.wish.notify_one();
     }
 
-    /// Goes on with another question about the same target, and with the resolver's settings of now. What is known is
-    /// judged anew at once, and DNS is asked again.
+    /// Continues with another question about the same target, and with the resolver's current settings. What is known is
+    /// re-evaluated at once, and DNS is queried again.
     pub fn adopt(&self, question: Question) {
         let inquiry = &self.inquiry;
         let settings = inquiry.resolver.settings();
@@ -280,22 +281,22 @@ impl Subscription {
     }
 }
 
-/// A question that is asked again and again.
+/// A question that is asked repeatedly.
 struct Inquiry {
     resolver: Arc<Resolver>,
-    /// Those that the memory goes by.
+    /// The settings that the memory uses.
     settings: Mutex<Arc<config::Dns>>,
     memory: Mutex<Memory>,
     report: Mutex<Report>,
     sender: watch::Sender<Arc<ResolutionState>>,
-    /// Somebody wishes for a newer answer.
+    /// A newer answer is requested.
     wish: Notify,
-    /// The question or the settings are new.
+    /// The question or the settings have changed.
     anew: Notify,
 }
 
 impl Inquiry {
-    /// DNS is asked for this name from now on, and what is known of another serves no longer.
+    /// Queries use this name from now on. What is known about another name is no longer used.
     fn turn_to(&self, name: &str, cluster_domain: &str) {
         let mut memory = self.memory.lock();
         if memory.answers().name().is_some_and(|before| **before != *name) {
@@ -330,7 +331,7 @@ impl Refresh {
         while self.ask().await.is_some() && self.wait().await.is_some() {}
     }
 
-    /// One round; none when nobody listens any more.
+    /// Runs one round. `None` once there are no subscribers.
     async fn ask(&mut self) -> Option<()> {
         let inquiry = self.inquiry.clone();
         let (round, cluster_domain) = loop {
@@ -339,7 +340,7 @@ impl Refresh {
             let mut attempt = pin!(inquiry.resolver.ask(&question, turn_to));
             let asked = loop {
                 tokio::select! {
-                    // First: what was asked may be another tenant's name by now.
+                    // This comes first: the name may belong to another tenant by now.
                     biased;
                     () = inquiry.anew.notified() => break None,
                     () = inquiry.sender.closed() => return None,
@@ -364,7 +365,7 @@ impl Refresh {
         Some(())
     }
 
-    /// Until it is time for the next round; none when nobody listens any more.
+    /// Waits until it is time for the next round. `None` once there are no subscribers.
     async fn wait(&mut self) -> Option<()> {
         let inquiry = self.inquiry.clone();
         let now = Instant::now();
@@ -379,7 +380,7 @@ impl Refresh {
                     return Some(());
                 }
                 () = at(inquiry.expiry()) => if self.expire() {
-                    // What was fetched while it served may be old by many seconds.
+                    // The last round may have been many seconds ago.
                     return Some(());
                 },
                 () = inquiry.sender.closed() => return None,
@@ -387,7 +388,7 @@ impl Refresh {
         }
     }
 
-    /// Says whether requests fail from now on.
+    /// Drops what has expired. Returns whether requests fail from now on.
     fn expire(&mut self) -> bool {
         let mut memory = self.inquiry.memory.lock();
         let was_served = memory.state().current.is_some();
@@ -408,15 +409,15 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
-/// When to ask next.
+/// When to query next.
 #[derive(Debug, Default)]
 struct Pace {
     failures: u32,
 }
 
 impl Pace {
-    /// Just before the TTL ends; after a failure soon, then ever later. Never at once: `dns.min_ttl` may be 0. `random` (0 to 1) keeps the proxies of many
-    /// pods out of step.
+    /// Just before the TTL expires; after a failure soon, with exponential back-off. Never at once, because `dns.min_ttl`
+    /// may be 0. `random` (0 to 1) keeps the proxies of many pods out of step.
     fn pause(&mut self, outlook: Outlook, random: f64) -> Duration {
         let last = match outlook {
             Outlook::Whole(ttl) => {
@@ -474,11 +475,11 @@ mod tests {
         assert_eq!(
             pace.pause(Outlook::Partial(TTL), 1.0),
             FIRST_RETRY,
-            "a good answer starts anew"
+            "a good answer resets the back-off"
         );
     }
 
-    /// Regression: a Service that came back as the hold ended was seen half a minute later.
+    /// Regression: a Service that came back just as the hold expired was noticed half a minute later.
     #[tokio::test]
     async fn dns_is_asked_at_once_when_the_last_good_answer_has_served_its_time() {
         const ALIAS: &str = "db.default.svc.cluster.local";
@@ -494,7 +495,7 @@ mod tests {
         let mut state = subscription.state.clone();
         let mut refresh = Refresh::new(&subscription);
         refresh.ask().await.unwrap();
-        // It has been denied for long: the next question but one is half a minute away.
+        // It has been failing for long, so retries are half a minute apart.
         server.remove(ALIAS);
         refresh.ask().await.unwrap();
         refresh.pace.failures = 16;
@@ -504,7 +505,7 @@ mod tests {
             refresh.run().await;
         });
         let over = state.wait_for(|state: &Arc<ResolutionState>| state.current.is_none());
-        timeout(TTL, over).await.expect("it serves for ever").unwrap();
-        timeout(TTL, server.wait_for_queries(ALIAS, 2 * asked + 1)).await.expect("not asked");
+        timeout(TTL, over).await.expect("it never expires").unwrap();
+        timeout(TTL, server.wait_for_queries(ALIAS, 2 * asked + 1)).await.expect("no query");
     }
 }

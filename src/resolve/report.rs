@@ -1,29 +1,29 @@
-//! What the log hears of a question's changes.
+//! Logs the changes of a question's state.
 
 use super::{Question, ResolutionState, chain::arrows};
 use std::sync::Arc;
 
-/// Reports on one question.
+/// Logs for one question.
 #[derive(Debug)]
 pub(super) struct Report {
     question: Arc<Question>,
-    /// The generation last seen: a true name that comes back after a failure is not a new one.
+    /// The last generation seen: a true name that returns after a failure is not a new one.
     generation: u64,
 }
 
 impl Report {
-    /// `known` was said before.
+    /// `known` needs no log line.
     pub(super) fn new(question: Arc<Question>, known: &ResolutionState) -> Report {
         let generation = known.current.as_ref().map_or(0, |current| current.generation);
         Report { question, generation }
     }
 
-    /// Goes on with another question.
+    /// Continues with another question.
     pub(super) fn adopt(&mut self, question: Arc<Question>) {
         self.question = question;
     }
 
-    /// Compares what was published with what is published now.
+    /// Compares the state that was published with the new one.
     pub(super) fn change(&mut self, old: &ResolutionState, new: &ResolutionState) {
         self.true_name(old, new);
         refusal(&self.question, old, new);
@@ -42,14 +42,11 @@ impl Report {
                 tracing::info!(
                     alias,
                     old,
-                    "DNS is asked for another name; the old target is no longer used"
+                    "the name to query has changed; the old target is no longer used"
                 );
                 return;
             }
-            tracing::warn!(
-                alias,
-                "the last good answer has served its time: no request can be sent"
-            );
+            tracing::warn!(alias, "the last good answer has expired: no request can be sent");
             return;
         };
         let (true_name, chain) = (&current.true_name, arrows(&current.chain));
@@ -71,7 +68,7 @@ fn refusal(question: &Question, old: &ResolutionState, new: &ResolutionState) {
     tracing::warn!(alias, "refused: {}; {}", refused.what(), refused.fix());
 }
 
-/// Warns when failing begins and when its reason changes, not at each retry.
+/// Warns when a failure begins and when its reason changes, not at each retry.
 fn failure(question: &Question, old: &ResolutionState, new: &ResolutionState) {
     let alias = &*question.alias;
     match (&old.error, &new.error) {
@@ -82,7 +79,7 @@ fn failure(question: &Question, old: &ResolutionState, new: &ResolutionState) {
             }
             None => tracing::warn!(alias, "cannot be resolved: {error}"),
         },
-        (Some(_), None) if !new.is_pending() => tracing::info!(alias, "DNS answers again"),
+        (Some(_), None) if !new.is_pending() => tracing::info!(alias, "DNS responds again"),
         _ => {}
     }
 }

@@ -1,4 +1,4 @@
-//! The resolver against real sockets, with the answers that Kubernetes' DNS really gives.
+//! The resolver against real sockets, with responses as Kubernetes' DNS really sends them.
 
 use super::{error::Failure, *};
 use crate::demo::dns::{Answer, DnsServer, RecordType, address, cname};
@@ -14,7 +14,7 @@ const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Short times, so that a test sees in moments what takes hours.
+/// Short times, so that a test sees in moments what normally takes hours.
 fn settings(servers: Vec<SocketAddr>) -> config::Dns {
     config::Dns {
         servers: servers.into_iter().map(Into::into).collect(),
@@ -73,14 +73,14 @@ async fn until(
     wished: impl Fn(&ResolutionState) -> bool,
 ) -> Arc<ResolutionState> {
     let state = timeout(DEADLINE, subscription.wait_for(wished)).await;
-    state.expect("the state never came").expect("the task has ended")
+    state.expect("the state was not reached").expect("the task has ended")
 }
 
 fn true_name(state: &ResolutionState) -> Option<&str> {
     state.current.as_ref().map(|current| current.true_name.as_str())
 }
 
-// What CoreDNS answers for each kind of externalName.
+// The responses of CoreDNS for each kind of externalName.
 
 #[tokio::test]
 async fn a_name_with_a_only() {
@@ -119,7 +119,8 @@ async fn dual_stack_and_ipv6_only() {
     assert_eq!(resolve(&server).await.current.unwrap().addresses, both);
 }
 
-/// CoreDNS says the same for NODATA, NXDOMAIN, SERVFAIL and silence upstream: the target's own answer tells them apart.
+/// CoreDNS sends the same response for NODATA, NXDOMAIN, SERVFAIL and a timeout upstream. The response for the target
+/// tells them apart.
 #[tokio::test]
 async fn a_lone_cname_is_explained_by_its_target() {
     let server = server().await;
@@ -162,7 +163,7 @@ async fn an_upstream_cname_to_nothing_shows_both_links() {
     assert!(text.contains("www.vendor.example → gone.example"), "{text}");
 }
 
-/// As plain resolvers do, other than CoreDNS.
+/// As plain resolvers do, unlike CoreDNS.
 #[tokio::test]
 async fn nxdomain_without_a_service_names_digits_as_a_cause() {
     let server = server().await;
@@ -271,7 +272,7 @@ async fn the_next_server_answers_when_one_fails() {
         let resolver = with(settings(vec![bad.address(), good.address()]));
         let state = timeout(DEADLINE, resolver.resolve(&question())).await.unwrap();
         assert_eq!(true_name(&state), Some("httpbin.org"));
-        // The one that answered is asked first from now on.
+        // The one that responded is queried first from now on.
         let asked = bad.queries(ALIAS, RecordType::A);
         resolver.resolve(&question()).await;
         assert_eq!(bad.queries(ALIAS, RecordType::A), asked);
@@ -348,7 +349,7 @@ async fn a_family_that_comes_late_is_taken_in_soon() {
     until(&mut subscription, both).await;
 }
 
-// Told targets.
+// Configured targets.
 
 #[tokio::test]
 async fn a_configured_name_is_its_own_true_name() {
@@ -504,14 +505,14 @@ async fn the_task_ends_with_its_last_subscription() {
         }
     })
     .await
-    .expect("the task lives on");
+    .expect("the task is still running");
 }
 
 #[tokio::test]
 async fn aliases_of_one_name_share_the_query_in_flight() {
     let server = server().await;
     server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
-    // Of resolv.conf nothing is needed, so that both ask at once.
+    // Nothing is needed from resolv.conf, so both query at once.
     let resolver = with(config::Dns {
         namespace: Some("default".into()),
         cluster_domain: Some("cluster.local".into()),
@@ -533,7 +534,7 @@ async fn new_settings_keep_what_resolv_conf_has_said() {
     assert_eq!(resolver.environment().namespace, "prod");
 }
 
-/// Regression: until DNS had answered for the new name, or not in time, the answer for the former one served.
+/// Regression: until the query for the new name was answered or timed out, the answer for the old one was used.
 #[tokio::test]
 async fn a_resolv_conf_of_another_namespace_ends_the_service_of_the_former_one_before_dns_answers()
 {
@@ -549,10 +550,10 @@ async fn a_resolv_conf_of_another_namespace_ends_the_service_of_the_former_one_b
     until(&mut subscription, |state| state.current.is_some()).await;
     std::fs::write(&path, "search prod.svc.cluster.local\n").unwrap();
     let state = until(&mut subscription, |state| state.current.is_none()).await;
-    assert!(state.is_pending(), "only once {prod} was not answered for: {state:?}");
+    assert!(state.is_pending(), "only after the query for {prod} timed out: {state:?}");
 }
 
-/// Regression: lookups for clients of a forward proxy took all places, and the aliases waited for one.
+/// Regression: lookups for clients of a forward proxy used up the limit, and aliases had to wait.
 #[tokio::test]
 async fn names_of_clients_that_nobody_answers_for_keep_no_alias_waiting() {
     let server = server().await;

@@ -58,7 +58,7 @@ fn records_of_other_names_have_no_say() {
 fn a_lone_cname_asks_for_its_target_and_goes_on_from_there() {
     let Ok(Walked::AskForEnd(chain)) = walk(ALIAS, &[Record::cname(ALIAS, 5, "HTTPBIN.org.")])
     else {
-        panic!("no question for the end");
+        panic!("no query for the end");
     };
     assert_eq!(&**chain.end(), "httpbin.org");
     let Ok(Walked::Complete(chain)) = chain.walk(&[Record::address("httpbin.org", 3, ip(1))])
@@ -84,7 +84,7 @@ fn a_loop_is_shown() {
     assert_eq!(error.to_string(), "the CNAME chain loops: a.example → b.example → a.example");
 }
 
-/// Regression: its addresses were called by a name of no letters.
+/// Regression: its addresses were used with an empty true name.
 #[test]
 fn the_root_of_dns_is_no_host() {
     let records =
@@ -101,7 +101,7 @@ fn a_loop_that_closes_only_in_a_later_answer_is_found_too() {
     let Ok(Walked::AskForEnd(chain)) =
         walk("a.example", &[Record::cname("a.example", 5, "b.example")])
     else {
-        panic!("no question for the end");
+        panic!("no query for the end");
     };
     let error = chain.walk(&[Record::cname("b.example", 5, "a.example")]).unwrap_err();
     assert!(matches!(error, ChainError::Loop { .. }), "{error}");

@@ -135,10 +135,10 @@ async fn a_file_that_says_something_else_is_followed() {
     file.write("");
     assert_eq!(file.read().await, ("default.svc.cluster.local".to_owned(), 0));
     file.write(POD);
-    assert_eq!(file.read().await, pod(), "the first that says anything");
+    assert_eq!(file.read().await, pod(), "the first with usable contents");
     file.write("search qa.svc.k8s.corp\nnameserver 10.96.0.11\n");
     assert_eq!(file.read().await, ("qa.svc.k8s.corp".to_owned(), 1));
-    // By rename, as the kubelet writes it.
+    // By rename, as the kubelet does it.
     let fresh = file.folder.path().join("fresh");
     fs::write(&fresh, POD).unwrap();
     fs::rename(fresh, file.path()).unwrap();
@@ -169,7 +169,7 @@ fn a_file_that_is_still_being_written_is_not_believed() {
     assert_eq!(namespace_and_domain(), "qa.k8s.corp.example");
 }
 
-/// Regression: the control thread read the file itself, and hung with it: probes, signals and reloads too.
+/// Regression: the control thread read the file itself and hung with it, and so did probes, signals and reloads.
 #[test]
 fn a_file_that_hangs_keeps_neither_lookups_nor_the_thread() {
     let kept = Arc::new(File::new());
@@ -194,7 +194,7 @@ fn a_file_that_hangs_keeps_neither_lookups_nor_the_thread() {
     });
     let known = ended.recv_timeout(Duration::from_secs(10)).expect("it waits for the file");
     assert_eq!(known, vec![pod(); 20]);
-    // So that the thread that reads ends.
+    // So that the reading thread ends.
     fs::OpenOptions::new().read(true).write(true).open(kept.path()).unwrap();
 }
 
@@ -210,11 +210,11 @@ async fn a_file_of_which_nothing_is_needed_is_not_read() {
     };
     assert_eq!(file.source.read(&dns).await, file.source.known(&dns));
     assert_eq!(file.source.known.lock().reading, None);
-    // Other settings after a reload may need it.
+    // After a reload, other settings may need it.
     assert_eq!(file.source.known(&settings()).namespace, "prod");
 }
 
-/// Regression: a program that keeps its runtime's blocking threads busy kept its clients from DNS.
+/// Regression: lookups failed in a program that keeps its runtime's blocking threads busy.
 #[test]
 fn a_file_is_read_though_all_threads_of_the_runtime_are_busy() {
     let mut builder = runtime::Builder::new_current_thread();

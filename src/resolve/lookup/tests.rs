@@ -1,4 +1,4 @@
-//! What a server may send: byte by byte, over real sockets.
+//! What a server may send, byte by byte, over real sockets.
 
 use super::*;
 use crate::demo::dns::{self, DnsServer};
@@ -11,7 +11,7 @@ use tokio::{
 
 const NAME: &str = "alias.example";
 const IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// Points at the question's name.
+/// A pointer to the question's name.
 const OWNER: &[u8] = b"\xc0\x0c";
 const OTHER: &[u8] = b"\x05other\x07example\0";
 const A: u16 = 1;
@@ -23,7 +23,7 @@ const IN: u16 = 1;
 const CHAOS: u16 = 3;
 const ANY: u16 = 255;
 
-/// A response in parts, each of which a row of the table may spoil.
+/// A response in parts. Each row of the table may alter any of them.
 #[derive(Clone)]
 struct Reply {
     id: Vec<u8>,
@@ -35,7 +35,7 @@ struct Reply {
 }
 
 impl Reply {
-    /// NOERROR to this query, without a record.
+    /// NOERROR for this query, without a record.
     fn to(query: &[u8]) -> Reply {
         let name = query[12..].iter().position(|octet| *octet == 0).unwrap();
         Reply {
@@ -63,7 +63,7 @@ impl Reply {
         self
     }
 
-    /// The address that was asked for.
+    /// The queried address.
     fn good(self) -> Reply {
         self.answer(OWNER, [A, IN], 60, &IP.octets())
     }
@@ -100,11 +100,11 @@ fn record(owner: &[u8], [kind, class]: [u16; 2], ttl: u32, data: &[u8]) -> Vec<u
 
 type Script = fn(Reply) -> Vec<Vec<u8>>;
 
-/// What is tried, what is sent over UDP and over TCP, and what the error says.
+/// The name of the case, what is sent over UDP and over TCP, and what the error says.
 type TcpRow = (&'static str, Script, Option<Script>, Result<(), &'static str>);
 
-/// Sends `udp`'s datagrams for each query; over TCP what `tcp` gives is written as it is, with its own length. Without
-/// it nobody listens there.
+/// Sends the datagrams of `udp` for each query. Over TCP, writes what `tcp` returns as it is, including its length.
+/// Without `tcp`, nothing listens there.
 async fn serve(
     udp: impl Fn(Reply) -> Vec<Vec<u8>> + Send + 'static,
     tcp: Option<Script>,
@@ -137,7 +137,7 @@ async fn serve(
                     stream.write_all(&piece).await.unwrap();
                 }
                 if silent {
-                    // Held open, and never answered.
+                    // Held open without a response.
                     tokio::spawn(async move { stream.read_u8().await });
                 }
             }
@@ -232,7 +232,9 @@ async fn every_odd_response_works_or_is_explained() {
         (
             "an address of another name",
             |r| vec![r.answer(OTHER, [A, IN], 60, &IP.octets()).octets()],
-            Err("cannot be used: it is about other.example and other names, not about the one"),
+            Err(
+                "cannot be used: it is about other.example and other names, not about the queried name",
+            ),
         ),
         (
             "another class",
@@ -280,7 +282,7 @@ async fn every_odd_response_works_or_is_explained() {
                 r.questions.push(r.questions[0].clone());
                 vec![r.good().octets()]
             },
-            Err("it repeats more than one question"),
+            Err("it has more than one question"),
         ),
         (
             "another id only",
@@ -288,7 +290,7 @@ async fn every_odd_response_works_or_is_explained() {
                 r.id[1] ^= 1;
                 vec![r.good().octets()]
             },
-            Err("it has not the id of the query"),
+            Err("it does not have the id of the query"),
         ),
         (
             "the query itself",
@@ -419,7 +421,7 @@ async fn what_does_not_fit_into_a_datagram_comes_over_tcp_or_is_explained() {
     };
     let long: Script = |r| vec![(0..300).fold(r, |r, _| r.good()).octets()];
     let rows: [TcpRow; 11] = [
-        ("more than anybody asked for in a datagram", long, Some(|r| framed(&r.good())), Ok(())),
+        ("more than the advertised payload size", long, Some(|r| framed(&r.good())), Ok(())),
         ("over TCP", truncated, Some(|r| framed(&r.good())), Ok(())),
         ("a record cut through", cut, Some(|r| framed(&r.good())), Ok(())),
         ("a flood of other ids", flood, Some(|r| framed(&r.good())), Ok(())),
@@ -431,7 +433,12 @@ async fn what_does_not_fit_into_a_datagram_comes_over_tcp_or_is_explained() {
                 "the response of SERVER for alias.example does not fit into a datagram, and over TCP it refused the connection",
             ),
         ),
-        ("a flood, and TCP refused", flood, None, Err("too many datagrams that are no response")),
+        (
+            "a flood, and TCP refused",
+            flood,
+            None,
+            Err("too many datagrams that are not a response"),
+        ),
         (
             "no response over TCP",
             truncated,
@@ -467,7 +474,7 @@ async fn what_does_not_fit_into_a_datagram_comes_over_tcp_or_is_explained() {
                 r.id[0] ^= 1;
                 framed(&r.good())
             }),
-            Err("over TCP its response cannot be used: it has not the id of the query"),
+            Err("over TCP its response cannot be used: it does not have the id of the query"),
         ),
     ];
     let outcomes = rows.iter().map(|(what, udp, tcp, expected)| async move {
@@ -494,14 +501,15 @@ async fn servers_that_fail_each_in_its_way_are_all_named() {
         ask(servers.to_vec()).await.what(),
         format!(
             "{refuses} refused to resolve {NAME} (REFUSED); \
-             connection refused by nameserver {nobody}, asked for {NAME}; \
+             connection refused by nameserver {nobody}, queried for {NAME}; \
              {} did not respond in time for {NAME}",
             servers[0]
         )
     );
     let also = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let error = ask(vec![nobody, also]).await;
-    let expected = format!("connection refused by nameservers {nobody}, {also}, asked for {NAME}");
+    let expected =
+        format!("connection refused by nameservers {nobody}, {also}, queried for {NAME}");
     assert_eq!(error.what(), expected);
     assert!(!error.is_timeout());
 }
@@ -526,7 +534,7 @@ async fn each_question_has_an_id_and_a_port_of_its_own() {
     let different = |of: fn(&(u16, u16)) -> u16| {
         seen.iter().map(of).collect::<std::collections::HashSet<_>>().len()
     };
-    // A few may meet by chance.
+    // A few may be equal by chance.
     assert!(different(|(id, _)| *id) > 28 && different(|(_, port)| *port) > 16, "{seen:?}");
 }
 
@@ -551,7 +559,7 @@ async fn many_names_at_once_take_a_bounded_number_of_sockets() {
             }
             open.insert(reply.questions[0].clone(), (peer, reply.octets()));
             most = most.max(open.len());
-            // Those who may ask have asked, or are the last.
+            // Those within the limit have sent their query, or these are the last ones.
             if open.len() == MAX_IN_FLIGHT || answered.len() + open.len() == NAMES {
                 for (question, (peer, reply)) in open.drain() {
                     socket.send_to(&reply, peer).await.unwrap();
@@ -578,16 +586,16 @@ async fn a_server_that_denies_names_of_another_is_not_asked_first_for_ever() {
     cluster.restore(NAME);
     let asked = cluster.queries(NAME, dns::RecordType::A);
     assert!(walk().await.is_err_and(|error| error.is_denial()));
-    assert_eq!(cluster.queries(NAME, dns::RecordType::A), asked, "it may be dead");
+    assert_eq!(cluster.queries(NAME, dns::RecordType::A), asked, "it may be down");
 
     client.preferred.lock().since -= RETURN;
     assert_eq!(walk().await.unwrap().addresses(), [IpAddr::from(IP)]);
-    // A denial that was under way meanwhile.
+    // A denial that was already on its way.
     client.answered(1, 1);
     assert_eq!(walk().await.unwrap().addresses(), [IpAddr::from(IP)]);
 }
 
-/// Regression: with five servers or more, the time of each was over before it was asked without EDNS.
+/// Regression: with five servers or more, each timed out before the try without EDNS.
 #[tokio::test]
 async fn each_of_many_servers_is_asked_without_edns_where_that_is_dropped() {
     let udp = |r: Reply| if r.knows_edns { Vec::new() } else { vec![r.good().octets()] };

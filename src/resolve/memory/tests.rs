@@ -217,7 +217,7 @@ fn a_refused_change_keeps_the_last_good_one() {
     assert_eq!(
         (memory.expiry(), memory.outlook()),
         (None, Outlook::Whole(5 * SECOND)),
-        "it stays, and DNS is asked again"
+        "it stays, and DNS is queried again"
     );
     absorb(
         &mut memory,
@@ -347,7 +347,7 @@ fn another_question_judges_anew_what_is_known() {
     assert_eq!(memory.state().current.as_ref().unwrap().generation, 2, "it is another name");
     memory.adopt(question(&["elsewhere.example"]), &settings(), start + SECOND);
     assert_eq!(true_name(&memory), None);
-    assert!(memory.state().refused.is_some(), "nobody waits for DNS to say so");
+    assert!(memory.state().refused.is_some(), "without waiting for DNS");
 }
 
 #[test]
