@@ -223,6 +223,11 @@ impl Socket {
         let _ = SockRef::from(self.stream()).set_linger(Some(Duration::ZERO));
     }
 
+    /// Takes [`reset_on_close`](Self::reset_on_close) back: the response is complete.
+    pub fn deliver_on_close(&self) {
+        let _ = SockRef::from(self.stream()).set_linger(None);
+    }
+
     /// Ends our side. Does not fail if the peer is gone already: reads and writes report that.
     pub fn shutdown(&self) -> io::Result<()> {
         match SockRef::from(self.stream()).shutdown(Shutdown::Write) {

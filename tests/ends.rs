@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::mpsc,
@@ -175,6 +176,35 @@ async fn a_response_that_would_end_with_its_connection_ends_in_a_reset_where_it_
     peer.send(format!("GET / HTTP/1.0\r\nHost: {ALIAS}\r\n\r\n")).await;
     assert!(peer.head().await.unwrap().starts_with("HTTP/1.0 200"));
     let error = peer.rest().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+/// The same where its client ends its side and still reads, or the proxy ends.
+#[tokio::test]
+async fn a_response_that_would_end_with_its_connection_ends_in_a_reset_where_it_is_cut_off() {
+    let mut scene = Scene::new(1).await;
+    let _origin = scene.script(|arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.request().await;
+        let begin = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+        conversation.peer.send(begin).await;
+        conversation.peer.hold().await;
+    });
+    let proxy = Proxy::start(&(scene.yaml("") + "shutdown_grace: 300ms\n")).await;
+    let address = proxy.address(ALIAS).await;
+    let mut peers = Vec::new();
+    for _ in 0..2 {
+        let mut peer = client::connect(address).await;
+        peer.send(format!("GET / HTTP/1.0\r\nHost: {ALIAS}\r\n\r\n")).await;
+        assert!(peer.head().await.unwrap().starts_with("HTTP/1.0 200"));
+        assert_eq!(peer.exactly(4).await, b"half");
+        peers.push(peer);
+    }
+    peers[0].finish_tcp();
+    let error = peers[0].rest().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    proxy.signal(Signal::SIGTERM);
+    let error = peers[1].rest().await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 

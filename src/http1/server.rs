@@ -116,10 +116,18 @@ impl<S: ByteStream> ServerConnection<S> {
         Ok(())
     }
 
-    /// Has the connection end with a reset: nothing else shows the client that a response is incomplete.
+    /// Has the connection end with a reset, whoever ends it: nothing else shows the client that a response is
+    /// incomplete.
     pub fn reset_on_close(&self) {
         if let Some(socket) = self.stream.as_ref().and_then(ByteStream::socket) {
             socket.reset_on_close();
+        }
+    }
+
+    /// The response is complete after all.
+    pub fn deliver_on_close(&self) {
+        if let Some(socket) = self.stream.as_ref().and_then(ByteStream::socket) {
+            socket.deliver_on_close();
         }
     }
 

@@ -134,6 +134,10 @@ impl<S: ByteStream + 'static> ClientSide for Responding<'_, S> {
             is_lost
         };
         let framing = if is_switching { None } else { self.framing(&mut head, content) };
+        if framing == Some(Framing::Close) {
+            // Until it is complete, whatever ends the connection: this client, a stall, the end of the process.
+            self.connection.lock().reset_on_close();
+        }
         self.keep = may_keep && !is_lost && framing != Some(Framing::Close);
         head.version = self.asked.version;
         let (version, keep) = (self.asked.version, self.keep);
@@ -192,9 +196,8 @@ impl<S: ByteStream + 'static> ClientSide for Responding<'_, S> {
     }
 
     fn break_off(&mut self, why: Stopped) {
-        let ends_with_connection = self.encoder.as_ref().is_some_and(Encoder::ends_with_connection);
         // Otherwise the kernel would keep what a client that reads nothing has not taken.
-        if why == Stopped::Unread || ends_with_connection {
+        if why == Stopped::Unread {
             self.connection.lock().reset_on_close();
         }
     }
