@@ -16,6 +16,7 @@ mod commands;
 mod connection_limit;
 mod connections;
 mod continuity;
+mod cuts;
 mod demo;
 mod dns;
 mod embed;

@@ -13,7 +13,7 @@ use std::{
     net::{Shutdown, SocketAddr},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -28,7 +28,7 @@ use tokio::{
     net::{TcpStream, tcp::OwnedReadHalf},
     time::{Instant, sleep},
 };
-use tokio_util::io::poll_read_buf;
+use tokio_util::{io::poll_read_buf, sync::CancellationToken};
 
 use super::verdict::{End, Observation, Verdict};
 use crate::stream::Socket;
@@ -81,6 +81,10 @@ pub struct Wire {
     received: AtomicU64,
     /// The first end that a read or a write reported: the kernel reports it only once.
     ended: AtomicU8,
+    /// Set by [`cut`](Self::cut).
+    cut: AtomicBool,
+    /// Cancelled by [`cut`](Self::cut), once a tunnel has taken the connection over.
+    tunnel: OnceLock<CancellationToken>,
 }
 
 /// The values of [`Wire::ended`].
@@ -106,6 +110,8 @@ impl Wire {
             written: AtomicU64::new(0),
             received: AtomicU64::new(0),
             ended: AtomicU8::new(NOT_ENDED),
+            cut: AtomicBool::new(false),
+            tunnel: OnceLock::new(),
         });
         let stream = WireStream { read, wire: wire.clone(), ahead: BytesMut::new(), bulk: false };
         (stream, wire)
@@ -210,12 +216,38 @@ impl Wire {
         }
     }
 
-    /// Ends the connection, even while others read from it or write to it.
+    /// Ends the connection, even while others read from it or write to it: they get an error.
     pub fn cut(&self) {
         // From now on a broken pipe is our own doing.
         self.end(ENDED_OTHERWISE);
-        // It may have ended already.
-        let _ = SockRef::from(self.socket.stream()).shutdown(Shutdown::Both);
+        self.cut.store(true, Ordering::SeqCst);
+        match self.tunnel.get() {
+            Some(tunnel) => tunnel.cancel(),
+            None => {
+                // It may have ended already.
+                let _ = SockRef::from(self.socket.stream()).shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// Makes closing a reset.
+    pub fn reset_on_close(&self) {
+        self.socket.reset_on_close();
+    }
+
+    /// Whether [`cut`](Self::cut) was called.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::SeqCst)
+    }
+
+    /// A tunnel takes the connection over. From now on it is the tunnel that ends what is [`cut`](Self::cut), when this
+    /// is cancelled, because only closing the socket can be a reset: shutting it down looks like the end of the data.
+    pub fn take_over(&self) -> CancellationToken {
+        let tunnel = self.tunnel.get_or_init(CancellationToken::new).clone();
+        if self.is_cut() {
+            tunnel.cancel();
+        }
+        tunnel
     }
 
     fn note(&self, error: io::Error) -> io::Error {
@@ -327,7 +359,13 @@ impl AsyncRead for WireStream {
         {
             return Poll::Ready(result);
         }
+        let before = buf.filled().len();
         let result = ready!(self.poll_read_ahead(cx, buf));
+        // What was shut down here reads as if the peer had ended.
+        if result.is_ok() && buf.filled().len() == before && self.wire.is_cut() {
+            let cut = "the proxy has cut the connection";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, cut)));
+        }
         Poll::Ready(result.map_err(|e| self.wire.note(e)))
     }
 }

@@ -3,6 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Alias, Generation,
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::{
     balance::InFlight,
-    connect::{Deadline, Session, TargetStream},
+    connect::{Deadline, Session, TargetStream, Wire},
     fault::Fault,
     pool::{AcquireError, Counted},
     tls::Alpn,
@@ -24,10 +25,13 @@ pub struct Link {
     in_use: InUse,
 }
 
-/// Keeps a connection counted while it is in use.
+/// Keeps a connection counted while it is in use. Unless it has [`ended`](Self::ended), the target is reset: it must
+/// not take what it has received for all there is.
 pub struct InUse {
     in_flight: InFlight,
     _counted: Counted,
+    wire: Arc<Wire>,
+    has_ended: bool,
 }
 
 impl Alias {
@@ -52,7 +56,9 @@ impl Alias {
                 endpoint.succeeded();
                 let in_flight = endpoint.begin(Instant::now());
                 let generation = generation.clone();
-                Ok(Link { session, generation, in_use: InUse { in_flight, _counted: counted } })
+                let wire = session.wire.clone();
+                let in_use = InUse { in_flight, _counted: counted, wire, has_ended: false };
+                Ok(Link { session, generation, in_use })
             }
         }
     }
@@ -64,6 +70,11 @@ impl Link {
         self.in_use.in_flight.endpoint().address()
     }
 
+    /// Cancelled when the connection is to be cut.
+    pub fn cut(&self) -> CancellationToken {
+        self.session.wire.take_over()
+    }
+
     /// The byte stream, and what has to be held while it is in use.
     pub fn into_stream(self) -> (TargetStream, InUse) {
         (self.session.stream, self.in_use)
@@ -72,5 +83,20 @@ impl Link {
     /// The generation that it belongs to.
     pub fn generation(&self) -> &Arc<Generation> {
         &self.generation
+    }
+}
+
+impl InUse {
+    /// Both sides have closed.
+    pub fn ended(mut self) {
+        self.has_ended = true;
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.wire.reset_on_close();
+        }
     }
 }

@@ -129,11 +129,11 @@ impl Connection {
     /// side; `None` if the connection is to end.
     pub async fn first_bytes(&mut self, link: &mut Link) -> Option<Bytes> {
         let idle = self.record.alias().config().timeouts.idle;
-        let killed = link.generation().killed();
+        let moved = link.cut();
         let mut bytes = BytesMut::new();
         let end = tokio::select! {
             biased;
-            () = cut(&killed, &self.stopped) => self.cut_by(&killed),
+            () = cut(&moved, &self.stopped) => self.cut_by(&moved),
             read = receive(&mut link.session.stream, &mut bytes) => match read {
                 Ok(_) => return Some(bytes.freeze()),
                 Err(error) => End::Broken(Side::Target, error),
@@ -148,13 +148,13 @@ impl Connection {
     /// is to be reset. `early` was read from the target before.
     pub async fn carry<D: ByteStream>(mut self, client: D, link: Link, early: Bytes) -> bool {
         let idle = self.record.alias().config().timeouts.idle;
-        let killed = link.generation().killed();
+        let moved = link.cut();
         let wire = link.session.wire.clone();
-        let (stream, _in_use) = link.into_stream();
+        let (stream, in_use) = link.into_stream();
         let target = Prefixed::new(early, stream);
         let traffic = self.record.traffic().clone();
         let end = {
-            let carried = carry(client, target, idle, cut(&killed, &self.stopped), &traffic);
+            let carried = carry(client, target, idle, cut(&moved, &self.stopped), &traffic);
             let upkeep = async {
                 let mut ticks = interval_at(Instant::now() + UPKEEP, UPKEEP);
                 let mut next_line = Instant::now() + STILL_OPEN;
@@ -177,8 +177,11 @@ impl Connection {
             Some(end) => End::of_tunnel(end),
             None => None,
         };
-        let end = end.unwrap_or_else(|| self.cut_by(&killed));
+        let end = end.unwrap_or_else(|| self.cut_by(&moved));
         let has_closed = matches!(end, End::Closed);
+        if has_closed {
+            in_use.ended();
+        }
         self.record.ended(end);
         has_closed
     }
@@ -189,15 +192,15 @@ impl Connection {
     }
 
     /// Why the connection was cut.
-    fn cut_by(&self, killed: &CancellationToken) -> End {
-        if killed.is_cancelled() { End::Moved } else { End::Shutdown }
+    fn cut_by(&self, moved: &CancellationToken) -> End {
+        if moved.is_cancelled() { End::Moved } else { End::Shutdown }
     }
 }
 
 /// Waits until the connection is to be cut.
-async fn cut(killed: &CancellationToken, stopped: &CancellationToken) {
+async fn cut(moved: &CancellationToken, stopped: &CancellationToken) {
     tokio::select! {
-        () = killed.cancelled() => {}
+        () = moved.cancelled() => {}
         () = stopped.cancelled() => {}
     }
 }

@@ -77,7 +77,7 @@ impl Upgraded {
     /// Copies between the client's connection and the origin's, until the tunnel ends.
     pub async fn run(mut self: Box<Self>, client: Box<dyn ByteStream>) {
         let Some(origin) = self.lease.take_tunnel() else { return self.failed() };
-        let kill = self.lease.generation().killed();
+        let kill = self.lease.info().wire.take_over();
         let carried = tunnel(client, origin, self.idle, kill).await;
         self.record.carried(carried);
     }
