@@ -152,9 +152,9 @@ fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
     let flags: &[(&[&str], &[&str])] = &[
         (&[], &["no alias to serve", "truename run webscaler-manual"]),
         (&["web scaler"], &["in `web scaler`, the alias"]),
-        (&["=httpbin.org"], &["names no alias", "ALIAS=TARGET[:PORT]"]),
-        (&["a="], &["names no target", "`a=httpbin.org`"]),
-        (&["a:8080"], &["gives a port without a target", "`a=TARGET:8080`"]),
+        (&["=httpbin.org"], &["has no alias", "ALIAS=TARGET[:PORT]"]),
+        (&["a="], &["has no target", "`a=httpbin.org`"]),
+        (&["a:8080"], &["has a port but no target", "`a=TARGET:8080`"]),
         (&["a=b:c:d"], &["in `a=b:c:d`, the target"]),
         (&["a=httpbin.org:70000"], &["the target", "65535"]),
         (&["a=httpbin.org:0"], &["the target"]),
@@ -170,8 +170,8 @@ fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
         refused(truename(&["run"]).args(*arguments), parts);
     }
     let variables: &[(&str, &str, &[&str])] = &[
-        ("TRUENAME_ALIASES", "a=", &["names no target"]),
-        ("TRUENAME_ALIASES", "a,b:1", &["gives a port without a target"]),
+        ("TRUENAME_ALIASES", "a=", &["has no target"]),
+        ("TRUENAME_ALIASES", "a,b:1", &["has a port but no target"]),
         ("TRUENAME_LISTEN", "nowhere", &["--listen: "]),
         ("TRUENAME_ADMIN", "nowhere", &["--admin: "]),
         ("TRUENAME_PROXY", "0.0.0.0:3128", &["proxy.listen", "allow_non_loopback"]),

@@ -389,7 +389,7 @@ async fn bad_usage_ends_with_2_and_runs_nothing() {
         (&["a"][..], "required"),
         (&["a", "--"], "required"),
         (&["a="], "required"),
-        (&["a=", "--", "touch", ran], "names no target"),
+        (&["a=", "--", "touch", ran], "has no target"),
         (&["a:80", "--", "touch", ran], "`a=TARGET:80`"),
         (&["--", "touch", ran], "no alias to serve"),
         (&["--config", "/nowhere/truename.yaml", "--", "touch", ran], "/nowhere/truename.yaml"),

@@ -10,37 +10,37 @@ use super::{
     tls::Tls,
 };
 
-/// A limit of time that is `off`.
+/// A time limit that is `off`.
 pub const NEVER: Duration = Duration::MAX;
 
-/// Where an HTTP alias listens when nobody says.
+/// Where an HTTP alias listens by default.
 pub const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
 section! {
-    /// A name that the application uses, and what it leads to.
+    /// A name that the application uses, and where it leads.
     pub struct Alias {
         /// The name the application uses, such as `webscaler-manual`: lower-case, IDNA-encoded, no trailing dot.
         name: String as Name,
-        /// Addresses to listen on; a bare port means 127.0.0.1:PORT. HTTP aliases may share one. An alias of
-        /// another protocol listens on 127.0.0.1 and its target's port unless this says otherwise.
+        /// Addresses to listen on; a bare port means 127.0.0.1:PORT. HTTP aliases may share one. The default of
+        /// other protocols is 127.0.0.1 with the port of the target.
         listen: Vec<SocketAddr> as List<ListenAddress> = vec![DEFAULT_LISTEN],
         /// What the application speaks; never guessed from a port number or name.
         protocol: Protocol as OneOf<Protocol> = Protocol::Http,
         /// Whether the application speaks TLS; auto takes TLS and plaintext.
         tls_in: TlsIn as OneOf<TlsIn> = TlsIn::Auto,
-        /// Further Host names that this alias answers to; `*` is any.
+        /// Further Host names that this alias answers to; `*` means any.
         hosts: Vec<String> as List<HostName> = Vec::new(),
         /// The target: a name, IP, name:port or IP:port; null: follow the alias in DNS.
         target: Option<Target> as Nullable<TargetText> = None,
         /// Further targets, used in order when those before them have no usable endpoint.
         failover: Vec<Target> as List<TargetText> = Vec::new(),
-        /// The target's port; 5432 where the protocol is postgres, and required where it is tcp.
+        /// The target's port. The default for postgres is 5432; required for tcp.
         port: u16 as Port = 443,
         /// The Host sent to the target: the true name (rewrite), the application's own (preserve), or a literal.
         host: HostHeader as HostChoice = HostHeader::Rewrite,
-        /// Give Location (also Content-Location, Refresh and Link), Set-Cookie Domain and
-        /// Access-Control-Allow-Origin back in the alias' name, send Origin and Referer in the true name,
+        /// Use the alias' name in Location (also Content-Location, Refresh and Link), Set-Cookie Domain and
+        /// Access-Control-Allow-Origin of responses, and the true name in Origin and Referer of requests;
         /// drop Alt-Svc and Strict-Transport-Security.
         repair: bool as Bool = true,
         /// Which forwarding headers to add to requests.
@@ -49,7 +49,7 @@ section! {
         allow: Vec<NamePattern> as List<Pattern> = Vec::new(),
         /// What happens to open connections when the true name changes.
         on_change: OnChange as OneOf<OnChange> = OnChange::Drain,
-        /// How long open connections may go on after the true name changed.
+        /// How long open connections may continue after the true name has changed.
         drain: Duration as Time = Duration::from_secs(30),
         /// TLS to the target.
         tls: Tls as Sub<Tls> = Tls::default(),
@@ -61,13 +61,13 @@ section! {
         balance: Balance as OneOf<Balance> = Balance::P2c,
         /// Connections kept for reuse.
         pool: Pool as Sub<Pool> = Pool::default(),
-        /// Deadlines on the target.
+        /// Timeouts.
         timeouts: Timeouts as Sub<Timeouts> = Timeouts::default(),
         /// Retries.
         retry: Retry as Sub<Retry> = Retry::default(),
         /// Health of endpoints.
         health: Health as Sub<Health> = Health::default(),
-        /// Limits beyond which requests get a 503 at once, and connections of other protocols are reset.
+        /// Limits. Requests over a limit get a 503 at once; connections of other protocols are reset.
         limits: Limits as Sub<Limits> = Limits::default(),
     }
 }
@@ -75,7 +75,7 @@ section! {
 impl Alias {
     /// An alias with every other key at its default.
     ///
-    /// The name is taken as it is: normalise one that a user typed with [`super::normal_name`].
+    /// The name must be in normal form: use [`super::normal_name`] for one that a user typed.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::blank() }
     }
@@ -98,26 +98,26 @@ choice! {
     pub enum TlsIn {
         /// The first bytes decide.
         Auto = "auto",
-        /// They must.
+        /// They speak TLS.
         Always = "true",
-        /// They do not: a ClientHello is not looked for.
+        /// They do not speak TLS: a ClientHello is not detected.
         Never = "false",
     }
 }
 
-/// The Host that a target is sent.
+/// The Host that is sent to a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostHeader {
     /// The true name.
     Rewrite,
     /// What the application sent.
     Preserve,
-    /// This.
+    /// This value.
     Literal(String),
 }
 
 choice! {
-    /// Which forwarding headers requests get.
+    /// Which forwarding headers to add to requests.
     pub enum Forwarded {
         /// None.
         Off = "false",
@@ -131,11 +131,11 @@ choice! {
 choice! {
     /// What happens to open connections when the true name changes.
     pub enum OnChange {
-        /// They may end within the alias' `drain`.
+        /// They are closed after the alias' `drain`, or when they end.
         Drain = "drain",
         /// They are closed.
         Close = "close",
-        /// They go on until they end.
+        /// They stay open until they end.
         Keep = "keep",
     }
 }
@@ -144,7 +144,7 @@ section! {
     /// HTTP to the target.
     #[derive(Copy, Eq)]
     pub struct Http {
-        /// The version spoken to the target; auto is what the application speaks.
+        /// The version of HTTP to the target; auto: the same as the application's.
         version: HttpVersion as OneOf<HttpVersion> = HttpVersion::Auto,
     }
 }
@@ -191,24 +191,24 @@ section! {
         max_connections: usize as Count = 0,
         /// Maximum idle connections to one endpoint; extra ones are closed after a second.
         max_idle: usize as Count = 64,
-        /// How long a connection may be idle and still be used again.
+        /// How long a connection may be idle before it is no longer reused.
         idle_timeout: Duration as Time = Duration::from_secs(50),
-        /// How old a connection may be and still be used again.
+        /// How old a connection may be before it is no longer reused.
         max_lifetime: Duration as PositiveTime = Duration::from_secs(3600),
     }
 }
 
 section! {
-    /// Deadlines on the target.
+    /// Timeouts.
     pub struct Timeouts {
         /// Covers TCP and TLS.
         connect: Duration as PositiveTime = Duration::from_secs(5),
         /// From the end of the request to the head of the response, or `off`.
         response: Option<Duration> as TimeOrOff = None,
-        /// How long both sides of a tunnel or stream may send nothing, or one side read nothing; or `off`
-        /// ([`NEVER`]), the default of all protocols but http.
+        /// How long both sides of a tunnel or stream may send nothing, or one side may read nothing; or `off`,
+        /// the default of all protocols except http.
         idle: Duration as TimeOrNever = Duration::from_secs(3600),
-        /// How long a connection may be silent, on either side, before TCP probes whether its peer is there.
+        /// How long a connection may be idle, on either side, before TCP sends keep-alive probes.
         keepalive: Duration as PositiveTime = Duration::from_secs(60),
     }
 }
@@ -218,7 +218,7 @@ section! {
     pub struct Retry {
         /// Maximum retries of a request; 0 means none.
         attempts: u32 as Whole<u32, 0, 10> = 2,
-        /// Share of the requests that may be retries, such as `20%`.
+        /// How many retries are allowed, as a percentage of the requests, such as `20%`.
         budget: f64 as Percent = 0.2,
         /// What to retry on.
         when: Vec<RetryOn> as List<RetryReason> = vec![RetryOn::Connect],
@@ -232,16 +232,16 @@ pub enum RetryOn {
     Connect,
     /// The connection ended before the response began.
     Reset,
-    /// The target answered so: 502, 503 or 504.
+    /// The target responded with this status: 502, 503 or 504.
     Status(u16),
 }
 
 section! {
     /// Health of endpoints.
     pub struct Health {
-        /// From the traffic itself.
+        /// Based on the traffic itself.
         passive: PassiveHealth as Sub<PassiveHealth> = PassiveHealth::default(),
-        /// From active checks; off unless set.
+        /// Based on active checks; off by default.
         active: Option<ActiveHealth> as Nullable<Sub<ActiveHealth>> = None,
     }
 }
@@ -249,9 +249,9 @@ section! {
 section! {
     /// Ejection of endpoints whose connections fail.
     pub struct PassiveHealth {
-        /// Consecutive transport failures that eject an endpoint; 0 ejects none.
+        /// How many consecutive transport failures eject an endpoint; 0 means never.
         failures: u32 as Whole<u32, 0, { u32::MAX }> = 3,
-        /// The first ejection's length; each further one doubles.
+        /// The length of the first ejection; it doubles with each further one.
         eject: Duration as PositiveTime = Duration::from_secs(10),
         /// The longest ejection.
         max_eject: Duration as PositiveTime = Duration::from_secs(300),
@@ -265,7 +265,7 @@ section! {
         interval: Duration as PositiveTime = Duration::from_secs(10),
         /// How long a check may take.
         timeout: Duration as PositiveTime = Duration::from_secs(2),
-        /// The path to request; without one a check is TCP and TLS only.
+        /// The path to request; without one, a check is TCP and TLS only.
         path: Option<String> as Nullable<RequestPath> = None,
         /// Statuses that pass.
         expect: RangeInclusive<u16> as StatusRange = 200..=399,
@@ -273,10 +273,10 @@ section! {
 }
 
 section! {
-    /// Limits beyond which requests get a 503 at once, and connections of other protocols are reset; 0 means
-    /// no limit.
+    /// Limits. Requests over a limit get a 503 at once; connections of other protocols are reset. 0 means no
+    /// limit.
     pub struct Limits {
-        /// Concurrent requests; of protocols other than http, connections.
+        /// Concurrent requests; for protocols other than http, concurrent connections.
         requests: usize as Count = 0,
         /// Requests that may wait in a queue.
         queue: usize as Count = 0,

@@ -1,4 +1,4 @@
-//! An alias told on the command line.
+//! An alias on the command line.
 
 use thiserror::Error;
 
@@ -8,7 +8,7 @@ use super::{
 };
 
 impl Alias {
-    /// Reads `ALIAS`, `ALIAS=TARGET` or `ALIAS=TARGET:PORT`; an IPv6 target stands in brackets.
+    /// Parses `ALIAS`, `ALIAS=TARGET` or `ALIAS=TARGET:PORT`; an IPv6 target is in brackets.
     pub fn from_arg(argument: &str) -> Result<Self, ArgumentError> {
         let (name, target) = match argument.split_once('=') {
             Some((name, target)) => (name, Some(target)),
@@ -42,12 +42,12 @@ impl Alias {
     }
 }
 
-/// An argument that is no `ALIAS[=TARGET[:PORT]]`.
+/// An argument that is not `ALIAS[=TARGET[:PORT]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ArgumentError {
     /// Nothing before the `=`.
     #[error(
-        "`{argument}` names no alias: write ALIAS or ALIAS=TARGET[:PORT], \
+        "`{argument}` has no alias: write ALIAS or ALIAS=TARGET[:PORT], \
          such as `webscaler-manual=httpbin.org:8443`"
     )]
     NoName {
@@ -55,7 +55,7 @@ pub enum ArgumentError {
         argument: String,
     },
     /// Nothing after the `=`.
-    #[error("`{argument}` names no target: write `{name}=httpbin.org`, or `{name}` to ask DNS")]
+    #[error("`{argument}` has no target: write `{name}=httpbin.org`, or `{name}` to use DNS")]
     NoTarget {
         /// As it was typed.
         argument: String,
@@ -64,7 +64,7 @@ pub enum ArgumentError {
     },
     /// A port belongs to a target.
     #[error(
-        "`{argument}` gives a port without a target: write `{name}=TARGET:{port}`, \
+        "`{argument}` has a port but no target: write `{name}=TARGET:{port}`, \
          or set the alias' `port` in a file (--config)"
     )]
     PortWithoutTarget {
@@ -72,10 +72,10 @@ pub enum ArgumentError {
         argument: String,
         /// The alias.
         name: String,
-        /// What stood behind the colon.
+        /// The text after the colon.
         port: String,
     },
-    /// The alias is no name.
+    /// The alias is not a valid name.
     #[error("in `{argument}`, the alias: {source}")]
     Name {
         /// As it was typed.
@@ -83,7 +83,7 @@ pub enum ArgumentError {
         /// What is wrong with it.
         source: BadName,
     },
-    /// The target cannot be understood.
+    /// The target is not valid.
     #[error("in `{argument}`, the target: {source}")]
     Target {
         /// As it was typed.

@@ -1,4 +1,4 @@
-//! Keys that are understood but whose capability does not exist yet.
+//! Keys that are known but not available yet.
 
 use serde_json::Value as Json;
 
@@ -8,10 +8,10 @@ use super::{
     table::{Key, Section},
 };
 
-/// Keys of an alias that can only have their default. Delete a row when its capability is built.
+/// Keys of an alias that can only have their default. Delete a row when it becomes available.
 const ALIAS: &[&str] = &["health.active", "limits.queue"];
 
-/// Protocols that are not built yet.
+/// Protocols that are not available yet.
 const PROTOCOLS: &[Protocol] = &[Protocol::Postgres];
 
 /// Keys outside the aliases that can only have their default.
@@ -20,7 +20,7 @@ const PROCESS: &[&str] = &["kubernetes.watch"];
 /// What to do about a key.
 const LEAVE_OUT: &str = "leave it out";
 
-/// The path of each key that asks for what does not exist, what it asks for, and what to do about it.
+/// The path of each key with a value that is not available, what is not available, and what to do about it.
 pub(super) fn refused(config: &Config) -> Vec<(String, String, &'static str)> {
     let mut refused = Vec::new();
     let own = |key: &Key<Config>| key.name != "aliases";
@@ -38,10 +38,10 @@ pub(super) fn refused(config: &Config) -> Vec<(String, String, &'static str)> {
         if PROTOCOLS.contains(&alias.protocol) {
             let protocol = format!("`protocol: {}`", alias.protocol.word());
             let path = format!("aliases[{index}].protocol");
-            // Left out, it would be HTTP, which is not what was meant.
+            // Without the key it would be HTTP, which is not what was intended.
             refused.push((path, protocol, "use `http` or `tcp`"));
         }
-        // One at a time: printed, thousands of aliases take ten times their room.
+        // One at a time: printed, thousands of aliases take ten times their memory.
         let alias = print_section(&keys, alias);
         for &key in ALIAS {
             if value_at(&alias, key) != value_at(&defaults, key) {

@@ -1,4 +1,4 @@
-//! The forward proxy's credentials: a file of their own, so that no secret stands in the configuration.
+//! The forward proxy's credentials. They have their own file, so that the configuration contains no secret.
 
 use std::{
     fs,
@@ -8,11 +8,11 @@ use std::{
 
 use crate::files::reading;
 
-/// The largest file that is read: thousands of users.
+/// The largest file that is read: enough for thousands of users.
 const MAX_SIZE: u64 = 64 * 1024;
 
-/// Reads a file with one `USER:PASSWORD` a line, and gives those lines. Empty lines and those that
-/// begin with `#` say nothing.
+/// Reads a file with one `USER:PASSWORD` per line, and returns these lines. Empty lines and those that
+/// begin with `#` are ignored.
 pub fn read_credentials(path: &Path) -> Result<Vec<String>, CredentialsError> {
     let _reading = reading(path);
     // Opening a pipe would wait for its writer.
@@ -27,26 +27,26 @@ pub fn read_credentials(path: &Path) -> Result<Vec<String>, CredentialsError> {
     parse(&bytes)
 }
 
-/// Why a file has no credentials to offer. None of its contents is told: it is a secret, and a
-/// password may stand where a user should.
+/// Why a file provides no credentials. Messages never show its contents: they are secret, and a password
+/// may be in the place of a user.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
-    /// It is not there, or not for us.
+    /// It does not exist, or may not be read.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// A folder, a pipe, a device.
+    /// It is a folder, a pipe or a device.
     #[error("not a regular file")]
     NoFile,
-    /// Beyond all measure.
+    /// It is too large.
     #[error("more than 64KiB")]
     TooLarge,
-    /// Nobody could come in.
+    /// It has no credentials.
     #[error("it contains no `USER:PASSWORD` line")]
     Empty,
-    /// A line is not what it should be.
+    /// A line is invalid.
     #[error("line {line} {what}")]
     Line {
-        /// Which, from 1.
+        /// Its number, from 1.
         line: usize,
         /// What is wrong with it.
         what: &'static str,

@@ -1,4 +1,4 @@
-//! The file: text in, a checked configuration out, and back.
+//! The configuration file: from text to a checked configuration, and back.
 
 use std::{
     fs,
@@ -22,26 +22,26 @@ use super::{
     validate,
 };
 
-/// The largest file that is read: ten thousand aliases with a dozen keys each.
+/// The largest file that is read: enough for ten thousand aliases with a dozen keys each.
 const MAX_SIZE: usize = 4 << 20;
 
-/// The most aliases of one file: each has pools, a DNS name that is asked for, and some thirty series.
+/// The most aliases of one file: each has pools, a DNS name to resolve, and some thirty time series.
 const MAX_ALIASES: usize = 10_000;
 
-/// The port of a `postgres` alias that names none.
+/// The default port of a `postgres` alias.
 const POSTGRES_PORT: u16 = 5432;
 
-/// A configuration, and what is wrong with it so far.
+/// A configuration, and the problems found so far.
 pub struct Document {
     name: String,
-    /// Where a value could not be read, its default.
+    /// Values that could not be read have their default.
     config: Option<Config>,
     places: Places,
     problems: Found,
 }
 
 impl Document {
-    /// Reads and checks `text`. `file_name` stands in problems, and relative paths begin at its folder.
+    /// Parses and checks `text`. Problems show `file_name`, and relative paths are relative to its folder.
     pub fn parse(text: &str, file_name: &str) -> Self {
         let mut problems = Found::default();
         let root = Node::parse(text, &mut problems);
@@ -99,7 +99,7 @@ impl Document {
         }
         if !given(&self.places, "listen") {
             alias.listen = vec![SocketAddr::new(DEFAULT_LISTEN.ip(), alias.port)];
-            // Without a port nobody knows where it listens either.
+            // Without a port, it is unknown where it listens.
             if self.places.is_unreadable(&key("port")) {
                 self.places.mark_unreadable(&key("listen"));
             }
@@ -109,19 +109,19 @@ impl Document {
         }
     }
 
-    /// The configuration as far as it could be read, with defaults for the rest; `None` where the file is no YAML.
+    /// The configuration as far as it could be read, with defaults for the rest; `None` if the file is not valid YAML.
     pub fn config(&self) -> Option<&Config> {
         self.config.as_ref()
     }
 
-    /// Adds a problem with the value at `path`, such as `aliases[0].tls.crls[1]`, unless it could not be read at all.
+    /// Adds a problem with the value at `path`, such as `aliases[0].tls.crls[1]`, unless that value could not be read.
     pub fn report(&mut self, path: &str, what: &str) {
         if let Some(problem) = self.places.problem(path, what) {
             self.problems.push(problem);
         }
     }
 
-    /// The configuration, if nothing is wrong with it.
+    /// The configuration, if it has no problems.
     pub fn finish(self) -> Result<Config, Problems> {
         match self.config {
             Some(config) if self.problems.is_empty() => Ok(config),
@@ -146,26 +146,27 @@ impl Config {
         read(path, regular)
     }
 
-    /// Reads and checks `text`. `file_name` stands in problems, and relative paths begin at its folder.
+    /// Parses and checks `text`. Problems show `file_name`, and relative paths are relative to its folder.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, Problems> {
         Document::parse(text, file_name).finish()
     }
 
-    /// Checks what was put together by hand or from the command line; `origin` stands where a file's name would.
+    /// Checks a configuration that was built in code or from the command line. Problems show `origin` instead of a file
+    /// name.
     pub fn validate(&self, origin: &str) -> Result<(), Problems> {
         let mut problems = Found::default();
         validate::problems(self, &Places::default(), &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Problems::new(origin, problems.into_list())) }
     }
 
-    /// The file that would give this configuration, with every key.
+    /// A file with this configuration, with every key.
     pub fn to_json(&self) -> Json {
         print_section(&document_keys(), self)
     }
 
     /// [`Config::to_json`] in YAML.
     pub fn to_yaml(&self) -> String {
-        // A tree of JSON has nothing that YAML cannot say; and JSON is YAML.
+        // YAML can represent all JSON; and JSON is YAML.
         serde_saphyr::to_string(&self.to_json()).unwrap_or_else(|_| self.to_json().to_string())
     }
 
@@ -184,7 +185,7 @@ impl Serialize for Config {
     }
 }
 
-/// Why a file gave no configuration.
+/// Why a file could not be loaded.
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The file itself could not be read.
@@ -192,10 +193,10 @@ pub enum LoadError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: FileError,
     },
-    /// Its contents are wrong.
+    /// Its contents have problems.
     #[error(transparent)]
     Problems(#[from] Problems),
 }
@@ -209,7 +210,7 @@ fn read(path: &Path, refuse: impl Fn(&Path) -> Result<(), FileError>) -> Result<
     read().map_err(|source| LoadError::Unreadable { path: path.to_owned(), source })
 }
 
-/// The keys of the file: those of [`Config`], after the version of the format.
+/// The keys of the file: the version of the format, and those of [`Config`].
 pub(super) fn document_keys() -> Vec<Key<Config>> {
     let version = Key {
         name: "version",
@@ -231,8 +232,8 @@ pub(super) fn document_keys() -> Vec<Key<Config>> {
     keys
 }
 
-/// Empty where files are named from the working directory anyhow. Absolute else, so that a printed configuration
-/// means the same files wherever it is read.
+/// The folder of the file; empty if it is the working directory. Absolute otherwise, so that a printed configuration
+/// names the same files wherever it is read.
 fn folder_of(file_name: &str) -> PathBuf {
     match Path::new(file_name).parent() {
         Some(folder) if !folder.as_os_str().is_empty() => {

@@ -1,4 +1,4 @@
-//! Files that a configuration names: read whole, and within bounds.
+//! Reads configured files as a whole, up to a size limit.
 
 use std::{
     fs,
@@ -17,14 +17,14 @@ pub fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
     read_within(fs::File::open(path)?, limit)
 }
 
-/// The same of what may be a pipe, as in `SSL_CERT_FILE=<(…)`: its writer is waited for.
+/// The same for a file that may be a pipe, as in `SSL_CERT_FILE=<(…)`. Waits for its writer.
 pub fn read_file_or_pipe(path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
     let _reading = reading(path);
     refuse_devices(path)?;
     read_within(fs::File::open(path)?, limit)
 }
 
-/// Refuses what is not a regular file, without opening it: opening a pipe waits for its writer.
+/// Refuses anything but a regular file, without opening it: opening a pipe waits for its writer.
 pub(super) fn regular(path: &Path) -> Result<(), FileError> {
     match refuse_devices(path)? {
         true => Err(FileError::Kind("a pipe")),
@@ -32,7 +32,7 @@ pub(super) fn regular(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Refuses what has no end or no contents, and says whether it is a pipe.
+/// Refuses anything but regular files and pipes. Returns whether it is a pipe.
 pub(super) fn refuse_devices(path: &Path) -> Result<bool, FileError> {
     let kind = fs::metadata(path)?.file_type();
     if kind.is_file() || kind.is_fifo() {
@@ -58,27 +58,27 @@ pub(super) fn read_within(reader: impl Read, limit: usize) -> Result<Vec<u8>, Fi
 /// Why a file was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It is not there, or not for us.
+    /// It does not exist, or may not be read.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// A directory, a pipe, a device.
+    /// It is a directory, a pipe or a device.
     #[error("it is {0}, not a regular file")]
     Kind(&'static str),
-    /// A configuration in another encoding.
+    /// It is a configuration in another encoding.
     #[error("it is not UTF-8")]
     NotText,
-    /// Larger than what is read of such a file.
+    /// It is too large.
     #[error("it is larger than {}", print_size(*.0))]
     TooLarge(usize),
 }
 
 impl FileError {
-    /// Whether there is a regular file, and only too much of it.
+    /// Whether it is a regular file that is too large.
     pub fn is_size(&self) -> bool {
         matches!(self, Self::TooLarge(_))
     }
 
-    /// Whether nothing could be read, as happens while a file is being replaced.
+    /// Whether nothing could be read, which can happen while a file is being replaced.
     pub fn is_io(&self) -> bool {
         matches!(self, Self::Io(_))
     }

@@ -1,4 +1,4 @@
-//! Files that a configuration or a variable names, looked at again and again for changes.
+//! Follows changes of files that a configuration or an environment variable names, by polling.
 
 use std::{
     ffi::OsString,
@@ -12,22 +12,22 @@ use std::{
 use super::file::{FileError, read_within, regular};
 use crate::files::reading;
 
-/// How many looks must have found a file as it is before its metadata is believed: what is written twice within a
-/// tick of the file system's clock bears one time.
-const BELIEVED: u32 = 5;
+/// How many times in a row a file must be found unchanged before its metadata is trusted: two writes within a tick of
+/// the file system's clock have the same timestamp.
+const SETTLED: u32 = 5;
 
-/// Every so many looks a file is read anyway: not every file system keeps times.
+/// A file is read anyway each time after this many looks: not every file system keeps timestamps.
 const READ_ANYWAY: u32 = 30;
 
 /// Files that are followed.
 #[derive(Clone, Debug)]
 pub struct Followed {
     files: Vec<FollowedFile>,
-    /// No file that can be used is larger.
+    /// Larger files are not usable.
     limit: usize,
 }
 
-/// What the files held at a look, to be compared with that of another.
+/// The contents of the files at one look, for comparison with another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents(Vec<Option<u64>>);
 
@@ -35,16 +35,16 @@ pub struct Contents(Vec<Option<u64>>);
 struct FollowedFile {
     path: PathBuf,
     stamp: Option<Stamp>,
-    /// Of its contents; `None` where it cannot be read, or is too large.
+    /// The hash of its contents; `None` if it cannot be read or is too large.
     hash: Option<u64>,
-    /// How many looks have found the same.
+    /// How many looks in a row have found it unchanged.
     looks: u32,
 }
 
-/// A file's metadata: other contents come with another.
+/// A file's metadata: it changes with the contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Stamp {
-    /// Device and number: a ConfigMap or a Secret arrives by a swap of links, whose targets may well be of one second.
+    /// Device and inode: a ConfigMap or a Secret changes by a swap of links, whose targets may have the same timestamp.
     file: (u64, u64),
     size: u64,
     modified: (i64, i64),
@@ -53,7 +53,7 @@ struct Stamp {
 }
 
 impl Followed {
-    /// Follows files of which none that is larger than `limit` can be used. A folder stands for the files in it.
+    /// Follows these files; those larger than `limit` are not usable. A folder stands for the files in it.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>, limit: usize) -> Self {
         let file = |path| FollowedFile { path, stamp: None, hash: None, looks: 0 };
         Self { files: paths.into_iter().map(file).collect(), limit }
@@ -64,7 +64,7 @@ impl Followed {
         self.files.is_empty()
     }
 
-    /// Looks at the files. Reads those whose metadata has changed lately. Blocking.
+    /// Looks at the files. Reads those whose metadata has changed recently. Blocking.
     pub fn look(&mut self) -> Contents {
         Contents(self.files.iter_mut().map(|file| file.look(self.limit)).collect())
     }
@@ -93,12 +93,12 @@ impl FollowedFile {
     }
 
     fn is_known(&self, stamp: &Stamp) -> bool {
-        let is_settled = self.looks >= BELIEVED && !self.looks.is_multiple_of(READ_ANYWAY);
+        let is_settled = self.looks >= SETTLED && !self.looks.is_multiple_of(READ_ANYWAY);
         is_settled && self.hash.is_some() && self.stamp.as_ref() == Some(stamp)
     }
 }
 
-/// Opens it before its metadata is asked for: a network file system has it anew then.
+/// Opens the file before its metadata is read: this makes a network file system refresh the metadata.
 fn open(path: &Path) -> Result<(File, Stamp), FileError> {
     if !fs::metadata(path)?.is_dir() {
         regular(path)?;
@@ -127,7 +127,7 @@ fn hash(contents: Vec<u8>) -> u64 {
     hasher.finish()
 }
 
-/// Of the files in a folder and their names. A change within a file leaves the folder's metadata as it is.
+/// The hash of the files in a folder and their names. A change within a file does not change the folder's metadata.
 fn hash_folder(path: &Path, limit: usize) -> Option<u64> {
     let entries = fs::read_dir(path).ok()?;
     let names: io::Result<Vec<OsString>> =
@@ -151,24 +151,24 @@ mod tests {
 
     use super::*;
 
-    /// A file that has been looked at until its metadata is believed, and what it holds.
+    /// A file that has been looked at until its metadata is trusted, and its contents.
     fn settled(path: &Path) -> (Followed, Contents) {
         let mut followed = Followed::new([path.to_owned()], 1024);
         let contents = followed.look();
-        for _ in 0..BELIEVED {
+        for _ in 0..SETTLED {
             assert_eq!(followed.look(), contents);
         }
         (followed, contents)
     }
 
-    /// Regression: many aliases with one large list read it over and over.
+    /// Regression: many aliases with the same large revocation list read it over and over.
     #[test]
     fn a_file_that_stays_is_not_read_but_every_so_often() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         fs::write(&path, "old").unwrap();
         let (mut followed, old) = settled(&path);
-        // As a file system without times would show other contents.
+        // Simulates changed contents on a file system without timestamps.
         followed.files[0].hash = Some(1);
         let looks: Vec<_> = (0..READ_ANYWAY).map(|_| followed.look()).collect();
         let not_read = Contents(vec![Some(1)]);
@@ -190,12 +190,12 @@ mod tests {
         let time = SystemTime::UNIX_EPOCH;
         fs::rename(written("one", time), &path).unwrap();
 
-        // Written in place, with its time set back.
+        // Written in place, with its timestamp set back.
         let (mut followed, before) = settled(&path);
         fs::write(&path, "two").unwrap();
         File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
         assert_ne!(followed.look(), before);
-        // Another file in its place, of the same time and size.
+        // Replaced by another file with the same timestamp and size.
         let (mut followed, before) = settled(&path);
         fs::rename(written("six", time), &path).unwrap();
         assert_ne!(followed.look(), before);
@@ -206,11 +206,11 @@ mod tests {
         fs::remove_file(&path).unwrap();
         symlink(&target, &path).unwrap();
         assert_ne!(followed.look(), before);
-        // A file beside it, in a folder that is followed.
+        // A new file in a folder that is followed.
         let (mut followed, before) = settled(folder.path());
         fs::write(folder.path().join("beside"), "beside").unwrap();
         assert_ne!(followed.look(), before);
-        // None, and the same as before.
+        // Removed, and then the same as before.
         let (mut followed, before) = settled(&path);
         fs::remove_file(&path).unwrap();
         assert!(!followed.look().are_complete());

@@ -1,4 +1,4 @@
-//! How values are written in the file: what reads a value also prints it and describes it for editors.
+//! How values are written in the file. A form reads a value, prints it, and describes it for editors.
 
 use std::{marker::PhantomData, rc::Rc};
 
@@ -13,25 +13,25 @@ use super::{
 
 /// A way of writing a value.
 pub(crate) trait Form {
-    /// What is written so.
+    /// The type of the value.
     type Value: Clone;
 
-    /// The value of `node`, or `None` after telling `reader` what is wrong with it.
+    /// The value of `node`, or `None` after reporting a problem to `reader`.
     fn read(node: &Node, reader: &mut Reader) -> Option<Self::Value>;
 
-    /// The value as the file would hold it.
+    /// The value as it would be in the file.
     fn print(value: &Self::Value) -> Json;
 
     /// JSON Schema of what [`Form::read`] accepts.
     fn schema() -> Json;
 }
 
-/// A form of one word.
+/// A value that is written as one word.
 pub(crate) trait Scalar {
-    /// What is written so.
+    /// The type of the value.
     type Value: Clone;
 
-    /// Whether the word may stand in quotes: numbers and booleans may not.
+    /// Whether the word may be quoted: numbers and booleans may not.
     const QUOTABLE: bool = true;
 
     /// What is expected, with an example: "a duration such as `5s`".
@@ -40,7 +40,7 @@ pub(crate) trait Scalar {
     /// The value, or what is wrong with `text`.
     fn parse(text: &str) -> Result<Self::Value, String>;
 
-    /// The value as the file would hold it.
+    /// The value as it would be in the file.
     fn print(value: &Self::Value) -> Json;
 
     /// JSON Schema of what [`Scalar::parse`] accepts.
@@ -99,7 +99,7 @@ impl<C: Choice> Scalar for OneOf<C> {
         }
     }
 
-    /// Words that YAML takes for numbers or booleans may stand with quotes and without, so both are listed.
+    /// Words that YAML takes for numbers or booleans may be written with or without quotes, so both are listed.
     fn schema() -> Json {
         let words = C::ALL.iter().flat_map(|(word, _)| {
             let bare = serde_json::from_str::<Json>(word).ok();
@@ -141,7 +141,7 @@ impl<F: Form> Form for List<F> {
         let read =
             |(index, item): (usize, &Rc<Node>)| reader.inside(&format!("[{index}]"), item, F::read);
         let values: Vec<_> = items.iter().enumerate().filter_map(read).collect();
-        // Without the bad ones the indices are no longer those of the file.
+        // Without the invalid ones, the indices are no longer those of the file.
         if values.len() < items.len() {
             reader.places.mark_unreadable(&reader.path);
         }
@@ -176,12 +176,12 @@ impl<S: Section + Clone> Form for Sub<S> {
     }
 }
 
-/// Reads the mapping `node`; a key whose value is bad keeps its default, and all do where it is no mapping.
+/// Reads the mapping `node`. A key with an invalid value keeps its default. If it is not a mapping, all keys do.
 pub(super) fn read_section<S: Section>(keys: &[Key<S>], node: &Node, reader: &mut Reader) -> S {
     let mut section = S::blank();
     let pairs = match &node.kind {
         Kind::Map(pairs) => pairs.as_slice(),
-        // A heading whose keys are all commented out.
+        // All keys of the section are commented out.
         _ if node.is_null() => &[],
         _ => {
             let names = suggest::listed(keys.iter().map(|key| key.name));
@@ -225,7 +225,7 @@ pub(super) fn section_schema<S: Section>(about: &str, keys: &[Key<S>]) -> Json {
     };
     let required: Vec<_> = keys.iter().filter(|key| key.required).map(|key| key.name).collect();
     let mut schema = json!({
-        // An empty heading is a section of defaults, unless something is required in it.
+        // An empty section has all defaults, unless something is required in it.
         "type": if required.is_empty() { json!(["object", "null"]) } else { json!("object") },
         "description": about.trim(),
         "properties": keys.iter().map(property).collect::<Json>(),

@@ -1,7 +1,6 @@
 //! The configuration: plain data, validated once at the edge.
 
 mod alias;
-mod answers;
 mod argument;
 mod available;
 mod credentials;
@@ -9,6 +8,7 @@ mod document;
 mod file;
 mod follow;
 mod form;
+mod host_names;
 mod names;
 mod places;
 mod problems;
@@ -48,15 +48,15 @@ section! {
     pub struct Config {
         /// The aliases.
         aliases: Vec<Alias> as List<Sub<Alias>> = Vec::new(),
-        /// What all listeners have in common.
+        /// Settings of all listeners.
         listener: Listener as Sub<Listener> = Listener::default(),
         /// The HTTP forward proxy.
         proxy: ForwardProxy as Sub<ForwardProxy> = ForwardProxy::default(),
-        /// How names are looked up.
+        /// How names are resolved.
         dns: Dns as Sub<Dns> = Dns::default(),
         /// Which addresses a target may have.
         policy: Policy as Sub<Policy> = Policy::default(),
-        /// Talking to the Kubernetes API.
+        /// Use of the Kubernetes API.
         kubernetes: Kubernetes as Sub<Kubernetes> = Kubernetes::default(),
         /// The local certificate authority for TLS listeners.
         ca: LocalCa as Sub<LocalCa> = LocalCa::default(),
@@ -66,7 +66,7 @@ section! {
         log: Log as Sub<Log> = Log::default(),
         /// Worker threads; 0 means one per CPU this process may use.
         workers: usize as Whole<usize, 0, 1024> = 0,
-        /// How long open connections may go on after the signal to stop.
+        /// How long open connections may continue after the signal to stop.
         shutdown_grace: Duration as Time = Duration::from_secs(30),
         /// Required for a listener outside loopback.
         allow_non_loopback: bool as Bool = false,

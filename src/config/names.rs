@@ -1,4 +1,4 @@
-//! Names, patterns of names and targets, as a user writes them.
+//! Names, name patterns and targets, as a user writes them.
 
 use std::{
     fmt,
@@ -36,7 +36,7 @@ pub fn normal_name(text: &str) -> Result<String, BadName> {
         if label.len() > 63 {
             return Err(bad("a label is longer than 63 bytes"));
         }
-        // Underscores are no hostname's, yet names in DNS have them.
+        // Hostnames have no underscores, but other names in DNS do.
         if !label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
             return Err(bad("a name contains only letters, digits, `-`, `_` and `.`"));
         }
@@ -44,7 +44,7 @@ pub fn normal_name(text: &str) -> Result<String, BadName> {
             return Err(bad("a label begins or ends with `-`"));
         }
     }
-    // A name that ends in digits would be taken for an IPv4 address elsewhere (10.0.0.256).
+    // Other software would take a name that ends in digits (10.0.0.256) for an IPv4 address.
     if ascii.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
         && ascii.contains('.')
     {
@@ -53,7 +53,7 @@ pub fn normal_name(text: &str) -> Result<String, BadName> {
     Ok(ascii)
 }
 
-/// A name that DNS or a certificate cannot hold.
+/// A name that is not possible in DNS or in a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("`{text}` is not a name: {why}; an example is `httpbin.org`")]
 pub struct BadName {
@@ -78,7 +78,7 @@ impl NamePattern {
         }
     }
 
-    /// Whether `name` is this name, or lies below the star's parent.
+    /// Whether `name` is this name, or is below the parent of the star.
     pub fn matches(&self, name: &str) -> bool {
         let name = name.strip_suffix('.').unwrap_or(name);
         match self.0.strip_prefix('*') {
@@ -117,19 +117,19 @@ impl fmt::Display for NamePattern {
     }
 }
 
-/// What a target names: an IP or a name, with its own port where one is given.
+/// A target: an IP or a name, with its own port if one is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The name or IP.
     pub host: TargetHost,
-    /// Its port; `None` is the alias' `port`.
+    /// Its port; `None` means the alias' `port`.
     pub port: Option<u16>,
 }
 
 /// The name or IP of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetHost {
-    /// An address: no DNS is asked.
+    /// An address: DNS is not used.
     Ip(IpAddr),
     /// Lower-case, IDNA-encoded, no trailing dot.
     Name(String),
@@ -193,7 +193,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// A target that cannot be understood.
+/// A target that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "`{text}` is not a target: {why}; write a name or an IP with or without a port, \
@@ -209,7 +209,7 @@ pub struct BadTarget {
 pub struct NameServer {
     /// Where it listens.
     pub address: SocketAddr,
-    /// The interface that a link-local address is reached by: its name, or its number.
+    /// The interface of a link-local address: its name, or its number.
     pub interface: Option<String>,
 }
 
@@ -263,7 +263,7 @@ impl fmt::Display for NameServer {
     }
 }
 
-/// A DNS server that cannot be understood.
+/// A DNS server that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "`{text}` is not a DNS server: {why}; write an IP or IP:port, such as `10.96.0.10`, `10.96.0.10:5353`, \

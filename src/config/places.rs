@@ -1,4 +1,4 @@
-//! Where each value of a configuration stands.
+//! The position of each value of a configuration.
 
 use std::{collections::HashSet, rc::Rc};
 
@@ -7,7 +7,7 @@ use super::{
     tree::Node,
 };
 
-/// Where each value of a configuration stands, by its path (`aliases[0].tls.ca`).
+/// The position of each value of a configuration, by its path (`aliases[0].tls.ca`).
 #[derive(Debug, Default)]
 pub(super) struct Places {
     root: Option<Rc<Node>>,
@@ -19,9 +19,9 @@ impl Places {
         Self { root: Some(root), unreadable: HashSet::new() }
     }
 
-    /// A value that could not be read has its default: nothing further is said about it.
+    /// A value that could not be read has its default. No further problems of it are reported.
     pub(super) fn mark_unreadable(&mut self, path: &str) {
-        // What is found in vain is told no more either.
+        // Problems beyond that number are not reported anyway.
         if self.unreadable.len() <= MAX_PROBLEMS {
             self.unreadable.insert(path.to_owned());
         }
@@ -35,13 +35,13 @@ impl Places {
         ancestry(path).any(|path| self.unreadable.contains(path))
     }
 
-    /// A problem with the value at `path`, unless that could not be read at all.
+    /// A problem with the value at `path`, unless that value could not be read.
     pub(super) fn problem(&self, path: &str, what: &str) -> Option<Problem> {
         let message = format!("{path}: {what}");
         (!self.is_unreadable(path)).then(|| Problem { position: self.find(path), message })
     }
 
-    /// Of the value itself, or of the nearest mapping or list around it.
+    /// The position of the value, or of the nearest mapping or list around it.
     pub(super) fn find(&self, path: &str) -> Option<Position> {
         self.root.as_ref().map(|root| root.find(path).0.at)
     }

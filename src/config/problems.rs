@@ -1,20 +1,20 @@
-//! What is wrong with a configuration, and where.
+//! The problems of a configuration, and their positions.
 
 use std::{
     error::Error,
     fmt::{self, Write},
 };
 
-/// More than these are not told: nobody reads them, and a file can have one in every third byte.
+/// The most problems that are reported. A file can have one in every third byte.
 pub(super) const MAX_PROBLEMS: usize = 1_000;
 
-/// Nor are more than so many bytes of them: a refused file is logged, and a longer line finds no room in the log.
+/// The most bytes of all messages together: a refused file is logged, and the log drops longer lines.
 const MAX_BYTES: usize = 512 * 1024;
 
-/// The longest message, in characters: whoever writes a path may write one of any length.
+/// The longest message, in characters. It may contain a path, which can be very long.
 const MAX_MESSAGE: usize = 8 * 1024;
 
-/// A place in a file; both count from 1, columns in characters.
+/// A position in a file. Both numbers start at 1; columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// The line.
@@ -27,26 +27,26 @@ impl Position {
     pub(super) const START: Self = Self { line: 1, column: 1 };
 }
 
-/// One thing that is wrong.
+/// A problem.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// Where; `None` in a configuration that came from no file.
+    /// Where it is; `None` if the configuration is not from a file.
     pub position: Option<Position>,
-    /// What, and what mends it.
+    /// What is wrong, and how to fix it.
     pub message: String,
 }
 
-/// Everything that is wrong with one configuration; shown as one `FILE:LINE:COLUMN: message` a line.
+/// All problems of one configuration. Printed as one `FILE:LINE:COLUMN: message` per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
-    /// The file's name as the user gave it.
+    /// The file's name as given by the user.
     pub file: String,
     /// In the order of the file; never empty.
     pub list: Vec<Problem>,
 }
 
 impl Problems {
-    /// In the order of the file. What an anchor brings to several places is said once.
+    /// Sorts them in the order of the file. A problem that an anchor brings to several places is kept once.
     pub(super) fn new(file: &str, mut list: Vec<Problem>) -> Self {
         list.sort();
         list.dedup();
@@ -66,7 +66,7 @@ impl fmt::Display for Problems {
             }
             f.write_str(": ")?;
             for character in problem.message.chars() {
-                // A value may hold anything: line breaks, or what a terminal obeys.
+                // A value may contain anything, including line breaks and terminal control sequences.
                 match character.is_control() {
                     true => write!(f, "{}", character.escape_default())?,
                     false => f.write_char(character)?,
@@ -79,11 +79,11 @@ impl fmt::Display for Problems {
 
 impl Error for Problems {}
 
-/// What is being found.
+/// The problems found so far.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     list: Vec<Problem>,
-    /// Of all messages.
+    /// The length of all messages.
     bytes: usize,
     is_full: bool,
 }

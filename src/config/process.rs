@@ -1,4 +1,4 @@
-//! What belongs to the process rather than to one alias.
+//! Settings of the process rather than of one alias.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -14,11 +14,11 @@ use super::{
 };
 
 section! {
-    /// What all listeners have in common.
+    /// Settings of all listeners.
     pub struct Listener {
         /// The certificate shown to applications that speak TLS.
         tls: ListenerTls as Sub<ListenerTls> = ListenerTls::default(),
-        /// Maximum open connections; more wait in the kernel's backlog.
+        /// Maximum open connections; further ones wait in the kernel's backlog.
         max_connections: usize as Positive<usize> = 10_000,
         /// How long a connection may take to send a request's head.
         header_timeout: Duration as PositiveTime = Duration::from_secs(30),
@@ -50,9 +50,9 @@ section! {
 }
 
 choice! {
-    /// What the forward proxy does with hosts that are no alias.
+    /// What the forward proxy does with hosts that are not an alias.
     pub enum Passthrough {
-        /// They pass.
+        /// They are passed through.
         Allow = "allow",
         /// They are refused.
         Deny = "deny",
@@ -60,11 +60,11 @@ choice! {
 }
 
 section! {
-    /// How names are looked up.
+    /// How names are resolved.
     pub struct Dns {
         /// DNS servers, as IP, IP:port or [fe80::1%eth0]; empty means those of /etc/resolv.conf. The hosts file is never read.
         servers: Vec<NameServer> as List<DnsServer> = Vec::new(),
-        /// The cluster's domain; null: from the search list, else cluster.local.
+        /// The cluster domain; null: from the search list, else cluster.local.
         cluster_domain: Option<String> as Nullable<Name> = None,
         /// The namespace of a bare alias; null: from the search list, else default.
         namespace: Option<String> as Nullable<Label> = None,
@@ -72,7 +72,7 @@ section! {
         min_ttl: Duration as Time = Duration::from_secs(5),
         /// The longest time between two lookups of a name.
         max_ttl: Duration as PositiveTime = Duration::from_secs(60),
-        /// The longest time between two lookups of a name under the cluster's domain.
+        /// The longest time between two lookups of a name in the cluster domain.
         cluster_max_ttl: Duration as PositiveTime = Duration::from_secs(5),
         /// How long to use the last good response while DNS fails.
         stale: Duration as Time = Duration::from_secs(3600),
@@ -98,13 +98,13 @@ section! {
 }
 
 choice! {
-    /// A kind of addresses.
+    /// A kind of address.
     pub enum AddressClass {
         /// 127.0.0.0/8 and ::1.
         Loopback = "loopback",
         /// 169.254.0.0/16 and fe80::/10.
         LinkLocal = "link_local",
-        /// Where clouds serve a machine's credentials, such as 169.254.169.254.
+        /// The metadata services of clouds, such as 169.254.169.254.
         Metadata = "metadata",
         /// 224.0.0.0/4 and ff00::/8.
         Multicast = "multicast",
@@ -114,9 +114,9 @@ choice! {
 }
 
 section! {
-    /// Talking to the Kubernetes API.
+    /// Use of the Kubernetes API.
     pub struct Kubernetes {
-        /// Learn ExternalName changes from the API rather than from DNS.
+        /// Watch ExternalName Services in the API instead of querying DNS.
         watch: bool as Bool = false,
     }
 }
@@ -141,9 +141,9 @@ section! {
 section! {
     /// What is logged, and how.
     pub struct Log {
-        /// How lines are written; auto is text on a terminal, else json.
+        /// The format of the lines; auto: text on a terminal, else json.
         format: LogFormat as OneOf<LogFormat> = LogFormat::Auto,
-        /// The least severe level that is logged.
+        /// The lowest level that is logged.
         level: LogLevel as OneOf<LogLevel> = LogLevel::Info,
         /// Whether each request is logged.
         access: bool as Bool = true,
@@ -167,7 +167,7 @@ choice! {
     pub enum LogLevel {
         /// Something failed.
         Error = "error",
-        /// Something needs a look.
+        /// Something needs attention.
         Warn = "warn",
         /// What an operator wants to know.
         Info = "info",

@@ -1,4 +1,4 @@
-//! Durations, sizes, shares and addresses to listen on, from text and to text.
+//! Parses and prints durations, sizes, percentages and addresses to listen on.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -7,12 +7,12 @@ use std::{
 
 use thiserror::Error;
 
-/// A duration or an address that cannot be understood.
+/// A duration or an address that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct BadValue(String);
 
-/// The longest duration: far more would overflow what is added to an instant.
+/// The longest duration. Much longer ones would overflow when added to an instant.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 const NANOSECONDS: &[(&str, u64)] = &[
@@ -35,7 +35,7 @@ const BYTES: &[(&str, usize)] = &[
     ("GiB", 1 << 30),
 ];
 
-/// Reads `250ms`, `5s`, `1h30m`: whole numbers, each with its unit.
+/// Parses `250ms`, `5s`, `1h30m`: whole numbers, each with its unit.
 pub fn duration(text: &str) -> Result<Duration, BadValue> {
     let bad = |why: &str| {
         BadValue(format!("`{text}` {why}; use a duration such as `250ms`, `5s` or `1h`"))
@@ -77,7 +77,7 @@ pub fn duration(text: &str) -> Result<Duration, BadValue> {
     }
 }
 
-/// The largest of h, s, ms, us, ns that holds it whole.
+/// Prints it in the largest of h, s, ms, us, ns that needs no fraction.
 pub(crate) fn print_duration(time: Duration) -> String {
     let nanos = time.as_nanos();
     if nanos == 0 {
@@ -93,7 +93,7 @@ pub(crate) fn print_duration(time: Duration) -> String {
         )
 }
 
-/// Reads `64KiB`, or a number of bytes.
+/// Parses `64KiB`, or a number of bytes.
 pub(super) fn size(text: &str) -> Result<usize, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -107,7 +107,7 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         })
 }
 
-/// The largest binary unit that holds it whole.
+/// Prints it in the largest binary unit that needs no fraction.
 pub(super) fn print_size(size: usize) -> String {
     BYTES
         .iter()
@@ -120,7 +120,7 @@ pub(super) fn print_size(size: usize) -> String {
         )
 }
 
-/// Reads `20%` as 0.2; digits past the sixth after the point are rounded away.
+/// Parses `20%` as 0.2. Rounded to six decimal places of the percentage.
 pub(super) fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').filter(|number| {
         number.starts_with(|c: char| c.is_ascii_digit())
@@ -133,12 +133,12 @@ pub(super) fn percent(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("`{text}` is not a percentage from `0%` to `100%`, such as `20%`"))
 }
 
-/// Rounded as [`percent`] does, for 0.07 × 100 is 7.000000000000001.
+/// Rounded like [`percent`], because 0.07 × 100 is 7.000000000000001.
 pub(super) fn print_percent(share: f64) -> String {
     format!("{}%", (share * 1e8).round() / 1e6)
 }
 
-/// Reads `127.0.0.1:8080`, `[::1]:8080`, or a port on 127.0.0.1.
+/// Parses `127.0.0.1:8080`, `[::1]:8080`, or a port on 127.0.0.1.
 pub fn listen_address(text: &str) -> Result<SocketAddr, BadValue> {
     let example = "`127.0.0.1:8080`, `[::1]:8080`, or `8080` for port 8080 of 127.0.0.1";
     if let Ok(address) = text.parse() {

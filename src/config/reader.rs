@@ -1,4 +1,4 @@
-//! Reads values from a file's tree, and takes note of what is wrong with them.
+//! Reads values from a file's tree, and collects their problems.
 
 use std::{path::PathBuf, rc::Rc};
 
@@ -9,13 +9,13 @@ use super::{
     tree::Node,
 };
 
-/// No value is longer, but for the path of a file: what parses it shows it in its errors.
+/// The longest value, except for the path of a file. Parsers show the value in their errors.
 pub(super) const MAX_TEXT: usize = 1024;
 
-/// Walks a tree: knows where it is, and collects what is wrong.
+/// Walks a tree, and collects problems with their positions.
 pub(crate) struct Reader {
     pub(super) path: String,
-    /// Relative files lie beside the configuration; empty: the working directory.
+    /// What relative paths are relative to: the folder of the configuration; empty for the working directory.
     pub(super) folder: PathBuf,
     pub(super) places: Places,
     pub(super) problems: Found,
@@ -26,7 +26,7 @@ impl Reader {
         Self { path: String::new(), folder, places: Places::of(root), problems }
     }
 
-    /// Says what is wrong with the value being read.
+    /// Reports a problem with the value being read.
     pub(super) fn problem(&mut self, at: Position, what: &str) {
         self.places.mark_unreadable(&self.path);
         let message = match self.path.as_str() {
@@ -49,7 +49,7 @@ impl Reader {
         known: impl Iterator<Item = &'a str> + Clone,
     ) {
         let hint = match suggest::nearest(name, known.clone()) {
-            // The second is what such tools make of the first, as Helm when it prints a file.
+            // YAML 1.1 tools such as Helm turn `on` into `true` when they print a file.
             _ if matches!(name, "on" | "true") && known.clone().any(|key| key == "when") => {
                 "use `when`: YAML 1.1 tools read `on` as the boolean true"
                     .to_owned()
@@ -84,7 +84,7 @@ impl Reader {
         read: impl FnOnce(&Node, &mut Self) -> T,
     ) -> T {
         let above = self.path.len();
-        // The root's own keys have no dot before them.
+        // The root's own keys have no leading dot.
         self.path.push_str(if above == 0 { step.trim_start_matches('.') } else { step });
         let value = read(node, self);
         self.path.truncate(above);

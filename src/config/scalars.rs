@@ -53,10 +53,10 @@ impl Scalar for Bool {
 /// A whole number from `MIN` to `MAX`.
 pub(crate) struct Whole<T, const MIN: u32, const MAX: u32>(PhantomData<T>);
 
-/// A number that may be none.
+/// A number that may be zero.
 pub(crate) type Count = Whole<usize, 0, { u32::MAX }>;
 
-/// A number that cannot be none.
+/// A number above zero.
 pub(crate) type Positive<T> = Whole<T, 1, { u32::MAX }>;
 
 /// The port of a target.
@@ -172,7 +172,7 @@ text_form! {
 }
 
 text_form! {
-    /// The name or IP that a certificate must bear.
+    /// The name or IP that a certificate must be valid for.
     ServerName: String, "a name such as `httpbin.org`, or an IP",
     json!({ "type": "string", "examples": ["httpbin.org"] }),
     |text| {
@@ -205,7 +205,7 @@ text_form! {
 }
 
 text_form! {
-    /// What Host a target is sent.
+    /// The Host that is sent to a target.
     HostChoice: HostHeader, "`rewrite`, `preserve`, or a literal such as `httpbin.org`",
     json!({
         "anyOf": [{ "enum": ["rewrite", "preserve"] }, { "type": "string" }],
@@ -262,7 +262,7 @@ text_form! {
 }
 
 text_form! {
-    /// A length of time, of which none is one.
+    /// A length of time, which may be zero.
     Time: Duration, "a duration such as `250ms`, `5s` or `1h`",
     duration_schema(),
     |text| quantity::duration(text).map_err(|e| e.to_string()),
@@ -283,7 +283,7 @@ text_form! {
 text_form! {
     /// A length of time above zero, or `off`.
     TimeOrOff: Option<Duration>, "a duration such as `5s`, or `off`",
-    // Tools that speak YAML 1.1, Helm among them, turn `off` into `false`.
+    // YAML 1.1 tools such as Helm turn `off` into `false`.
     json!({ "anyOf": [{ "enum": ["off", false, "false"] }, duration_schema()] }),
     |text| match text {
         "off" | "false" => Ok(None),
@@ -306,7 +306,7 @@ text_form! {
     json!({ "type": "string", "minLength": 1, "maxLength": 255, "examples": ["mqtt"] }),
     |text| match text.len() {
         1..=255 => Ok(text.to_owned()),
-        length => Err(format!("the name of an application protocol has 1 to 255 bytes, and this one {length}")),
+        length => Err(format!("the name of an application protocol has 1 to 255 bytes; this one has {length}")),
     },
     |name| json!(name)
 }
@@ -326,7 +326,7 @@ text_form! {
 }
 
 text_form! {
-    /// A share of a whole.
+    /// A percentage.
     Percent: f64, "a percentage such as `20%`",
     json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?%$", "examples": ["20%"] }),
     quantity::percent,
@@ -334,7 +334,7 @@ text_form! {
 }
 
 text_form! {
-    /// Statuses from one to another, or one.
+    /// A range of statuses, or a single one.
     StatusRange: RangeInclusive<u16>, "statuses such as `200-399`, or one such as `204`",
     json!({
         "anyOf": [{ "type": "string" }, { "type": "integer", "minimum": 100, "maximum": 599 }],
@@ -397,7 +397,7 @@ text_form! {
     |path| json!(path)
 }
 
-/// A path in the file system; a relative one begins at the configuration's own folder.
+/// A path in the file system; a relative one is relative to the folder of the configuration.
 pub(crate) struct File;
 
 impl Form for File {
@@ -433,7 +433,7 @@ fn duration_schema() -> Json {
     })
 }
 
-/// IPv6 digits as they stand in a Host field.
+/// An IPv6 address as written in a Host field.
 fn bracketed(text: &str) -> String {
     match text.parse::<Ipv6Addr>() {
         Ok(ip) => format!("[{ip}]"),

@@ -1,9 +1,9 @@
-//! What the user may have meant.
+//! Suggestions for mistyped words.
 
-/// The word nearest to `typed`, where one is near enough to be meant.
+/// The word closest to `typed`, if one is close enough.
 pub(super) fn nearest<'a>(typed: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let length = typed.chars().count();
-    // The table of distances grows with the product of the lengths, and no key of ours is so long.
+    // The table of distances grows with the product of the lengths, and no key is that long.
     if length > 40 {
         return None;
     }
@@ -31,7 +31,7 @@ pub(super) fn listed<'a>(words: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-/// Insertions, deletions, substitutions and swaps of neighbours that lead from one word to the other.
+/// The edit distance: insertions, deletions, substitutions and swaps of neighbours between the two words.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];

@@ -1,6 +1,6 @@
-//! The macros by which a section of the configuration is written down once.
+//! The macros that define a section of the configuration in one place.
 //!
-//! The struct, its defaults, the reader, the printer and the JSON Schema all come from that one place, so they cannot drift.
+//! The struct, its defaults, the reader, the printer and the JSON Schema are generated from it, so they cannot drift.
 
 use serde_json::Value as Json;
 
@@ -11,7 +11,7 @@ pub(crate) trait Section: Sized + 'static {
     /// What the section is for.
     const ABOUT: &'static str;
 
-    /// Every key at its default, the required ones empty.
+    /// Every key at its default; required ones are empty.
     fn blank() -> Self;
 
     /// The keys in the order of the documentation.
@@ -20,15 +20,15 @@ pub(crate) trait Section: Sized + 'static {
 
 /// One key of a section.
 pub(crate) struct Key<S> {
-    /// As it stands in the file.
+    /// The key as written in the file.
     pub(crate) name: &'static str,
     /// What it is for.
     pub(crate) about: &'static str,
     /// Whether it must be given.
     pub(crate) required: bool,
-    /// Puts the value of a node into a section; a bad one leaves the default.
+    /// Reads the value of a node into a section; an invalid value leaves the default.
     pub(crate) read: fn(&mut S, &Node, &mut Reader),
-    /// The section's value as the file would hold it.
+    /// The section's value as it would be in the file.
     pub(crate) print: fn(&S) -> Json,
     /// JSON Schema of the value.
     pub(crate) schema: fn() -> Json,
@@ -36,11 +36,11 @@ pub(crate) struct Key<S> {
 
 /// A value that is one of a few words.
 pub(crate) trait Choice: Copy + PartialEq + 'static {
-    /// Each word with what it stands for.
+    /// Each word with its meaning.
     const ALL: &'static [(&'static str, Self)];
 }
 
-/// Declares a section, each key as `name: Type as Form = default`; one without a default is required.
+/// Declares a section. Each key is `name: Type as Form = default`; a key without a default is required.
 macro_rules! section {
     (
         $(#[doc = $about:literal])+

@@ -15,10 +15,10 @@ fn parsed(text: &str) -> Config {
     Config::parse(text, "truename.yaml").unwrap_or_else(|problems| panic!("{problems}"))
 }
 
-/// The problems of `text`, a line each.
+/// The problems of `text`, one per line.
 fn wrong(text: &str) -> String {
     match Config::parse(text, "t.yaml") {
-        Ok(config) => panic!("nothing was found wrong with {config:#?}"),
+        Ok(config) => panic!("no problem was found in {config:#?}"),
         Err(problems) => problems.to_string(),
     }
 }
@@ -116,7 +116,7 @@ fn files_lie_beside_the_configuration() {
 
 #[test]
 fn a_postgres_alias_has_the_port_of_postgres() {
-    // The protocol is not available yet, so the rule is seen in what is complained about.
+    // The protocol is not available yet, so only the problems show the rule.
     let problems = wrong(
         "version: 1\naliases:\n  - {name: a, protocol: postgres, listen: [127.0.1.1:5432], target: 127.0.1.1}\n",
     );

@@ -14,7 +14,7 @@ section! {
     pub struct Tls {
         /// Whether to use TLS, and whether to verify the target's certificate.
         mode: TlsMode as OneOf<TlsMode> = TlsMode::Verify,
-        /// Overrides the true name for SNI, verification and Host together: a name or an IP.
+        /// Overrides the true name for SNI, verification and Host: a name or an IP.
         server_name: Option<String> as Nullable<ServerName> = None,
         /// Patterns: the first name of the chain that matches is the true name.
         chain_match: Vec<NamePattern> as List<Pattern> = Vec::new(),
@@ -22,11 +22,11 @@ section! {
         ca: Trust as Sub<Trust> = Trust::default(),
         /// The client certificate; reloaded as a pair when the files change.
         client_certificate: Option<ClientCertificate> as Nullable<Sub<ClientCertificate>> = None,
-        /// `sha256/BASE64` of public keys, of which at least one must be in the verified chain.
+        /// `sha256/BASE64` of public keys; at least one of them must be in the verified chain.
         pins: Vec<String> as List<Pin> = Vec::new(),
         /// Files of certificate revocation lists; a revoked leaf is refused.
         crls: Vec<PathBuf> as List<File> = Vec::new(),
-        /// The lowest version of TLS.
+        /// The lowest TLS version.
         min_version: TlsVersion as OneOf<TlsVersion> = TlsVersion::V1_2,
         /// Offer X25519MLKEM768 first; set to false if a middlebox drops long ClientHellos.
         post_quantum: bool as Bool = true,
@@ -36,9 +36,9 @@ section! {
 choice! {
     /// Whether to use TLS, and whether to verify the target's certificate.
     pub enum TlsMode {
-        /// TLS, the certificate verified for the true name.
+        /// TLS, with the certificate verified for the true name.
         Verify = "verify",
-        /// TLS, any certificate.
+        /// TLS, with any certificate.
         InsecureSkipVerify = "insecure_skip_verify",
         /// No TLS.
         Plaintext = "plaintext",
@@ -56,11 +56,11 @@ choice! {
 }
 
 section! {
-    /// Which certificate authorities to trust; the sources add up.
+    /// Which certificate authorities to trust: those of all sources together.
     pub struct Trust {
-        /// The system's store.
+        /// Those of the system.
         system: bool as Bool = true,
-        /// The roots built in.
+        /// Those built in.
         webpki: bool as Bool = true,
         /// PEM files of further certificate authorities.
         files: Vec<PathBuf> as List<File> = Vec::new(),
@@ -80,7 +80,7 @@ section! {
 default_sections!(Tls, Trust);
 
 impl Tls {
-    /// All files that it names.
+    /// All configured files.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let pair = self.client_certificate.iter().flat_map(|pair| [&pair.cert, &pair.key]);
         self.ca.files.iter().chain(&self.crls).chain(pair)

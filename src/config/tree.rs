@@ -1,6 +1,6 @@
-//! YAML text as a tree in which every node knows its place.
+//! YAML text as a tree in which every node has its position.
 //!
-//! Scalars keep their text: whether `off` is a word or a boolean, and `1.2` a version or a number, is for the key to say.
+//! Scalars keep their text: the key decides whether `off` is a word or a boolean, and `1.2` a version or a number.
 
 use std::{collections::HashMap, rc::Rc};
 
@@ -8,19 +8,19 @@ use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
 use super::problems::{Found, Position, Problem};
 
-/// What a file may come to, with what anchors stand for counted at each use: thousands of aliases, each with every
-/// key, take half of it.
+/// The largest tree of a file, with anchors counted at each use: thousands of aliases, each with every key, take half
+/// of it.
 const MAX_SIZE: Size = Size { nodes: 1_000_000, bytes: 16 << 20 };
 
-/// How much of that may be what anchors stand for: a base of forty keys, merged into thousands of aliases.
+/// How many of the nodes may come from anchors: enough for a base of forty keys, merged into thousands of aliases.
 const MAX_REPEATED: usize = 300_000;
 
 const MAX_DEPTH: usize = 32;
 
-/// The longest text that is shown in a problem.
+/// The longest text that a problem shows.
 const MAX_SHOWN: usize = 100;
 
-/// A value of the file. What an anchor stands for is one node wherever it is used.
+/// A value of the file. All uses of an anchor share one node.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) at: Position,
@@ -28,11 +28,11 @@ pub(super) struct Node {
     size: Size,
 }
 
-/// What a node and all within it come to.
+/// The size of a node with all nodes in it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
     nodes: usize,
-    /// Of texts.
+    /// The length of the texts.
     bytes: usize,
 }
 
@@ -47,11 +47,11 @@ impl Size {
 pub(super) enum Kind {
     Scalar {
         text: String,
-        /// Without quotes: such a `null` is null, and such a `5` may be a number.
+        /// Without quotes: only then, `null` is null, and `5` may be a number.
         plain: bool,
     },
     List(Vec<Rc<Node>>),
-    /// No key stands twice.
+    /// Each key occurs once.
     Map(Vec<(Key, Rc<Node>)>),
 }
 
@@ -62,7 +62,7 @@ pub(super) struct Key {
 }
 
 impl Node {
-    /// The one document of `text`; the first syntax error is the last problem, as nothing after it has a meaning.
+    /// Parses the one document of `text`. A syntax error is the last problem, because nothing after it can be parsed.
     pub(super) fn parse(text: &str, problems: &mut Found) -> Option<Rc<Self>> {
         let options = granit_parser::options! {
             emit_comments: false,
@@ -104,7 +104,7 @@ impl Node {
         Rc::new(Self::new(Position::START, Kind::Scalar { text: String::new(), plain: true }))
     }
 
-    /// The node at a path such as `aliases[0].tls.ca`, or how far there are nodes on the way, and whether that is all.
+    /// The node at a path such as `aliases[0].tls.ca`, or the last node on the way to it, and whether it is the former.
     pub(super) fn find(&self, path: &str) -> (&Self, bool) {
         let mut node = self;
         let steps = path.split(['.', '[']).filter(|step| !step.is_empty());
@@ -132,7 +132,7 @@ impl Node {
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
-    /// What the node is, for an error that expected something else.
+    /// A description of the node, for an error that expected something else.
     pub(super) fn describe(&self) -> String {
         match &self.kind {
             _ if self.is_null() => "nothing".to_owned(),
@@ -147,7 +147,7 @@ impl Node {
     }
 }
 
-/// Why no tree can be made.
+/// Why the text cannot be parsed.
 enum Stop {
     Syntax(ScanError),
     Limit(Position, String),
@@ -179,7 +179,7 @@ struct Builder<'a> {
     /// Finished nodes only, so that no node can contain itself.
     anchors: HashMap<usize, Rc<Node>>,
     size: Size,
-    /// Nodes that anchors stood for.
+    /// How many nodes came from anchors.
     repeated: usize,
     problems: &'a mut Found,
 }
@@ -207,7 +207,7 @@ impl<'a> Builder<'a> {
         Ok(self.parser.next().transpose()?)
     }
 
-    /// The next event, where the grammar promises one.
+    /// The next event, where the grammar requires one.
     fn within(&mut self, opened: Position) -> Result<(Event<'a>, Span), Stop> {
         self.next()?
             .ok_or_else(|| Stop::Limit(opened, "not valid YAML: this is never closed".to_owned()))
@@ -318,7 +318,7 @@ impl<'a> Builder<'a> {
         Ok(Kind::Map(pairs))
     }
 
-    /// `<<: *base` and `<<: [*one, *other]`: what the mapping itself says comes first, then the earlier source.
+    /// `<<: *base` and `<<: [*one, *other]`: the mapping's own keys take precedence, then the earlier source.
     fn merge(
         &mut self,
         source: &Rc<Node>,

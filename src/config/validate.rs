@@ -1,4 +1,4 @@
-//! What no value shows on its own: names, listeners, targets and files that do not go together.
+//! Checks of several values together: names, listeners, targets and files that do not fit.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,12 +8,13 @@ use std::{
 };
 
 use super::{
-    Alias, Config, Protocol, RetryOn, Target, TargetHost, TlsIn, TlsMode, answers, available,
-    credentials::read_credentials, file::regular, places::Places, problems::Found, table::Section,
+    Alias, Config, Protocol, RetryOn, Target, TargetHost, TlsIn, TlsMode, available,
+    credentials::read_credentials, file::regular, host_names, places::Places, problems::Found,
+    table::Section,
 };
 use crate::files::reading;
 
-/// Everything wrong with a configuration whose values are each good.
+/// Reports all problems of a configuration whose single values are valid.
 pub(super) fn problems(config: &Config, places: &Places, problems: &mut Found) {
     let mut check = Check { config, places, problems };
     for (path, what, instead) in available::refused(config) {
@@ -41,16 +42,17 @@ struct Check<'a> {
     problems: &'a mut Found,
 }
 
-/// An address that the process would bind.
+/// An address that the process would listen on.
 struct Bound {
-    /// Of the key.
+    /// The path of the key.
     path: String,
     address: SocketAddr,
     owner: Owner,
 }
 
 impl Bound {
-    /// HTTP aliases are told apart by their Host, so several may have one address; but one may have it only once.
+    /// HTTP aliases are distinguished by their Host, so several may share an address. But one alias may not list it
+    /// twice.
     fn shares_with(&self, other: &Self) -> bool {
         self.is_http() && other.is_http() && self.owner != other.owner
     }
@@ -59,7 +61,7 @@ impl Bound {
         self.protocol() == Some(Protocol::Http)
     }
 
-    /// Of an alias.
+    /// The protocol, if this belongs to an alias.
     fn protocol(&self) -> Option<Protocol> {
         match self.owner {
             Owner::Alias { protocol, .. } => Some(protocol),
@@ -68,7 +70,7 @@ impl Bound {
     }
 }
 
-/// What the listeners so far would bind, found without comparing each with each.
+/// The addresses of the listeners so far, indexed so that not every pair has to be compared.
 #[derive(Default)]
 struct Taken<'a> {
     by_port: HashMap<u16, HashMap<IpAddr, Vec<&'a Bound>>>,
@@ -93,7 +95,7 @@ impl<'a> Taken<'a> {
     fn add(&mut self, bound: &'a Bound) {
         let at_port = self.by_port.entry(bound.address.port()).or_default();
         let here = at_port.entry(bound.address.ip().to_canonical()).or_default();
-        // HTTP aliases share an address: the first of them and the latest stand for all.
+        // HTTP aliases may share an address: the first and the latest of them represent all.
         match here.as_mut_slice() {
             [first, .., latest] if first.shares_with(bound) && latest.is_http() => *latest = bound,
             _ => here.push(bound),
@@ -115,7 +117,7 @@ impl Check<'_> {
         }
     }
 
-    /// The key that the user wrote, where only one of two is written.
+    /// The key that the user wrote, if only one of the two is given.
     fn written<'k>(&self, key: &'k str, other: &'k str) -> &'k str {
         if self.places.was_given(other) && !self.places.was_given(key) { other } else { key }
     }
@@ -163,7 +165,7 @@ impl Check<'_> {
             let bind = |address| Bound { path: path.to_owned(), address, owner };
             bound.extend(address.map(bind));
         }
-        // Where a value could not be read, its default is nobody's wish.
+        // If a value could not be read, its default is not what the user wanted.
         bound.retain(|bound| !self.places.is_unreadable(&bound.path));
         bound
     }
@@ -180,7 +182,7 @@ impl Check<'_> {
                 self.report(&listener.path, &what);
             }
             for earlier in taken.overlapping(address) {
-                // The complaint stands at what the user wrote, not at a default that it meets.
+                // The problem is reported at what the user wrote, not at a default that conflicts with it.
                 let at_earlier = self.written(&listener.path, &earlier.path) == earlier.path;
                 let (at, other) =
                     if at_earlier { (earlier, listener) } else { (listener, earlier) };
@@ -197,7 +199,7 @@ impl Check<'_> {
         if address == taken && at.shares_with(other) {
             return None;
         }
-        // Port 0 is another port each time, but aliases share the one that they both ask for.
+        // Port 0 is a different port each time, except for aliases: they share one.
         let both_are_aliases = at.protocol().is_some() && other.protocol().is_some();
         if address.port() == 0 && !(both_are_aliases && at.owner != other.owner) {
             return None;
@@ -216,41 +218,38 @@ impl Check<'_> {
             ));
         }
         let mut protocols = [at, other].into_iter().filter_map(Bound::protocol);
-        let mends = match protocols.find(|protocol| *protocol != Protocol::Http) {
+        let fix = match protocols.find(|protocol| *protocol != Protocol::Http) {
             None => "give one of them another port".to_owned(),
             Some(protocol) => {
                 let instead = match free_address(address.port(), all) {
                     Some(free) => free.to_string(),
                     None => "another port".to_owned(),
                 };
-                format!(
-                    "a {} alias needs an address of its own, such as {instead}",
-                    protocol.word()
-                )
+                format!("a {} alias needs its own address, such as {instead}", protocol.word())
             }
         };
-        Some(format!("{address} conflicts with {taken} of {holder}: {mends}"))
+        Some(format!("{address} conflicts with {taken} of {holder}: {fix}"))
     }
 
     fn hosts(&mut self) {
         let aliases = &self.config.aliases;
-        let mut answered = HashMap::new();
+        let mut served = HashMap::new();
         for (index, alias) in aliases.iter().enumerate() {
-            let names = answers::names(alias, &self.config.dns);
-            // Of all the forms that two aliases answer to on all their listeners, one is enough to name.
+            let names = host_names::names(alias, &self.config.dns);
+            // Two aliases may have many forms in common on many listeners. One of them is enough to report.
             let mut reported = HashSet::from([index]);
             for (address, (name, key)) in alias
                 .listen
                 .iter()
                 .flat_map(|address| names.iter().map(move |name| (address, name)))
             {
-                let first = *answered.entry((*address, name.clone())).or_insert(index);
+                let first = *served.entry((*address, name.clone())).or_insert(index);
                 let duplicate = aliases[first].name == alias.name;
                 if !duplicate && reported.insert(first) {
                     let first = self.called(first);
                     let what = format!(
-                        "the Host `{name}` is answered by {first} on the same listener; \
-                         give one of them a `listen` of its own"
+                        "the Host `{name}` already belongs to {first} on the same listener; \
+                        give one of them its own `listen`"
                     );
                     self.report(&format!("aliases[{index}].{key}"), &what);
                 }
@@ -286,7 +285,7 @@ impl Check<'_> {
                 .find_map(|address| bound.iter().find(|bound| reaches(address, bound.address)));
             if let Some(own) = own {
                 let what = format!(
-                    "`{target}` is this proxy's own {} ({}): requests would go round in a loop",
+                    "`{target}` is this proxy's own {} ({}): requests would loop",
                     own.path, own.address
                 );
                 self.report(&path, &what);
@@ -294,7 +293,7 @@ impl Check<'_> {
         }
     }
 
-    /// Where the file alone says the true name, it must be one that the file allows.
+    /// If the file alone determines the true name, it must be one that the file allows.
     fn allowed(&mut self, path: &str, alias: &Alias) {
         if alias.allow.is_empty() || self.places.is_unreadable(&format!("{path}.allow")) {
             return;
@@ -315,8 +314,8 @@ impl Check<'_> {
                 }
                 TargetHost::Ip(ip) => {
                     let what = format!(
-                        "`{ip}` is an address, and `allow` has names only: say the name of its \
-                         certificate in `tls.server_name`, or leave `allow` empty"
+                        "`{ip}` is an address, and `allow` has names only: set `tls.server_name` to the \
+                        name that its certificate is valid for, or leave `allow` empty"
                     );
                     self.report(&at, &what);
                 }
@@ -333,7 +332,7 @@ impl Check<'_> {
             && !self.places.is_unreadable(&format!("{path}.tls.ca.files"))
         {
             let what = "no certificate could be verified: set `system` or `webpki` to true, \
-                        or name a file of authorities in `files`";
+            or list a file of certificate authorities in `files`";
             self.report(&format!("{path}.tls.ca"), what);
         }
         for (nth, file) in ca.files.iter().enumerate() {
@@ -430,7 +429,7 @@ impl Check<'_> {
             return;
         }
         let _reading = reading(file);
-        // Opening shows a lack of permission.
+        // Opening it shows whether it may be read.
         let found = regular(file).and_then(|()| Ok(fs::File::open(file)?));
         if let Err(error) = found {
             self.report(path, &format!("cannot read the file `{}`: {error}", file.display()));
@@ -438,15 +437,15 @@ impl Check<'_> {
     }
 }
 
-/// The targets that the file says, with their paths.
+/// The configured targets, with their paths.
 fn targets<'a>(path: &str, alias: &'a Alias) -> impl Iterator<Item = (String, &'a Target)> {
     let first = alias.target.iter().map(move |target| (format!("{path}.target"), target));
     let others = alias.failover.iter().enumerate();
     first.chain(others.map(move |(nth, target)| (format!("{path}.failover[{nth}]"), target)))
 }
 
-/// Whether a target of this name may have a true name that is allowed: its own, or a later one of its chain
-/// that `tls.chain_match` chooses.
+/// Whether a target with this name can have an allowed true name: its own, or a later one of its chain that
+/// `tls.chain_match` chooses.
 fn can_be_allowed(alias: &Alias, name: &str) -> bool {
     let chosen = &alias.tls.chain_match;
     let is_chosen = chosen.iter().any(|pattern| pattern.matches(name));
@@ -456,7 +455,7 @@ fn can_be_allowed(alias: &Alias, name: &str) -> bool {
     })
 }
 
-/// Whether both cannot be bound at once; of port 0, whether they are the same.
+/// Whether the two addresses cannot be bound at the same time; for port 0, whether they are the same.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     // An IPv4-mapped address is the IPv4 address.
     let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
@@ -465,7 +464,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && (one == other || a.port() != 0 && includes)
 }
 
-/// An address of loopback beside 127.0.0.1 where nobody listens on `port`.
+/// A loopback address other than 127.0.0.1 on which no configured listener uses `port`.
 fn free_address(port: u16, bound: &[Bound]) -> Option<SocketAddr> {
     let mut candidates = (1..=254).map(|last| SocketAddr::from(([127, 0, 1, last], port)));
     candidates.find(|candidate| !bound.iter().any(|bound| overlap(bound.address, *candidate)))
@@ -474,10 +473,10 @@ fn free_address(port: u16, bound: &[Bound]) -> Option<SocketAddr> {
 /// Whether a connection to `target` would arrive at the listener on `bound`.
 fn reaches(target: SocketAddr, bound: SocketAddr) -> bool {
     let (target_ip, bound_ip) = (target.ip().to_canonical(), bound.ip().to_canonical());
-    // `0.0.0.0` takes no connection over IPv6; `::` takes those over IPv4 too.
+    // `0.0.0.0` accepts no connections over IPv6; `::` also accepts those over IPv4.
     let takes_family = bound_ip.is_ipv6() || target_ip.is_ipv4();
     let by_wildcard = bound_ip.is_unspecified() && target_ip.is_loopback() && takes_family;
-    // Linux takes a connection to the unspecified address to loopback.
+    // Linux routes a connection to the unspecified address to loopback.
     let to_wildcard = target_ip.is_unspecified() && bound_ip.is_loopback();
     target.port() == bound.port() && (target_ip == bound_ip || by_wildcard || to_wildcard)
 }

@@ -41,7 +41,7 @@ fn a_star_stands_for_one_or_more_labels() {
     for name in ["example.com", ".example.com", "notexample.com", "a.example.org", "com", ""] {
         assert!(!pattern.matches(name), "{name}");
     }
-    // A byte position within a character is no place to cut.
+    // Slicing within a character would panic.
     assert!(!pattern.matches("ü.xample.com"));
 }
 
@@ -88,8 +88,8 @@ fn an_argument_names_an_alias_and_maybe_its_target() {
 fn a_bad_argument_says_what_to_write() {
     for (argument, advice) in [
         ("", "`webscaler-manual=httpbin.org:8443`"),
-        ("=httpbin.org", "names no alias"),
-        ("a=", "write `a=httpbin.org`, or `a` to ask DNS"),
+        ("=httpbin.org", "has no alias"),
+        ("a=", "write `a=httpbin.org`, or `a` to use DNS"),
         ("a:8443", "write `a=TARGET:8443`"),
         ("a=b:0", "`0` is not a port from 1 to 65535"),
         ("a=b:https", "`https` is not a port"),

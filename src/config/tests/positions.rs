@@ -40,7 +40,7 @@ allow_non_loopback: yes
     );
 }
 
-/// Regression: what a value held reached the terminal, and one problem took several lines.
+/// Regression: control characters in a value reached the terminal, and one problem took several lines.
 #[test]
 fn a_problem_is_one_line_whatever_the_value_holds() {
     let text = "version: 1\nadmin:\n  listen: \"a\\nt.yaml:9:9: b\\e[31m\\0ü\"\n";
@@ -145,11 +145,11 @@ fn a_host_is_answered_by_one_alias_of_a_listener() {
     assert_wrong(
         &two("hosts: [x.example]", "hosts: [y.example, X.example]", ""),
         &[
-            "t.yaml:4:34: aliases[1].hosts[1]: the Host `x.example` is answered by aliases[0] (`a`, line 3) on the same listener; give one of them a `listen` of its own",
+            "t.yaml:4:34: aliases[1].hosts[1]: the Host `x.example` already belongs to aliases[0] (`a`, line 3) on the same listener; give one of them its own `listen`",
         ],
     );
     assert!(wrong(&two("hosts: [\"*\"]", "hosts: [\"*\"]", "")).contains("the Host `*`"));
-    // With a namespace the forms of a name are known.
+    // With a namespace, the forms of a name are known.
     let forms = two("hosts: [b.prod.svc]", "drain: 1s", "dns: {namespace: prod}\n");
     assert!(wrong(&forms).contains("aliases[1].name: the Host `b.prod.svc`"), "{}", wrong(&forms));
     parsed(&forms.replace("prod}", "default}"));
@@ -176,18 +176,18 @@ fn an_address_has_one_listener() {
     taken(
         "listen: [9000]",
         "listen: [9000], protocol: tcp, port: 1",
-        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[0] (`a`, line 3): a tcp alias needs an address of its own, such as 127.0.1.1:9000",
+        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[0] (`a`, line 3): a tcp alias needs its own address, such as 127.0.1.1:9000",
     );
     taken(
         "protocol: tcp, port: 8080",
         "listen: [8080]",
-        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[0] (`a`, line 3): a tcp alias needs an address of its own, such as 127.0.1.1:8080",
+        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[0] (`a`, line 3): a tcp alias needs its own address, such as 127.0.1.1:8080",
     );
     // One that is free.
     taken(
         "protocol: tcp, listen: [\"127.0.1.1:9000\", 9000], port: 1",
         "protocol: tcp, port: 9000",
-        "t.yaml:3:57: aliases[0].listen[1]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[1] (`b`, line 4): a tcp alias needs an address of its own, such as 127.0.1.2:9000",
+        "t.yaml:3:57: aliases[0].listen[1]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[1] (`b`, line 4): a tcp alias needs its own address, such as 127.0.1.2:9000",
     );
     taken(
         "listen: [0]",
@@ -259,7 +259,7 @@ fn a_proxy_does_not_lead_to_itself() {
         assert!(problems.starts_with("t.yaml:6:27: aliases[0].failover[1]: "), "{problems}");
     }
     parsed("version: 1\naliases: [{name: a, target: \"127.0.0.1:8081\"}]");
-    // Another process may listen on `::1` beside it.
+    // Another process may listen on `::1`.
     parsed(
         "version: 1\nallow_non_loopback: true\naliases: [{name: a, listen: [\"0.0.0.0:8081\"], target: \"[::1]:8081\"}]",
     );
@@ -278,10 +278,10 @@ fn what_the_file_tells_must_be_what_it_allows() {
         &format!("{text}a.b.c, failover: [d.b.c, \"b.c:8443\", 192.0.2.7]}}\n"),
         &[
             "t.yaml:3:66: aliases[0].failover[1]: `b.c` is not in `allow`; add it there",
-            "t.yaml:3:78: aliases[0].failover[2]: `192.0.2.7` is an address, and `allow` has names only: say the name of its certificate in `tls.server_name`, or leave `allow` empty",
+            "t.yaml:3:78: aliases[0].failover[2]: `192.0.2.7` is an address, and `allow` has names only: set `tls.server_name` to the name that its certificate is valid for, or leave `allow` empty",
         ],
     );
-    // What `server_name` says is the true name of all targets.
+    // `server_name` is the true name of all targets.
     parsed(&format!("{text}b.c, failover: [192.0.2.7], tls: {{server_name: a.b.c}}}}\n"));
     let wrong_name = wrong(&format!("{text}a.b.c, tls: {{server_name: b.c}}}}\n"));
     assert!(wrong_name.contains("aliases[0].tls.server_name: `b.c` is not in"), "{wrong_name}");
@@ -303,10 +303,10 @@ fn what_the_file_tells_must_be_what_it_allows() {
     }
 }
 
-/// A config map has a megabyte; nobody reads a thousand lines of problems.
+/// A ConfigMap has up to a megabyte, and nobody reads a thousand problems.
 #[test]
 fn what_anchors_repeat_is_bounded_in_number_length_and_complaints() {
-    // Each anchor holds the one before it, and all of them the list.
+    // Each anchor contains the one before it, and all of them contain the list.
     let list = "x, ".repeat(2_000);
     let nested: String = (0..28).map(|n| format!("&a{n} [")).collect();
     let problems = wrong(&format!("version: 1\nlog: {nested}{list}{}\n", "]".repeat(28)));
@@ -444,7 +444,7 @@ aliases:
 
 #[test]
 fn an_unreadable_value_is_complained_about_once() {
-    // The default that stands in for the bad address would collide with the other alias'.
+    // The default that replaces the invalid address would conflict with the other alias.
     assert_wrong(
         "version: 1\naliases:\n  - {name: a, protocol: http, listen: 8080}\n  - {name: b, listen: [x]}\n",
         &[

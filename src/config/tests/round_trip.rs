@@ -11,7 +11,7 @@ use super::*;
 
 fn name() -> impl Strategy<Value = String> {
     "[a-z]([a-z0-9-]{0,10}[a-z0-9])?(\\.[a-z]([a-z0-9]{0,5}))?".prop_filter("IDNA", |name| {
-        // `xn--` and its like must decode, which letters at random do not.
+        // Labels such as `xn--` must decode, which random letters do not.
         !name.contains("--")
     })
 }
@@ -27,7 +27,7 @@ fn time() -> impl Strategy<Value = Duration> {
 fn target() -> impl Strategy<Value = Target> {
     let host = prop_oneof![
         name().prop_map(TargetHost::Name),
-        // 192.0.0.0/8 and 2001::/16: nothing of this machine's.
+        // 192.0.0.0/8 and 2001::/16: no addresses of this machine.
         any::<[u8; 3]>().prop_map(|[b, c, d]| TargetHost::Ip(Ipv4Addr::new(192, b, c, d).into())),
         any::<u64>()
             .prop_map(|low| TargetHost::Ip(Ipv6Addr::from(0x2001 << 112 | u128::from(low)).into())),
@@ -86,7 +86,7 @@ prop_compose! {
         numbers in [0..1000usize, 0..1000usize, 0..1000usize],
     ) -> Alias {
         let mut alias = Alias::named(format!("alias-{index}"));
-        // Each alias has addresses of its own, so that no two answer to one name there.
+        // Each alias has its own addresses, so that no two have the same name on one listener.
         let own = Ipv4Addr::new(127, 0, 1, u8::try_from(index).unwrap());
         let mut ports = listen;
         ports.sort_unstable();

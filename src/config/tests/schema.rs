@@ -4,7 +4,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 
-/// Every key of a schema by its path, with its own schema.
+/// Every key of a schema by its path, with its schema.
 fn keys<'a>(schema: &'a Json, path: &str, found: &mut BTreeMap<String, &'a Json>) {
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}/{name}");
@@ -56,7 +56,7 @@ fn every_key_of_the_schema_is_accepted_with_its_default() {
     keys(&schema, "", &mut found);
     assert!(found.len() > 70, "only {} keys", found.len());
     let mut config = full();
-    // A section gets the defaults of its keys; its own default would take away what `full` put there.
+    // A section gets the defaults of its keys; its own default would remove what `full` added.
     for (path, schema) in &found {
         let is_section = found.keys().any(|other| other.starts_with(&format!("{path}/")));
         if let (Some(default), false) = (schema.get("default"), is_section) {
@@ -71,7 +71,7 @@ fn every_key_of_the_schema_is_accepted_with_its_default() {
         }
     }
     let text = config.to_string();
-    // Checks of our own may not be asked for yet; all else must be taken.
+    // Values may be not available yet; all others must be accepted.
     let complaints: Vec<_> = match Config::parse(&text, "truename.yaml") {
         Ok(_) => Vec::new(),
         Err(problems) => problems.list.into_iter().map(|problem| problem.message).collect(),
@@ -124,7 +124,7 @@ fn every_key_is_described() {
     assert_eq!(schema["additionalProperties"], json!(false));
 }
 
-/// Whether a schema takes a scalar, as far as our schemas go.
+/// Whether a schema accepts a scalar. Supports what our schemas use.
 fn takes(schema: &Json, value: &Json) -> bool {
     let kind = |name: &str| match name {
         "string" => value.is_string(),
@@ -151,7 +151,7 @@ fn takes(schema: &Json, value: &Json) -> bool {
         && value.as_str().is_none_or(|text| !text.is_empty() || schema.get("minLength").is_none())
 }
 
-/// Patterns are not looked into, nor is there a schema for every text that the reader refuses.
+/// Patterns are not compared, and the schema does not describe every text that the reader refuses.
 #[test]
 fn the_schema_takes_what_the_reader_takes() {
     let schema = Config::schema();
@@ -211,7 +211,7 @@ fn the_schema_takes_what_the_reader_takes() {
             *place = value.clone();
             let text = config.to_string();
             let mut document = Document::parse(&text, "t.yaml");
-            // What several keys come to together is no schema's.
+            // A schema does not describe how several keys go together.
             let key = path[1..].replace("/0", "[0]").replace('/', ".");
             document.report(&key, "read");
             let problems = document.finish().unwrap_err();
@@ -219,7 +219,7 @@ fn the_schema_takes_what_the_reader_takes() {
                 problems.list.iter().any(|problem| problem.message == format!("{key}: read"));
             let described = takes(schema, value);
             let only_a_pattern_differs = described && !read && value.is_string();
-            // YAML takes `123` for a number, and the reader for a name where one may stand.
+            // For YAML, `123` is a number; the reader accepts it as a name.
             let is_text = read && takes(schema, &json!(value.to_string()));
             if read != described && !only_a_pattern_differs && !is_text {
                 differing

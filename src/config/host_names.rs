@@ -1,11 +1,11 @@
-//! The Host names that an alias answers to, as far as the configuration alone says.
+//! The Host names that an alias answers to, as far as the configuration alone determines them.
 
 use super::{Alias, Dns};
 
 /// Each name with the key (of the alias) that it comes from.
 ///
-/// The namespace and domain that resolv.conf would say are unknown here: two forms of one alias are told to be the
-/// same only where the configuration says so.
+/// The namespace and domain from resolv.conf are unknown here, so two forms of one alias are recognised as the same
+/// only if the configuration sets these.
 pub(super) fn names(alias: &Alias, dns: &Dns) -> Vec<(String, String)> {
     let mut names: Vec<_> =
         kubernetes_forms(&alias.name, dns).into_iter().map(|name| (name, "name".into())).collect();
