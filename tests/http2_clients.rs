@@ -362,6 +362,31 @@ async fn a_client_of_http_2_that_is_refused_is_not_told_to_go_on() {
     through.origin.until(|seen| seen.ended == 1).await;
 }
 
+/// A `1xx` after the response's head is an error of the protocol: its client would lose the response, or all its
+/// streams.
+#[tokio::test]
+async fn a_client_of_http_2_is_not_told_to_go_on_once_its_response_has_begun() {
+    let through = Through::new("", |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+        conversation.peer.send(head).await;
+        assert_eq!(conversation.peer.exactly(5).await, b"hello");
+        conversation.peer.send("6\r\nsecond\r\n0\r\n\r\n").await;
+        conversation.peer.hold().await;
+    })
+    .await;
+    let mut client = connect(&through, &Builder::new()).await;
+    let (response, mut upload) = expecting(&mut client).await;
+    let mut body = within("a response", response).await.unwrap().into_body();
+    assert_eq!(within("the first part", body.data()).await.unwrap().unwrap(), "first");
+    // Its body is read by then: an origin is not waited for any longer.
+    let more = tokio::time::timeout(Duration::from_millis(1500), body.data()).await;
+    assert!(more.is_err(), "{more:?}");
+    upload.send_data("hello".into(), true).unwrap();
+    assert_eq!(within("the second part", body.data()).await.unwrap().unwrap(), "second");
+}
+
 /// What came before it breaks off is passed on, and then no end that looks like one.
 #[tokio::test]
 async fn a_response_that_breaks_off_is_reset() {

@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -131,6 +131,8 @@ pub struct Responder(Arc<Responding>);
 #[derive(Debug)]
 struct Responding {
     stream: Mutex<SendResponse<Bytes>>,
+    /// The response has begun.
+    has_begun: AtomicBool,
     output: Arc<Output>,
     since: Instant,
     /// The connection's streams that were reset early.
@@ -262,6 +264,7 @@ impl<S: ByteStream> Connection<S> {
         let (head, body) = request.into_parts();
         let responder = Responder(Arc::new(Responding {
             stream: Mutex::new(respond),
+            has_begun: AtomicBool::new(false),
             output: self.output.clone(),
             since: Instant::now(),
             resets: self.resets.clone(),
@@ -315,8 +318,12 @@ impl<S: ByteStream> Connection<S> {
 }
 
 impl Responder {
-    /// Sends a `1xx`. If it cannot be sent, it is dropped, and so are those of a client that does not read.
+    /// Sends a `1xx`. If it cannot be sent, it is dropped, and so are those of a client that does not read. One that
+    /// comes after the response's head would be an error of the protocol, which `h2` does not prevent.
     pub fn send_informational(&self, head: Response<()>) {
+        if self.0.has_begun.load(Ordering::Relaxed) {
+            return;
+        }
         let fields = head.headers().iter();
         let length: usize = fields.map(|(name, value)| name.as_str().len() + value.len()).sum();
         if !self.0.output.queue_interim(INTERIM_OVERHEAD + length) {
@@ -329,6 +336,7 @@ impl Responder {
 
     /// Sends the response's head. The sender sends the rest.
     pub fn respond(&self, head: Response<()>, is_end: bool) -> Result<Sender, h2::Error> {
+        self.0.has_begun.store(true, Ordering::Relaxed);
         let stream = self.0.stream.lock().send_response(head, is_end)?;
         Ok(Sender::new(stream, self.0.output.clone()))
     }
