@@ -75,22 +75,25 @@ impl Server {
             TlsIn::Always => Ok(true),
             TlsIn::Never => Ok(false),
             TlsIn::Auto => {
-                let hello = says_hello(&mut stream, &mut read, header_timeout);
-                match timeout(CLIENT_HELLO_WAIT, hello).await {
-                    Ok(speaks_tls) => speaks_tls,
+                let first = receive(&mut stream, &mut read);
+                match timeout(CLIENT_HELLO_WAIT, first).await {
+                    Ok(first) => says_hello(first, &mut stream, &mut read, header_timeout).await,
                     Err(_) => {
                         let Some(mut link) = connection.connect().await else { return End::Reset };
-                        let hello = says_hello(&mut stream, &mut read, header_timeout);
-                        let (speaks_tls, early) = tokio::select! {
+                        tokio::select! {
                             biased;
-                            speaks_tls = hello => (speaks_tls, Bytes::new()),
+                            first = receive(&mut stream, &mut read) => {
+                                target = Some((link, Bytes::new()));
+                                says_hello(first, &mut stream, &mut read, header_timeout).await
+                            }
                             early = connection.first_bytes(&mut link) => match early {
-                                Some(early) => (Ok(false), early),
+                                Some(early) => {
+                                    target = Some((link, early));
+                                    Ok(false)
+                                }
                                 None => return End::Reset,
                             },
-                        };
-                        target = Some((link, early));
-                        speaks_tls
+                        }
                     }
                 }
             }
@@ -115,30 +118,26 @@ impl Server {
     }
 }
 
-/// Reads the client's first bytes into `read`, and returns whether they begin a ClientHello. An incomplete one is
-/// waited for no longer than `header_timeout`.
+/// Whether the client's first bytes begin a ClientHello. `first` is the result of reading into `read` for the first
+/// time. An incomplete one is waited for no longer than `header_timeout`.
 async fn says_hello<S: ByteStream>(
+    first: io::Result<usize>,
     stream: &mut S,
     read: &mut BytesMut,
     header_timeout: Duration,
 ) -> io::Result<bool> {
-    let mut deadline = None;
+    let deadline = Instant::now() + header_timeout;
+    let mut received = first?;
     loop {
-        let received = match deadline {
-            None => receive(stream, read).await?,
-            Some(deadline) => match timeout_at(deadline, receive(stream, read)).await {
-                Ok(received) => received?,
-                Err(_) => return Ok(false),
-            },
-        };
         match is_client_hello(read) {
             Some(is_hello) => return Ok(is_hello),
-            // The client has closed its side.
             None if received == 0 => return Ok(false),
-            None => {
-                deadline.get_or_insert_with(|| Instant::now() + header_timeout);
-            }
+            None => {}
         }
+        received = match timeout_at(deadline, receive(stream, read)).await {
+            Ok(received) => received?,
+            Err(_) => return Ok(false),
+        };
     }
 }
 
