@@ -1,8 +1,9 @@
-//! Connections that the proxy cuts, because their alias leads elsewhere or `policy` denies their endpoint now: neither
-//! side may take that for the end of the data. In plaintext, where no `close_notify` tells.
+//! Connections that the proxy cuts, because their alias leads elsewhere, `policy` denies their endpoint now, or the proxy
+//! ends: neither side may take that for the end of the data. In plaintext, where no `close_notify` tells.
 
 use std::io;
 
+use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
 use crate::support::{
@@ -15,7 +16,7 @@ use crate::support::{
 
 #[tokio::test]
 async fn a_response_without_a_length_that_is_cut_does_not_look_complete() {
-    for cut in CUTS {
+    for cut in [Cut::Policy, Cut::Target] {
         let mut scene = Scene::new(1).await;
         let script = |arrival: Arrival| async move {
             let mut conversation = arrival.open().await.unwrap();
@@ -30,8 +31,7 @@ async fn a_response_without_a_length_that_is_cut_does_not_look_complete() {
         peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
         assert!(peer.head().await.unwrap().starts_with("HTTP/1.1 200"));
         assert_eq!(peer.exactly(9).await, b"4\r\nhalf\r\n");
-        proxy.rewrite(&cut(&before));
-        proxy.reload().await;
+        cut.apply(&proxy, &before).await;
         assert_eq!(peer.rest().await.unwrap_or_default(), b"", "the last chunk");
         let line = proxy.logged("\"status\":200").await;
         assert!(line.contains("\"error\":\"http_response_incomplete\""), "{line}");
@@ -52,7 +52,7 @@ async fn both_sides_of_an_upgrade_that_is_cut_are_reset() {
 
 /// `begin` is what the client sends before the two talk.
 async fn both_are_reset(keys: &str, begin: &str) {
-    for cut in CUTS {
+    for cut in [Cut::Policy, Cut::Target, Cut::Grace] {
         let mut scene = Scene::new(1).await;
         let (ended, mut ends) = mpsc::unbounded_channel();
         let is_upgrade = !begin.is_empty();
@@ -81,26 +81,45 @@ async fn both_are_reset(keys: &str, begin: &str) {
         }
         peer.send("half").await;
         assert_eq!(peer.exactly(4).await, b"half");
-        proxy.rewrite(&cut(&before));
-        proxy.reload().await;
+        cut.apply(&proxy, &before).await;
         let client = peer.rest().await;
         let target = within("the target's end", ends.recv()).await.unwrap();
         for end in [client, target] {
             assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         }
         if !is_upgrade {
-            proxy.logged("\"end\":\"moved\"").await;
+            let end = if matches!(cut, Cut::Grace) { "shutdown" } else { "moved" };
+            proxy.logged(&format!("\"end\":\"{end}\"")).await;
         }
     }
 }
 
-/// What becomes of a configuration, so that its open connections are cut.
-const CUTS: [fn(&str) -> String; 2] = [
-    // The endpoints are on loopback.
-    |yaml| yaml.replace("allow_addresses: [\"127.0.0.0/8\"]", "allow_addresses: []"),
-    |yaml| yaml.replace("port:", "target: 192.0.2.1\n    port:"),
-];
+/// Why a connection is cut.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// The endpoints are denied: they are on loopback.
+    Policy,
+    /// The alias leads elsewhere.
+    Target,
+    /// `shutdown_grace` is over.
+    Grace,
+}
+
+impl Cut {
+    async fn apply(self, proxy: &Proxy, yaml: &str) {
+        let yaml = match self {
+            Self::Policy => {
+                yaml.replace("allow_addresses: [\"127.0.0.0/8\"]", "allow_addresses: []")
+            }
+            Self::Target => yaml.replace("port:", "target: 192.0.2.1\n    port:"),
+            Self::Grace => return proxy.signal(Signal::SIGTERM),
+        };
+        proxy.rewrite(&yaml);
+        proxy.reload().await;
+    }
+}
 
 fn yaml(scene: &Scene, keys: &str) -> String {
-    with_admin(&scene.yaml(&format!("tls: {{mode: plaintext}}\non_change: close\n{keys}")))
+    let yaml = scene.yaml(&format!("tls: {{mode: plaintext}}\non_change: close\n{keys}"));
+    with_admin(&format!("shutdown_grace: 100ms\n{yaml}"))
 }

@@ -10,8 +10,9 @@ use std::{
 };
 
 use bytes::BytesMut;
+use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
+    io::{AsyncRead, AsyncWrite},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{io::poll_read_buf, sync::CancellationToken};
@@ -119,12 +120,11 @@ where
 {
     let idle = idle.min(FAR);
     let mut kill = pin!(kill);
-    let (mut down_read, mut down_write) = split(downstream);
-    let (mut up_read, mut up_write) = split(upstream);
+    let (mut downstream, mut upstream) = (Shared::new(downstream), Shared::new(upstream));
     let moved = Moved::default();
     let end = {
-        let onward = pump(&mut down_read, &mut up_write, &traffic.bytes_in, &moved);
-        let back = pump(&mut up_read, &mut down_write, &traffic.bytes_out, &moved);
+        let onward = pump(&downstream.stream, &upstream.stream, &traffic.bytes_in, &moved);
+        let back = pump(&upstream.stream, &downstream.stream, &traffic.bytes_out, &moved);
         tokio::select! {
             // First: a connection that was cut reads as if it had ended.
             biased;
@@ -133,16 +133,15 @@ where
             () = until_idle(&moved, idle) => End::Idle,
         }
     };
-    let (downstream, upstream) = (down_read.unsplit(down_write), up_read.unsplit(up_write));
-    let (down, up) = (downstream.socket(), upstream.socket());
     if matches!(end, End::Broken(..)) {
+        let (down, up) = (downstream.stream.get_mut().socket(), upstream.stream.get_mut().socket());
         tokio::select! {
             _ = async { tokio::join!(delivered(down), delivered(up)) } => {}
             () = &mut kill => {}
         }
     }
-    if !matches!(end, End::Closed) {
-        down.into_iter().chain(up).for_each(Socket::reset_on_close);
+    if matches!(end, End::Closed) {
+        (downstream.has_ended, upstream.has_ended) = (true, true);
     }
     end
 }
@@ -186,6 +185,27 @@ where
     ends.unwrap_or_else(|broken| broken)
 }
 
+/// The stream of one side, which both directions use. Unless the tunnel has ended, dropping it is a reset, even if the
+/// tunnel's task is dropped with its worker: the peer must not take what it has received for all there is.
+struct Shared<S: ByteStream> {
+    stream: Mutex<S>,
+    has_ended: bool,
+}
+
+impl<S: ByteStream> Shared<S> {
+    fn new(stream: S) -> Self {
+        Self { stream: Mutex::new(stream), has_ended: false }
+    }
+}
+
+impl<S: ByteStream> Drop for Shared<S> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.stream.get_mut().socket().into_iter().for_each(Socket::reset_on_close);
+        }
+    }
+}
+
 /// How a direction failed.
 #[derive(Debug)]
 enum Break {
@@ -205,9 +225,9 @@ impl Break {
     }
 }
 
-async fn pump<R: AsyncRead, W: AsyncWrite>(
-    from: &mut ReadHalf<R>,
-    to: &mut WriteHalf<W>,
+async fn pump<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    from: &Mutex<R>,
+    to: &Mutex<W>,
     bytes: &AtomicU64,
     moved: &Moved,
 ) -> Result<(), Break> {
@@ -216,13 +236,13 @@ async fn pump<R: AsyncRead, W: AsyncWrite>(
     loop {
         let read = poll_fn(|cx| {
             buffer.reserve(size);
-            if let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *from), cx, &mut buffer) {
+            if let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *from.lock()), cx, &mut buffer) {
                 return Poll::Ready(read.map_err(Break::Read));
             }
             // Many tunnels are idle for days: they hold no buffer.
             buffer = BytesMut::new();
             // An HTTP/2 stream learns that it is lost even if nothing is written to it.
-            match Pin::new(&mut *to).poll_flush(cx) {
+            match Pin::new(&mut *to.lock()).poll_flush(cx) {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(Break::Write(error))),
                 Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
             }
@@ -234,16 +254,17 @@ async fn pump<R: AsyncRead, W: AsyncWrite>(
                 return Err(Break::Read(io::ErrorKind::ConnectionReset.into()));
             }
             // The other side may be gone already; it has received everything.
-            let _ = to.shutdown().await;
+            let _ = poll_fn(|cx| Pin::new(&mut *to.lock()).poll_shutdown(cx)).await;
             return Ok(());
         }
         let mut left = &buffer[..];
         while !left.is_empty() {
-            let written = to.write(left).await.map_err(Break::Write)?;
+            let written = poll_fn(|cx| Pin::new(&mut *to.lock()).poll_write(cx, left));
+            let written = written.await.map_err(Break::Write)?;
             left = &left[written..];
             moved.now();
         }
-        to.flush().await.map_err(Break::Write)?;
+        poll_fn(|cx| Pin::new(&mut *to.lock()).poll_flush(cx)).await.map_err(Break::Write)?;
         let carried = bytes.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
         moved.now();
         if read >= size
