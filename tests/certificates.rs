@@ -168,7 +168,7 @@ async fn a_folder_that_can_only_be_read_is_served_from_to_the_end() {
     let proxy = Setup::new(&world.yaml(ALIAS)).shell(OBEY_MODES).start().await;
     let address = proxy.address(ALIAS).await;
     assert_eq!(fetch(&root, ALIAS, address).await.code, 0);
-    let line = proxy.logged("END SOON").await;
+    let line = proxy.logged("EXPIRE SOON").await;
     assert!(line.contains("\"error\"") || line.contains("\"ERROR\""), "{line}");
     assert_eq!(files(&world.directory()), before);
     for folder in [&versions, &world.directory()] {
@@ -245,7 +245,7 @@ async fn in_a_folder_that_others_can_write_to_nothing_is_used_and_what_applicati
         fs::read_to_string(world.directory().join(format!("{ALIAS}.{planted}.root.pem"))).unwrap();
     fs::set_permissions(world.directory(), fs::Permissions::from_mode(0o777)).unwrap();
     let proxy = world.start().await;
-    let line = proxy.logged("no certificate that is there is used").await;
+    let line = proxy.logged("the existing certificates are not used").await;
     assert!(line.contains("can be written by other users"), "{line}");
     let address = proxy.address(ALIAS).await;
     assert_eq!(fetch(&world.roots(), ALIAS, address).await.code, 0);
@@ -265,7 +265,7 @@ async fn a_configured_folder_that_cannot_be_made_is_bad_configuration() {
     let yaml = format!("{}ca: {{directory: $FOLDER/root.pem/ca}}\n", scene.yaml(""));
     let proxy = Setup::new(&yaml).spawn();
     assert_eq!(proxy.exit().await.code(), Some(2));
-    proxy.logged("name a folder that can be written in `ca.directory`").await;
+    proxy.logged("set `ca.directory` to a writable folder").await;
 }
 
 #[tokio::test]

@@ -258,12 +258,12 @@ async fn a_server_that_wants_a_client_certificate_is_told_which_key_has_it() {
     let config = config.with_single_cert(leaf.chain.clone(), leaf.key.clone_key()).unwrap();
     let (proxy, answer) = answer_behind(Some(Arc::new(config)), "").await;
     let problem = problem(&answer, 502, "tls_protocol_error", "tls");
-    tells(&problem, "detail", &["certificate_required", "wants a client certificate"]);
+    tells(&problem, "detail", &["certificate_required", "requires a client certificate"]);
     tells(&problem, "fix", &["`tls.client_certificate:"]);
     assert_eq!(errors(&proxy, "tls_protocol_error").await, Some(1.0));
 }
 
-/// Regression: it was said that the connection had ended, and nothing of what to do.
+/// Regression: the message said only that the connection had ended, and not how to fix it.
 #[tokio::test]
 async fn a_server_of_http2_that_wants_a_client_certificate_is_told_as_well() {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -285,7 +285,7 @@ async fn a_server_of_http2_that_wants_a_client_certificate_is_told_as_well() {
     });
     let proxy = Proxy::start(&scene.yaml("http: {version: \"2\"}")).await;
     let problem = problem(&get(&proxy).await, 502, "tls_protocol_error", "tls");
-    tells(&problem, "detail", &["certificate_required", "wants a client certificate"]);
+    tells(&problem, "detail", &["certificate_required", "requires a client certificate"]);
     tells(&problem, "fix", &["`tls.client_certificate:"]);
 }
 

@@ -160,7 +160,7 @@ async fn the_sidecar_starts_and_its_application_finds_the_roots() {
     assert_eq!((mode(&folder), mode(&folder.join("bundle.pem"))), (0o755, 0o644));
     let keys = files(&folder).into_iter().filter(|file| file.to_str().unwrap().contains(".key."));
     assert_eq!(keys.map(|key| mode(&key)).collect::<Vec<_>>(), [0o600]);
-    assert!(!proxy.log().contains("no certificate that is there is used"));
+    assert!(!proxy.log().contains("the existing certificates are not used"));
 }
 
 #[test]

@@ -153,7 +153,7 @@ async fn files_that_are_no_pair_are_bad_configuration_and_a_reload_to_them_is_re
     let setup = Setup::new(&yaml).file("tls.crt", one.chain_pem.clone());
     let proxy = setup.file("tls.key", other.key_pem.clone()).spawn();
     assert_eq!(proxy.exit().await.code(), Some(2));
-    let line = proxy.logged("do not belong together").await;
+    let line = proxy.logged("do not match").await;
     assert!(line.contains("tls.crt") && line.contains("tls.key"), "{line}");
 
     let setup = Setup::new(&yaml).file("tls.crt", one.chain_pem.clone());

@@ -464,7 +464,7 @@ async fn alpn_is_offered_as_configured_and_accepted_where_the_client_offers_it()
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
     peer.send("x").await;
     assert!(peer.rest().await.is_err());
-    proxy.logged("list the protocols in `tcp.alpn` that the target speaks").await;
+    proxy.logged("set `tcp.alpn` to protocols that the target speaks").await;
 }
 
 #[tokio::test]

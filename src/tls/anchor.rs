@@ -1,5 +1,5 @@
-//! What a trusted certificate may vouch for, beyond what webpki looks at: webpki takes the name and the key
-//! of a trust anchor, and nothing else of the certificate that they come from.
+//! What a trusted certificate may be used for. webpki uses only the name and the key of a trust anchor, and
+//! ignores the rest of its certificate, which is checked here.
 
 use super::{
     leaf::{Date, printable},
@@ -14,16 +14,16 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer, x509::X509Vers
 /// What a trusted certificate may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
-    /// To vouch for others: it is a CA's.
+    /// To verify other certificates: it belongs to a CA.
     Issuer,
-    /// To be shown by a server, and to vouch for nobody: the certificate of a single server.
+    /// As the certificate of a single server. It cannot verify other certificates.
     Server,
 }
 
 /// Why a trusted certificate can never verify anything.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Useless {
-    /// Its bytes are broken.
+    /// It cannot be parsed.
     #[error("{0}")]
     Unreadable(String),
     /// It is neither for a CA nor for a server.
@@ -34,21 +34,21 @@ pub(super) enum Useless {
 /// The parts of a trusted certificate that a [`rustls::pki_types::TrustAnchor`] lacks.
 #[derive(Clone, Debug)]
 pub(super) struct Terms {
-    /// For people.
+    /// For messages.
     pub(super) subject: String,
     pub(super) not_before: i64,
     pub(super) not_after: i64,
-    /// How many CAs may stand between it and a server's certificate.
+    /// How many CAs may be between it and a server's certificate.
     path_length: Option<u32>,
-    /// What a revocation list would call it by.
+    /// These identify it in a revocation list.
     issuer: Vec<u8>,
     serial: Vec<u8>,
-    /// The key of a list that may do so, where the certificate is known to be signed with its own.
+    /// Its key, if it is known to be self-signed: then a list that is signed with another key cannot revoke it.
     pub(super) own_key: Option<SubjectPublicKeyInfoDer<'static>>,
 }
 
 impl Terms {
-    /// Reads a certificate that somebody trusts.
+    /// Parses a trusted certificate.
     pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<(Use, Terms), Useless> {
         let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
             return Err(Useless::Unreadable("it is not an X.509 certificate".to_owned()));
@@ -67,7 +67,7 @@ impl Terms {
         Ok((usage, terms))
     }
 
-    /// Why it vouches for nothing at `now`.
+    /// Why it cannot be used at `now`.
     pub(super) fn fault(
         &self,
         now: UnixTime,
@@ -95,13 +95,13 @@ impl Terms {
         None
     }
 
-    /// Whether a chain with so many CAs between is too long for it.
+    /// Whether a chain with this many intermediates is longer than it allows.
     pub(super) fn is_too_long(&self, intermediates: usize) -> bool {
         self.path_length.is_some_and(|most| intermediates > most as usize)
     }
 }
 
-/// As OpenSSL decides who is a CA.
+/// Decides like OpenSSL whether a certificate is a CA.
 fn usage(certificate: &X509Certificate<'_>) -> Result<Use, &'static str> {
     let signs = match certificate.key_usage() {
         Ok(usage) => usage.map(|usage| usage.value.key_cert_sign()),
@@ -109,7 +109,7 @@ fn usage(certificate: &X509Certificate<'_>) -> Result<Use, &'static str> {
     };
     let is_ca = match certificate.basic_constraints() {
         Ok(Some(basic)) => basic.value.ca,
-        // Before X.509 version 3 there was no way to say it.
+        // Before X.509 version 3, certificates could not say it.
         Ok(None) if certificate.version() != X509Version::V3 => {
             certificate.issuer() == certificate.subject()
         }
@@ -128,14 +128,14 @@ fn usage(certificate: &X509Certificate<'_>) -> Result<Use, &'static str> {
         (true, ..) => Ok(Use::Issuer),
         (false, _, true) => Ok(Use::Server),
         (false, _, false) if is_ca => Err("it is a CA whose key usage lacks keyCertSign"),
-        (false, _, false) => {
-            Err("it is no CA (its basic constraints lack CA:TRUE), nor a server's own certificate \
-             (it has no subject alternative name)")
-        }
+        (false, _, false) => Err(
+            "it is neither a CA (its basic constraints lack CA:TRUE) nor a server's certificate \
+            (it has no subject alternative name)",
+        ),
     }
 }
 
-/// Of a DER sequence, without tag and length: as webpki names issuers.
+/// The contents of a DER sequence, without tag and length, like the issuers of webpki.
 fn contents(sequence: &[u8]) -> &[u8] {
     match sequence {
         [_, length, rest @ ..] if *length < 0x80 => rest,

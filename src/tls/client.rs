@@ -1,4 +1,4 @@
-//! The client side: one configuration for each set of TLS settings, and the handshake.
+//! The client side: a configuration for each set of TLS settings, and the handshake.
 
 use super::{
     leaf::Leaf,
@@ -36,21 +36,21 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// The application protocol that the server agreed to.
+/// The application protocol that the server accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Negotiated {
     /// `http/1.1`.
     Http1,
     /// `h2`.
     Http2,
-    /// The server takes no part in ALPN: by custom, HTTP/1.1.
+    /// The server does not support ALPN: by convention, this means HTTP/1.1.
     None,
 }
 
-/// An alias' TLS settings, loaded: ready for any number of handshakes.
+/// The loaded TLS settings of an alias, ready for any number of handshakes.
 ///
-/// There is one `rustls::ClientConfig` for each [`Alpn`], and all share one verifier and their sessions:
-/// rustls resumes a session only under the verifier that made it.
+/// There is one `rustls::ClientConfig` for each [`Alpn`]. All share one verifier and the sessions: rustls
+/// resumes a session only with the verifier that made it.
 pub struct ClientTls {
     generation: u64,
     client_certificate: bool,
@@ -65,10 +65,10 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// Reads every file that the settings name, and tells all that is wrong with them. `None` for
-    /// `mode: plaintext`: there is no TLS at all.
+    /// Reads all files of the settings, and reports all their problems. `None` for `mode: plaintext`: there is
+    /// no TLS at all.
     ///
-    /// Blocking, and slow where system roots are read: not for a worker.
+    /// Blocking, and slow if it reads the system's roots: do not call it on a worker.
     pub fn load(
         config: &config::Tls,
         roots: &mut RootStores,
@@ -76,7 +76,7 @@ impl ClientTls {
         Self::load_offering(config, &[], roots)
     }
 
-    /// The same, and [`Alpn::Listed`] offers these protocols.
+    /// The same; [`Alpn::Listed`] offers these protocols.
     pub fn load_offering(
         config: &config::Tls,
         listed: &[String],
@@ -136,12 +136,12 @@ impl ClientTls {
         }))
     }
 
-    /// Differs for each load: a connection made under other trust or another certificate is another.
+    /// Unique for each load: connections made with other roots or another certificate must not be mixed.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Whether there is a client certificate to show.
+    /// Whether there is a client certificate.
     pub fn has_client_certificate(&self) -> bool {
         self.client_certificate
     }
@@ -167,19 +167,19 @@ impl ClientTls {
     }
 }
 
-/// The configurations would fill pages.
+/// Without the configurations, which are long.
 impl Debug for ClientTls {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientTls").field("generation", &self.generation).finish_non_exhaustive()
     }
 }
 
-/// A connection that is up and verified.
+/// An established and verified connection.
 #[derive(Debug)]
 pub struct Handshake<S> {
-    /// The plaintext side of it.
+    /// Its plaintext side.
     pub stream: TlsStream<S>,
-    /// The application protocol agreed upon.
+    /// The negotiated application protocol.
     pub alpn: Negotiated,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
@@ -189,7 +189,7 @@ pub struct Handshake<S> {
     pub not_after: Option<i64>,
 }
 
-/// Verified TLS to `name` over `stream`. The deadline is the caller's.
+/// Verified TLS to `name` over `stream`. The caller is responsible for a deadline.
 pub async fn handshake<S>(
     stream: S,
     tls: &ClientTls,
@@ -212,7 +212,7 @@ where
         Some(b"http/1.1") => Negotiated::Http1,
         _ => Negotiated::None,
     };
-    // A server without ALPN would take the HTTP/2 preface for a bad HTTP/1 request.
+    // A server without ALPN would take the HTTP/2 preface for an invalid HTTP/1 request.
     if alpn == Alpn::Http2 && negotiated != Negotiated::Http2 {
         return Err(TlsError::Alpn { name: name.to_str().into_owned(), offered: alpn.as_str() });
     }
@@ -228,7 +228,7 @@ where
     Ok(Handshake { alpn: negotiated, resumed, version, not_after, stream })
 }
 
-/// The name to send and to verify; an IP address is verified but not sent.
+/// The name to send by SNI and to verify; an IP address is only verified.
 pub fn server_name(name: &TrueName) -> Result<ServerName<'static>, TlsError> {
     match name.ip() {
         Some(address) => Ok(ServerName::IpAddress(address.into())),
@@ -245,7 +245,7 @@ fn provider(config: &config::Tls) -> CryptoProvider {
     CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() }
 }
 
-/// The value, or `None` with the error put to the others.
+/// The value, or `None` after adding the error to the others.
 fn keep_error<T>(result: Result<T, TlsConfigError>, errors: &mut Vec<TlsConfigError>) -> Option<T> {
     result.map_err(|error| errors.push(error)).ok()
 }
@@ -263,7 +263,7 @@ fn trusted(
 
 fn believe_anybody() -> Whom {
     tracing::warn!(
-        "`tls.mode: insecure_skip_verify` is set: any server is accepted, and an attacker can read and change everything; `tls.ca` and `tls.crls` are ignored"
+        "`tls.mode: insecure_skip_verify` is set: any server is accepted, so an attacker can read and change everything; `tls.ca` and `tls.crls` are ignored"
     );
     Whom::Anybody
 }

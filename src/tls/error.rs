@@ -1,4 +1,4 @@
-//! What can go wrong with TLS, in words that say what mends it.
+//! TLS errors, with messages that say how to fix them.
 
 use super::{
     failure::{Reason, VerifyFailure},
@@ -16,12 +16,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Everything in one alias' TLS settings that cannot be used.
+/// All problems of one alias' TLS settings.
 #[derive(Debug)]
 pub struct TlsConfigErrors(Vec<TlsConfigError>);
 
 impl TlsConfigErrors {
-    /// `value`, unless something went wrong on the way to it.
+    /// `value`, unless there are errors.
     pub(super) fn unless<T>(errors: Vec<TlsConfigError>, value: Option<T>) -> Result<T, Self> {
         match value {
             Some(value) if errors.is_empty() => Ok(value),
@@ -29,12 +29,12 @@ impl TlsConfigErrors {
         }
     }
 
-    /// Each of them.
+    /// The single errors.
     pub fn iter(&self) -> impl Iterator<Item = &TlsConfigError> {
         self.0.iter()
     }
 
-    /// Whether files could not be read, and no more is known of any.
+    /// Whether all of them only mean that a file could not be read.
     pub fn are_io(&self) -> bool {
         self.0.iter().all(TlsConfigError::is_io)
     }
@@ -61,9 +61,9 @@ impl error::Error for TlsConfigErrors {}
 #[derive(Debug, thiserror::Error)]
 #[error("`{key}`: {what}")]
 pub struct TlsConfigError {
-    /// The key, from `tls` on for an alias.
+    /// The key; for an alias, its path starts at `tls`.
     pub key: &'static str,
-    /// The file that it names.
+    /// The file, if the key names one.
     pub file: Option<PathBuf>,
     /// What is wrong.
     pub what: TlsFault,
@@ -77,7 +77,7 @@ pub enum TlsFault {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: FileError,
     },
     /// A file is not PEM.
@@ -85,12 +85,12 @@ pub enum TlsFault {
     Pem {
         /// The file.
         path: PathBuf,
-        /// Where it breaks.
+        /// What is wrong with it.
         detail: String,
     },
-    /// A file has no certificate in it.
+    /// A file contains no certificate.
     #[error(
-        "{path} has no `-----BEGIN CERTIFICATE-----`; a DER file is converted by `openssl x509 -inform der -in {path} -out {path}.pem`",
+        "{path} has no `-----BEGIN CERTIFICATE-----`; to convert a DER file, run `openssl x509 -inform der -in {path} -out {path}.pem`",
         path = path.display()
     )]
     NoCertificate {
@@ -105,12 +105,12 @@ pub enum TlsFault {
         /// What is wrong with it.
         detail: String,
     },
-    /// Nothing is left to trust.
+    /// No CA is trusted.
     #[error(
         "no CA is trusted: set `webpki: true`, list `files`, or install the system's CA certificates"
     )]
     NoRoots,
-    /// A private key file has no usable key in it.
+    /// A private key file contains no usable key.
     #[error(
         "{} has no usable private key: {detail}; to decrypt an encrypted key, run `openssl pkey -in FILE -out NEW`",
         path.display()
@@ -140,15 +140,15 @@ pub enum TlsFault {
         /// What is wrong with it.
         detail: String,
     },
-    /// Not a pin.
+    /// The value is not a pin.
     #[error(
         "`{pin}` is not a pin; a pin is `sha256/BASE64`, the hash of a public key: {PIN_COMMAND}"
     )]
     Pin {
-        /// What was given.
+        /// The value.
         pin: String,
     },
-    /// Not a revocation list.
+    /// A file is not a revocation list.
     #[error("{} is not a certificate revocation list (PEM or DER): {detail}", path.display())]
     Crl {
         /// The file.
@@ -156,7 +156,7 @@ pub enum TlsFault {
         /// What is wrong with it.
         detail: String,
     },
-    /// rustls refuses the settings for a reason that is not the user's.
+    /// rustls refuses the settings for a reason that the user cannot change.
     #[error("the TLS library refuses these settings: {0}")]
     Library(String),
 }
@@ -166,7 +166,7 @@ impl TlsConfigError {
         Self { key, file: None, what }
     }
 
-    /// With a file, of which a key may name several.
+    /// An error of a file. A key may list several files.
     pub(super) fn of(
         key: &'static str,
         file: &Path,
@@ -175,7 +175,7 @@ impl TlsConfigError {
         Self { key, file: Some(file.to_owned()), what: what(file.to_owned()) }
     }
 
-    /// Whether its file could not be read, and no more is known of it.
+    /// Whether it only means that its file could not be read.
     pub(super) fn is_io(&self) -> bool {
         matches!(&self.what, TlsFault::Read { source, .. } if source.is_io())
     }
@@ -194,17 +194,17 @@ const PIN_COMMAND: &str = "`openssl x509 -in CERT -pubkey -noout | openssl pkey 
 /// A handshake that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The certificate does not prove the true name.
+    /// The certificate was refused.
     #[error(transparent)]
     Certificate(Box<VerifyFailure>),
-    /// No TLS version, cipher suite or group in common, or the server broke the protocol.
+    /// No common TLS version, cipher suite or group, or the server violated the protocol.
     #[error("no TLS with `{name}`: {detail}")]
     Protocol {
         /// The true name.
         name: String,
         /// What the server lacks or did.
         detail: String,
-        /// What mends it.
+        /// How to fix it.
         hint: Option<String>,
     },
     /// The server refused with an alert.
@@ -212,12 +212,12 @@ pub enum TlsError {
     Alert {
         /// The true name.
         name: String,
-        /// The alert's name as RFC 8446 spells it.
+        /// The alert's name as in RFC 8446.
         alert: String,
-        /// Whether we had a client certificate to show.
+        /// Whether a client certificate is configured.
         client_certificate: bool,
     },
-    /// The server closed the connection in the middle of the handshake.
+    /// The server closed the connection during the handshake.
     #[error("`{name}` closed the connection during the TLS handshake")]
     Eof {
         /// The true name.
@@ -225,13 +225,13 @@ pub enum TlsError {
         /// Whether the long ClientHello of a post-quantum key exchange was sent.
         post_quantum: bool,
     },
-    /// The peer answered, but not in TLS.
+    /// The response of the peer is not TLS.
     #[error("`{name}` responded in plaintext: this port does not speak TLS")]
     NotTls {
         /// The true name.
         name: String,
     },
-    /// The server did not agree to the application protocol that was demanded.
+    /// The server did not accept the required application protocol.
     #[error("`{name}` does not speak {offered} on this port (by ALPN)")]
     Alpn {
         /// The true name.
@@ -239,9 +239,9 @@ pub enum TlsError {
         /// What was offered.
         offered: &'static str,
     },
-    /// The true name cannot be used as a server name.
+    /// The true name is not a valid server name.
     #[error(
-        "no certificate can be valid for `{name}`, which is not a host name: labels of letters, digits, `-` and `_`, without `-` at either end, the last of them not a number"
+        "no certificate can be valid for `{name}`, which is not a host name: its labels may contain letters, digits, `-` and `_`, must not begin or end with `-`, and the last one must not be a number"
     )]
     Name {
         /// The name in question.
@@ -252,7 +252,7 @@ pub enum TlsError {
     Io {
         /// The true name.
         name: String,
-        /// How.
+        /// The cause.
         source: io::Error,
         /// Whether the long ClientHello of a post-quantum key exchange was sent.
         post_quantum: bool,
@@ -277,11 +277,10 @@ impl TlsError {
         }
     }
 
-    /// The TLS error behind an error met on a connection that was up, anywhere in its chain of causes.
+    /// Finds the TLS error in the chain of causes of an error on an established connection.
     ///
-    /// In TLS 1.3 a server refuses a missing client certificate only once the client holds the
-    /// handshake to be over, so that the alert comes with the first read. Of an error of I/O, `h2` keeps
-    /// only the text.
+    /// In TLS 1.3, a server refuses a missing client certificate only after the client has finished the
+    /// handshake, so the alert arrives with the first read. `h2` keeps only the text of an I/O error.
     pub fn after_handshake(
         error: &(dyn error::Error + 'static),
         name: &ServerName<'_>,
@@ -294,7 +293,7 @@ impl TlsError {
                 let name = name.to_str().into_owned();
                 return Some(TlsError::from_rustls(&found, name, offer));
             }
-            // An `io::Error` gives its content's cause for its own, and so hides the content.
+            // `io::Error::source` is the source of its content, and so skips the content itself.
             cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
                 Some(content) => Some(content),
                 None => error.source(),
@@ -303,7 +302,7 @@ impl TlsError {
         None
     }
 
-    /// What happened, in the terms of all failures.
+    /// The kind of failure, as for all other failures.
     pub fn kind(&self) -> Kind {
         match self {
             TlsError::Certificate(_) | TlsError::Name { .. } => Kind::TlsCertificate,
@@ -315,7 +314,7 @@ impl TlsError {
         }
     }
 
-    /// The key or command that mends it.
+    /// The key or command that fixes it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             TlsError::Certificate(failure) => return Some(failure.hint()),
@@ -330,11 +329,11 @@ impl TlsError {
                 "check that `port` is a TLS port (PostgreSQL needs `protocol: postgres`)"
             }
             TlsError::NotTls { .. } => {
-                "set `port` to the server's TLS port, or `tls.mode: plaintext` if it is meant to be used without TLS"
+                "set `port` to the server's TLS port, or set `tls.mode: plaintext` if it should be used without TLS"
             }
             TlsError::Alpn { offered: "h2", .. } => "set `http.version: auto` or `\"1.1\"`",
             TlsError::Alpn { offered, .. } if *offered == Alpn::Listed.as_str() => {
-                "list the protocols in `tcp.alpn` that the target speaks"
+                "set `tcp.alpn` to protocols that the target speaks"
             }
             TlsError::Alpn { .. } => "set `http.version: auto`",
             TlsError::Name { .. } => {
@@ -356,8 +355,8 @@ impl TlsError {
                     None => TlsError::certificate(Reason::Other(other.to_string()), name),
                 }
             }
-            // Refusals of the certificate itself are all `VerifyFailure`s: this is the handshake's
-            // signature, made with a key that is not the certificate's.
+            // All refusals of the certificate itself are `VerifyFailure`s. This is the handshake's
+            // signature, which was made with another key than the certificate's.
             Error::InvalidCertificate(CertificateError::BadSignature) => {
                 TlsError::certificate(Reason::BadSignature, name)
             }
@@ -387,56 +386,56 @@ impl TlsError {
             Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
                 TlsError::Protocol {
                     name,
-                    detail: "the server offers only TLS 1.1 or older, which is broken and refused here".to_owned(),
-                    hint: Some("have TLS 1.2 or 1.3 enabled on the server".to_owned()),
+                    detail: "the server offers only TLS 1.1 or older, which is insecure and not supported".to_owned(),
+                    hint: Some("enable TLS 1.2 or 1.3 on the server".to_owned()),
                 }
             }
             Error::PeerIncompatible(lacking) => TlsError::Protocol {
                 name,
                 detail: format!("the server's TLS is not compatible: {lacking:?}"),
-                hint: Some("have current TLS 1.2 (ECDHE with AES-GCM or ChaCha20) or TLS 1.3 enabled on the server".to_owned()),
+                hint: Some("enable TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or ChaCha20, on the server".to_owned()),
             },
             other => TlsError::Protocol {
                 name,
-                detail: format!("the server broke the TLS protocol: {other}"),
+                detail: format!("the server violated the TLS protocol: {other}"),
                 hint: None,
             },
         }
     }
 
-    /// The server found nothing in our offer that it knows.
+    /// The server supports nothing of what was offered.
     fn nothing_in_common(alert: AlertDescription, name: String, offer: Offer) -> TlsError {
         let only_13 = offer.requires_tls13;
-        let versions = if only_13 { "TLS 1.3 alone" } else { "TLS 1.2 and 1.3" };
+        let versions = if only_13 { "only TLS 1.3" } else { "TLS 1.2 and 1.3" };
         if alert == AlertDescription::ProtocolVersion {
             let hint = if only_13 {
                 "set `tls.min_version: \"1.2\"`"
             } else {
-                "have TLS 1.2 or 1.3 enabled on the server; TLS 1.1 and older are broken and refused here"
+                "enable TLS 1.2 or 1.3 on the server; TLS 1.1 and older are insecure and not supported"
             };
             return TlsError::Protocol {
                 name,
-                detail: format!("it supports none of the offered TLS versions, {versions}"),
+                detail: format!("it supports none of the offered TLS versions ({versions})"),
                 hint: Some(hint.to_owned()),
             };
         }
         let mut hint =
-            "have ECDHE cipher suites with AES-GCM or ChaCha20 enabled on the server".to_owned();
+            "enable ECDHE cipher suites with AES-GCM or ChaCha20 on the server".to_owned();
         if only_13 {
             hint.push_str(", or set `tls.min_version: \"1.2\"`");
         }
         if !offer.client_certificate {
-            hint.push_str("; if it wants a client certificate, set `tls.client_certificate`");
+            hint.push_str("; if it requires a client certificate, set `tls.client_certificate`");
         }
         TlsError::Protocol {
             name,
             detail: format!(
-                "it refused with the alert {}: nothing in our offer ({versions}, no RSA key exchange, no CBC) is known to it, or it {}",
+                "it refused with the alert {}: either it supports nothing of what was offered ({versions}, no RSA key exchange, no CBC), or it {}",
                 alert_name(alert),
                 if offer.client_certificate {
                     "does not accept our client certificate"
                 } else {
-                    "wants a client certificate"
+                    "requires a client certificate"
                 }
             ),
             hint: Some(hint),
@@ -460,7 +459,7 @@ impl TlsError {
 fn about_alert(alert: &str, client_certificate: bool) -> &'static str {
     match (alert, client_certificate) {
         ("certificate_required", false) => {
-            ": it wants a client certificate, and there is none to show"
+            ": it requires a client certificate, and none is configured"
         }
         (
             "bad_certificate"
@@ -488,7 +487,7 @@ fn alert_hint(alert: &str, client_certificate: bool) -> Option<String> {
             | "unknown_ca",
             false,
         ) => {
-            "set `tls.client_certificate: {cert: FILE, key: FILE}` to what the server's operator issued"
+            "set `tls.client_certificate: {cert: FILE, key: FILE}` to a certificate that the server's operator issued"
         }
         (
             "bad_certificate"
@@ -501,7 +500,7 @@ fn alert_hint(alert: &str, client_certificate: bool) -> Option<String> {
             | "certificate_required",
             true,
         ) => {
-            "have the server's operator accept the certificate in `tls.client_certificate`, or renew it"
+            "ask the server's operator to accept the certificate in `tls.client_certificate`, or renew it"
         }
         ("unrecognized_name", _) => "set `tls.server_name` to a name that the server serves",
         _ => return None,
@@ -509,7 +508,7 @@ fn alert_hint(alert: &str, client_certificate: bool) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// As RFC 8446 §6 and the registry spell it: `UnknownCA` is `unknown_ca`.
+/// The name in RFC 8446 §6 and the registry: `UnknownCA` is `unknown_ca`.
 fn alert_name(alert: AlertDescription) -> String {
     let camel = match alert {
         AlertDescription::UnrecognisedName => "UnrecognizedName".to_owned(),
@@ -528,10 +527,10 @@ fn alert_name(alert: AlertDescription) -> String {
     name
 }
 
-/// The error whose text this is, where that is an alert's.
+/// The error with this text, if it is an alert.
 fn alert_of_text(text: &str) -> Option<Error> {
     let mut alerts = (0..=u8::MAX).map(|code| Error::AlertReceived(AlertDescription::from(code)));
-    // Of others there is no need to write 256 texts.
+    // For other texts, there is no need to format 256 alerts.
     let is_alert = text.starts_with("received fatal alert");
     alerts.find(|alert| is_alert && alert.to_string() == text)
 }

@@ -1,4 +1,4 @@
-//! A refused certificate, described so that a person sees what is wrong with it.
+//! A refused certificate, with the details that explain why.
 
 use super::leaf::{Date, Leaf, NAMES_KEPT};
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -7,56 +7,56 @@ use std::{
     fmt::{self, Display, Formatter},
 };
 
-/// More names than these are counted, not shown: a certificate may bear hundreds.
+/// The most names that are shown; further ones are counted. A certificate may have hundreds.
 const NAMES_SHOWN: usize = 8;
 
 /// Why a certificate was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Its names do not include the true name.
+    /// It is not valid for the true name.
     NotValidForName,
-    /// Its last day has passed.
+    /// It has expired.
     Expired,
-    /// Its first day has not come.
+    /// It is not valid yet.
     NotYetValid,
-    /// No trusted root vouches for it.
+    /// It is not issued by a trusted root.
     UnknownIssuer,
-    /// It vouches for itself, and nobody said to trust it.
+    /// It is self-signed, and not configured as trusted.
     SelfSigned,
-    /// A revocation list names it.
+    /// A revocation list revokes it.
     Revoked,
-    /// It was issued for something other than a server.
+    /// It was not issued for servers.
     WrongUsage,
     /// None of the keys in its chain is pinned.
     PinMismatch,
-    /// The CA certificate that its chain ends in cannot be used: why.
+    /// The root of its chain cannot be used, for this reason.
     Issuer(String),
-    /// A CA certificate between the two cannot be used: why.
+    /// An intermediate of its chain cannot be used, for this reason.
     Intermediate(String),
-    /// A signature does not match: the server does not hold the certificate's key, or it is forged.
+    /// A signature does not match: the server does not have the certificate's key, or it is forged.
     BadSignature,
     /// Anything else.
     Other(String),
 }
 
-/// A refused certificate: what was expected, and what it says of itself.
+/// A refused certificate: what was expected, and what it contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyFailure {
     /// Why it was refused.
     pub reason: Reason,
-    /// The true name that it should have borne.
+    /// The true name that it should be valid for.
     pub expected: String,
-    /// The DNS names and IP addresses that it bears (subject alternative names).
+    /// The DNS names and IP addresses that it is valid for (subject alternative names).
     pub presented: Vec<String>,
-    /// The subject's common name; it counts for nothing, but tells people which certificate it is.
+    /// The subject's common name. It is not used for verification, but shows people which certificate it is.
     pub common_name: Option<String>,
-    /// Its issuer's distinguished name; empty where the certificate could not be read.
+    /// Its issuer's distinguished name; empty if the certificate cannot be parsed.
     pub issuer: String,
-    /// Unix seconds; `None` where the certificate could not be read.
+    /// Unix seconds; `None` if the certificate cannot be parsed.
     pub not_before: Option<i64>,
-    /// Unix seconds; `None` where the certificate could not be read.
+    /// Unix seconds; `None` if the certificate cannot be parsed.
     pub not_after: Option<i64>,
-    /// Pin of the certificate's own key, as `tls.pins` takes it.
+    /// The pin of the certificate's own key, in the form of `tls.pins`.
     pub pin: Option<String>,
 }
 
@@ -80,38 +80,38 @@ impl VerifyFailure {
         }
     }
 
-    /// The key or command that mends it.
+    /// The key or command that fixes it.
     pub fn hint(&self) -> String {
         let expected = &self.expected;
         match &self.reason {
             Reason::NotValidForName => match self.name_to_try() {
                 Some(name) => format!(
-                    "if this is the right server, set `tls.server_name: {name}`; if not, `{expected}` leads to the wrong place"
+                    "if this is the right server, set `tls.server_name: {name}`; if not, `{expected}` leads to the wrong server"
                 ),
                 None => format!(
-                    "have a certificate issued with `{expected}` as a subject alternative name, or set `tls.server_name` to a name that it is valid for"
+                    "the server needs a certificate with `{expected}` as a subject alternative name; or set `tls.server_name` to a name that its certificate is valid for"
                 ),
             },
             Reason::Expired => {
                 "the server's operator must renew it; if it has been renewed, check this machine's clock (`date -u`)".to_owned()
             }
             Reason::NotYetValid => {
-                "check this machine's clock (`date -u`); if it is right, the server uses its certificate too early".to_owned()
+                "check this machine's clock (`date -u`); if it is right, the server uses the certificate too early".to_owned()
             }
             Reason::UnknownIssuer => {
                 "add the CA's certificate (PEM) to `tls.ca.files`; if the CA is public, the server does not send its intermediate certificates".to_owned()
             }
             Reason::SelfSigned => {
-                "if you know that it is the server's, add the certificate itself (PEM) to `tls.ca.files`".to_owned()
+                "if you are sure that it belongs to the server, add the certificate itself (PEM) to `tls.ca.files`".to_owned()
             }
             Reason::Revoked => {
                 "the server's operator must replace it; the list is one of `tls.crls`".to_owned()
             }
             Reason::WrongUsage => {
-                "have it issued with the extended key usage serverAuth".to_owned()
+                "it must be issued with the extended key usage serverAuth".to_owned()
             }
             Reason::Issuer(_) => {
-                "replace the CA certificate in `tls.ca.files`, or in the system's store, with the current one".to_owned()
+                "replace the CA certificate in `tls.ca.files`, or in the system's trust store, with the current one".to_owned()
             }
             Reason::Intermediate(_) => {
                 "the server's operator must replace that CA certificate in the chain that the server sends".to_owned()
@@ -129,7 +129,7 @@ impl VerifyFailure {
         }
     }
 
-    /// A presented name that could stand for the expected one; a wildcard is none.
+    /// A name of the certificate that could be used as `tls.server_name`; not a wildcard.
     fn name_to_try(&self) -> Option<&str> {
         self.presented.iter().map(String::as_str).find(|name| !name.contains('*'))
     }
@@ -204,7 +204,7 @@ impl Display for VerifyFailure {
 
 impl error::Error for VerifyFailure {}
 
-/// webpki's verdict on a server's certificate.
+/// The reason for an error from webpki about a server's certificate.
 pub(super) fn reason(error: &webpki::Error, self_issued: bool) -> Reason {
     use webpki::Error::*;
     let other = match error {

@@ -1,4 +1,4 @@
-//! What is read off one certificate, for people.
+//! The parts of a certificate that messages show.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -13,12 +13,12 @@ use x509_parser::{
 
 use super::shared::sha256;
 
-/// What a stranger's certificate says is cut to this many names, and each text to [`TEXT_KEPT`].
+/// The most names that are read from a foreign certificate. Each text is cut to [`TEXT_KEPT`].
 pub(super) const NAMES_KEPT: usize = 100;
 
 const TEXT_KEPT: usize = 256;
 
-/// What we read off a server's certificate, for people: verification is webpki's.
+/// A parsed certificate, for messages. webpki does the verification.
 pub(super) struct Leaf<'a>(X509Certificate<'a>);
 
 impl<'a> Leaf<'a> {
@@ -30,7 +30,7 @@ impl<'a> Leaf<'a> {
         self.0.public_key().raw
     }
 
-    /// The pin of its public key, as `tls.pins` takes it.
+    /// The pin of its public key, in the form of `tls.pins`.
     pub(super) fn pin(&self) -> String {
         format!("sha256/{}", STANDARD.encode(sha256(self.public_key())))
     }
@@ -47,7 +47,7 @@ impl<'a> Leaf<'a> {
         self.0.validity().not_after.timestamp()
     }
 
-    /// Why it cannot be used at `now`, in Unix seconds: what webpki looks at in every certificate of a chain.
+    /// Why it cannot be used at `now` (Unix seconds), according to what webpki checks in every certificate of a chain.
     pub(super) fn fault(&self, now: i64) -> Option<Fault> {
         match (self.not_before(), self.not_after()) {
             (_, until) if now > until => Some(Fault::Expired(until)),
@@ -61,7 +61,7 @@ impl<'a> Leaf<'a> {
         self.0.issuer().as_raw() == self.0.subject().as_raw()
     }
 
-    /// Whether it may serve as a server's: without an extended key usage anything goes.
+    /// Whether it may be used by a server: without an extended key usage, any use is allowed.
     pub(super) fn serves(&self) -> bool {
         match self.0.extended_key_usage() {
             Ok(usage) => usage.is_none_or(|usage| usage.value.server_auth || usage.value.any),
@@ -112,13 +112,13 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// Texts of a stranger's certificate go to logs and headers: no control characters, nothing that has a terminal
-/// show what follows in another order, no great length.
+/// Makes a text of a foreign certificate safe for logs and headers: no control characters, no characters that
+/// change the text direction, and a limited length.
 pub(super) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() && !turns_text(*c)).take(TEXT_KEPT).collect()
 }
 
-/// The bidirectional controls of Unicode.
+/// Unicode's bidirectional control characters.
 fn turns_text(c: char) -> bool {
     matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -1,4 +1,4 @@
-//! Certificate revocation lists: read from files, and asked for a certificate.
+//! Certificate revocation lists: reads them from files, and checks certificates against them.
 
 mod serials;
 mod signature;
@@ -32,7 +32,7 @@ use crate::tls::{TlsConfigError, TlsFault};
 
 const KEY: &str = "tls.crls";
 
-/// The largest file of revocation lists that is read: a million and more revoked certificates.
+/// The largest file of revocation lists that is read: enough for more than a million revoked certificates.
 const MAX_LISTS: usize = 64 << 20;
 
 static FILES: Shared<Vec<List>> = Shared::new();
@@ -41,13 +41,13 @@ static FILES: Shared<Vec<List>> = Shared::new();
 #[derive(Default)]
 pub(super) struct Lists(Vec<Arc<Vec<List>>>);
 
-/// What has to be known of a list: it may name a million certificates.
+/// The needed parts of a list, which may have a million entries.
 struct List {
-    /// As webpki has it.
+    /// In the form that webpki uses.
     issuer: Vec<u8>,
     revoked: Serials,
     signed: Signed,
-    /// Which of its issuer's keys it says to be signed with.
+    /// Which of its issuer's keys signed it, according to the list itself.
     key_id: Option<Vec<u8>>,
     /// Unix seconds: when the next one is due.
     next_update: Option<i64>,
@@ -63,10 +63,10 @@ impl Lists {
         Ok(())
     }
 
-    /// Fails where a list revokes the certificate, of whose issuer this is the key.
+    /// Fails if a list revokes the certificate. `issuer` is the key of its issuer.
     ///
-    /// A CA that was renewed with another key has two keys under one name, and a list for each; and some CAs have
-    /// their name by chance. webpki asks the first list of the name, whoever signed it.
+    /// A CA that was renewed with another key has two keys with one name, and a list for each, and unrelated CAs may
+    /// have the same name. webpki uses the first list with the name, whichever key signed it.
     pub(super) fn check(
         &self,
         certificate: &Cert<'_>,
@@ -83,7 +83,7 @@ impl Lists {
             match list.signed.verdict(issuer, algorithms) {
                 Verdict::Good if list.names(certificate.serial()) => return Err(Reason::Revoked),
                 Verdict::Good => is_known = true,
-                // A key may bear one identifier here and another there: its signature alone says whose a list is.
+                // A key may have different identifiers in different places: only the signature shows whose list it is.
                 bad => match key_id.as_ref().zip(list.key_id.as_ref()) {
                     Some((id, other)) if id != other => {}
                     Some(_) => return Err(bad.reason()),
@@ -94,15 +94,15 @@ impl Lists {
         unknown.filter(|_| !is_known).map_or(Ok(()), |bad| Err(bad.reason()))
     }
 
-    /// Whether a list of this issuer names the serial number.
+    /// Whether a list of this issuer contains the serial number.
     pub(super) fn name(&self, issuer: &[u8], serial: &[u8]) -> bool {
         self.of(issuer).any(|list| list.names(serial))
     }
 
-    /// Whether a list revokes a certificate that is trusted by itself.
+    /// Whether a list revokes a certificate that is itself trusted.
     ///
-    /// One that is signed with its own key is revoked with that key. Of others the issuer's key is not known: the
-    /// lists are the operator's own files, so that a match of names is enough to refuse one.
+    /// For a self-signed certificate, lists that are signed with another key do not count. For others, the issuer's key
+    /// is not known. Since the operator configured the lists, equal issuer names are enough.
     pub(super) fn revoke(
         &self,
         (issuer, serial): (&[u8], &[u8]),
@@ -133,7 +133,7 @@ impl List {
         self.revoked.contains(serial)
     }
 
-    /// A list that should have been replaced still revokes what it revokes, but is silent on what came later.
+    /// A list that is out of date still revokes its entries, but lacks later ones.
     fn warn_if_due(&self, path: &Path) {
         let now = UnixTime::now().as_secs() as i64;
         if let Some(due) = self.next_update.filter(|next| *next < now) {
@@ -173,7 +173,7 @@ fn parse(path: &Path, content: Vec<u8>) -> Result<Vec<List>, TlsConfigError> {
     lists.into_iter().map(parse).collect()
 }
 
-/// What webpki does not tell of a list that it can read: when the next one is due, and the key it says to be signed with.
+/// The parts of a list that webpki does not provide: when the next one is due, and the id of the key that signed it.
 fn rest(list: &[u8]) -> Option<(Option<i64>, Option<Vec<u8>>)> {
     let (signed, _) = split(split(list)?.0.contents)?;
     let mut fields = signed.contents;
@@ -182,12 +182,12 @@ fn rest(list: &[u8]) -> Option<(Option<i64>, Option<Vec<u8>>)> {
         fields = rest;
         Some(field)
     };
-    // Version, algorithm, issuer, and when it was made.
+    // Version, algorithm, issuer, and the time of issue.
     for _ in 0..4 {
         next()?;
     }
     let (_, due) = ASN1Time::from_der(next()?.whole).ok()?;
-    // Certificates, if any, then extensions: webpki asks for these.
+    // Certificates, if any, then extensions, which webpki requires.
     let last = iter::from_fn(next).last()?;
     let mut extensions = split(last.contents)?.0.contents;
     let mut found = Vec::new();
@@ -199,7 +199,7 @@ fn rest(list: &[u8]) -> Option<(Option<i64>, Option<Vec<u8>>)> {
     Some((Some(due.timestamp()), key_id(&found)))
 }
 
-/// Which key of its issuer a certificate says to be signed with.
+/// The id of the key that signed a certificate, according to the certificate.
 fn issuer_key_id(certificate: &Cert<'_>) -> Option<Vec<u8>> {
     let der = certificate.der();
     let (_, read) = X509Certificate::from_der(&der).ok()?;

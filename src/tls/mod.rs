@@ -1,7 +1,7 @@
 //! Verified TLS to the true name.
 //!
 //! [`ClientTls`] is built once when a configuration is loaded; [`handshake`] uses it for every
-//! connection. What can go wrong is a [`TlsError`] whose text a person can act upon.
+//! connection. Failures are [`TlsError`]s, whose messages say how to fix them.
 
 mod anchor;
 pub mod authority;

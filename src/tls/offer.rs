@@ -5,17 +5,17 @@
 pub enum Alpn {
     /// `http/1.1` only.
     Http1,
-    /// `h2` only, and the server must agree to it.
+    /// `h2` only, and the server must accept it.
     Http2,
     /// `h2`, then `http/1.1`.
     Http2Or1,
-    /// What `tcp.alpn` lists, if anything.
+    /// The protocols of `tcp.alpn`, if any.
     Listed,
-    /// Nothing: databases.
+    /// None: for databases.
     None,
 }
 
-/// What a handshake offers to the server, as far as the server may refuse it.
+/// The parts of a handshake's offer that a server may refuse.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer {
     pub(super) alpn: Alpn,
@@ -27,7 +27,7 @@ pub struct Offer {
 }
 
 impl Alpn {
-    /// For people: what was offered.
+    /// What was offered, for messages.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Alpn::Http1 => "http/1.1",

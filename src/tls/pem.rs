@@ -1,4 +1,4 @@
-//! Files in PEM.
+//! PEM files.
 
 use std::path::Path;
 
@@ -11,16 +11,16 @@ use rustls::pki_types::{
 use super::{TlsConfigError, TlsFault};
 use crate::config::read_file;
 
-/// The largest file of certificates that is read: a hundred times the public roots.
+/// The largest file of certificates that is read: a hundred times the size of the public roots.
 pub(super) const MAX_CERTIFICATES: usize = 16 << 20;
 
-/// Of UTF-8.
+/// The one of UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What a block of PEM begins with, at the beginning of a line.
+/// The beginning of a PEM block, at the beginning of a line.
 const BEGIN: &[u8] = b"-----BEGIN ";
 
-/// The certificates of a PEM file, of which there must be one at least.
+/// The certificates of a PEM file; at least one.
 pub(super) fn certificates(
     path: &Path,
     key: &'static str,
@@ -36,11 +36,11 @@ pub(super) fn certificates(
     Ok(certificates)
 }
 
-/// Why a file is not PEM, for people.
+/// Why a file is not valid PEM, for messages.
 pub(super) fn pem_error(error: &pem::Error) -> String {
     match error {
         pem::Error::MissingSectionEnd { .. } => {
-            "its last block has no `-----END` line: the file is cut off".to_owned()
+            "its last block has no `-----END` line: the file is truncated".to_owned()
         }
         pem::Error::NoItemsFound => "it contains no such PEM block".to_owned(),
         error => error.to_string(),
@@ -61,8 +61,8 @@ pub(super) fn read_up_to(
     Ok(on_lines_of_their_own(contents))
 }
 
-/// Puts blocks of PEM on lines of their own: the reader sees none that begins within a line, as those of joined files do
-/// after an end without a newline, or after a byte order mark, which Windows' editors put first.
+/// Puts each PEM block on its own line. The parser ignores blocks that begin within a line: after a byte order mark,
+/// which Windows editors add, or where files were joined and the first had no newline at its end.
 pub(super) fn on_lines_of_their_own(contents: Vec<u8>) -> Vec<u8> {
     let is_hidden = |begin: &usize| {
         let before = &contents[..*begin];

@@ -6,12 +6,12 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::pki_types::CertificateDer;
 use webpki::{VerifiedPath, spki_for_anchor};
 
-/// SHA-256 over public keys (SubjectPublicKeyInfo); one of them must be in the verified chain.
+/// SHA-256 hashes of public keys (SubjectPublicKeyInfo); one of these keys must be in the verified chain.
 #[derive(Debug)]
 pub(super) struct Pins(Vec<Vec<u8>>);
 
 impl Pins {
-    /// Each is `sha256/BASE64`; curl's `sha256//BASE64` is taken too.
+    /// Parses pins of the form `sha256/BASE64`; curl's `sha256//BASE64` is accepted too.
     pub(super) fn parse(pins: &[String]) -> Result<Pins, TlsConfigError> {
         pins.iter().map(|pin| parse(pin)).collect::<Result<_, _>>().map(Pins)
     }
@@ -20,16 +20,16 @@ impl Pins {
         self.0.is_empty()
     }
 
-    /// Whether the certificate's own key is pinned, where any is.
+    /// Whether the certificate's own key is pinned; always true without pins.
     pub(super) fn admit_leaf(&self, leaf: &CertificateDer<'_>) -> Result<(), Reason> {
         let key = Leaf::parse(leaf);
         self.admit_any(key.iter().map(|leaf| leaf.public_key()))
     }
 
-    /// Whether a chain that was verified passes a pinned key, where any is.
+    /// Whether a verified chain contains a pinned key; always true without pins.
     ///
-    /// That a pinned key is among what the server *sent* proves nothing, since anyone can send
-    /// anyone's certificates along: only the path to the root counts.
+    /// A pinned key among the certificates that the server *sent* proves nothing, because a server can send any
+    /// certificates: only the verified path to the root counts.
     pub(super) fn admit(&self, path: &VerifiedPath<'_>) -> Result<(), Reason> {
         let own = path.end_entity().subject_public_key_info();
         let between = path.intermediate_certificates().map(|it| it.subject_public_key_info());
@@ -53,7 +53,7 @@ impl Pins {
 fn parse(pin: &str) -> Result<Vec<u8>, TlsConfigError> {
     let refuse = || TlsConfigError::new("tls.pins", TlsFault::Pin { pin: pin.to_owned() });
     let text = pin.strip_prefix("sha256/").ok_or_else(refuse)?;
-    // BASE64 may begin with a slash of its own: only a length past 44 betrays curl's form.
+    // BASE64 itself may begin with a slash: only a length above 44 means curl's form.
     let text = if text.len() > 44 { text.strip_prefix('/').unwrap_or(text) } else { text };
     STANDARD.decode(text).ok().filter(|hash| hash.len() == 32).ok_or_else(refuse)
 }

@@ -1,4 +1,4 @@
-//! The certificates that an alias trusts, parsed once however many aliases trust them.
+//! The certificates that an alias trusts. They are parsed once, however many aliases trust them.
 
 use super::{
     anchor::{Terms, Use, Useless},
@@ -25,47 +25,47 @@ use std::{
 };
 use webpki::anchor_from_trusted_cert;
 
-/// Seconds: a certificate is said to expire soon in the last third of its life, but no earlier than this.
+/// Seconds: a certificate expires soon in the last third of its lifetime, but no earlier than this.
 const SOON: i64 = 30 * 24 * 60 * 60;
 
-/// Root stores already read during one load, so that aliases with equal trust read them once.
+/// The root stores of one load, so that aliases with equal settings read them once.
 ///
-/// Keep it for the length of a load and drop it then: the next load reads the files anew. What comes
-/// of equal files is shared with all earlier loads that are in use.
+/// Keep it for the length of a load, and then drop it: the next load reads the files again. Roots from
+/// equal files are shared with all earlier loads that are in use.
 #[derive(Default)]
 pub struct RootStores {
     loaded: Vec<(config::Trust, Arc<Roots>)>,
     system: Option<Arc<System>>,
-    /// Whether those are taken that another load has in hands.
+    /// Whether to use those of another load in progress.
     borrows_system: bool,
 }
 
 /// The system's roots.
 type System = Vec<CertificateDer<'static>>;
 
-/// As they were read last, for as long as that load goes on.
+/// The result of the last read, for as long as that load is in progress.
 static SYSTEM: Mutex<Last> = Mutex::new(Last { system: Weak::new(), from_env: None });
 
 struct Last {
     system: Weak<System>,
-    /// What the files held that variables name.
+    /// The contents of the files that environment variables name.
     from_env: Option<Contents>,
 }
 
-/// What one [`config::Trust`] comes to.
+/// The roots of one [`config::Trust`].
 #[derive(Default)]
 pub(super) struct Roots {
-    /// Who may vouch for servers.
+    /// The trust anchors.
     pub(super) anchors: Vec<TrustAnchor<'static>>,
-    /// Of the first anchors, one each. The built-in ones, which come last, have none: whoever compiles
-    /// them leaves out what has expired.
+    /// One for each of the first anchors. The built-in ones come last and have none: expired ones are
+    /// removed when they are compiled.
     terms: Vec<Terms>,
-    /// Certificates that a server may show as its own.
+    /// Certificates that are trusted as the certificate of a server.
     servers: HashSet<CertificateDer<'static>>,
 }
 
 impl RootStores {
-    /// For one alias of many whose files have changed at once: the system's roots are read by the first of them.
+    /// For one of many aliases whose files have changed at the same time: the first reads the system's roots for all.
     pub fn of_changed_files() -> Self {
         Self { borrows_system: true, ..Self::default() }
     }
@@ -94,7 +94,7 @@ impl RootStores {
         let system = if trust.system { self.system() } else { Arc::default() };
         IN_USE.find_or_make(roots.digest(&system, trust.webpki), || {
             for certificate in system.iter() {
-                // Distributions carry certificates that do not parse; the others serve all the same.
+                // Some distributions have certificates that cannot be parsed; the others are used.
                 if let Err(error) = roots.add(certificate) {
                     tracing::debug!(%error, "one of the system's root certificates cannot be used");
                 }
@@ -109,16 +109,16 @@ impl RootStores {
         })
     }
 
-    /// Where `SSL_CERT_FILE` or `SSL_CERT_DIR` is set, it stands for the system's roots. It replaces
-    /// neither the built-in ones nor those of `tls.ca.files`.
+    /// If `SSL_CERT_FILE` or `SSL_CERT_DIR` is set, it replaces the system's roots, but neither the built-in
+    /// ones nor those of `tls.ca.files`.
     fn system(&mut self) -> Arc<System> {
         if let Some(system) = &self.system {
             return system.clone();
         }
-        // Whoever waits for the one that reads them waits for the same files.
+        // Waiting for the lock means waiting for the same files.
         let _reading = reading(&system::place());
         let mut last = SYSTEM.lock();
-        // Before they are read: a change in between has to show.
+        // Before they are read, so that a change in between is noticed.
         let from_env = system::FromEnv::read().map(|from_env| from_env.followed().look());
         let may_borrow = self.borrows_system && last.from_env == from_env;
         let borrowed = last.system.upgrade().filter(|_| may_borrow);
@@ -127,8 +127,8 @@ impl RootStores {
             for error in &errors {
                 tracing::debug!(%error, "some of the system's root certificates cannot be read");
             }
-            // A machine may well have none, and some of a distribution's be damaged; but not where somebody said
-            // which they are.
+            // A machine may have no roots, and some roots of a distribution may be damaged. But if variables name
+            // them, that is a mistake.
             let is_from_env = from_env.is_some();
             let is_lacking = is_from_env || !errors.is_empty();
             if certificates.is_empty() && is_lacking || is_from_env && !errors.is_empty() {
@@ -137,7 +137,7 @@ impl RootStores {
                     error = errors.first(),
                     trusted = certificates.len(),
                     "CA certificates of the system cannot be read and are not trusted: fix the file or folder, \
-                     point `SSL_CERT_FILE` or `SSL_CERT_DIR` to another, or set `tls.ca.system: false`",
+                    point `SSL_CERT_FILE` or `SSL_CERT_DIR` to another one, or set `tls.ca.system: false`",
                 );
             }
             Arc::new(certificates)
@@ -149,8 +149,8 @@ impl RootStores {
 }
 
 impl Roots {
-    /// A file in which nothing can ever verify a server is an error. A bundle may well have such
-    /// certificates among others.
+    /// A file without any certificate that could verify a server is an error. A bundle may contain other
+    /// certificates too.
     fn add_file(&mut self, path: &Path) -> Result<(), TlsConfigError> {
         const KEY: &str = "tls.ca.files";
 
@@ -165,7 +165,7 @@ impl Roots {
                         terms.own_key = own_key(&certificate, &algorithms);
                     }
                     warn_of_dates(KEY, path, &certificate);
-                    // A CA's certificate too: `openssl req -x509` makes servers' certificates so.
+                    // A CA certificate too: `openssl req -x509` makes such certificates for servers.
                     self.servers.insert(certificate);
                     useful = true;
                 }
@@ -186,8 +186,8 @@ impl Roots {
         }
     }
 
-    /// Adds the built-in ones that are not there: mostly the system's own over again, which would only
-    /// cost memory. One that was renewed with its key may be there as it was before, and have expired.
+    /// Adds the built-in roots that are missing. Most are in the system's roots already and would only cost
+    /// memory. A root that was renewed with its old key may be there in its old, expired version.
     fn add_built_in(&mut self) {
         let key = |root: &TrustAnchor<'static>| {
             (root.subject.clone(), root.subject_public_key_info.clone())
@@ -200,7 +200,7 @@ impl Roots {
         self.anchors.extend(built_in.filter(|root| !known.contains(&key(root))).cloned());
     }
 
-    /// Of what comes of the files so far, with what is yet to be added.
+    /// The digest of the roots so far, with those that will be added.
     fn digest(&self, system: &[CertificateDer<'_>], built_in: bool) -> Digest {
         let mut files: Vec<_> = self.servers.iter().map(|it| Digest::of(it)).collect();
         files.sort_unstable();
@@ -210,7 +210,7 @@ impl Roots {
         Digest::of_all(&parts)
     }
 
-    /// Trusts a certificate for what it says that it is for.
+    /// Trusts a certificate for its intended use.
     fn add(&mut self, certificate: &CertificateDer<'static>) -> Result<(), Useless> {
         let (usage, terms) = Terms::read(certificate)?;
         match usage {
@@ -227,7 +227,7 @@ impl Roots {
         Ok(())
     }
 
-    /// Why a trust anchor, one of `anchors`, vouches for nothing at `now`.
+    /// Why a trust anchor, one of `anchors`, cannot be used at `now`.
     pub(super) fn fault(
         &self,
         anchor: &TrustAnchor<'_>,
@@ -238,25 +238,25 @@ impl Roots {
         self.terms(anchor)?.fault(now, lists, algorithms)
     }
 
-    /// Whether a chain with so many CAs between is longer than the anchor allows.
+    /// Whether a chain with this many intermediates is longer than the anchor allows.
     pub(super) fn is_too_long(&self, anchor: &TrustAnchor<'_>, intermediates: usize) -> bool {
         self.terms(anchor).is_some_and(|terms| terms.is_too_long(intermediates))
     }
 
     fn terms(&self, anchor: &TrustAnchor<'_>) -> Option<&Terms> {
-        // By identity: a root that was renewed with its old key is equal to its predecessor. webpki gives back
-        // the very anchor that it was given.
+        // By identity: a root that was renewed with its old key is equal to its predecessor. webpki returns a
+        // reference to the anchor that it was given.
         let index = self.anchors.iter().position(|known| std::ptr::eq(known, anchor))?;
         self.terms.get(index)
     }
 
-    /// Whether it is trusted by itself, as the certificate of one server.
+    /// Whether the certificate is itself trusted, as the certificate of a server.
     pub(super) fn has_server(&self, certificate: &CertificateDer<'_>) -> bool {
         self.servers.contains(certificate)
     }
 }
 
-/// Says in the log what has expired, or is about to.
+/// Logs a certificate that has expired or expires soon.
 pub(super) fn warn_of_dates(key: &'static str, path: &Path, certificate: &CertificateDer<'_>) {
     let Some(certificate) = Leaf::parse(certificate) else { return };
     let (subject, file) = (certificate.subject(), path.display());

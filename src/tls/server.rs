@@ -1,4 +1,4 @@
-//! TLS from applications: which certificate a name gets, and the handshake.
+//! TLS from applications: the choice of the certificate, and the handshake.
 
 use std::{collections::HashMap, io, net::IpAddr, sync::Arc};
 
@@ -20,33 +20,33 @@ use super::{
 };
 use crate::stream::{ByteStream, Socket};
 
-/// RFC 6066 §3: the server knows no such name.
+/// RFC 6066 §3: the server does not recognise the name.
 const UNRECOGNIZED_NAME: u8 = 112;
 
-/// What is served to applications that speak TLS. Shared by all listeners and workers.
+/// The TLS server side. Shared by all listeners and workers.
 pub struct ServerTls {
-    /// Without a certificate: each connection gets a copy with its own.
+    /// It has no certificate: each connection gets a copy with its own.
     config: Arc<ServerConfig>,
 }
 
-/// What is shown to whom.
+/// The certificates of all aliases.
 #[derive(Clone, Debug, Default)]
 pub struct ServerCertificates {
     aliases: HashMap<String, Arc<AliasCertificates>>,
-    /// For all aliases, from files.
+    /// The one for all aliases, from files.
     configured: Option<Arc<CertifiedKey>>,
 }
 
-/// What a client asks for, and whom it reached.
+/// What a client asks for, and where it connected.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
-    /// The alias that serves it, where there is one.
+    /// The alias that serves it, if there is one.
     pub alias: Option<&'a str>,
-    /// Whether its listener answers to any name.
+    /// Whether its listener accepts any name.
     pub any: bool,
-    /// The name that the client gave by SNI.
+    /// The name that the client sent by SNI.
     pub name: Option<&'a str>,
-    /// The address that it reached.
+    /// The address that it connected to.
     pub address: IpAddr,
 }
 
@@ -55,7 +55,7 @@ pub struct Asked<'a> {
 pub struct AliasCertificates {
     /// Its shortest name.
     main: Option<String>,
-    /// The preferred first.
+    /// The preferred one first.
     served: Vec<Served>,
 }
 
@@ -72,12 +72,12 @@ impl ServerCertificates {
         Self { aliases, configured: None }
     }
 
-    /// The one certificate for all aliases, where there is one.
+    /// The one certificate for all aliases, if there is one.
     pub fn configured_key(&self) -> Option<&CertifiedKey> {
         self.configured.as_deref()
     }
 
-    /// The certificate to show.
+    /// The certificate to use.
     pub fn find(&self, asked: Asked<'_>) -> Option<&Arc<CertifiedKey>> {
         if let Some(configured) = &self.configured {
             let is_valid = || asked.name.is_some_and(|name| is_valid_for(configured, name));
@@ -92,7 +92,7 @@ impl ServerCertificates {
 }
 
 impl AliasCertificates {
-    /// `served` begins with the preferred.
+    /// The preferred one is the first of `served`.
     pub fn new(main: Option<String>, served: Vec<Served>) -> Self {
         Self { main, served }
     }
@@ -104,7 +104,7 @@ impl AliasCertificates {
         Some(&certified.named)
     }
 
-    /// For a client that may have asked for the address, or for the shortest name, as Java does.
+    /// For a client without SNI, which may verify the address, or the shortest name (as Java does).
     fn unnamed(&self, address: IpAddr) -> Option<&Arc<CertifiedKey>> {
         let has_main = |authority: &Authority| {
             self.main.as_ref().is_none_or(|main| authority.root().names().contains(main))
@@ -147,14 +147,14 @@ pub fn is_valid_for(key: &CertifiedKey, name: &str) -> bool {
     ServerName::try_from(name).is_ok_and(|name| verify_server_name(&leaf, &name).is_ok())
 }
 
-/// An application's connection under TLS.
+/// An application's TLS connection.
 #[derive(Debug)]
 pub struct Accepted<S> {
-    /// The plaintext side of it.
+    /// Its plaintext side.
     pub stream: Box<TlsStream<S>>,
-    /// The name that the application asked for, if it did.
+    /// The name that the application sent by SNI, if it did.
     pub server_name: Option<String>,
-    /// What it will speak.
+    /// The negotiated application protocol.
     pub alpn: Negotiated,
 }
 
@@ -164,10 +164,10 @@ impl<S: ByteStream> ByteStream for TlsStream<S> {
     }
 }
 
-/// A handshake that an application could not complete.
+/// Why a handshake with an application failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// A name without a certificate, or none on a listener without an alias.
+    /// There is no certificate for the name, or no name was sent and the listener has no alias.
     #[error(
         "the client asked for {}; this listener serves {}; another name has to be among the alias' \
          `hosts`, or a certificate of `listener.tls` has to be valid for it",
@@ -175,18 +175,18 @@ pub enum AcceptError {
         .served
     )]
     UnknownName {
-        /// What it asked for.
+        /// The name that the client sent.
         name: Option<String>,
-        /// The names it could have asked for, or the first of many.
+        /// The names that the listener serves, or the first of many.
         served: String,
     },
-    /// The handshake failed: most often, the client does not trust the certificate.
+    /// The handshake failed, usually because the client does not trust the certificate.
     #[error("the client's TLS handshake failed: {0}")]
     Handshake(#[from] io::Error),
 }
 
 impl ServerTls {
-    /// No certificates yet.
+    /// Without certificates.
     pub fn new() -> Result<Self, TlsConfigError> {
         let library = |error: rustls::Error| TlsConfigError::library(&error);
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -195,24 +195,24 @@ impl ServerTls {
             .map_err(library)?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
-        // `curl --http1.0` offers the last alone.
+        // `curl --http1.0` offers only the last.
         config.alpn_protocols = [&b"h2"[..], b"http/1.1", b"http/1.0"].map(<[u8]>::to_vec).to_vec();
         // Stateless tickets under keys that rotate every six hours.
         config.ticketer = Ticketer::new().map_err(library)?;
         Ok(Self { config: Arc::new(config) })
     }
 
-    /// How long a ticket is good for: two terms of the key that it is under.
+    /// How long a ticket is valid: two periods of its key.
     #[cfg(test)]
     pub(super) fn ticket_lifetime(&self) -> Option<u32> {
         self.config.ticketer.enabled().then(|| self.config.ticketer.lifetime())
     }
 
-    /// Shakes hands. `choose` finds the certificate for the name that the client gives; `names` are those
-    /// that it could have given. Of the protocols that it offers by ALPN, the first that is `spoken` is
-    /// chosen, if any; without `spoken`, one of HTTP's, and one of them must be offered.
+    /// Performs the handshake. `choose` finds the certificate for the client's name; `names` returns the names
+    /// that are served. If `spoken` is given, the first of the client's ALPN protocols that is in it is chosen, if
+    /// there is one. Otherwise the protocols are those of HTTP, and a client that uses ALPN must offer one of them.
     ///
-    /// The deadline is the caller's.
+    /// The caller is responsible for a deadline.
     pub async fn accept<S>(
         &self,
         stream: S,
@@ -224,7 +224,7 @@ impl ServerTls {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        // rustls answers a ClientHello that is none with an alert; the acceptor sends it.
+        // rustls responds to an invalid ClientHello with an alert; the acceptor sends it.
         let start = (&mut acceptor).await?;
         let hello = start.client_hello();
         let name = hello.server_name().map(str::to_owned);
@@ -234,7 +234,7 @@ impl ServerTls {
         });
         let Some(key) = choose(name.as_deref()) else {
             let mut stream = start.io;
-            // A fatal alert in a record of TLS 1.2's version, as a ServerHello's would be.
+            // A fatal alert in a record with the version of TLS 1.2, like a ServerHello's.
             let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, UNRECOGNIZED_NAME]).await;
             let _ = stream.shutdown().await;
             return Err(AcceptError::UnknownName { name, served: names() });

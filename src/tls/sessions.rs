@@ -1,7 +1,7 @@
 //! Sessions of one load of TLS settings, resumed only while their certificates would be accepted.
 //!
-//! A resumed handshake shows no certificate, and rustls verifies none. So the chain that a session
-//! was verified with is kept beside it, and verified again before the session is offered.
+//! A resumed handshake has no certificate, so rustls verifies none. Therefore the chain that a session
+//! was verified with is stored with it, and verified again before the session is offered.
 
 use super::verify::Verifier;
 use parking_lot::Mutex;
@@ -19,33 +19,33 @@ use std::{
     },
 };
 
-/// True names whose sessions are kept: an alias has one at a time, and its failover targets.
+/// The most true names whose sessions are kept: an alias has one at a time, and one for each failover target.
 const SERVERS: usize = 16;
 
 /// TLS 1.3 tickets kept for each of them.
 const TICKETS: usize = 8;
 
-/// The sessions of all connections that one load of TLS settings has made.
+/// The sessions of all connections that were made with one load of TLS settings.
 pub(super) struct Sessions {
     verifier: Arc<Verifier>,
-    /// The one that was added first comes first.
+    /// The oldest is first.
     servers: Mutex<VecDeque<Server>>,
 }
 
-/// What is remembered of one true name.
+/// What is remembered about one true name.
 struct Server {
     name: ServerName<'static>,
     group: Option<NamedGroup>,
     tls12: Option<(Tls12ClientSessionValue, Arc<Chain>)>,
     tls13: VecDeque<(Tls13ClientSessionValue, Arc<Chain>)>,
-    /// That of the latest connection.
+    /// The one of the latest connection.
     chain: Option<Arc<Chain>>,
 }
 
-/// The certificates that a server proved its name with.
+/// The verified certificates of a server.
 struct Chain {
     certificates: Vec<CertificateDer<'static>>,
-    /// The last second in which they were accepted: a verdict does not change within one.
+    /// The last second in which they were accepted: within a second, the result does not change.
     accepted: AtomicU64,
 }
 
@@ -54,10 +54,10 @@ impl Sessions {
         Self { verifier, servers: Mutex::default() }
     }
 
-    /// A configuration for one connection, with the store that learns what the connection proves.
+    /// A configuration for one connection, with a store that gets the verified certificates.
     ///
-    /// A store of its own: rustls says a session's name, but not its connection, and two addresses of one name may
-    /// show different certificates.
+    /// Each connection has its own store: rustls passes the server name of a session to it, but not the connection,
+    /// and two addresses of one name may have different certificates.
     pub(super) fn attend(self: &Arc<Self>, config: &ClientConfig) -> (ClientConfig, Arc<Visit>) {
         let visit = Arc::new(Visit { sessions: self.clone(), state: Mutex::default() });
         let mut config = config.clone();
@@ -84,7 +84,7 @@ impl Sessions {
         edited
     }
 
-    /// The chain of these certificates, which all sessions that were verified with them share.
+    /// The chain of these certificates. All sessions that were verified with them share it.
     fn chain(&self, name: &ServerName<'static>, certificates: &[CertificateDer<'_>]) -> Arc<Chain> {
         self.edit(name.clone(), |server| {
             let chains = server.tls13.iter().map(|(_, chain)| chain);
@@ -132,14 +132,14 @@ impl Sessions {
     }
 }
 
-/// The sessions would fill pages, and are secret.
+/// Without the sessions, which are long and secret.
 impl Debug for Sessions {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sessions").finish_non_exhaustive()
     }
 }
 
-/// One connection's way to the sessions.
+/// The session store of one connection.
 #[derive(Debug)]
 pub(super) struct Visit {
     sessions: Arc<Sessions>,
@@ -147,9 +147,9 @@ pub(super) struct Visit {
 }
 
 enum Verification {
-    /// The handshake is not over. What the server has issued already waits for its end.
+    /// The handshake has not finished. Sessions that the server has issued already wait for it.
     Pending(Vec<Session>),
-    /// The certificates are verified, in this handshake or in the one that is resumed.
+    /// The certificates are verified, in this handshake or in the resumed one.
     Done(Arc<Chain>),
 }
 
@@ -159,7 +159,7 @@ enum Session {
 }
 
 impl Visit {
-    /// The handshake is over, and these are the certificates that prove the server's name.
+    /// The handshake has finished; these are the server's verified certificates.
     pub(super) fn verified(&self, name: &ServerName<'static>, certificates: &[CertificateDer<'_>]) {
         let chain = self.sessions.chain(name, certificates);
         let before = std::mem::replace(&mut *self.state.lock(), Verification::Done(chain.clone()));
@@ -170,7 +170,7 @@ impl Visit {
 
     fn issued(&self, session: Session) {
         let chain = match &mut *self.state.lock() {
-            // rustls issues no more than a server may send before it is verified: a few.
+            // A server can send only a few sessions before it is verified.
             Verification::Pending(sessions) if sessions.len() < TICKETS => {
                 return sessions.push(session);
             }
@@ -196,7 +196,7 @@ impl ClientSessionStore for Visit {
 
     fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
         let (value, chain) = self.sessions.with(name, |server| server.tls12.clone()).flatten()?;
-        // Without the lock: verifying takes a while.
+        // Without the lock, because verifying takes a while.
         self.sessions.accepts(&chain, name).then_some(value)
     }
 

@@ -1,17 +1,17 @@
-//! What is made of the same bytes, kept once for as long as anybody uses it.
+//! Shares values that were built from the same bytes, for as long as they are used.
 //!
-//! Each alias follows its own files, and many aliases name the same ones: the roots of a machine take
-//! hundreds of kilobytes, a revocation list several times its file.
+//! Each alias follows its own files, but many aliases use the same ones. The roots of a machine take hundreds
+//! of kilobytes, and a revocation list several times the size of its file.
 
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use rustls::{SupportedCipherSuite, crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256};
 
-/// What is in use, by the SHA-256 of what it was made of.
+/// The values in use, by the SHA-256 of their source.
 pub(super) struct Shared<T>(Mutex<Vec<(Digest, Weak<T>)>>);
 
-/// A SHA-256.
+/// A SHA-256 hash.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Digest(Vec<u8>);
 
@@ -20,7 +20,7 @@ impl<T> Shared<T> {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// What `digest` stands for, made where nobody has it. What many ask for at once is made once.
+    /// The value for `digest`. It is built if it is not in use, and only once if it is requested several times at once.
     pub(super) fn find_or_make<E>(
         &self,
         digest: Digest,
@@ -43,14 +43,14 @@ impl Digest {
         Self(sha256(bytes))
     }
 
-    /// Of parts, in their order.
+    /// The digest of several digests in this order.
     pub(super) fn of_all<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
         let bytes: Vec<u8> = parts.into_iter().flat_map(|part| part.0.iter().copied()).collect();
         Self::of(&bytes)
     }
 }
 
-/// From the TLS provider, so that no second implementation comes in.
+/// From the TLS provider, to avoid a second implementation.
 pub(super) fn sha256(data: &[u8]) -> Vec<u8> {
     let hash = match TLS13_AES_128_GCM_SHA256 {
         SupportedCipherSuite::Tls13(suite) => suite.common.hash_provider,

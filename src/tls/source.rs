@@ -24,25 +24,25 @@ use crate::{
     files::Settling,
 };
 
-/// Where the certificates for aliases come from. Everything it does may block.
+/// Where the certificates for aliases come from. All its methods may block.
 #[derive(Clone)]
 pub enum Source {
     /// `listener.tls`: one certificate, with its key, for all names.
     Files {
-        /// A chain as PEM.
+        /// The file of the chain (PEM).
         certificate: PathBuf,
-        /// Its key as PEM.
+        /// The file of its key (PEM).
         key: PathBuf,
         /// Both.
         files: Followed,
-        /// Of the files' contents, usable or not.
+        /// The files' contents, usable or not.
         looks: Settling<Contents>,
     },
     /// Local authorities.
     Local {
-        /// Where they are kept; `None` where nothing can be written at all.
+        /// Where they are stored; `None` if nothing can be written.
         store: Option<Store>,
-        /// What is served.
+        /// The certificates in use.
         serving: Serving,
     },
 }
@@ -50,12 +50,12 @@ pub enum Source {
 /// Why there is no certificate for an alias.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// A file of `listener.tls` cannot be read, or is not what it should be.
+    /// A file of `listener.tls` cannot be read or used.
     #[error("{0}")]
     Files(#[from] TlsConfigError),
-    /// The two files of `listener.tls` do not go together.
+    /// The two files of `listener.tls` do not match.
     #[error(
-        "`listener.tls`: {} and {} do not belong together: {detail}",
+        "`listener.tls`: {} and {} do not match: {detail}",
         .certificate.display(), .key.display()
     )]
     Pair {
@@ -66,10 +66,10 @@ pub enum SourceError {
         /// What is wrong.
         detail: String,
     },
-    /// A local authority.
+    /// A local authority cannot be used.
     #[error("{0}")]
     Authority(#[from] AuthorityError),
-    /// The folder that was configured for them.
+    /// The configured folder of the authorities cannot be used.
     #[error("{0}")]
     Store(#[from] StoreError),
 }
@@ -77,14 +77,14 @@ pub enum SourceError {
 impl Source {
     /// One certificate for all names.
     pub fn files(certificate: &Path, key: &Path) -> Self {
-        // Of before they are read: a change in between has to show.
+        // Looked at before they are read, so that a change in between is noticed.
         let mut files = Followed::new([certificate.into(), key.into()], MAX_CERTIFICATES);
         let looks = Settling::new(files.look());
         Self::Files { certificate: certificate.into(), key: key.into(), files, looks }
     }
 
-    /// Local authorities in `directory`; where none is configured, those of a temporary folder or of this
-    /// process' memory will do: TLS that nobody trusts yet is no reason not to start.
+    /// Local authorities in `directory`. If none is configured, a temporary folder or this process' memory is used
+    /// if necessary: a certificate that no application trusts yet should not prevent the start.
     pub fn local(directory: Option<&Path>, subjects: &[Subject]) -> Result<Self, SourceError> {
         let open = |store: Store| -> Result<Self, StoreError> {
             let serving = store.serve(subjects, &Serving::default())?;
@@ -102,13 +102,13 @@ impl Source {
             None => temporary(),
         };
         first.or_else(|error| {
-            tracing::warn!(%error, "the local certificate authorities are in memory only: applications cannot be made to trust them");
+            tracing::warn!(%error, "the local certificate authorities are in memory only: applications cannot trust them");
             let serving = Serving::in_memory(subjects, &Serving::default())?;
             Ok(Self::Local { store: None, serving })
         })
     }
 
-    /// Whether both are the same files.
+    /// Whether both use the same files.
     pub fn has_files_of(&self, other: &Self) -> bool {
         match (self, other) {
             (
@@ -119,7 +119,7 @@ impl Source {
         }
     }
 
-    /// What is to be shown to whom.
+    /// The certificates to serve.
     pub fn certificates(&self) -> Result<ServerCertificates, SourceError> {
         match self {
             Self::Files { certificate, key, .. } => {
@@ -140,8 +140,8 @@ impl Source {
         names.filter(|name| !is_valid_for(key, name)).map(String::as_str).collect()
     }
 
-    /// Looks at the files and the clock. Whether there is something else to be shown, until that is
-    /// [taken](Self::take). `subjects` may be others than before where that is said to be `new`.
+    /// Looks at the files and the clock. Returns whether other certificates are to be served, until they are
+    /// [taken](Self::take). `subjects` may differ from the previous ones only if `new` is set.
     pub fn look(&mut self, subjects: &[Subject], new: bool) -> Result<bool, SourceError> {
         match self {
             Self::Files { files, looks, .. } => Ok(looks.has_changed(files.look())),
@@ -161,8 +161,9 @@ impl Source {
         }
     }
 
-    /// Says what came of loading the certificates; `false` where that is to be tried again: the files have changed
-    /// meanwhile, or only the process had no descriptor left to read them.
+    /// Takes note of the result of loading the certificates. Returns `false` if they must be loaded again: because the
+    /// files have changed in the meantime, or because they could not be read although they exist (for example, because
+    /// the process has no descriptors left).
     pub fn take<T>(&mut self, loaded: &Result<T, SourceError>) -> bool {
         let Self::Files { files, looks, .. } = self else { return true };
         let now = files.look();

@@ -1,4 +1,4 @@
-//! The CA certificates of this machine, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name in their place.
+//! The CA certificates of this machine, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR` instead.
 
 use std::{
     collections::HashSet,
@@ -15,29 +15,29 @@ use crate::{
     files::reading,
 };
 
-/// What is read where no variable says otherwise, for people.
+/// What is read if no variable is set, for messages.
 const PLACE: &str = "/etc/ssl/certs";
 
-/// Where variables say that they are.
+/// The file and folders that the environment variables name.
 pub(super) struct FromEnv {
     file: Option<PathBuf>,
     folders: Vec<PathBuf>,
 }
 
-/// What was found.
+/// The certificates that were found.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) certificates: Vec<CertificateDer<'static>>,
-    /// Of files and blocks that were left out.
+    /// The errors of files and blocks that were ignored.
     pub(super) errors: Vec<String>,
 }
 
-/// The files and folders that variables name: changes of them are to be followed.
+/// The files and folders that the environment variables name, for following changes.
 pub fn files_from_env() -> Vec<PathBuf> {
     FromEnv::read().map(|from_env| from_env.paths().cloned().collect()).unwrap_or_default()
 }
 
-/// Reads them. Blocking.
+/// Reads the certificates. Blocking.
 pub(super) fn load() -> Found {
     let mut found = Found::default();
     let Some(from_env) = FromEnv::read() else {
@@ -61,14 +61,14 @@ pub(super) fn load() -> Found {
     found
 }
 
-/// Where they are, for people.
+/// Where the certificates are, for messages.
 pub(super) fn place() -> PathBuf {
     let from_env = FromEnv::read().and_then(|from_env| from_env.paths().next().cloned());
     from_env.unwrap_or_else(|| PLACE.into())
 }
 
 impl FromEnv {
-    /// `None` where no variable says anything.
+    /// `None` if no variable is set.
     pub(super) fn read() -> Option<Self> {
         let file = env::var_os("SSL_CERT_FILE").map(PathBuf::from);
         let folders = env::var_os("SSL_CERT_DIR").unwrap_or_default();
@@ -77,7 +77,7 @@ impl FromEnv {
         (from_env.file.is_some() || !from_env.folders.is_empty()).then_some(from_env)
     }
 
-    /// To be looked at for changes.
+    /// These files and folders, for detecting changes.
     pub(super) fn followed(&self) -> Followed {
         Followed::new(self.paths().cloned(), MAX_CERTIFICATES)
     }
@@ -104,7 +104,7 @@ impl Found {
         }
     }
 
-    /// Adds those of the files in a folder. `openssl rehash` puts links to each there.
+    /// Adds those of the files in a folder. `openssl rehash` adds a link to each file.
     fn add_folder(
         &mut self,
         folder: &Path,
@@ -116,7 +116,7 @@ impl Found {
             match fs::metadata(&path) {
                 Ok(it) if it.is_file() && seen.insert((it.dev(), it.ino())) => self.add_file(&path),
                 Ok(_) => {}
-                // A link to nowhere.
+                // A broken link.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => self.errors.push(format!("{}: {error}", path.display())),
             }

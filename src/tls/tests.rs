@@ -1,4 +1,4 @@
-//! Real handshakes against rustls servers with certificates made for the purpose.
+//! Real handshakes against rustls servers, with certificates made for each test.
 
 mod acceptance;
 mod certificates;
@@ -32,7 +32,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 const NAME: &str = "api.example.com";
 
-/// Nothing here takes a second; a test that hangs shall fail all the same.
+/// Nothing here takes a second, but a test that hangs must fail.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A certificate authority.
@@ -88,7 +88,7 @@ fn leaf_params(names: &[&str]) -> CertificateParams {
     params
 }
 
-/// What a server shows and holds.
+/// A server's certificate chain and key.
 struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -165,10 +165,10 @@ impl Settings {
         ClientTls::load(&self.tls, &mut RootStores::default()).unwrap().unwrap()
     }
 
-    /// The error's text, which must name the key and, where there is one, the file.
+    /// The error's text, which must contain the key and, if there is one, the file.
     fn error(&self) -> String {
         match ClientTls::load(&self.tls, &mut RootStores::default()) {
-            Ok(_) => panic!("these settings ought to be refused"),
+            Ok(_) => panic!("these settings should be refused"),
             Err(error) => error.to_string(),
         }
     }
@@ -199,7 +199,7 @@ async fn meet(
     .unwrap()
 }
 
-/// The certificate's refusal; panics if it is accepted or anything else goes wrong.
+/// Why the certificate was refused. Panics if it was accepted, or if anything else failed.
 async fn refusal(server: ServerConfig, tls: &ClientTls, as_name: &str) -> VerifyFailure {
     match meet(server, tls, Alpn::None, as_name).await.0 {
         Err(TlsError::Certificate(failure)) => *failure,

@@ -1,4 +1,4 @@
-//! Whom a program shall trust besides the public: the files that programs take their roots from.
+//! Trust stores for programs: files with local roots and public ones.
 
 use std::{collections::HashSet, path::PathBuf};
 
@@ -6,10 +6,10 @@ use rustls::pki_types::CertificateDer;
 
 use super::{authority::pem, system};
 
-/// What Java's own store has always been locked with. Ours guards nothing and takes any.
+/// The traditional password of Java's own store. Ours is not protected and accepts any password.
 pub const JAVA_PASSWORD: &str = "changeit";
 
-/// Object identifiers, as DER has them.
+/// Object identifiers in DER.
 mod oid {
     /// PKCS #7: data.
     pub const DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x01];
@@ -17,12 +17,12 @@ mod oid {
     pub const CERT_BAG: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01, 0x03];
     /// PKCS #9: an X.509 certificate.
     pub const X509: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x16, 0x01];
-    /// PKCS #9: a name for people.
+    /// PKCS #9: a friendly name.
     pub const FRIENDLY_NAME: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x14];
-    /// Java's own: what the certificate is trusted for. Without it, Java sees none.
+    /// Oracle: what the certificate is trusted for. Without it, Java ignores the certificate.
     pub const TRUSTED_KEY_USAGE: &[u8] =
         &[0x60, 0x86, 0x48, 0x01, 0x86, 0xf9, 0x66, 0xad, 0xca, 0x7b, 0x01, 0x01];
-    /// RFC 5280: for everything.
+    /// RFC 5280: any usage.
     pub const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 }
 
@@ -35,16 +35,16 @@ const SET: u8 = 0x31;
 /// `[0] EXPLICIT`
 const EXPLICIT: u8 = 0xa0;
 
-/// Roots, each once.
+/// Roots without duplicates.
 #[derive(Debug)]
 pub struct TrustStore {
     roots: Vec<CertificateDer<'static>>,
 }
 
 impl TrustStore {
-    /// `roots` first; then what this machine trusts (as `SSL_CERT_FILE` has it, where that is set;
-    /// the public roots where there is nothing), and what is in `files` as far as they can be
-    /// read: a program that is given one file loses all others.
+    /// `roots` first; then the roots of this machine (or of `SSL_CERT_FILE`, if it is set; the public
+    /// roots, if there are none), and those in `files`, as far as these can be read. A program that gets one
+    /// file of roots does not use any others.
     pub fn with(
         mut roots: Vec<CertificateDer<'static>>,
         files: impl IntoIterator<Item = PathBuf>,
@@ -60,7 +60,7 @@ impl TrustStore {
         Self { roots }
     }
 
-    /// For OpenSSL and most others.
+    /// For OpenSSL and most other libraries.
     pub fn to_pem(&self) -> String {
         self.roots.iter().map(pem).collect()
     }
@@ -72,7 +72,7 @@ impl TrustStore {
 }
 
 /// A trust store for Java 8 and later (PKCS #12, RFC 7292), neither encrypted nor authenticated: the
-/// certificates are public, and a password that everybody knows would guard nothing.
+/// certificates are public, and a well-known password would protect nothing.
 pub(super) fn to_pkcs12(roots: &[&CertificateDer<'_>]) -> Vec<u8> {
     let bags: Vec<u8> = roots
         .iter()
@@ -84,7 +84,7 @@ pub(super) fn to_pkcs12(roots: &[&CertificateDer<'_>]) -> Vec<u8> {
     tlv(SEQUENCE, &[&tlv(INTEGER, &[&[3]]), &authenticated])
 }
 
-/// A certificate that is trusted for everything.
+/// A certificate that is trusted for any usage.
 fn bag(name: &str, root: &CertificateDer<'_>) -> Vec<u8> {
     let certificate = tlv(EXPLICIT, &[&tlv(OCTET_STRING, &[root])]);
     let certificate = tlv(SEQUENCE, &[&identifier(oid::X509), &certificate]);
@@ -116,7 +116,7 @@ fn identifier(oid: &[u8]) -> Vec<u8> {
     tlv(OBJECT_IDENTIFIER, &[oid])
 }
 
-/// A value of DER, given its parts.
+/// A DER value with these parts as its contents.
 fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let mut value = Vec::with_capacity(length + 6);

@@ -1,4 +1,4 @@
-//! Whether a server's certificate proves the true name.
+//! Verifies a server's certificate for the true name.
 
 use super::{
     failure::{Reason, VerifyFailure, reason},
@@ -20,35 +20,35 @@ use std::{
 };
 use webpki::{Cert, EndEntityCert, KeyUsage, VerifiedPath, spki_for_anchor};
 
-/// webpki's verdict as far as somebody is trusted, then the pins; refusals are [`VerifyFailure`]s.
+/// Verifies with webpki, if there are roots, and then checks the pins. Refusals are [`VerifyFailure`]s.
 pub(super) struct Verifier {
     pub(super) whom: Whom,
     pub(super) pins: Pins,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Whom to believe.
+/// Which certificates are accepted.
 pub(super) enum Whom {
-    /// `tls.mode: verify`: who shows a chain to these roots that no list revokes.
+    /// `tls.mode: verify`: those with a chain to these roots that no list revokes.
     Roots(Trusted),
-    /// `tls.mode: insecure_skip_verify`: any certificate will do, unless pins say which.
+    /// `tls.mode: insecure_skip_verify`: any, unless there are pins.
     Anybody,
 }
 
-/// Who may vouch for a server, and who no longer.
+/// The trusted roots, and the revocation lists.
 pub(super) struct Trusted {
     pub(super) roots: Arc<Roots>,
     pub(super) lists: Lists,
 }
 
 impl Verifier {
-    /// Without trust or a pin, whoever is in between has a key of his own: a signature proves
-    /// nothing, and old devices have certificates that webpki cannot even read.
+    /// Without roots or pins, an attacker in the middle can use his own key: a signature proves nothing, and
+    /// old devices have certificates that webpki cannot even parse.
     fn believes_anything(&self) -> bool {
         matches!(self.whom, Whom::Anybody) && self.pins.is_empty()
     }
 
-    /// Whether the certificates prove `name` at `now`.
+    /// Verifies the certificates for `name` at `now`.
     pub(super) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -65,14 +65,14 @@ impl Verifier {
                     verdict => verdict,
                 }
             }
-            // There is no verified chain: only the key that the server proves to hold can be pinned.
+            // There is no verified chain: only the key that the server proves to have can be pinned.
             Whom::Anybody => self.pins.admit_leaf(leaf),
         };
         verdict.map_err(|reason| Box::new(VerifyFailure::new(reason, name, leaf)))
     }
 }
 
-/// What is to be proved.
+/// What is being verified.
 struct Asked<'a> {
     leaf: &'a CertificateDer<'a>,
     name: &'a ServerName<'a>,
@@ -80,7 +80,7 @@ struct Asked<'a> {
 }
 
 impl Trusted {
-    /// A chain from the leaf to a root. Where one does not do, webpki looks for another.
+    /// Verifies a chain from the leaf to a root. If one is refused, webpki looks for another.
     fn verify_chain(
         &self,
         asked: &Asked<'_>,
@@ -110,8 +110,8 @@ impl Trusted {
         leaf.verify_is_valid_for_subject_name(asked.name).map_err(to_reason)
     }
 
-    /// What webpki leaves to its callers: the root's own terms, the pins; and the lists, as it asks only one of
-    /// those of a name.
+    /// What webpki leaves to its callers: the root's own restrictions, and the pins. Also the revocation lists,
+    /// because webpki uses only one of several lists with the same issuer name.
     fn judge(
         &self,
         path: &VerifiedPath<'_>,
@@ -137,7 +137,7 @@ impl Trusted {
         verifier.pins.admit(path)
     }
 
-    /// Puts the blame where it belongs: webpki does not say which certificate of a chain it refused.
+    /// Finds the certificate that caused the failure: webpki does not say which certificate of a chain it refused.
     fn blame(
         &self,
         reason: Reason,
@@ -172,9 +172,9 @@ impl Trusted {
         found.map_or(reason, Reason::Intermediate)
     }
 
-    /// A certificate that is itself trusted, as that of one server. webpki takes no CA's for a server, though
-    /// `openssl req -x509` makes them so, and one that is no CA vouches for nobody: so who shows the very
-    /// certificate needs no other to vouch for it. All else must be as with others.
+    /// Verifies a certificate that is itself trusted. webpki accepts no CA certificate for a server, although
+    /// `openssl req -x509` makes these, and a certificate that is not a CA cannot be a root. So the certificate needs
+    /// no issuer if it is equal to a trusted one. Everything else is checked as usual.
     fn verify_named(&self, asked: &Asked<'_>, verifier: &Verifier) -> Result<(), Reason> {
         let leaf = Leaf::parse(asked.leaf).ok_or_else(|| Reason::Other(UNREADABLE.to_owned()))?;
         let to_reason = |error| reason(&error, leaf.is_self_issued());
@@ -245,7 +245,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// The roots would fill pages.
+/// Without the roots, which are long.
 impl Debug for Verifier {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("Verifier").field("pins", &self.pins).finish_non_exhaustive()

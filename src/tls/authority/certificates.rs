@@ -1,4 +1,4 @@
-//! The certificates that a root signed, with their key, in memory and in a file.
+//! The certificates that a root signed, with their key, in memory and as a file.
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
@@ -31,16 +31,16 @@ pub struct ServerCertificate {
     pub not_before: Seconds,
     /// When it ends.
     pub not_after: Seconds,
-    /// None in those for clients that name a server.
+    /// The addresses that it is valid for; empty for the certificates for clients with SNI.
     pub addresses: BTreeSet<Ipv4Addr>,
 }
 
-/// What a TLS server shows at a given time.
+/// The certificates that a TLS server uses at a given time.
 #[derive(Clone, Debug)]
 pub struct Certified {
-    /// To clients that name a server.
+    /// For clients with SNI.
     pub named: Arc<CertifiedKey>,
-    /// To those that do not.
+    /// For clients without SNI.
     pub unnamed: Arc<CertifiedKey>,
 }
 
@@ -51,7 +51,7 @@ impl std::fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// Puts together what belongs together, which is checked.
+    /// Checks that the parts match.
     pub(super) fn new(
         root: Arc<Root>,
         key: Vec<u8>,
@@ -79,12 +79,12 @@ impl Authority {
         unnamed.into_iter().flat_map(|one| &one.addresses)
     }
 
-    /// Whether certificates of it are valid.
+    /// Whether it has currently valid certificates.
     pub fn is_valid(&self, now: Seconds) -> bool {
         [true, false].into_iter().all(|named| self.current(named, now).is_some())
     }
 
-    /// What to show now: what is valid, else the last.
+    /// The certificates to use now: valid ones, or else the last ones.
     pub fn certified(&self, now: Seconds) -> Certified {
         let certified = |named| {
             let last = || self.of_kind(named).max_by_key(|one| one.not_after);
@@ -95,19 +95,19 @@ impl Authority {
         Certified { named: certified(true), unnamed: certified(false) }
     }
 
-    /// The next time at which others are to be shown.
+    /// The next time at which other certificates are to be used.
     pub fn changes(&self, now: Seconds) -> Option<Seconds> {
         let times = self.certificates.iter().flat_map(|one| [turn(one), one.not_after]);
         times.filter(|time| *time > now).min()
     }
 
-    /// The key and the certificates as PEM: what its file holds.
+    /// The key and the certificates as PEM, for the file.
     pub fn to_pem(&self) -> String {
         let key = block("PRIVATE KEY", &self.key);
         self.certificates.iter().fold(key, |text, one| text + &pem(&one.der))
     }
 
-    /// Reads what [`to_pem`](Self::to_pem) wrote. All of it has to belong to `root`.
+    /// Parses the output of [`to_pem`](Self::to_pem). All of it must belong to `root`.
     pub fn from_pem(text: &[u8], root: &Arc<Root>) -> Result<Self, AuthorityError> {
         let parse = |what: &dyn std::fmt::Display| AuthorityError::Parse(what.to_string());
         let key = match PrivateKeyDer::from_pem_slice(text).map_err(|error| parse(&error))? {
@@ -121,10 +121,10 @@ impl Authority {
         Self::new(root.clone(), key, certificates)
     }
 
-    /// The certificate whose turn it is.
+    /// The certificate to use now.
     fn current(&self, named: bool, now: Seconds) -> Option<&ServerCertificate> {
         let valid = self.of_kind(named).filter(|one| one.not_before <= now && now < one.not_after);
-        // One that has just begun is for later: clocks may be behind.
+        // One whose validity has just begun is used later, because clocks may be behind.
         valid.max_by_key(|one| (turn(one) <= now, one.not_before))
     }
 
@@ -133,7 +133,7 @@ impl Authority {
     }
 }
 
-/// When a certificate takes its turn.
+/// When a certificate is first used.
 fn turn(certificate: &ServerCertificate) -> Seconds {
     certificate.not_before + EARLY
 }
@@ -144,8 +144,8 @@ fn server_certificate(
 ) -> Result<ServerCertificate, AuthorityError> {
     let parse = |what: &str| AuthorityError::Parse(what.to_owned());
     let (_, x509) = parse_x509_certificate(&der).map_err(|error| parse(&error.to_string()))?;
-    // Each root has a name of its own. That the signature is good is the clients' to see: to verify all
-    // of them would cost as much as to make them anew.
+    // Each root has a unique name. Clients verify the signature; verifying all of them here would cost as much
+    // as creating new ones.
     if x509.issuer().as_raw() != root.subject() {
         return Err(parse("a certificate was not signed by the root"));
     }

@@ -1,4 +1,4 @@
-//! Making a root and all that it will ever sign.
+//! Creates a root and everything that it will ever sign.
 
 use std::{
     collections::BTreeSet,
@@ -20,34 +20,34 @@ use super::{
     system_time,
 };
 
-/// How long a root lasts: no key remains to renew it with.
+/// The lifetime of a root. It cannot be renewed, because its key is discarded.
 const ROOT_LIFETIME: Seconds = 5 * 365 * DAY;
 
-/// How long a certificate lasts: Apple's programs take 825 days.
+/// The lifetime of a certificate: Apple's software accepts up to 825 days.
 const LEAF_LIFETIME: Seconds = 820 * DAY;
 
-/// Certificates that take turns over a root's lifetime, each beginning long before the last ends.
+/// How many certificates cover a root's lifetime. Each begins long before the previous one ends.
 const TERMS: i64 = 3;
 
-/// How much of an alias fits into a common name of 64 characters, beside the rest.
+/// How much of an alias fits into a common name of 64 characters with the rest of it.
 const ALIAS_IN_NAME: usize = 36;
 
-/// What `truename ca issue` makes.
+/// What `truename ca issue` creates.
 #[derive(Debug)]
 pub struct Issued {
-    /// The root that signed the certificate, and will sign no other.
+    /// The root that signed the certificate. It cannot sign another one.
     pub root: Root,
     /// The certificate.
     pub certificate: CertificateDer<'static>,
     /// Its key, as PEM (PKCS #8).
     pub key_pem: String,
-    /// When it ends.
+    /// When the certificate expires.
     pub not_after: Seconds,
 }
 
 impl Authority {
-    /// Makes a root for `names`, of which none lies below another, and its certificates: for a client
-    /// that names a server, those names; for one that does not, the addresses too.
+    /// Creates a root for `names`, none of which may be below another, and its certificates: those for clients
+    /// with SNI are valid for the names, and those for clients without SNI also for the addresses.
     pub fn make(
         alias: &str,
         names: &BTreeSet<String>,
@@ -76,7 +76,7 @@ impl Authority {
     }
 }
 
-/// Makes a root for `names`, and one certificate for exactly these, for another server to show.
+/// Creates a root for `names`, and one certificate for exactly these names, for another server.
 pub fn issue(names: &BTreeSet<String>, now: Seconds) -> Result<Issued, AuthorityError> {
     if let Some((name, below)) = nested(names) {
         return Err(AuthorityError::Nested { name, below });
@@ -93,7 +93,7 @@ pub fn issue(names: &BTreeSet<String>, now: Seconds) -> Result<Issued, Authority
     Ok(Issued { root, certificate, key_pem: key.serialize_pem(), not_after })
 }
 
-/// A root with its key, for as long as it signs.
+/// A root with its key, while it signs.
 struct Signer {
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
@@ -109,7 +109,7 @@ impl Signer {
         let alias = &alias[..alias.len().min(ALIAS_IN_NAME)];
         let random = random()?.map(|byte| format!("{byte:02x}"))[..8].concat();
         let mut params = params((not_before, not_after))?;
-        // Of roots of one name, some libraries try no more than a few.
+        // Names are unique, because some libraries try only a few roots with the same name.
         let name = format!("truename {alias} {random}");
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -145,7 +145,7 @@ fn params(
 ) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    // NSS refuses two certificates of one issuer with one number.
+    // NSS refuses two certificates of one issuer with the same serial number.
     params.serial_number = Some(SerialNumber::from_slice(&random()?));
     params.not_before = system_time(not_before).into();
     params.not_after = system_time(not_after).into();
@@ -153,13 +153,13 @@ fn params(
     Ok(params)
 }
 
-/// Permits these names and the addresses of loopback, and nothing below or beside them.
+/// Permits these names and the loopback addresses, and nothing else, not even names below these.
 fn constraints(names: &BTreeSet<String>) -> NameConstraints {
     let subtree = |name: String| GeneralSubtree::DnsName(name);
     let loopback = GeneralSubtree::IpAddress(CidrSubnet::V4([127, 0, 0, 0], [255, 0, 0, 0]));
     NameConstraints {
         permitted_subtrees: names.iter().cloned().map(subtree).chain([loopback]).collect(),
-        // RFC 5280 has no leading dot in a DNS constraint; those who verify know it all the same.
+        // RFC 5280 has no leading dot in a DNS constraint, but verifiers support it.
         excluded_subtrees: names.iter().map(|name| subtree(format!(".{name}"))).collect(),
     }
 }
@@ -168,7 +168,7 @@ fn begin(now: Seconds) -> Seconds {
     (now - EARLY).max(0)
 }
 
-/// Sixteen bytes, of which the first makes a positive number without leading zeros.
+/// Sixteen random bytes. The first one makes them a positive number without leading zeros.
 fn random() -> Result<[u8; 16], AuthorityError> {
     let mut bytes = [0; 16];
     rand::fill(&mut bytes).map_err(|_| rcgen::Error::RemoteKeyError)?;

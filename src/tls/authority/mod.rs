@@ -1,14 +1,14 @@
 //! Local certificate authorities: one for each alias, so that applications can trust its
 //! certificates.
 //!
-//! A root signs the certificates of one alias, and its key is dropped before anybody sees the root.
-//! What is kept is the key of the certificates themselves. Whoever steals that can pretend to be the
-//! alias, and can sign nothing, whatever a TLS library makes of name constraints.
+//! A root signs the certificates of one alias, and its key is discarded before the root is published. Only the
+//! key of the certificates themselves is stored. Whoever steals it can impersonate the alias, but cannot sign
+//! anything, even if a TLS library ignores name constraints.
 //!
 //! **Invariant:** no key that can sign a certificate leaves [`Authority::make`].
 //! **Invariant:** a root is constrained to exactly the names of its certificates: they are permitted,
-//! and all names below them are excluded. Names of which one lies below another cannot be told apart
-//! that way, so they get authorities of their own ([`names::sets`]).
+//! and all names below them are excluded. If one name is below another, such constraints are not possible,
+//! so they get separate authorities ([`names::sets`]).
 
 mod certificates;
 mod make;
@@ -31,53 +31,53 @@ pub type Seconds = i64;
 /// A day.
 pub const DAY: Seconds = 24 * 3600;
 
-/// All begin this long ago: clocks may be wrong by as much.
+/// Certificates are valid from this long ago: clocks may be wrong by that much.
 pub const EARLY: Seconds = 30 * DAY;
 
-/// Why an authority or its certificates cannot be made or used.
+/// Why an authority or its certificates cannot be created or used.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// Making or signing a certificate.
-    #[error("cannot make a certificate: {0}")]
+    /// A certificate cannot be created.
+    #[error("cannot create a certificate: {0}")]
     Generate(#[from] rcgen::Error),
-    /// A root that is not one of ours.
+    /// A root was not created by truename.
     #[error("{0}")]
     Root(#[from] RootError),
-    /// A file that does not hold the key and the certificates that belong to a root.
+    /// A file does not contain the key and the certificates of a root.
     #[error("not a key with its certificates: {0}")]
     Parse(String),
-    /// A key that the TLS library does not take.
+    /// The TLS library does not accept a key.
     #[error("cannot use a key: {0}")]
     Key(#[from] rustls::Error),
-    /// Names that no root can be constrained to.
+    /// No root can be constrained to these names.
     #[error(
-        "`{below}` lies below `{name}`, and no certificate authority can be constrained to these two \
-         names alone: issue a certificate for each"
+        "`{below}` is below `{name}`, and no certificate authority can be constrained to exactly these two \
+        names: issue a certificate for each"
     )]
     Nested {
-        /// The one.
+        /// One of the names.
         name: String,
-        /// The other.
+        /// The name below it.
         below: String,
     },
-    /// More names than TLS libraries take.
+    /// More names than TLS libraries accept.
     #[error(
         "{count} names are too many for one certificate: at most {} work everywhere",
         names::MOST
     )]
     TooMany {
-        /// How many.
+        /// How many there are.
         count: usize,
     },
 }
 
-/// The time now.
+/// The current time.
 pub fn now() -> Seconds {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_secs().try_into().unwrap_or(Seconds::MAX)
 }
 
-/// As RFC 3339 has it.
+/// In the format of RFC 3339.
 pub fn timestamp(time: Seconds) -> String {
     Date(time).to_string()
 }

@@ -1,30 +1,30 @@
-//! Which names one root can be constrained to.
+//! Which names a root can be constrained to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rustls::pki_types::DnsName;
 
-/// The most names of one authority. Each is two constraints and a name of the certificate; rustls takes
-/// the fewest of all libraries: 300.
+/// The most names of one authority. Each takes two constraints and a name of the certificate. The lowest limit
+/// of all libraries is that of rustls: 300.
 pub const MOST: usize = 100;
 
-/// What an application on the same machine may call a listener.
+/// An application on the same machine may use this name for a listener.
 pub const LOCALHOST: &str = "localhost";
 
-/// Whether a client can ask for `name` by SNI, and a certificate be valid for it. `10` is a name in DNS,
-/// yet none of these; one of them among its constraints would spoil a whole root.
+/// Whether a client can send `name` by SNI, and a certificate can be valid for it. `10`, for example, is a name in
+/// DNS, but not such a name. One of these in the constraints would make the whole root invalid.
 pub fn is_certifiable(name: &str) -> bool {
     DnsName::try_from(name).is_ok()
 }
 
-/// Divides names into the sets that get an authority each, `localhost` among all that can have it.
+/// Divides names into sets. Each set gets an authority, and all that can have `localhost` do.
 ///
-/// Within a set, no name lies below another: a constraint permits a name with everything below it, so
-/// what lies below has to be excluded, and that would exclude the other name.
+/// Within a set, no name is below another: a constraint permits a name with everything below it, so the names
+/// below must be excluded, and that would exclude the other name.
 pub fn sets(names: &BTreeSet<String>) -> Vec<BTreeSet<String>> {
     let mut layers: BTreeMap<usize, Vec<&String>> = BTreeMap::new();
     for name in names {
-        // Those above a name lie above one another, so that names of one layer never do.
+        // The names above a name are above one another, so no name of a layer is above another of the same layer.
         layers.entry(above(name, names).count()).or_default().push(name);
     }
     let mut sets: Vec<BTreeSet<String>> = Vec::new();
@@ -43,7 +43,7 @@ pub fn sets(names: &BTreeSet<String>) -> Vec<BTreeSet<String>> {
     sets
 }
 
-/// A name, and one of the others that lies below it, where there are such.
+/// A name and another one below it, if there are any.
 pub fn nested(names: &BTreeSet<String>) -> Option<(String, String)> {
     names.iter().find_map(|below| Some((above(below, names).next()?.to_owned(), below.clone())))
 }
@@ -53,7 +53,7 @@ pub fn is_below(name: &str, parent: &str) -> bool {
     name.strip_suffix(parent).is_some_and(|rest| rest.ends_with('.'))
 }
 
-/// Those of `names` that `name` lies below.
+/// Those of `names` that `name` is below.
 fn above<'a>(name: &'a str, names: &'a BTreeSet<String>) -> impl Iterator<Item = &'a str> {
     let parents = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
     parents.filter(|parent| names.contains(*parent))

@@ -1,4 +1,4 @@
-//! A root certificate as we make them, and nothing else.
+//! A root certificate that truename created. Any other certificate is refused.
 
 use std::collections::BTreeSet;
 
@@ -19,10 +19,10 @@ use super::{
 };
 use crate::tls::shared::sha256;
 
-/// 127.0.0.0/8, as name constraints have it: address and mask.
+/// 127.0.0.0/8 in the form of name constraints: address and mask.
 const LOOPBACK: [u8; 8] = [127, 0, 0, 0, 255, 0, 0, 0];
 
-/// Bytes of the SHA-256 that an id has.
+/// How many bytes of the SHA-256 an id has.
 const ID_BYTES: usize = 8;
 
 /// A root that passed all checks.
@@ -37,13 +37,13 @@ pub struct Root {
     not_after: Seconds,
 }
 
-/// Why a certificate is none of our roots.
+/// Why a certificate is not a root that truename created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a root that truename makes: {0}")]
+#[error("not a root that truename created: {0}")]
 pub struct RootError(&'static str);
 
 impl Root {
-    /// Checks a certificate.
+    /// Parses and checks a certificate.
     pub fn parse(der: CertificateDer<'static>) -> Result<Self, RootError> {
         let (rest, x509) =
             parse_x509_certificate(&der).map_err(|_| RootError("it cannot be parsed"))?;
@@ -58,16 +58,16 @@ impl Root {
         Ok(Self { id, subject, names, not_before, not_after, der })
     }
 
-    /// Checks the one certificate of a PEM file.
+    /// Parses and checks the single certificate of a PEM file.
     pub fn from_pem(text: &[u8]) -> Result<Self, RootError> {
         let mut certificates = CertificateDer::pem_slice_iter(text);
         match (certificates.next(), certificates.next()) {
             (Some(Ok(der)), None) => Self::parse(der),
-            _ => Err(RootError("it is not one certificate in PEM")),
+            _ => Err(RootError("it is not a single certificate in PEM")),
         }
     }
 
-    /// What its files are called by: the beginning of its SHA-256.
+    /// The id in the names of its files: the beginning of its SHA-256.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -86,29 +86,29 @@ impl Root {
         &self.names
     }
 
-    /// When it begins.
+    /// The beginning of its validity.
     pub fn not_before(&self) -> Seconds {
         self.not_before
     }
 
-    /// When it ends.
+    /// The end of its validity.
     pub fn not_after(&self) -> Seconds {
         self.not_after
     }
 
-    /// When it begins and ends, as RFC 3339.
+    /// The beginning and end of its validity, in the format of RFC 3339.
     pub fn validity(&self) -> (String, String) {
         (timestamp(self.not_before), timestamp(self.not_after))
     }
 
-    /// The SHA-256 as `openssl x509 -fingerprint -sha256` writes it.
+    /// The SHA-256 in the format of `openssl x509 -fingerprint -sha256`.
     pub fn fingerprint(&self) -> String {
         let bytes = sha256(&self.der);
         bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
     }
 }
 
-/// The names that a certificate is constrained to, if it is one of ours.
+/// The names that a certificate is constrained to, if truename created it.
 fn checked(x509: &X509Certificate<'_>) -> Result<BTreeSet<String>, RootError> {
     if x509.subject() != x509.issuer() || x509.verify_signature(None).is_err() {
         return Err(RootError("it is not self-signed"));
@@ -149,7 +149,7 @@ fn checked(x509: &X509Certificate<'_>) -> Result<BTreeSet<String>, RootError> {
     Ok(permitted)
 }
 
-/// Names and addresses of a list of constraints, which has nothing else.
+/// The names and addresses of a list of constraints, which must have nothing else.
 fn subtrees<'a>(
     subtrees: &'a [GeneralSubtree<'_>],
 ) -> Result<(BTreeSet<String>, Vec<&'a [u8]>), RootError> {

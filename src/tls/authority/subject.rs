@@ -1,4 +1,4 @@
-//! What one alias needs certificates for.
+//! What the certificates of one alias must be valid for.
 
 use std::{
     collections::BTreeSet,
@@ -12,11 +12,11 @@ use super::names::{is_certifiable, sets};
 pub struct Subject {
     /// The alias' name.
     pub alias: String,
-    /// All names that it answers to and a certificate can be valid for.
+    /// All names of the alias that a certificate can be valid for.
     pub names: BTreeSet<String>,
     /// The shortest of them.
     pub main: Option<String>,
-    /// The loopback addresses of its listeners, 127.0.0.1 among them.
+    /// The loopback addresses of its listeners, and 127.0.0.1.
     pub addresses: BTreeSet<Ipv4Addr>,
 }
 
@@ -28,7 +28,7 @@ impl Subject {
         L: IntoIterator<Item = IpAddr>,
     {
         let names: Vec<String> = names.into_iter().filter(|name| is_certifiable(name)).collect();
-        // IPv6 is left out of all constraints, which keeps it out of all certificates.
+        // The constraints permit no IPv6 addresses, so certificates have none.
         let loopback = listen.into_iter().filter_map(|address| match address.to_canonical() {
             IpAddr::V4(address) => Some(address).filter(Ipv4Addr::is_loopback),
             IpAddr::V6(_) => None,

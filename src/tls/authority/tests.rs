@@ -36,7 +36,7 @@ fn no_name_of_a_set_lies_below_another() {
     let deep = names(["a", "b.a", "c.b.a", "x.a", "localhost", "x.localhost"]);
     let expected = [
         names(["a", LOCALHOST]),
-        // `localhost` would permit what is below it.
+        // `localhost` would permit names below it.
         names(["b.a", "x.a", "x.localhost"]),
         names(["c.b.a", LOCALHOST]),
     ];
@@ -141,7 +141,7 @@ fn one_of_its_certificates_is_valid_at_any_time_of_its_root() {
             let (_, x509) = parse_x509_certificate(&key.cert[0]).unwrap();
             let validity = x509.validity();
             assert!(validity.not_before.timestamp() <= at && at < validity.not_after.timestamp());
-            // Clients' clocks may be wrong by a month either way, but at its root's own ends.
+            // Clients' clocks may be wrong by a month either way, except near the ends of the root's validity.
             let early = validity.not_before.timestamp() <= at - 30 * DAY;
             assert!(early || at < begin + 30 * DAY, "{at}");
             let days = (validity.not_after.timestamp() - validity.not_before.timestamp()) / DAY;
@@ -156,7 +156,7 @@ fn one_of_its_certificates_is_valid_at_any_time_of_its_root() {
     }
     assert_eq!(seen.len(), 6, "each has its turn");
     assert!(!authority.is_valid(end) && !authority.is_valid(begin - 1));
-    // A clock that is set back finds the one of then, and none is better than the last.
+    // If the clock is set back, the earlier one is used; after the last expiry, the last one.
     assert!(!authority.certified(end + DAY).named.cert.is_empty());
 }
 
@@ -180,7 +180,7 @@ fn names_are_for_who_gives_one_and_addresses_for_who_does_not() {
 
 #[test]
 fn serial_numbers_differ() {
-    // NSS refuses two certificates of one issuer with one number.
+    // NSS refuses two certificates of one issuer with the same serial number.
     let text = made(now()).to_pem();
     let serials: BTreeSet<Vec<u8>> = CertificateDer::pem_slice_iter(text.as_bytes())
         .map(|der| parse_x509_certificate(&der.unwrap()).unwrap().1.raw_serial().to_vec())
@@ -192,10 +192,7 @@ fn serial_numbers_differ() {
 fn what_x509_cannot_constrain_is_not_issued() {
     let nested = issue(&names(["example.com", "www.example.com"]), now()).unwrap_err();
     assert!(matches!(nested, AuthorityError::Nested { .. }));
-    assert!(
-        nested.to_string().starts_with("`www.example.com` lies below `example.com`"),
-        "{nested}"
-    );
+    assert!(nested.to_string().starts_with("`www.example.com` is below `example.com`"), "{nested}");
     let many = (0..101).map(|number| format!("host-{number}")).collect();
     assert!(matches!(issue(&many, now()), Err(AuthorityError::TooMany { count: 101 })));
     let issued = issue(&names(["shop", "shop.default"]), now()).unwrap();
@@ -214,7 +211,7 @@ fn a_certificate_of_another_kind_is_no_root() {
     let mut longer = root.to_vec();
     longer.push(0);
     assert!(Root::parse(longer.into()).is_err());
-    // Any bit that is not as it was.
+    // Any bit that differs.
     for at in (0..root.len()).step_by(7) {
         let mut damaged = root.to_vec();
         damaged[at] ^= 1;

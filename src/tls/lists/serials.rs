@@ -1,12 +1,12 @@
-//! Serial numbers, a million of them in as little memory as they take.
+//! A compact set of serial numbers: a list may have a million of them.
 
 use std::{cmp::Ordering, ops::Range};
 
 /// Serial numbers in DER, sorted.
 pub(super) struct Serials {
-    /// One after another.
+    /// The serial numbers, one after another.
     bytes: Vec<u8>,
-    /// Where each of them ends.
+    /// The end of each of them.
     ends: Vec<u32>,
 }
 
@@ -17,7 +17,7 @@ impl Serials {
         let mut bytes = Vec::with_capacity(serials.iter().map(|serial| serial.len()).sum());
         let add = |serial: &[u8]| {
             bytes.extend_from_slice(serial);
-            // No list that is read is as large.
+            // It fits: lists that large are not read.
             bytes.len() as u32
         };
         let ends = serials.into_iter().map(add).collect();
@@ -55,7 +55,7 @@ mod tests {
             (0..all.len()).rev().filter(move |nth| bits >> nth & 1 == 1).map(|nth| all[nth])
         };
         for bits in 0..1 << all.len() {
-            // Some are in a list twice.
+            // Serial numbers may occur twice in a list.
             let serials = Serials::new(of(bits).chain(of(bits)).collect());
             for (nth, serial) in all.iter().enumerate() {
                 assert_eq!(serials.contains(serial), bits >> nth & 1 == 1, "{bits:b}: {serial:?}");

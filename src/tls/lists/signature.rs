@@ -1,4 +1,4 @@
-//! Whose signature a revocation list bears, and whether a certificate bears its own.
+//! Whether a revocation list is signed with a given key, and whether a certificate is signed with its own.
 
 use parking_lot::Mutex;
 use rustls::{
@@ -9,32 +9,32 @@ use x509_parser::{asn1_rs::Any, certificate::X509Certificate, prelude::FromDer};
 
 use crate::tls::failure::Reason;
 
-/// Keys of one name. A CA has one or two.
+/// The most keys of one name that are cached. A CA has one or two.
 const KEYS: usize = 16;
 
-/// The signature of a list or a certificate, with what it is over.
+/// A list or a certificate with its signature.
 pub(super) struct Signed {
     data: Vec<u8>,
-    /// The contents of its identifier in DER, as are all of `pki_types`.
+    /// The contents of its identifier in DER, like all of those in `pki_types`.
     algorithm: Vec<u8>,
     signature: Vec<u8>,
-    /// By public key: a list may have megabytes, and is asked in every handshake.
+    /// By public key: a list may have megabytes, and is used in every handshake.
     verdicts: Mutex<Vec<(Vec<u8>, Verdict)>>,
 }
 
 /// Whether a list is signed with a given key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is.
+    /// It is signed with the key.
     Good,
-    /// It is not.
+    /// It is not signed with the key.
     OtherKey,
-    /// Nobody can say: the algorithm is too old, or unknown.
+    /// It cannot be verified: the algorithm is too old or unknown.
     Unsupported,
 }
 
 impl Signed {
-    /// Of a list or a certificate in DER.
+    /// Parses a list or a certificate in DER.
     pub(super) fn parse(whole: &[u8]) -> Option<Self> {
         let (data, rest) = split(split(whole)?.0.contents)?;
         let (algorithm, rest) = split(rest)?;
@@ -47,7 +47,7 @@ impl Signed {
         })
     }
 
-    /// Whether this is the key that it was signed with.
+    /// Whether it is signed with this key.
     pub(super) fn verdict(
         &self,
         key: &SubjectPublicKeyInfoDer<'_>,
@@ -59,7 +59,7 @@ impl Signed {
         if let Some(verdict) = known(&self.verdicts.lock()) {
             return verdict;
         }
-        // Without the lock: it takes a while.
+        // Without the lock, because it takes a while.
         let verdict = self.verify(key, algorithms).unwrap_or(Verdict::OtherKey);
         let mut verdicts = self.verdicts.lock();
         if verdicts.len() < KEYS && known(&verdicts).is_none() {
@@ -91,21 +91,21 @@ impl Signed {
 }
 
 impl Verdict {
-    /// Why nobody passes where the list that ought to be signed with the key is not.
+    /// Why a certificate is refused if the list of its issuer is not signed with the issuer's key.
     pub(super) fn reason(self) -> Reason {
         let why = match self {
             Verdict::Unsupported => {
-                "a list in `tls.crls` names its issuer, and is signed with an algorithm that is too old (SHA-1) or unknown"
+                "a list in `tls.crls` is of its issuer, but is signed with an algorithm that is too old (SHA-1) or unknown"
             }
-            _ => "a list in `tls.crls` names its issuer, but is not signed by it",
+            _ => "a list in `tls.crls` has the name of its issuer, but is not signed by it",
         };
         Reason::Other(why.to_owned())
     }
 }
 
-/// The key of a certificate that is signed with this very key.
+/// The key of a certificate, if the certificate is signed with that same key.
 ///
-/// The names alone do not tell: a CA that changes its key signs the old one with the new one, under one name.
+/// The names are not enough: a CA that changes its key may sign the old one with the new one, under the same name.
 pub(in crate::tls) fn own_key(
     certificate: &CertificateDer<'_>,
     algorithms: &WebPkiSupportedAlgorithms,
@@ -125,14 +125,14 @@ pub(super) struct Value<'a> {
     pub(super) contents: &'a [u8],
 }
 
-/// The first value, and what follows it.
+/// Splits off the first value.
 pub(super) fn split(der: &[u8]) -> Option<(Value<'_>, &[u8])> {
     let (rest, value) = Any::from_der(der).ok()?;
     let contents = value.data;
     Some((Value { whole: &der[..der.len() - rest.len()], contents }, rest))
 }
 
-/// Those of a bit string, all in whole bytes.
+/// The bytes of a bit string without unused bits.
 fn bits(contents: &[u8]) -> Option<&[u8]> {
     contents.split_first().filter(|(unused, _)| **unused == 0).map(|(_, bits)| bits)
 }

@@ -1,34 +1,34 @@
-//! Which authorities an alias is served with, and which it lacks. Pure.
+//! Chooses the authorities that an alias is served with, and finds missing ones. Pure.
 
 use std::{cmp::Reverse, collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use crate::tls::authority::{Authority, DAY, Root, Seconds, Subject, names::LOCALHOST};
 
-/// One with less left is served only where there is no other.
+/// An authority that expires sooner is served only if there is no other one.
 const LAST_DAYS: Seconds = 30 * DAY;
 
-/// A successor is published this long before the end: programs read their roots when they start.
+/// A successor is published this long before the expiry, because programs read their roots only at start.
 pub(super) const SUCCESSOR: Seconds = 365 * DAY;
 
-/// What an alias lacks.
+/// An authority that an alias lacks.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lack {
-    /// The names of the authority to be made.
+    /// Its names.
     pub names: BTreeSet<String>,
-    /// Whether nothing can be served without it; else the time has come for a successor.
+    /// Whether nothing can be served without it. Otherwise it is a successor.
     pub required: bool,
 }
 
-/// Whether an authority is for this alias as it is configured: one that is valid for a name that the
-/// alias has lost is not.
+/// Whether an authority fits this alias as it is configured: not if it is valid for a name that the alias
+/// no longer has.
 pub(super) fn fits(root: &Root, subject: &Subject) -> bool {
     root.names().iter().all(|name| name == LOCALHOST || subject.names.contains(name))
 }
 
-/// Those that can be served now, the preferred first. The one for a name is the first that has it.
+/// Those that can be served now, in order of preference. A name is served with the first one that has it.
 ///
-/// What was served stays: clients may have read the roots before another was among them. Of the others,
-/// the oldest, which all processes find to be the same, and most clients know.
+/// Those already served come first, because clients may have read the roots before others were added. Then the
+/// oldest, because all processes choose the same one, and most clients know it.
 pub(super) fn preferred(
     mut authorities: Vec<Arc<Authority>>,
     held: &[Arc<Authority>],
@@ -45,7 +45,7 @@ pub(super) fn preferred(
     authorities
 }
 
-/// What an alias lacks, given those that can be served now.
+/// The authorities that an alias lacks, given those that can be served now.
 pub(super) fn lacks(subject: &Subject, authorities: &[Arc<Authority>], now: Seconds) -> Vec<Lack> {
     let last = |names: &BTreeSet<String>, address: Option<&Ipv4Addr>| {
         let with = |name: &String| {
@@ -55,7 +55,7 @@ pub(super) fn lacks(subject: &Subject, authorities: &[Arc<Authority>], now: Seco
             });
             having.map(|one| one.root().not_after()).max()
         };
-        // Where there is another name, `localhost` is served with it.
+        // If there is another name, `localhost` is served with it.
         let names = names.iter().filter(|name| names.len() == 1 || *name != LOCALHOST);
         names.map(with).min().flatten()
     };
@@ -64,7 +64,7 @@ pub(super) fn lacks(subject: &Subject, authorities: &[Arc<Authority>], now: Seco
     for set in sets {
         let mut ends = vec![last(&set, None)];
         let required = ends[0].is_none();
-        // A client that names no server is shown the certificate of the shortest name.
+        // A client without SNI gets the certificate of the shortest name.
         if subject.main.as_ref().is_none_or(|main| set.contains(main)) {
             let main = subject.main.as_deref().unwrap_or(LOCALHOST);
             let main = BTreeSet::from([main.to_owned()]);
@@ -77,7 +77,7 @@ pub(super) fn lacks(subject: &Subject, authorities: &[Arc<Authority>], now: Seco
     lacks
 }
 
-/// When the answers above may change.
+/// When the results of the functions above may change.
 pub(super) fn changes(authorities: &[Arc<Authority>], now: Seconds) -> Option<Seconds> {
     let times = authorities.iter().flat_map(|one| {
         let root = one.root();

@@ -1,4 +1,4 @@
-//! The files that applications read, written from the roots that are there.
+//! The files that applications read, derived from the roots.
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
@@ -11,22 +11,22 @@ use rustls::pki_types::CertificateDer;
 
 /// All roots.
 pub(super) const ROOTS: &str = "ca.pem";
-/// All roots, and the public ones: what a program's only trust store may be set to.
+/// All roots and the public ones: for programs with a single trust store.
 pub(super) const BUNDLE: &str = "bundle.pem";
 /// The same for Java.
 pub(super) const TRUSTSTORE: &str = "truststore.p12";
 
 pub(super) const FILES: [&str; 3] = [ROOTS, BUNDLE, TRUSTSTORE];
 
-/// Everybody else's changes come to an end, too.
+/// The most attempts: changes by other processes come to an end, too.
 const ROUNDS: usize = 1000;
 
 impl Store {
-    /// Writes what applications read: of the roots that are there, or of `own` alone where the folder's
+    /// Writes the files that applications read: from the roots in the folder, or only from `own` if the folder's
     /// contents cannot be trusted.
     ///
-    /// There is no lock, so another process may have listed the folder before, and write after us. So
-    /// each lists it again when it has written, until nothing has changed.
+    /// There is no lock, so another process may have listed the folder earlier and write after us. So each
+    /// process lists the folder again after writing, until nothing has changed.
     pub(super) fn publish(
         &self,
         known: &mut Known,
@@ -53,14 +53,14 @@ impl Store {
         let bundle: String = std::iter::once(local.clone()).chain(public.iter().map(pem)).collect();
         let all: Vec<&CertificateDer<'_>> =
             roots.values().map(|root| root.der()).chain(public).collect();
-        // Last what all wait for.
+        // The file that others wait for comes last.
         update(&self.truststore(), &truststore::to_pkcs12(&all))?;
         update(&self.bundle(), bundle.as_bytes())?;
         update(&self.roots_file(), local.as_bytes())
     }
 }
 
-/// Writes a file, unless it is as it should be.
+/// Writes a file, unless it has these contents already.
 fn update(path: &Path, contents: &[u8]) -> Result<(), StoreError> {
     let _reading = reading(path);
     let is_same_size = fs::metadata(path)

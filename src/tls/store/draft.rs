@@ -1,4 +1,4 @@
-//! An alias while it is being looked after, and what is made for it.
+//! An alias while its certificates are being chosen, and the creation of missing authorities.
 
 use std::{sync::Arc, thread};
 
@@ -12,7 +12,7 @@ use crate::tls::{
     server::AliasCertificates,
 };
 
-/// An alias while it is being looked after.
+/// An alias while its certificates are being chosen.
 pub(super) struct Draft<'a> {
     pub subject: &'a Subject,
     pub before: Option<&'a Arc<Entry>>,
@@ -41,7 +41,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Whether all is as it was before, which it then is.
+    /// Whether nothing has changed; sets [`same`](Self::same).
     pub fn is_same(&mut self, before: &Serving, now: Seconds) -> bool {
         let Some(entry) = self.before else { return false };
         self.same = entry.subject == *self.subject
@@ -69,7 +69,7 @@ impl<'a> Draft<'a> {
         let served = self.authorities.iter().map(|one| (one.clone(), one.certified(now)));
         let mut shown =
             Arc::new(AliasCertificates::new(self.subject.main.clone(), served.collect()));
-        // Who compares sees at once that there is nothing new.
+        // So that a comparison shows at once that nothing has changed.
         if let Some(before) = self.before.filter(|before| before.shown == shown) {
             shown = before.shown.clone();
         }
@@ -83,14 +83,14 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// An authority that an alias lacked.
+/// A new authority for an alias.
 pub(super) struct Made {
     pub draft: usize,
     pub required: bool,
     pub authority: Result<Authority, AuthorityError>,
 }
 
-/// Makes all that is missing, on all CPUs where it is much.
+/// Creates all missing authorities; many of them on all CPUs.
 pub(super) fn make_missing(drafts: &[Draft<'_>], now: Seconds) -> Vec<Made> {
     let lacking = drafts.iter().enumerate();
     let lacking =
@@ -98,7 +98,7 @@ pub(super) fn make_missing(drafts: &[Draft<'_>], now: Seconds) -> Vec<Made> {
     let lacking: Vec<_> = lacking.collect();
     let make = |(draft, of, lack): &(usize, &Draft<'_>, &Lack)| {
         let subject = of.subject;
-        // The older is preferred: let it be older, though times are whole seconds.
+        // The older authority is preferred, so this one must be younger, although times are whole seconds.
         let newest = of.authorities.iter().map(|one| one.root().not_before()).max();
         let now = newest.map_or(now, |newest| now.max(newest + EARLY + 1));
         let authority = Authority::make(&subject.alias, &lack.names, &subject.addresses, now);

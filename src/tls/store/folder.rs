@@ -1,4 +1,4 @@
-//! Files of a folder that others may use at the same time, or may wish us ill in.
+//! Files in a folder that other processes may use at the same time, or attack.
 
 use std::{
     fs::{self, File},
@@ -18,27 +18,27 @@ use nix::{
 use super::{Store, StoreError};
 use crate::{files::reading, folder::is_ending};
 
-/// What files are called until they are complete.
+/// The prefix of files that are not complete yet.
 pub(super) const BESIDE: &str = ".beside-";
 
 const PRIVATE: u32 = 0o700;
-/// Of a folder that is made where everybody may write, as in a Kubernetes emptyDir.
+/// The mode of a folder in a parent that everybody can write to, such as a Kubernetes emptyDir.
 const SHARED: u32 = 0o755;
 const OTHERS_WRITE: u32 = 0o022;
 const ALL_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
-/// File systems keep times as coarse as this.
+/// The coarsest timestamps of file systems.
 const COARSE: Duration = Duration::from_secs(2);
 
 impl Store {
-    /// Makes the folder where there is none.
+    /// Creates the folder if it does not exist.
     pub(super) fn make_folder(&self) -> Result<(), StoreError> {
         let _reading = reading(&self.directory);
         if self.directory.is_dir() {
             return Ok(());
         }
-        // A private one went with the process that is ending: nobody would remove another.
+        // A private folder has been removed because the process is ending: nothing would remove a new one.
         if is_ending() {
             return Err(self.io(io::Error::other("this process is ending")));
         }
@@ -48,8 +48,7 @@ impl Store {
             make_private(&self.directory)?;
             let mode = fs::metadata(parent)?.mode();
             if mode & ALL_WRITE != 0 && mode & STICKY == 0 {
-                // Whoever shares such a parent, shares it for others to read. The keys have modes of
-                // their own.
+                // Such a parent is shared so that others can read from it. The keys have their own mode.
                 fs::set_permissions(&self.directory, fs::Permissions::from_mode(SHARED))?;
             }
             Ok(())
@@ -60,7 +59,7 @@ impl Store {
         }
     }
 
-    /// Fails where anybody but this user and root can put files into the folder.
+    /// Fails if anybody but this user and root can write to the folder.
     pub fn check_safety(&self) -> Result<(), StoreError> {
         let _reading = reading(&self.directory);
         let metadata = match fs::metadata(&self.directory) {
@@ -80,16 +79,16 @@ impl Store {
     }
 }
 
-/// What changes with a folder's contents.
+/// Metadata that changes with a folder's contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
     parts: Vec<Option<Part>>,
-    /// Whether a change since would show.
+    /// Whether a later change would be visible.
     settled: bool,
 }
 
 impl Stamp {
-    /// Of a folder and some of its files.
+    /// The stamp of a folder and some of its files.
     pub(super) fn of(directory: &Path, files: &[&str]) -> Self {
         let _reading = reading(directory);
         let paths = std::iter::once(directory.to_owned());
@@ -113,21 +112,21 @@ impl Stamp {
     }
 }
 
-/// Of one file: device, inode, length, time and mode.
+/// For one file: device, inode, length, time and mode.
 type Part = (u64, u64, u64, SystemTime, u32);
 
-/// Makes a folder that is not there, for this user alone.
+/// Creates a new folder with access for this user only.
 pub(super) fn make_private(directory: &Path) -> io::Result<()> {
-    // Not recursive: a folder that somebody put there first is an error.
+    // Not recursive, so that an existing folder is an error.
     fs::DirBuilder::new().mode(PRIVATE).create(directory)
 }
 
-/// Nobody can write through a mount that is read-only, as a Secret's is, whatever its mode.
+/// On a read-only mount, such as a Secret's, nobody can write, whatever the mode.
 fn is_read_only(directory: &Path) -> bool {
     statvfs(directory).is_ok_and(|status| status.flags().contains(FsFlags::ST_RDONLY))
 }
 
-/// Reads a file of at most this size. Waits for nobody: what is no file, such as a pipe, is an error.
+/// Reads a file of at most this size. Does not wait: anything but a regular file, such as a pipe, is an error.
 pub(super) fn read_file(path: &Path, largest: u64) -> io::Result<Vec<u8>> {
     let _reading = reading(path);
     let flags = OFlag::O_NONBLOCK.bits();
@@ -145,13 +144,13 @@ pub(super) fn read_file(path: &Path, largest: u64) -> io::Result<Vec<u8>> {
     Ok(contents)
 }
 
-/// Writes beside and renames over, so that no reader sees half a file, and a full disk leaves the old
-/// one.
+/// Writes a temporary file and renames it, so that no reader sees half a file, and a full disk leaves the
+/// old one in place.
 pub fn write(path: &Path, mode: u32, contents: &[u8]) -> Result<(), StoreError> {
     write_with(path, mode, true, |file| file.write_all(contents))
 }
 
-/// The same without waiting for the disk: a file that a loss of power damages is noticed and left out.
+/// The same without syncing to disk: a file that is damaged by a power failure is detected and ignored.
 pub(super) fn write_soon(path: &Path, mode: u32, contents: &[u8]) -> Result<(), StoreError> {
     write_with(path, mode, false, |file| file.write_all(contents))
 }
@@ -178,7 +177,7 @@ fn write_with(
     })
 }
 
-/// Writes a file that must not be there yet.
+/// Writes a file that must not exist yet.
 pub fn write_new(path: &Path, mode: u32, contents: &[u8]) -> io::Result<()> {
     let mut file = create_new(path, mode)?;
     let written = file.write_all(contents).and_then(|()| file.sync_all());
@@ -190,12 +189,12 @@ pub fn write_new(path: &Path, mode: u32, contents: &[u8]) -> io::Result<()> {
 
 fn create_new(path: &Path, mode: u32) -> io::Result<File> {
     let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    // Whatever the umask: what is public must be so for other users' applications.
+    // Regardless of the umask: public files must be readable for other users' applications.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     Ok(file)
 }
 
-/// Nobody else's: processes that start at once must not choose the same.
+/// A unique name: processes that start at the same time must not choose the same one.
 pub(super) fn random_name() -> Result<String, StoreError> {
     let mut bytes = [0; 16];
     rand::fill(&mut bytes).map_err(|_| StoreError::Io {

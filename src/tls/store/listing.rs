@@ -1,4 +1,4 @@
-//! What is in a folder: roots that pass all checks, keys, and what is to be ignored.
+//! The contents of a folder: roots that pass all checks, keys, and files to ignore.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,30 +15,30 @@ use crate::{
 
 const ROOT: &str = ".root.pem";
 const KEY: &str = ".key.pem";
-/// Marks an authority that was removed on purpose, for those who still hold it.
+/// Marks an authority that was removed on purpose, for processes that still use it.
 const REMOVED: &str = ".removed.";
-/// Of a former version: one authority for all aliases.
+/// The key of an earlier version, which had one authority for all aliases.
 const FORMER: &str = "ca-key.pem";
 
-/// What follows the alias in a name has its room in 255 bytes, and in a Secret's 253.
+/// Leaves room for the rest of a file name within 255 bytes, and within the 253 of a Secret.
 const ALIAS_LENGTH: usize = 200;
 
-/// Of a longer one, as much as leaves room for a label that tells it apart.
+/// How much of a longer one is kept, to leave room for a label with its digest.
 const ALIAS_BEGINNING: usize = ALIAS_LENGTH - 1 - 2 * ALIAS_DIGEST;
 
-/// Bytes of the SHA-256 of a longer one.
+/// How many bytes of the SHA-256 of a longer one are used.
 const ALIAS_DIGEST: usize = 8;
 
-/// A hundred long names make 60 KiB.
+/// A hundred long names take 60 KiB.
 const LARGEST_ROOT: u64 = 128 * 1024;
 
-/// More roots than any TLS library takes are a mistake.
+/// More roots than any TLS library accepts are a mistake.
 pub(super) const MOST_ROOTS: usize = 20_000;
 
-/// What the names of an authority's files begin with.
+/// The beginning of the names of an authority's files.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stem {
-    /// The alias; of one that is very long, the beginning, with a digest behind it.
+    /// The alias; for a very long one, its beginning and a digest.
     pub alias: String,
     /// From the root's SHA-256.
     pub id: String,
@@ -76,7 +76,7 @@ impl Stem {
         format!("{REMOVED}{id}")
     }
 
-    /// From a file's name, without what kind of file it is.
+    /// Parses a file's name without its suffix.
     fn parse(stem: &str) -> Option<Self> {
         let (alias, id) = stem.rsplit_once('.')?;
         let hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
@@ -86,7 +86,7 @@ impl Stem {
 }
 
 impl Listing {
-    /// The stems of an alias, of roots and of keys alone.
+    /// The stems of an alias, including those of keys without a root.
     pub(super) fn of_alias(&self, alias: &str) -> impl Iterator<Item = Stem> {
         let alias = alias_part(alias);
         let stems: BTreeSet<&Stem> = self.roots.keys().chain(&self.keys).collect();
@@ -101,7 +101,7 @@ impl Listing {
     }
 }
 
-/// What the names of an alias' files begin with. It is a name, too: `ca remove` takes what `ca show` shows.
+/// The beginning of the names of an alias' files. It is a valid name, because `ca remove` accepts what `ca show` shows.
 fn alias_part(alias: &str) -> String {
     if alias.len() <= ALIAS_LENGTH {
         return alias.to_owned();
@@ -112,7 +112,7 @@ fn alias_part(alias: &str) -> String {
     format!("{beginning}.{digest}")
 }
 
-/// Lists a folder. Reads the roots that are new; what is none of ours is told once and left out.
+/// Lists a folder. Reads new roots. Invalid files are logged once and ignored.
 pub(super) fn list(directory: &Path, known: &mut Known) -> Result<Listing, StoreError> {
     let error = |source| StoreError::Io { path: directory.to_owned(), source };
     let mut listing = Listing::default();
@@ -137,8 +137,8 @@ pub(super) fn list(directory: &Path, known: &mut Known) -> Result<Listing, Store
         } else if name == FORMER && known.is_news(FORMER.to_owned()) {
             tracing::warn!(
                 file = %directory.join(FORMER).display(),
-                "this key of a former version is no longer used, and its root is no longer among the \
-                 trusted ones: delete it, and restart the applications that trust the old root",
+                "this key of an earlier version is no longer used, and its root is no longer among the \
+                trusted ones: delete it, and restart the applications that trust the old root",
             );
         }
     }
@@ -164,10 +164,10 @@ fn root_of(directory: &Path, stem: &Stem, known: &mut Known) -> Option<Arc<Root>
     let why = match read_file(&path, LARGEST_ROOT) {
         Ok(text) => match Root::from_pem(&text) {
             Ok(root) if root.id() == stem.id => return Some(Arc::new(root)),
-            Ok(_) => "its name is not that of the certificate in it".to_owned(),
+            Ok(_) => "its name does not match the certificate in it".to_owned(),
             Err(error) => error.to_string(),
         },
-        // Removed a moment ago.
+        // It was removed a moment ago.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => error.to_string(),
     };
@@ -175,8 +175,7 @@ fn root_of(directory: &Path, stem: &Stem, known: &mut Known) -> Option<Arc<Root>
         tracing::warn!(
             file = %path.display(),
             why,
-            "a file in the folder of the local authority is left out: applications are not told to \
-             trust it",
+            "a file in the folder of the local authority is ignored: applications will not trust it",
         );
     }
     None

@@ -1,4 +1,4 @@
-//! What becomes of authorities that nobody uses any more.
+//! Deletes authorities that are no longer used.
 
 use std::{
     collections::HashSet,
@@ -13,21 +13,21 @@ use crate::tls::authority::{DAY, Seconds};
 
 const INTERVAL: Seconds = DAY / 2;
 
-/// Who uses an authority touches its root at least this often.
+/// A process touches the roots of the authorities that it uses at least this often.
 const TOUCH: Seconds = DAY;
 
-/// What nobody has touched for so long is of no use to anybody.
+/// An authority whose root has not been touched for this long is unused.
 const UNUSED: Seconds = 30 * DAY;
 
-/// The time has come to look at what nobody uses any more.
+/// Maintenance is due.
 pub(super) struct Maintenance {
     now: Seconds,
-    /// Whether something in the folder was used lately, as the clock has it.
+    /// Whether, according to the clock, something in the folder was used recently.
     is_clock_right: bool,
 }
 
 impl Store {
-    /// Whether it is time for that, with what is in the folder before anything is added.
+    /// Begins maintenance if it is due. Called before anything is added to the folder.
     pub(super) fn begin_maintenance(
         &self,
         listing: &Listing,
@@ -43,7 +43,7 @@ impl Store {
         Some(Maintenance { now, is_clock_right })
     }
 
-    /// Shows that what is served is in use, and deletes what has ended or has been out of use for long.
+    /// Marks the served authorities as used, and deletes expired ones and those that have been unused for long.
     pub(super) fn maintain(
         &self,
         Maintenance { now, is_clock_right }: Maintenance,
@@ -59,8 +59,8 @@ impl Store {
             }
             used.insert(stem);
         }
-        // A clock that has leapt ahead may come back, and what seemed to have ended is needed then. If it is right,
-        // the next time finds what is used today.
+        // The clock may have jumped ahead and may be corrected later, when what seemed to have expired is needed again.
+        // If the clock is right, the next maintenance finds what was marked as used today.
         if !is_clock_right {
             return;
         }
@@ -69,7 +69,7 @@ impl Store {
             if used.contains(stem) {
                 continue;
             }
-            // Without a key, its certificate is another server's (`ca issue`), and nobody touches it.
+            // Without a key, its certificate is for another server (`ca issue`), and no process touches it.
             let is_unused =
                 listing.keys.contains(stem) && self.is_old(&stem.root_file(), now, UNUSED);
             if is_unused || root.not_after() <= now {
@@ -82,7 +82,7 @@ impl Store {
             tracing::info!(
                 directory = %self.directory.display(),
                 authorities = deleted,
-                "local authorities that had ended, or that nobody used for a month, have been deleted",
+                "local authorities that had expired or had not been used for a month have been deleted",
             );
             let _ = self.publish(known, None);
         }
@@ -97,8 +97,8 @@ impl Store {
         }
     }
 
-    /// Removes an authority, and marks it as removed for those who hold it in memory. Whatever happens
-    /// after the mark, nobody trusts it any more.
+    /// Removes an authority, and marks it as removed for processes that have it in memory. Once the mark exists,
+    /// it is no longer trusted, whatever happens next.
     pub(super) fn remove_one(&self, stem: &Stem) -> Result<(), StoreError> {
         write(&self.directory.join(stem.removed_file()), 0o644, b"")?;
         for path in [self.root_file(stem), self.key_file(stem)] {
@@ -123,7 +123,7 @@ fn age(path: &Path, now: Seconds) -> Option<Seconds> {
 }
 
 fn touch(path: &Path) {
-    // One that cannot be touched is in a folder that nobody cleans, either.
+    // If it cannot be touched, nothing in this folder can be deleted either.
     let touched = File::options().append(true).open(path);
     let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
 }

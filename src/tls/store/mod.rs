@@ -1,9 +1,9 @@
-//! Where local authorities live between runs: `ca.directory`.
+//! Stores local authorities between runs, in `ca.directory`.
 //!
-//! Any number of processes may share a folder, and none locks it. Files with an id in their name are
-//! written once and never replaced, so that there is nothing to agree upon: who adds an alias adds files,
-//! and all trust all roots. `ca.pem` and the other files without an id are derived from the roots that
-//! are there; whoever changes the folder writes them anew.
+//! Any number of processes may share a folder without a lock. Files with an id in their name are written
+//! once and never replaced, so there is nothing to coordinate: a process that adds an alias adds files, and
+//! all roots are trusted. `ca.pem` and the other files without an id are derived from the roots in the
+//! folder; a process that changes the folder writes them again.
 
 mod choice;
 mod derived;
@@ -35,10 +35,10 @@ use derived::{BUNDLE, ROOTS, TRUSTSTORE};
 use folder::Stamp;
 use listing::Listing;
 
-/// So many files that cannot be used are named in the log.
+/// The most unusable files that are logged.
 const MAX_LOGGED_FILES: usize = 20;
 
-/// A folder with local authorities in it. Clones share what is known of it. Everything here may block.
+/// A folder with local authorities. Clones share what is known about it. All methods may block.
 #[derive(Clone, Debug)]
 pub struct Store {
     directory: PathBuf,
@@ -46,14 +46,14 @@ pub struct Store {
     _temporary: Option<Arc<PrivateFolder>>,
 }
 
-/// What is remembered of a folder's contents.
+/// What is remembered about a folder's contents.
 #[derive(Debug, Default)]
 struct Known {
-    /// Roots that passed the checks: an id is a digest, so that what it names cannot change.
+    /// Roots that passed the checks. The id is a digest, so a root with a known id cannot have changed.
     roots: HashMap<Stem, Arc<Root>>,
-    /// What has been said in the log, which is told once.
+    /// What has been logged: each thing is logged once.
     logged: HashSet<String>,
-    /// Of the folder, when it was last listed.
+    /// The folder's stamp when it was last listed.
     stamp: Option<Stamp>,
     maintained: Seconds,
 }
@@ -61,69 +61,69 @@ struct Known {
 /// Why the folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Reading or writing.
+    /// It cannot be read or written.
     #[error(
-        "the local authority: {}: {source}; name a folder that can be written in `ca.directory`",
+        "the local authority: {}: {source}; set `ca.directory` to a writable folder",
         .path.display()
     )]
     Io {
         /// What was read or written.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// Others may put files there.
+    /// Other users can write to it.
     #[error(
-        "the local authority: {} {why}, and whoever can write there decides whom applications trust; \
-         take that right away (`chmod go-w`), or name another folder in `ca.directory`",
+        "the local authority: {} {why}, and anyone who can write there decides whom applications trust; \
+        remove that permission (`chmod go-w`), or set `ca.directory` to another folder",
         .directory.display()
     )]
     Unsafe {
         /// The folder.
         directory: PathBuf,
-        /// Who may.
+        /// Who can.
         why: String,
     },
-    /// Nobody could use so many.
+    /// It has more roots than applications can use.
     #[error(
-        "the local authority: {roots} roots are in {}, and applications can use {} at most; `truename ca \
-         remove` removes them by alias, or name another folder in `ca.directory`",
+        "the local authority: {roots} roots are in {}, and applications can use {} at most; remove them by \
+        alias with `truename ca remove`, or set `ca.directory` to another folder",
         .directory.display(),
         listing::MOST_ROOTS
     )]
     TooMany {
         /// The folder.
         directory: PathBuf,
-        /// How many.
+        /// How many there are.
         roots: usize,
     },
-    /// Making the authority.
+    /// The authority cannot be created.
     #[error("the local authority: {0}")]
     Authority(#[from] AuthorityError),
 }
 
-/// An authority in the folder, for people to look at.
+/// An authority in the folder, for display.
 #[derive(Debug)]
 pub struct Found {
     /// Its root.
     pub root: Arc<Root>,
-    /// The alias that it is for, or the first name that was issued for.
+    /// The alias that it is for, or the first name of an issued certificate.
     pub alias: String,
     /// The root's file.
     pub root_file: PathBuf,
-    /// The file of the key and the certificates, where there is one: `ca issue` leaves none.
+    /// The file of the key and the certificates, if there is one: `ca issue` does not store it.
     pub key_file: Option<PathBuf>,
 }
 
 impl Store {
-    /// In this folder, which is made when it is needed.
+    /// In this folder, which is created when it is needed.
     pub fn at(directory: &Path) -> Self {
-        // What is said of it is for programs that run elsewhere.
+        // Programs that run in other folders use its path.
         let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
         Self { directory: absolute, known: Arc::default(), _temporary: None }
     }
 
-    /// In `$XDG_STATE_HOME/truename`, else in the same of `$HOME`; `None` where neither is set.
+    /// In `$XDG_STATE_HOME/truename`, or else in `$HOME/.local/state/truename`; `None` if neither variable is set.
     pub fn of_user() -> Option<Self> {
         let absolute =
             |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -132,7 +132,7 @@ impl Store {
         Some(Self::at(&state.join("truename")))
     }
 
-    /// In a private folder of the system's temporary one, for where no other can be written. It is
+    /// In a private folder in the system's temporary folder, for use if no other one is writable. It is
     /// removed with the last clone of this.
     pub fn temporary() -> Result<Self, StoreError> {
         let folder = PrivateFolder::create()
@@ -162,7 +162,7 @@ impl Store {
         self.directory.join(TRUSTSTORE)
     }
 
-    /// Every authority that is there. A folder that is not there has none.
+    /// All authorities in the folder; none if it does not exist.
     pub fn find(&self) -> Result<Vec<Found>, StoreError> {
         self.check_safety()?;
         let listing = self.list(&mut self.known.lock())?;
@@ -178,12 +178,12 @@ impl Store {
         Ok(found.collect())
     }
 
-    /// The roots that applications are to trust.
+    /// The roots that applications should trust.
     pub fn roots(&self) -> Result<Vec<CertificateDer<'static>>, StoreError> {
         Ok(self.find()?.into_iter().map(|found| found.root.der().clone()).collect())
     }
 
-    /// Adds the root of a certificate that another server shows.
+    /// Adds the root of a certificate for another server.
     pub fn add_issued(&self, alias: &str, issued: &Issued) -> Result<(), StoreError> {
         self.make_folder()?;
         self.check_safety()?;
@@ -192,11 +192,11 @@ impl Store {
         self.publish(&mut self.known.lock(), None)
     }
 
-    /// Removes all authorities of an alias, those of running proxies too, and says how many there were.
+    /// Removes all authorities of an alias, including those of running proxies. Returns how many there were.
     pub fn remove(&self, alias: &str) -> Result<usize, StoreError> {
         self.check_safety()?;
         let mut known = self.known.lock();
-        // However many there are.
+        // Without a limit on their number.
         let listing = listing::list(&self.directory, &mut known)?;
         let stems: Vec<Stem> = listing.of_alias(alias).collect();
         for stem in &stems {
@@ -231,12 +231,12 @@ impl Store {
 }
 
 impl Known {
-    /// Whether something has yet to be said.
+    /// Whether this has not been logged yet.
     fn is_news(&mut self, what: String) -> bool {
         self.logged.insert(what)
     }
 
-    /// The same of one of many files, of which a few are enough to name.
+    /// The same for a file, with a limit on the number of files.
     fn is_news_of_file(&mut self, directory: &Path, file: String) -> bool {
         if self.logged.len() < MAX_LOGGED_FILES {
             return self.logged.insert(file);

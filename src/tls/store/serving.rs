@@ -1,4 +1,4 @@
-//! What the aliases of a proxy are served with, found in a folder or made.
+//! The certificates that the aliases of a proxy are served with, found in a folder or created.
 
 use std::{collections::HashMap, fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
@@ -16,19 +16,19 @@ use crate::tls::{
     server::AliasCertificates,
 };
 
-/// A hundred long names in six certificates make 250 KiB.
+/// A hundred long names in six certificates take 250 KiB.
 const LARGEST_KEY: u64 = 1024 * 1024;
 
-/// The clock is looked at this often, whatever has happened.
+/// The clock is checked at least this often.
 const LOOK: Seconds = DAY / 2;
 
-/// A clock that goes back by less was only corrected.
+/// If the clock goes back by less, it was only corrected.
 pub(super) const CORRECTION: Seconds = 60;
 
-/// More new files than these are not worth waiting for the disk for each.
+/// More new files than this are not synced to disk one by one.
 pub(super) const MANY: usize = 32;
 
-/// What aliases are served with. Those that did not change share it with what was before.
+/// The certificates that aliases are served with. Aliases that did not change share them with the previous value.
 #[derive(Clone, Debug, Default)]
 pub struct Serving {
     aliases: HashMap<String, Arc<Entry>>,
@@ -36,12 +36,12 @@ pub struct Serving {
     next: Seconds,
 }
 
-/// What one alias is served with.
+/// The certificates of one alias.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub subject: Subject,
     pub authorities: Vec<Arc<Authority>>,
-    /// The roots that were there for it, and whether each had a key.
+    /// The roots that were in the folder for it, and whether each had a key.
     pub considered: Vec<(Stem, bool)>,
     pub shown: Arc<AliasCertificates>,
     pub next: Option<Seconds>,
@@ -54,7 +54,7 @@ impl Serving {
         self.aliases.iter().map(shown).collect()
     }
 
-    /// Whether both show the same to everybody.
+    /// Whether both serve the same certificates.
     pub fn shows_what(&self, other: &Self) -> bool {
         let same = |(alias, entry): (&String, &Arc<Entry>)| {
             other.aliases.get(alias).is_some_and(|other| Arc::ptr_eq(&other.shown, &entry.shown))
@@ -62,13 +62,13 @@ impl Serving {
         self.aliases.len() == other.aliases.len() && self.aliases.iter().all(same)
     }
 
-    /// Whether the clock alone gives no reason to look again.
+    /// Whether the clock alone is no reason to look again.
     pub fn is_current(&self) -> bool {
         let now = current_time();
         now < self.next && now + CORRECTION >= self.at
     }
 
-    /// The same where nothing can be written at all: in memory.
+    /// The same in memory, if nothing can be written.
     pub fn in_memory(subjects: &[Subject], before: &Self) -> Result<Self, AuthorityError> {
         let now = current_time();
         let mut drafts: Vec<Draft<'_>> = subjects.iter().map(|s| before.draft(s, now)).collect();
@@ -79,7 +79,7 @@ impl Serving {
         Ok(before.finish(drafts, now))
     }
 
-    /// An alias with what it was served with.
+    /// An alias with its previous certificates.
     fn draft<'a>(&'a self, subject: &'a Subject, now: Seconds) -> Draft<'a> {
         let before = self.aliases.get(&subject.alias);
         let held = before.map(|before| before.authorities.clone()).unwrap_or_default();
@@ -115,15 +115,15 @@ impl Serving {
 }
 
 impl Store {
-    /// Serves `subjects` with the authorities that are in the folder, and makes what is missing. What was
-    /// served `before` stays as far as it can, and is put back where its files are gone.
+    /// Serves `subjects` with the authorities in the folder, and creates missing ones. Those served `before`
+    /// stay in use as far as possible, and are restored if their files are gone.
     ///
-    /// In a folder that others can write to, nothing that is there is used.
+    /// In a folder that others can write to, nothing existing is used.
     pub fn serve(&self, subjects: &[Subject], before: &Serving) -> Result<Serving, StoreError> {
         let mut known = self.known.lock();
         let served = self.serve_knowing(&mut known, subjects, before);
         if served.is_err() {
-            // What failed may go well the next time, though nothing in the folder changes.
+            // It may succeed the next time, even if nothing in the folder changes.
             known.stamp = None;
         }
         served
@@ -138,7 +138,7 @@ impl Store {
         let now = current_time();
         self.make_folder()?;
         let safe = self.is_safe(known);
-        // Of before the list is read: a change in between has to show.
+        // Taken before the list is read, so that a change in between is noticed.
         known.stamp = Some(self.stamp());
         let (mut listing, mut maintenance) = (Listing::default(), None);
         if safe {
@@ -174,7 +174,7 @@ impl Store {
             }
         }
         if safe && !made.is_empty() {
-            // Another process may have made one for the same alias: both serve the older.
+            // Another process may have created one for the same alias: both serve the older one.
             listing = self.list(known)?;
         }
         for (index, authorities) in &made {
@@ -194,7 +194,7 @@ impl Store {
 
         let own: Vec<_> = serving.held().map(|(stem, one)| (stem, one.root().clone())).collect();
         let own = (!safe).then_some(own.as_slice());
-        // In a folder that others write to as well, the last to start has the last word.
+        // In a folder that others can write to, the derived files belong to the process that started last.
         let is_due = safe || !made.is_empty() || !self.roots_file().exists();
         if is_due && let Err(error) = self.publish(known, own) {
             self.excuse(error, &serving, before, known)?;
@@ -208,7 +208,7 @@ impl Store {
         Ok(serving)
     }
 
-    /// Whether the folder is as it was when it was last looked at.
+    /// Whether the folder has not changed since it was last looked at.
     pub fn is_unchanged(&self) -> bool {
         let now = self.stamp();
         self.known.lock().stamp.as_ref().is_some_and(|stamp| stamp.holds(&now))
@@ -221,12 +221,12 @@ impl Store {
     fn is_safe(&self, known: &mut Known) -> bool {
         let Err(error) = self.check_safety() else { return true };
         if known.is_news(error.to_string()) {
-            tracing::warn!(%error, "no certificate that is there is used; others are made");
+            tracing::warn!(%error, "the existing certificates are not used; new ones are created");
         }
         false
     }
 
-    /// An alias with what is in the folder for it.
+    /// An alias with its authorities in the folder.
     fn draft<'a>(
         &self,
         subject: &'a Subject,
@@ -262,7 +262,7 @@ impl Store {
         draft
     }
 
-    /// The key and the certificates of a root, where this user may read them and they are good.
+    /// The key and the certificates of a root, if this user may read them and they are valid.
     fn load(&self, stem: &Stem, root: &Arc<Root>, known: &mut Known) -> Option<Arc<Authority>> {
         let path = self.key_file(stem);
         let loaded = read_file(&path, LARGEST_KEY).map_err(|error| error.to_string());
@@ -278,7 +278,7 @@ impl Store {
                     tracing::warn!(
                         file = %path.display(),
                         why,
-                        "the certificates in this file cannot be used; others are made",
+                        "the certificates in this file cannot be used; new ones are created",
                     );
                 }
                 None
@@ -286,7 +286,7 @@ impl Store {
         }
     }
 
-    /// Writes an authority: first its key, so that whoever finds the root finds it, too.
+    /// Writes an authority. The key is first, so that it exists when another process finds the root.
     fn save(
         &self,
         stem: &Stem,
@@ -302,7 +302,7 @@ impl Store {
         write(&self.root_file(stem), 0o644, pem(authority.root().der()).as_bytes())
     }
 
-    /// The same of one that is new: without its root, its key is of no use to anybody.
+    /// The same for a new authority: if the root cannot be written, the key is removed again.
     pub(super) fn save_new(
         &self,
         stem: &Stem,
@@ -315,7 +315,7 @@ impl Store {
         })
     }
 
-    /// Puts back what is served and is gone, unless somebody removed it on purpose.
+    /// Restores files that are in use and gone, unless they were removed on purpose.
     fn put_back(&self, before: &Serving, listing: &Listing, known: &mut Known) -> bool {
         let mut put_back = 0;
         for (stem, authority) in before.held() {
@@ -326,7 +326,7 @@ impl Store {
             match self.save(&stem, authority, true, true) {
                 Ok(()) => put_back += 1,
                 Err(error) if known.is_news(error.to_string()) => {
-                    tracing::warn!(%error, "a file of the local authority is gone");
+                    tracing::warn!(%error, "a file of the local authority is gone and cannot be restored");
                 }
                 Err(_) => {}
             }
@@ -335,15 +335,15 @@ impl Store {
             tracing::warn!(
                 directory = %self.directory.display(),
                 authorities = put_back,
-                "files of the local authority were gone and have been put back; to remove an authority, \
+                "files of the local authority were gone and have been restored; to remove an authority, \
                  use `truename ca remove ALIAS`",
             );
         }
         put_back > 0
     }
 
-    /// Applications have to be able to trust what is served, unless that was so before, or nobody can
-    /// help it.
+    /// Accepts an error in writing the derived files if the folder is not writable, or if applications can already
+    /// trust everything that is served. Otherwise it is returned.
     fn excuse(
         &self,
         error: StoreError,
@@ -385,7 +385,7 @@ impl Store {
             roots = %self.roots_file().display(),
             bundle = %self.bundle().display(),
             "new local certificate authorities: let applications that speak TLS trust their roots, and \
-             restart those that run",
+            restart those that are running",
         );
     }
 }
@@ -406,7 +406,7 @@ impl Unwritten {
         self.error.get_or_insert(error);
     }
 
-    /// Says so, ever louder.
+    /// Warns, more urgently as the end approaches.
     fn warn(&self, now: Seconds) -> bool {
         let (Some(error), Some(ends)) = (&self.error, self.ends) else { return false };
         let (aliases, end) = (self.aliases, timestamp(ends));
@@ -414,7 +414,7 @@ impl Unwritten {
             tracing::warn!(
                 aliases, %error,
                 "the certificates of these aliases are not valid for all addresses that they listen on: \
-                 clients have to ask for names",
+                clients have to connect by name",
             );
         } else if ends > now + 30 * DAY {
             tracing::warn!(
@@ -425,14 +425,14 @@ impl Unwritten {
         } else {
             tracing::error!(
                 aliases, end, %error,
-                "the certificates of these aliases END SOON, and new ones cannot be written",
+                "the certificates of these aliases EXPIRE SOON, and new ones cannot be written",
             );
         }
         true
     }
 }
 
-/// Closes a key to others that an administrator has left open, where that is possible.
+/// Removes others' access to a key, if possible.
 fn close(path: &Path) {
     let Ok(metadata) = fs::metadata(path) else { return };
     if metadata.permissions().mode() & 0o077 != 0 {

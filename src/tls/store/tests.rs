@@ -34,12 +34,12 @@ fn the_oldest_is_preferred_that_has_a_month_left() {
         all.iter().map(|one| one.root().id().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(ids(&order), ids(&[old.clone(), new.clone(), ending.clone()]));
-    // What was served stays, as clients may know no other.
+    // Served authorities stay in use, because clients may know no others.
     let order = preferred(all.clone(), std::slice::from_ref(&new), now);
     assert_eq!(ids(&order), ids(&[new.clone(), old.clone(), ending.clone()]));
     let order = preferred(all, std::slice::from_ref(&ending), now);
     assert_eq!(ids(&order), ids(&[old.clone(), new, ending.clone()]));
-    // The clock is set back by a year, or years ahead.
+    // The clock is set back by a year, or is years ahead.
     assert_eq!(
         ids(&preferred(vec![old.clone(), ending.clone()], &[], now - 2 * LIFETIME)).len(),
         0
@@ -66,14 +66,14 @@ fn a_successor_is_made_a_year_before_the_end_and_another_when_a_name_or_address_
     let wider = subject(["shop", "shop.default", "pay.example"]);
     let wide = wider.sets().remove(0);
     assert_eq!(lack(&wider, &[LIFETIME]), [Lack { names: wide, required: true }]);
-    // Of two sets, the one that has the new name.
+    // One of two sets: the one with the new name.
     let deeper = subject(["shop", "shop.default", "www.shop"]);
     let www = BTreeSet::from(["localhost".to_owned(), "www.shop".to_owned()]);
     assert_eq!(lack(&deeper, &[LIFETIME]), [Lack { names: www, required: true }]);
     let elsewhere: IpAddr = "127.0.1.1".parse().unwrap();
     let elsewhere = Subject::new("shop", ["shop", "shop.default"].map(str::to_owned), [elsewhere]);
     assert_eq!(lack(&elsewhere, &[LIFETIME]), lacked(false));
-    // An alias without a name that can be certified.
+    // An alias without a name that a certificate can be valid for.
     let number = Subject::new("10", ["10".to_owned()], []);
     assert_eq!(lacks(&number, &[], now).len(), 1);
     assert_eq!(lacks(&number, &[authority(&number, now)], now), []);
@@ -106,7 +106,7 @@ fn aliases_that_did_not_change_share_what_they_had() {
     for (alias, shown) in &before {
         assert_eq!(Arc::ptr_eq(shown, &after[alias]), alias != "alias-7", "{alias}");
     }
-    // Another process finds the same, but for what it does not serve.
+    // Another process finds the same, except for what it does not serve.
     let other = Store::at(&folder.path().join("ca"));
     let found = other.serve(&subjects[..7], &Serving::default()).unwrap();
     for (alias, shown) in found.certificates() {
@@ -122,7 +122,7 @@ fn a_folder_is_read_again_only_when_it_changed() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::at(folder.path());
     store.serve(&[subject(["shop"])], &Serving::default()).unwrap();
-    // It was changed just now, and times are coarse.
+    // It was changed just now, and timestamps are coarse.
     assert!(!store.is_unchanged());
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
     for path in [folder.path().to_owned(), store.roots_file(), store.bundle(), store.truststore()] {
@@ -148,7 +148,7 @@ fn the_longest_alias_has_files() {
     assert_eq!(store.remove(&long).unwrap(), 1);
 }
 
-/// Regression: `ca remove` removed those of both.
+/// Regression: `ca remove` removed the authorities of both.
 #[test]
 fn aliases_that_begin_with_the_same_characters_have_authorities_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
@@ -171,7 +171,7 @@ fn aliases_that_begin_with_the_same_characters_have_authorities_of_their_own() {
     }
 }
 
-/// Regression: with the clock years ahead for a moment, all authorities had ended and were deleted.
+/// Regression: when the clock was years ahead for a moment, all authorities seemed to have expired and were deleted.
 #[test]
 fn a_clock_that_leaps_ahead_and_back_loses_no_authority() {
     let folder = tempfile::tempdir().unwrap();
@@ -192,7 +192,7 @@ fn a_clock_that_leaps_ahead_and_back_loses_no_authority() {
     }
     maintain(&serving, now());
     assert_eq!(roots(), 2);
-    // Others have been in use by that clock.
+    // According to that clock, others have been in use.
     let served: Vec<_> = serving.held().map(|(stem, _)| store.root_file(&stem)).collect();
     let later = now() + 40 * DAY;
     let yesterday = std::time::UNIX_EPOCH + std::time::Duration::from_secs((later - DAY) as u64);
@@ -238,7 +238,7 @@ fn what_failed_is_tried_again_though_the_folder_stays_the_same() {
     let first = store.serve(&[subject(["shop"])], &Serving::default()).unwrap();
     fs::remove_file(store.roots_file()).unwrap();
     fs::create_dir_all(store.roots_file().join("x")).unwrap();
-    // What was served before goes on, and what is new is not served before it is trusted.
+    // What was served before stays in use, and new authorities are not served before they are trusted.
     assert!(store.serve(&[subject(["shop"])], &first).unwrap().shows_what(&first));
     assert!(store.known.lock().stamp.is_none());
     assert!(store.serve(&[subject(["shop"]), subject(["other"])], &first).is_err());
@@ -256,7 +256,7 @@ fn a_new_key_is_not_left_behind_where_its_root_cannot_be_written() {
     let shop = subject(["shop"]);
     let authority = authority(&shop, now());
     let stem = Stem::new("shop", authority.root());
-    // No file can be put in the place of a folder that is not empty.
+    // No file can replace a folder that is not empty.
     fs::create_dir_all(folder.path().join(stem.root_file()).join("x")).unwrap();
     assert!(store.save_new(&stem, &authority, true, true).is_err());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);

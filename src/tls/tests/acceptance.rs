@@ -1,4 +1,4 @@
-//! What clients may say first, however wrong.
+//! First bytes of clients, valid or not.
 
 use super::*;
 use crate::tls::{
@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 #[tokio::test]
 async fn a_whole_hello_for_a_name_that_is_served_begins_a_handshake() {
-    // Nothing follows it, so that the handshake itself cannot come to its end.
+    // Nothing follows it, so the handshake cannot finish.
     let error = accept(&hello()).await.unwrap_err();
     assert!(matches!(error, AcceptError::Handshake(_)), "{error}");
     let stranger = replaced(&hello(), b"api.example.com", b"apx.example.com");
@@ -64,11 +64,11 @@ proptest! {
 fn run(bytes: &[u8]) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let accepted = runtime.block_on(accept(bytes));
-    // Whatever it is, it can be said.
+    // Every error can be printed.
     accepted.map(drop).map_err(|error| error.to_string())
 }
 
-/// A server meets a client that says this and no more, and reads whatever it is told.
+/// Accepts a client that sends only these bytes and reads the response.
 async fn accept(bytes: &[u8]) -> Result<Accepted<DuplexStream>, AcceptError> {
     let (mut near, far) = duplex(64 * 1024);
     let names = || NAME.to_owned();

@@ -1,4 +1,4 @@
-//! Which certificates prove a name, and what is said of those that do not.
+//! Which certificates are accepted for a name, and the errors of those that are not.
 
 use super::*;
 use crate::tls::leaf::Leaf;
@@ -294,7 +294,7 @@ async fn without_verification_a_pin_still_holds() {
     accepted(identity.server(), &tls, NAME).await;
     let failure = refusal(ca.issue(&["other.example.com"]).server(), &tls, NAME).await;
     assert_eq!(failure.reason, Reason::PinMismatch);
-    // Who shows the pinned certificate without holding its key gets no further.
+    // A server that sends the pinned certificate without having its key is refused.
     assert_eq!(refusal(impostor(stolen), &tls, NAME).await.reason, Reason::BadSignature);
 }
 
@@ -321,7 +321,7 @@ async fn what_a_stranger_wrote_into_a_certificate_is_bounded_and_printable() {
     assert_eq!(failure.presented.len(), 100);
 }
 
-/// A server that shows a chain whose key it does not hold.
+/// A server that sends a chain whose key it does not have.
 fn impostor(chain: Vec<CertificateDer<'static>>) -> ServerConfig {
     let own = PrivatePkcs8KeyDer::from(KeyPair::generate().unwrap().serialize_der()).into();
     let key = aws_lc_rs::sign::any_supported_type(&own).unwrap();

@@ -10,7 +10,7 @@ use rustls::{
 };
 use tokio::net::{TcpListener, TcpStream};
 
-/// A server that only takes clients with a certificate of `clients`.
+/// A server that only accepts clients with a certificate from `clients`.
 fn demanding(
     identity: Identity,
     clients: &Ca,
@@ -29,7 +29,7 @@ fn demanding(
         .unwrap()
 }
 
-/// A peer that reads the ClientHello, answers with `bytes` and closes.
+/// A peer that reads the ClientHello, responds with `bytes` and closes.
 async fn answered_with(bytes: &[u8], tls: &ClientTls) -> TlsError {
     let (near, mut far) = duplex(64 * 1024);
     let expected = name(NAME);
@@ -85,7 +85,7 @@ async fn a_demanded_protocol_that_the_server_lacks_is_an_error_that_names_the_ke
     }
 }
 
-/// Connects over TCP, reads a byte (the server's tickets come before it) and tells both sides' view.
+/// Connects over TCP, reads a byte (the server's tickets come before it) and returns both sides' view.
 async fn visit(
     listener: &TcpListener,
     server: &Arc<ServerConfig>,
@@ -128,7 +128,7 @@ async fn a_session_is_resumed_at_another_address_of_the_same_name() {
         assert_eq!(visit(&there, &server, &tls, Alpn::None).await, (true, true), "{version:?}");
         assert_eq!(visit(&here, &server, &tls, Alpn::Http1).await, (true, true), "{version:?}");
 
-        // Trust loaded anew trusts no session of the old.
+        // Roots that are loaded again accept no session of the old ones.
         assert_eq!(visit(&here, &server, &settings.load(), Alpn::None).await, (false, false));
     }
 }
@@ -136,7 +136,7 @@ async fn a_session_is_resumed_at_another_address_of_the_same_name() {
 #[tokio::test]
 async fn post_quantum_key_exchange_comes_first_unless_it_is_off() {
     let ca = Ca::new("Root");
-    // The server takes the first group of its own that the client has sent a share of.
+    // The server chooses the first of its groups for which the client has sent a key share.
     let preferring = |kx_groups| {
         let identity = ca.issue(&[NAME]);
         let provider =
@@ -209,12 +209,12 @@ async fn a_missing_client_certificate_is_named_in_tls_1_3_where_the_alert_comes_
     let (client, server) = meet(server, &tls, Alpn::None, NAME).await;
     assert!(server.is_err());
     let read = client.unwrap().stream.read_u8().await.unwrap_err();
-    // As hyper wraps it, the I/O error is some way down.
+    // hyper wraps the I/O error several levels deep.
     let wrapped = io::Error::other(Wrapped(read));
     let error = TlsError::after_handshake(&wrapped, &name(NAME), tls.offer(Alpn::None)).unwrap();
     assert_eq!(
         error.to_string(),
-        "`api.example.com` refused the TLS connection with the alert certificate_required: it wants a client certificate, and there is none to show"
+        "`api.example.com` refused the TLS connection with the alert certificate_required: it requires a client certificate, and none is configured"
     );
     assert!(error.hint().unwrap().contains("tls.client_certificate"));
 }

@@ -1,4 +1,4 @@
-//! What is loaded, what is shared, and what is refused with which words.
+//! What is loaded, what is shared, and what is refused with which message.
 
 use super::trust::list;
 use super::*;
@@ -26,7 +26,7 @@ async fn files_add_to_the_system_roots() {
     let roots = RootStores::default().load(&settings.tls.ca).unwrap();
     let mut expected = rustls::RootCertStore::empty();
     expected.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    // What a machine trusts besides, such as Debian's snakeoil, vouches for nobody.
+    // Other certificates that a machine trusts, such as Debian's snakeoil, are not CAs.
     let issues = |root: &CertificateDer<'_>| matches!(Terms::read(root), Ok((Use::Issuer, _)));
     let system = rustls_native_certs::load_native_certs().certs;
     expected.add_parsable_certificates(system.into_iter().filter(issues));
@@ -51,8 +51,8 @@ async fn a_byte_order_mark_hides_no_certificate_key_or_list() {
     }
 }
 
-/// Regression: of files that were joined without a newline between them, or with a byte order mark, only the first
-/// counted: another CA was unknown, and what another list revokes was accepted.
+/// Regression: if files had been joined without a newline between them, or with a byte order mark, only the first
+/// counted: another CA was unknown, and certificates that another list revokes were accepted.
 #[tokio::test]
 async fn nothing_is_lost_where_files_were_joined_without_a_newline() {
     let (first, second) = (Ca::new("First"), Ca::new("Second"));
@@ -73,7 +73,7 @@ async fn nothing_is_lost_where_files_were_joined_without_a_newline() {
     }
 }
 
-/// Regression: the new certificate was passed over until it changed again.
+/// Regression: the new certificate was ignored until it changed again.
 #[test]
 fn a_listeners_certificate_is_read_again_where_there_was_no_descriptor_for_it() {
     let settings = Settings::trusting_nobody();
@@ -104,8 +104,8 @@ fn a_listeners_key_that_cannot_be_used_is_told_apart_from_one_of_another_certifi
             "openssl pkey",
         ),
         ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "openssl pkey"),
-        ("-----BEGIN PRIVATE KEY-----\nAAAA\n", "cut off"),
-        (&other, "do not belong together"),
+        ("-----BEGIN PRIVATE KEY-----\nAAAA\n", "truncated"),
+        (&other, "do not match"),
     ] {
         let key = settings.file("key.pem", key);
         let error = Source::files(&certificate, &key).certificates().unwrap_err().to_string();
@@ -113,8 +113,8 @@ fn a_listeners_key_that_cannot_be_used_is_told_apart_from_one_of_another_certifi
     }
 }
 
-/// rustls-native-certs takes the variable for the whole of the system's roots, so it must not
-/// become the whole of ours. A process of its own, since the variable is the process'.
+/// rustls-native-certs takes the variable for all of the system's roots, so it must not replace all of ours. It runs
+/// in its own process, because the variable belongs to the process.
 #[test]
 fn ssl_cert_file_replaces_neither_files_nor_built_in_roots() {
     let settings = Settings::trusting(&Ca::new("Corporate CA"));
@@ -127,11 +127,11 @@ fn ssl_cert_file_replaces_neither_files_nor_built_in_roots() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-/// Regression: the built-in one was left out, and its servers refused.
+/// Regression: the built-in one was left out, and its servers were refused.
 #[test]
 fn a_root_that_has_expired_here_does_not_stand_for_the_built_in_one_with_its_key() {
     for (years, count) in [(-1, 2), (1, 1)] {
-        // Until 2050 their times have two digits for the year.
+        // Until 2050, the year has two digits.
         let before_2050 =
             |root: &&CertificateDer<'_>| Terms::read(root).unwrap().1.not_after < 2_524_608_000;
         let built_in = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().find(before_2050).unwrap();
@@ -149,7 +149,7 @@ fn a_root_that_has_expired_here_does_not_stand_for_the_built_in_one_with_its_key
     }
 }
 
-/// The same certificate with another end, so many years from now; its signature is no longer one.
+/// The same certificate with another expiry, this many years from now. Its signature is no longer valid.
 fn until(certificate: &CertificateDer<'_>, years: i64) -> CertificateDer<'static> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).unwrap();
     let now = x509_parser::time::ASN1Time::now().to_datetime();
@@ -187,7 +187,7 @@ fn a_root_that_the_system_has_too_is_kept_once() {
     keys.sort();
     keys.dedup();
     assert_eq!(keys.len(), webpki_roots::TLS_SERVER_ROOTS.len());
-    // Two certificates of one key can both be in the system's store, but seldom.
+    // Two certificates with one key can both be in the system's store, but this is rare.
     assert!(all - keys.len() < 5, "{all} roots for {} keys", keys.len());
 }
 

@@ -1,4 +1,4 @@
-//! What a certificate that is trusted may vouch for, and until when.
+//! What a trusted certificate may be used for, and until when.
 
 use super::*;
 use crate::tls::{leaf::Leaf, lists::Lists};
@@ -9,12 +9,12 @@ use rcgen::{
 
 type Change = fn(&mut CertificateParams);
 
-/// A CA that is changed before it is signed.
+/// A CA whose certificate is changed before it is signed.
 fn ca(name: &str, change: Change) -> Ca {
     again(name, KeyPair::generate().unwrap(), change)
 }
 
-/// Another certificate for a CA that has its key already.
+/// Another certificate for an existing key of a CA.
 fn again(name: &str, key: KeyPair, change: Change) -> Ca {
     let mut params = Ca::params(name);
     change(&mut params);
@@ -25,7 +25,7 @@ fn same_key(ca: &Ca) -> KeyPair {
     KeyPair::from_pem(&ca.0.key().serialize_pem()).unwrap()
 }
 
-/// What `issuer` signs for another CA that has its key already.
+/// A certificate that `issuer` signs for an existing key of another CA.
 fn cross_signed(issuer: &Ca, other: &Ca, name: &str, change: Change) -> CertificateDer<'static> {
     let mut params = Ca::params(name);
     change(&mut params);
@@ -104,7 +104,7 @@ async fn a_certificate_of_no_ca_vouches_for_itself_alone() {
         let mut params = leaf_params(&[NAME]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         change(&mut params);
-        // To rcgen it is a CA's all the same.
+        // rcgen takes it for a CA anyway.
         let server = Ca(CertifiedIssuer::self_signed(params.clone(), key).unwrap());
         let tls = Settings::trusting(&server).load();
         let mut forger = params;
@@ -131,13 +131,13 @@ async fn a_servers_certificate_can_be_trusted_without_its_issuer() {
 #[tokio::test]
 async fn what_can_verify_nothing_is_refused_unless_others_are_in_its_file() {
     let changes: [(Change, &str); 4] = [
-        (|params| params.is_ca = IsCa::ExplicitNoCa, "it is no CA"),
+        (|params| params.is_ca = IsCa::ExplicitNoCa, "it is neither a CA"),
         (
             |params| {
                 params.is_ca = IsCa::NoCa;
                 params.key_usages = Vec::new();
             },
-            "it is no CA",
+            "it is neither a CA",
         ),
         (|params| params.key_usages = vec![KeyUsagePurpose::CrlSign], "lacks keyCertSign"),
         (
@@ -156,7 +156,7 @@ async fn what_can_verify_nothing_is_refused_unless_others_are_in_its_file() {
 
 #[tokio::test]
 async fn a_revoked_certificate_that_is_itself_trusted_is_refused() {
-    // One that vouches for itself, and one whose issuer is not even known.
+    // A self-signed one, and one with an unknown issuer.
     let mut params = leaf_params(&[NAME]);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.serial_number = Some(SerialNumber::from(666));
@@ -271,8 +271,8 @@ async fn a_list_that_another_key_of_the_same_name_signed_makes_nobody_suspect() 
     accepted(root.issue_with(&[NAME], change).server(), &settings.load(), NAME).await;
 }
 
-/// Regression: it was passed over. A key has several identifiers where it has several certificates: they are
-/// hashes, by one method or another, or what the CA likes.
+/// Regression: it was ignored. A key with several certificates may have several identifiers: hashes by different
+/// methods, or any value that the CA chooses.
 #[tokio::test]
 async fn a_list_that_calls_its_key_by_another_identifier_counts_all_the_same() {
     let root = Ca::new("Root");
@@ -293,7 +293,7 @@ async fn a_list_that_calls_its_key_by_another_identifier_counts_all_the_same() {
     }
 }
 
-/// Regression: the numbers of one key were looked up in the list of another.
+/// Regression: the serial numbers of one key were looked up in the list of another.
 #[tokio::test]
 async fn a_list_of_another_key_of_its_name_revokes_nothing_that_signs_itself() {
     let numbered: Change = |params| params.serial_number = Some(SerialNumber::from(666));
@@ -303,7 +303,7 @@ async fn a_list_of_another_key_of_its_name_revokes_nothing_that_signs_itself() {
         let mut settings = Settings::trusting(&root);
         settings.tls.crls = vec![settings.file("list.pem", list(issuer, &[666]))];
         let tls = settings.load();
-        // As an issuer, and as a server's own.
+        // As an issuer, and as a server's certificate.
         let itself = Identity::new(vec![root.der()], root.0.key());
         let issued = root.issue_with(&[NAME], with_key_id).server();
         match is_revoked {
@@ -321,7 +321,7 @@ async fn a_list_whose_signature_does_not_match_lets_nobody_pass() {
     let mut settings = Settings::trusting(&root);
     let (_, list) = x509_parser::pem::parse_x509_pem(list(&root, &[666]).as_bytes()).unwrap();
     let mut list = list.contents;
-    // Within the signature, which comes last.
+    // Within the signature, which is at the end.
     let end = list.len() - 1;
     list[end] ^= 1;
     settings.tls.crls = vec![settings.file("list.der", list)];
