@@ -84,6 +84,8 @@ pub mod http2;
 #[doc(hidden)]
 pub mod pool;
 #[doc(hidden)]
+pub mod protocol;
+#[doc(hidden)]
 pub mod resolve;
 #[doc(hidden)]
 pub mod route;

@@ -11,6 +11,7 @@ mod form;
 mod host_names;
 mod names;
 mod places;
+mod postgres;
 mod problems;
 mod process;
 mod quantity;
@@ -33,6 +34,7 @@ pub use follow::{Contents, Followed};
 pub use names::{
     BadName, BadNameServer, BadTarget, NamePattern, NameServer, Target, TargetHost, normal_name,
 };
+pub use postgres::*;
 pub use problems::{Position, Problem, Problems};
 pub use process::*;
 pub(crate) use quantity::print_duration;
