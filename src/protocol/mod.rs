@@ -61,7 +61,8 @@ pub enum Action {
     /// Open a connection to the endpoint that holds the session with this key; close the client's without a
     /// word where there is none.
     DialHolder(postgres::CancelKey),
-    /// Make TLS with the client, once everything has been sent.
+    /// Make TLS with the client, once everything has been sent. Bytes that have come meanwhile end the session:
+    /// somebody may have put them in front of the client's.
     StartTls,
     /// The session has begun: bytes in the buffers belong to it.
     Established,

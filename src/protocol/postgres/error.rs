@@ -16,7 +16,9 @@ pub enum OpeningError {
     #[error("the server responded to the SSLRequest with an error")]
     Failed,
     /// It sent another byte.
-    #[error("the server responded to the SSLRequest with byte {byte:#04x}, which is not PostgreSQL")]
+    #[error(
+        "the server responded to the SSLRequest with byte {byte:#04x}, which is not PostgreSQL"
+    )]
     NotPostgres {
         /// Which.
         byte: u8,
@@ -159,9 +161,7 @@ impl StartupError {
     pub(super) fn sql_state(&self) -> SqlState {
         match self {
             Self::Version { .. } | Self::Repeated(_) => SqlState::FeatureNotSupported,
-            Self::TlsRequired | Self::OnlyChannelBinding { .. } => {
-                SqlState::InvalidAuthorization
-            }
+            Self::TlsRequired | Self::OnlyChannelBinding { .. } => SqlState::InvalidAuthorization,
             Self::Lost => SqlState::ConnectionFailure,
             Self::WrongRole { .. } | Self::UnknownRole { .. } => SqlState::CannotConnectNow,
             _ => SqlState::ProtocolViolation,

@@ -9,8 +9,8 @@ use super::{
 use crate::{
     config::{ChannelBinding, Role},
     fault::Fault,
-    protocol::{Action, Event, Side, Start},
     protocol::postgres::CancelKey,
+    protocol::{Action, Event, Side, Start},
 };
 
 /// What the configuration says of a start.

@@ -102,8 +102,22 @@ fn a_copy_to_the_server_is_over_with_its_ready_for_query() {
         &[(Client, "PBEddcS"), (Target, "12G"), (Target, "CZ")],
         &[(Client, "Qddc"), (Target, "G"), (Target, "CZ")],
         &[(Client, "PBES"), (Target, "12G"), (Client, "df"), (Client, "S"), (Target, "EZ")],
-        &[(Client, "PBES"), (Target, "12G"), (Client, "d"), (Target, "E"), (Client, "S"), (Target, "Z")],
-        &[(Client, "Q"), (Target, "G"), (Client, "d"), (Target, "E"), (Client, "dc"), (Target, "Z")],
+        &[
+            (Client, "PBES"),
+            (Target, "12G"),
+            (Client, "d"),
+            (Target, "E"),
+            (Client, "S"),
+            (Target, "Z"),
+        ],
+        &[
+            (Client, "Q"),
+            (Target, "G"),
+            (Client, "d"),
+            (Target, "E"),
+            (Client, "dc"),
+            (Target, "Z"),
+        ],
     ];
     for copy in copies {
         let mut session = session();

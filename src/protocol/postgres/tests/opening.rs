@@ -9,9 +9,10 @@ use crate::{config::Negotiation, protocol::Step};
 fn tls_begins_behind_the_servers_yes() {
     let mut opening = Opening::new(Negotiation::Request);
     let mut received = BytesMut::new();
-    assert_eq!(opening.next(&mut received), Ok(Step::Send(Bytes::from_static(&[
-        0, 0, 0, 8, 4, 210, 22, 47
-    ]))));
+    assert_eq!(
+        opening.next(&mut received),
+        Ok(Step::Send(Bytes::from_static(&[0, 0, 0, 8, 4, 210, 22, 47])))
+    );
     assert_eq!(opening.next(&mut received), Ok(Step::Receive));
     received.extend_from_slice(b"S");
     assert_eq!(opening.next(&mut received), Ok(Step::StartTls));

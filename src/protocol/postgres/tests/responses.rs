@@ -78,7 +78,8 @@ fn each_kind_of_fault_has_its_code() {
 #[test]
 fn no_text_is_too_long_or_broken_for_libpq() {
     for long in ["x".repeat(50_000), "\u{1f418}".repeat(20_000), "a\0b".repeat(9_000)] {
-        let bytes = ErrorResponse::of(&fault(Kind::DnsError, Stage::Resolve, true, &long)).to_bytes();
+        let bytes =
+            ErrorResponse::of(&fault(Kind::DnsError, Stage::Resolve, true, &long)).to_bytes();
         assert!(bytes.len() < 30_000, "{}", bytes.len());
         assert!(text(&bytes, b'M').starts_with("truename: "));
         assert_eq!(text(&bytes, b'H'), "raise `timeouts.connect`");
