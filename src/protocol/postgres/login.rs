@@ -86,7 +86,7 @@ impl Login {
 
     /// Takes what the server sent, up to its ReadyForQuery, and writes what is for the client. Returns whether
     /// the session has begun with that.
-    pub(super) fn from_target(
+    pub(super) fn target_sent(
         &mut self,
         buffer: &mut BytesMut,
         to_client: &mut BytesMut,
@@ -107,7 +107,7 @@ impl Login {
     }
 
     /// Takes the client's responses, once they are due, and leaves what comes after them to the session.
-    pub(super) fn from_client(
+    pub(super) fn client_sent(
         &mut self,
         buffer: &mut BytesMut,
         to_target: &mut BytesMut,

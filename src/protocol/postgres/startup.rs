@@ -145,7 +145,7 @@ impl Startup {
             Phase::Packets => self.packets(buffer, actions),
             Phase::Login(login) => {
                 let mut out = BytesMut::new();
-                let client = login.from_client(buffer, &mut out)?;
+                let client = login.client_sent(buffer, &mut out)?;
                 if !out.is_empty() {
                     actions.push(Action::Send(Side::Target, out.freeze()));
                 }
@@ -167,7 +167,7 @@ impl Startup {
         match &mut self.phase {
             Phase::Login(login) => {
                 let mut out = BytesMut::new();
-                let begun = login.from_target(buffer, &mut out);
+                let begun = login.target_sent(buffer, &mut out);
                 if !out.is_empty() {
                     actions.push(Action::Send(Side::Client, out.freeze()));
                 }
