@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::Denied;
 use crate::{
     fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
+    protocol::postgres::OpeningError,
     tls::TlsError,
 };
 
@@ -34,6 +35,22 @@ pub enum ConnectError {
         /// Whether TCP was up and TLS was not.
         tcp_done: bool,
     },
+    /// The protocol did not come to TLS.
+    #[error("asking {endpoint} for TLS: {source}")]
+    Opening {
+        /// Who was dialled.
+        endpoint: SocketAddr,
+        /// Why.
+        source: OpeningError,
+    },
+    /// The connection was lost while TLS was asked for.
+    #[error("asking {endpoint} for TLS: {source}")]
+    Negotiation {
+        /// Who was dialled.
+        endpoint: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The TLS handshake failed.
     #[error("TLS with {endpoint}: {source}")]
     Tls {
@@ -58,6 +75,8 @@ impl ConnectError {
             Self::Denied(denied) => denied.endpoint(),
             Self::Tcp { endpoint, .. }
             | Self::Timeout { endpoint, .. }
+            | Self::Opening { endpoint, .. }
+            | Self::Negotiation { endpoint, .. }
             | Self::Tls { endpoint, .. } => *endpoint,
         }
     }
@@ -77,6 +96,8 @@ impl ConnectError {
                 E::ConnectionReset => (Kind::ConnectionLost, Stage::Connect),
                 _ => (Kind::Unreachable, Stage::Connect),
             },
+            Self::Opening { source, .. } => (source.kind(), Stage::Tls),
+            Self::Negotiation { .. } => (Kind::ConnectionLost, Stage::Tls),
             Self::Tls { source, .. } => (source.kind(), Stage::Tls),
         }
     }
@@ -113,6 +134,8 @@ impl Cause for ConnectError {
             Self::Tcp { .. } => {
                 "check that something listens there; `port` sets the target's port".into()
             }
+            Self::Opening { source, .. } => source.fix().into(),
+            Self::Negotiation { .. } => return None,
             Self::Tls { source, .. } => return source.hint(),
         };
         Some(fix)

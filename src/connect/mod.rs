@@ -15,8 +15,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use rustls::pki_types::ServerName;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::Instant,
+};
 
 pub use deadline::Deadline;
 pub use error::ConnectError;
@@ -27,6 +32,10 @@ pub use wire::{Mark, Wire, WireStream};
 
 use crate::{
     fault::Fault,
+    protocol::{
+        Step,
+        postgres::{self, OpeningError},
+    },
     tls::{self, Alpn, ClientTls, Negotiated},
 };
 
@@ -93,6 +102,39 @@ pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
 }
 
 impl Opened {
+    /// Says what comes before TLS in its protocol. Nothing that the target sends before TLS is left behind it.
+    pub async fn negotiate(
+        &mut self,
+        mut opening: postgres::Opening,
+        deadline: Deadline,
+    ) -> Result<(), Fault> {
+        let endpoint = self.endpoint;
+        let opens = self.run(&mut opening);
+        let Some(opened) = deadline.within(opens).await else {
+            let limit = deadline.limit();
+            return Err(ConnectError::Timeout { endpoint, limit, tcp_done: true }.into());
+        };
+        opened.map_err(Fault::from)
+    }
+
+    async fn run(&mut self, opening: &mut postgres::Opening) -> Result<(), ConnectError> {
+        let endpoint = self.endpoint;
+        let failed = |source| ConnectError::Opening { endpoint, source };
+        let lost = |source| ConnectError::Negotiation { endpoint, source };
+        let mut received = BytesMut::new();
+        loop {
+            match opening.next(&mut received).map_err(failed)? {
+                Step::Send(bytes) => self.stream.write_all(&bytes).await.map_err(lost)?,
+                Step::Receive => {
+                    if self.stream.read_buf(&mut received).await.map_err(lost)? == 0 {
+                        return Err(failed(OpeningError::Closed));
+                    }
+                }
+                Step::StartTls => return Ok(()),
+            }
+        }
+    }
+
     /// Completes TLS and verifies the endpoint; without an identity, uses the connection as it is.
     pub async fn verify(
         self,
@@ -130,3 +172,6 @@ impl Opened {
         Ok(Session { stream, wire, facts })
     }
 }
+
+#[cfg(test)]
+mod tests;
