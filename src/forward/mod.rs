@@ -7,6 +7,7 @@ mod error;
 mod http;
 mod passthrough;
 mod record;
+mod start;
 mod tunnel;
 
 pub use connection::Connection;
@@ -18,3 +19,4 @@ pub use http::{
 };
 pub use passthrough::{Passthrough, PassthroughError, Tunnel};
 pub use record::Record;
+pub use start::{Starting, Turn};

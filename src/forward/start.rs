@@ -1,0 +1,199 @@
+//! Runs the start of a session over its two streams.
+
+use std::{collections::VecDeque, future::pending, io};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use crate::{
+    fault::Fault,
+    protocol::{Action, Event, MAX_BUFFERED, Side, Start, postgres::CancelKey},
+};
+
+/// A start under way, and the bytes that wait for it.
+#[derive(Debug)]
+pub struct Starting<S> {
+    start: S,
+    from_client: BytesMut,
+    from_target: BytesMut,
+    /// What the start has not been told.
+    news: Option<News>,
+    /// What it has asked for, and was not done.
+    actions: VecDeque<Action>,
+    fault: Option<Fault>,
+}
+
+/// What is to be done by whoever has the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Connect to a target of the alias, and say so: [`Starting::dialled`].
+    Dial,
+    /// Connect to the endpoint that holds the session with this key, and say so; if there is none, close the
+    /// client's connection without a word.
+    DialHolder(CancelKey),
+    /// Make TLS with the client, and say so: [`Starting::secured`].
+    StartTls,
+    /// The session has begun. What waits in the buffers is its own: [`Starting::into_parts`].
+    Established,
+    /// Close both connections.
+    Close,
+}
+
+/// An event that is not about bytes.
+#[derive(Clone, Copy, Debug)]
+enum News {
+    Dialled,
+    Secured,
+    Ended(Side),
+}
+
+impl<S: Start> Starting<S> {
+    /// `early` has come from the client already.
+    pub fn new(start: S, early: BytesMut) -> Self {
+        Self {
+            start,
+            from_client: early,
+            from_target: BytesMut::new(),
+            news: None,
+            actions: VecDeque::new(),
+            fault: None,
+        }
+    }
+
+    /// The connection to the target is there.
+    pub fn dialled(&mut self) {
+        self.news = Some(News::Dialled);
+    }
+
+    /// The client's TLS is there.
+    pub fn secured(&mut self) {
+        self.news = Some(News::Secured);
+    }
+
+    /// Passes bytes on, until there is something else to do. There is a target from the dial on.
+    ///
+    /// This waits for peers without end: set a deadline. Nothing is lost when it is dropped between two turns.
+    pub async fn next<C, T>(
+        &mut self,
+        client: &mut C,
+        mut target: Option<&mut T>,
+    ) -> Result<Turn, Fault>
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        loop {
+            while let Some(action) = self.actions.pop_front() {
+                let sent = match action {
+                    Action::Send(Side::Client, bytes) => {
+                        let sent = send(client, &bytes).await;
+                        sent.map_err(|_| News::Ended(Side::Client))
+                    }
+                    // Why a target takes no more may be among what it has sent: it is read to its end.
+                    Action::Send(Side::Target, bytes) => {
+                        if let Some(target) = target.as_deref_mut() {
+                            let _ = send(target, &bytes).await;
+                        }
+                        Ok(())
+                    }
+                    Action::Dial => return Ok(Turn::Dial),
+                    Action::DialHolder(key) => return Ok(Turn::DialHolder(key)),
+                    Action::StartTls => return Ok(Turn::StartTls),
+                    Action::Established => return Ok(Turn::Established),
+                    Action::Close => return Ok(Turn::Close),
+                };
+                if let Err(news) = sent {
+                    self.news = Some(news);
+                }
+            }
+            if let Some(fault) = self.fault.take() {
+                return Err(fault);
+            }
+            if !self.report() {
+                self.read(client, target.as_deref_mut()).await;
+            }
+        }
+    }
+
+    /// What the client is to be sent where the session cannot start.
+    pub fn refusal(&self, why: &Fault) -> Bytes {
+        self.start.refusal(why)
+    }
+
+    /// The start.
+    pub fn start(&self) -> &S {
+        &self.start
+    }
+
+    /// The start, and what waits from the client and from the target.
+    pub fn into_parts(self) -> (S, BytesMut, BytesMut) {
+        (self.start, self.from_client, self.from_target)
+    }
+
+    /// Tells the start what is new, and offers it what waits. Returns whether anything has come of it.
+    fn report(&mut self) -> bool {
+        let mut actions = Vec::new();
+        let before = (self.from_client.len(), self.from_target.len());
+        let news = self.news.take();
+        let told = news.is_some();
+        let result = match news {
+            Some(News::Dialled) => self.start.on(Event::Dialled, &mut actions),
+            Some(News::Secured) => self.start.on(Event::Secured, &mut actions),
+            Some(News::Ended(side)) => self.start.on(Event::Ended(side), &mut actions),
+            None => self.offer(&mut actions),
+        };
+        self.fault = result.err();
+        let acts = !actions.is_empty();
+        self.actions.extend(actions);
+        let after = (self.from_client.len(), self.from_target.len());
+        told || acts || self.fault.is_some() || before != after
+    }
+
+    fn offer(&mut self, actions: &mut Vec<Action>) -> Result<(), Fault> {
+        let sides = [(Side::Client, &mut self.from_client), (Side::Target, &mut self.from_target)];
+        for (side, buffer) in sides {
+            // What one side's bytes lead to comes before the other side's bytes.
+            if !buffer.is_empty() && actions.is_empty() {
+                self.start.on(Event::Bytes(side, buffer), actions)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads from whoever sends first. A side that ends is news once all that it has sent was offered.
+    async fn read<C, T>(&mut self, client: &mut C, target: Option<&mut T>)
+    where
+        C: AsyncRead + Unpin,
+        T: AsyncRead + Unpin,
+    {
+        let from_client = receive(Some(client), &mut self.from_client);
+        let from_target = receive(target, &mut self.from_target);
+        let (side, read) = tokio::select! {
+            read = from_client => (Side::Client, read),
+            read = from_target => (Side::Target, read),
+        };
+        // A reset is an end as well.
+        if read.unwrap_or(0) == 0 {
+            self.news = Some(News::Ended(side));
+        }
+    }
+}
+
+/// Reads what fits; waits for ever where there is nobody, or no room.
+async fn receive<R: AsyncRead + Unpin>(
+    from: Option<&mut R>,
+    buffer: &mut BytesMut,
+) -> io::Result<usize> {
+    match from {
+        Some(from) if buffer.len() < MAX_BUFFERED => from.read_buf(buffer).await,
+        _ => pending().await,
+    }
+}
+
+async fn send<W: AsyncWrite + Unpin>(to: &mut W, bytes: &Bytes) -> io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
+}
+
+#[cfg(test)]
+mod tests;
