@@ -26,7 +26,8 @@ fuzz_target!(|input: (u8, u8, &[u8], &[u8])| {
     let (fragment, choices, client, target) = input;
     let settings = Settings {
         role: [Role::Any, Role::Primary, Role::Standby][usize::from(choices & 3) % 3],
-        channel_binding: [ChannelBinding::Strip, ChannelBinding::Pass][usize::from(choices >> 2 & 1)],
+        channel_binding: [ChannelBinding::Strip, ChannelBinding::Pass]
+            [usize::from(choices >> 2 & 1)],
         client_tls: [ClientTls::Off, ClientTls::Offered, ClientTls::Required]
             [usize::from(choices >> 3 & 3) % 3],
     };
@@ -40,22 +41,27 @@ fuzz_target!(|input: (u8, u8, &[u8], &[u8])| {
     open(target);
 });
 
-/// A start, the client heard first; and the session, if one begins.
+/// A start: the client's packets, what the target says, and what else the client says; and the session, if one begins.
 fn run(settings: Settings, secured: bool, client: &[u8], target: &[u8], piece: usize) -> Outcome {
     let mut start = Startup::new(settings, secured);
     let mut outcome = Outcome::default();
     let mut left = [BytesMut::new(), BytesMut::new()];
-    for (side, bytes) in [(Side::Client, client), (Side::Target, target)] {
+    let mut client = client;
+    while !client.is_empty() && !outcome.done.iter().any(dials) {
+        let (now, later) = client.split_at(piece.min(client.len()));
+        left[0].extend_from_slice(now);
+        settle(&mut start, &mut left, &mut outcome);
+        client = later;
+    }
+    if !outcome.done.iter().any(dials) {
+        return outcome;
+    }
+    // What it has sent beyond its packets comes last: else it would be a race.
+    let rest = [&left[0].split()[..], client].concat();
+    on(&mut start, Event::Dialled, &mut outcome);
+    for (side, bytes) in [(Side::Target, target), (Side::Client, &rest)] {
         for piece in bytes.chunks(piece) {
             left[side as usize].extend_from_slice(piece);
-            settle(&mut start, &mut left, &mut outcome);
-        }
-        let dials = |action: &Action| matches!(action, Action::Dial | Action::DialHolder(_));
-        if side == Side::Client {
-            if !outcome.done.iter().any(dials) {
-                return outcome;
-            }
-            on(&mut start, Event::Dialled, &mut outcome);
             settle(&mut start, &mut left, &mut outcome);
         }
     }
@@ -74,6 +80,10 @@ fn run(settings: Settings, secured: bool, client: &[u8], target: &[u8], piece: u
         }
     }
     outcome
+}
+
+fn dials(action: &Action) -> bool {
+    matches!(action, Action::Dial | Action::DialHolder(_))
 }
 
 /// Offers what is left, as long as some is taken.

@@ -20,6 +20,7 @@ const MAX_HELD: usize = 64 * 1024;
 
 /// Kinds of authentication request.
 const OK: u32 = 0;
+const GSS_CONTINUE: u32 = 8;
 const SASL: u32 = 10;
 const SASL_FINAL: u32 = 12;
 
@@ -53,6 +54,8 @@ enum Phase {
     Waiting,
     /// The client's response is due.
     Asked,
+    /// The client may respond to a token of GSSAPI, or have nothing more to say.
+    MayRespond,
     /// The client is in.
     Authenticated,
     /// The session has begun.
@@ -92,6 +95,10 @@ impl Login {
         to_client: &mut BytesMut,
     ) -> Result<bool, StartupError> {
         while self.phase != Phase::Ready {
+            // What follows upon the client's response does not come before it.
+            if self.phase == Phase::Asked && buffer.first() == Some(&b'R') {
+                return Ok(false);
+            }
             let message = Message::take(buffer, MAX_MESSAGE).map_err(StartupError::ServerLength)?;
             let Some(message) = message else { return Ok(false) };
             self.messages += 1;
@@ -112,11 +119,14 @@ impl Login {
         buffer: &mut BytesMut,
         to_target: &mut BytesMut,
     ) -> Result<Client, StartupError> {
-        if self.phase != Phase::Asked || self.refused {
+        if !matches!(self.phase, Phase::Asked | Phase::MayRespond) || self.refused {
             return Ok(Client::Stays);
         }
         if let Some(tag) = buffer.first().copied().filter(|tag| !matches!(tag, b'p' | b'X')) {
-            return Err(StartupError::NotAPassword { tag });
+            return match self.phase {
+                Phase::MayRespond => Ok(Client::Stays),
+                _ => Err(StartupError::NotAPassword { tag }),
+            };
         }
         let message = Message::take(buffer, MAX_MESSAGE).map_err(StartupError::ClientLength)?;
         let Some(message) = message else { return Ok(Client::Stays) };
@@ -203,6 +213,7 @@ impl Login {
         self.phase = match kind {
             OK => Phase::Authenticated,
             SASL_FINAL => Phase::Waiting,
+            GSS_CONTINUE => Phase::MayRespond,
             _ => Phase::Asked,
         };
         if kind != SASL {

@@ -210,6 +210,33 @@ fn no_password_leaves_before_the_server_asks() {
 }
 
 #[test]
+fn a_server_that_is_ahead_waits_for_the_clients_response() {
+    let mut run = Run::dialled(PLAIN);
+    run.target(&[authentication(3, ""), welcome("off", b"abcd")].concat());
+    assert_eq!(run.to_client, authentication(3, ""));
+    run.client(&message(b'p', "secret\0"));
+    assert!(run.to_target.ends_with(&message(b'p', "secret\0")));
+    assert_eq!(run.done.last(), Some(&Action::Established));
+}
+
+#[test]
+fn the_last_token_of_gssapi_needs_no_response() {
+    for responds in [false, true] {
+        let mut run = Run::dialled(PLAIN);
+        run.target(&authentication(7, ""));
+        run.client(&message(b'p', "token"));
+        run.target(&authentication(8, "token"));
+        let sent = run.to_target.len();
+        if responds {
+            run.client(&message(b'p', "more"));
+            assert!(run.to_target.len() > sent);
+        }
+        run.target(&welcome("off", b"abcd"));
+        assert_eq!(run.done.last(), Some(&Action::Established), "responds: {responds}");
+    }
+}
+
+#[test]
 fn what_a_client_sends_early_is_left_to_the_session() {
     let mut run = Run::dialled(PLAIN);
     let query = message(b'Q', "select 1\0");
