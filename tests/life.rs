@@ -309,7 +309,7 @@ async fn where_no_more_files_may_be_opened_it_is_said_once_and_no_endpoint_is_bl
     for _ in 0..100 {
         peers.push(client::connect(address).await);
     }
-    proxy.logged("accepting failed").await;
+    proxy.logged("cannot accept connections").await;
     let problem = within("a dial that fails", async {
         loop {
             peers[0].send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
@@ -326,7 +326,7 @@ async fn where_no_more_files_may_be_opened_it_is_said_once_and_no_endpoint_is_bl
     proxy.logged("connections are accepted again").await;
     assert_eq!(proxy.status().await["aliases"][0]["endpoints"][0]["failures"], 0);
     let log = proxy.log();
-    assert_eq!(log.matches("accepting failed").count(), 1, "{log}");
+    assert_eq!(log.matches("cannot accept connections").count(), 1, "{log}");
 }
 
 /// Each worker has a descriptor of its own for a listener.
@@ -354,7 +354,7 @@ async fn a_listener_that_comes_while_no_more_files_may_be_opened_is_served_once_
         }
     })
     .await;
-    let line = json(&proxy.logged("accepting failed").await);
+    let line = json(&proxy.logged("cannot accept connections").await);
     assert_eq!(line["listener"], address.to_string(), "{line}");
     proxy.limit_open_files(None);
     assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");

@@ -1,7 +1,7 @@
-//! Who may ask what of the admin listener.
+//! Access control of the admin listener.
 //!
-//! The listener has no credentials. What protects it is where a caller stands, and, as browsers run
-//! strangers' pages on loopback too, what only a browser can be made to send.
+//! The listener has no credentials. Access depends on the caller's address. Web pages in a local browser can
+//! also send requests to loopback, so requests with marks of a browser are refused.
 
 use std::net::IpAddr;
 
@@ -13,13 +13,13 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Both ends of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ends {
-    /// The caller's address.
+    /// The client's address.
     pub(super) peer: IpAddr,
-    /// The address that it called.
+    /// The address that it connected to.
     pub(super) local: IpAddr,
 }
 
-/// Why a request is not answered; `None` where it is.
+/// Why a request is refused; `None` if it is allowed.
 pub(super) fn refusal(head: &request::Parts, ends: Ends) -> Option<&'static str> {
     let path = head.uri.path();
     let is_probe = matches!(path, "/livez" | "/readyz");
@@ -27,17 +27,17 @@ pub(super) fn refusal(head: &request::Parts, ends: Ends) -> Option<&'static str>
     if !is_public && !is_loopback(ends.peer) {
         return Some("available on loopback only: use `kubectl port-forward`\n");
     }
-    // Beyond loopback a scraper may know the pod by any name; on loopback a foreign one is that of
-    // a web page whose name was rebound. A probe says nothing that such a page could not measure,
-    // and kubelet sends whatever Host a manifest names.
+    // From outside, a scraper may use any name for the pod. On loopback, a foreign name is that of a web page
+    // with DNS rebinding. A probe reveals nothing that such a page could not measure, and kubelet sends the Host
+    // of the manifest.
     let by_own_name = is_probe || is_public && !is_loopback(ends.local);
     if !by_own_name && !is_called_by_own_name(head) {
         return Some(
-            "answered by address or as localhost only: the request's Host is another name, as it \
-             is when a web page's name was rebound to loopback\n",
+            "available by IP address or as localhost only: the request's Host is another name, as in a \
+            DNS rebinding attack\n",
         );
     }
-    // A page may send a POST to any origin without asking.
+    // A page may send a POST to any origin.
     (head.method == Method::POST && is_from_page(&head.headers))
         .then_some("not available to web pages: use curl or another program\n")
 }
@@ -46,8 +46,8 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Whether the request names an address or `localhost`, or nothing at all, as HTTP/1.0 may: a
-/// browser always says the name that it was given.
+/// Whether the request's Host is an address or `localhost`, or is missing, as HTTP/1.0 allows. A browser always
+/// sends the name of the URL.
 fn is_called_by_own_name(head: &request::Parts) -> bool {
     let target = head.uri.authority().is_none_or(|authority| is_own(authority.host()));
     target && head.headers.get_all(header::HOST).iter().all(is_own_host)
@@ -57,14 +57,14 @@ fn is_own_host(host: &HeaderValue) -> bool {
     Authority::try_from(host.as_bytes()).is_ok_and(|authority| is_own(authority.host()))
 }
 
-/// An address is nobody's to rebind.
+/// An address cannot be used for DNS rebinding.
 fn is_own(host: &str) -> bool {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 fn is_from_page(headers: &HeaderMap) -> bool {
-    // `none` is what a person typed.
+    // `none` means that the user entered the URL.
     let by_person = |site: &HeaderValue| site.as_bytes() == b"none";
     headers.contains_key(header::ORIGIN)
         || headers.get_all(SEC_FETCH_SITE).iter().any(|site| !by_person(site))
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
     use ::http::Request;
 
-    fn answers(
+    fn is_allowed(
         method: Method,
         target: &str,
         fields: &[(&str, &str)],
@@ -92,62 +92,68 @@ mod tests {
 
     #[test]
     fn a_page_of_a_name_rebound_to_loopback_reads_nothing() {
-        let answers = |host, path| answers(Method::GET, path, &[("host", host)], ["127.0.0.1"; 2]);
+        let is_allowed =
+            |host, path| is_allowed(Method::GET, path, &[("host", host)], ["127.0.0.1"; 2]);
         for host in ["localhost:9990", "LOCALHOST", "127.0.0.1:9990", "[::1]:9990", "10.0.0.7"] {
             for path in ["/status", "/config", "/metrics"] {
-                assert!(answers(host, path), "{host} {path}");
+                assert!(is_allowed(host, path), "{host} {path}");
             }
         }
         for host in ["attacker.example:9990", "localhost.attacker.example", "", "a b", "[a]"] {
             for path in ["/status", "/config", "/metrics", "/"] {
-                assert!(!answers(host, path), "{host} {path}");
+                assert!(!is_allowed(host, path), "{host} {path}");
             }
-            assert!(answers(host, "/readyz"), "{host}");
+            assert!(is_allowed(host, "/readyz"), "{host}");
         }
     }
 
     #[test]
     fn every_name_that_a_request_says_counts() {
-        let answers = |target, fields| answers(Method::GET, target, fields, ["127.0.0.1"; 2]);
-        assert!(answers("/metrics", &[]), "HTTP/1.0 need not say one");
-        assert!(!answers("/metrics", &[("host", "localhost"), ("host", "attacker.example")]));
-        assert!(!answers("http://attacker.example/metrics", &[("host", "localhost")]));
-        assert!(answers("http://localhost:9990/metrics", &[("host", "localhost:9990")]));
+        let is_allowed = |target, fields| is_allowed(Method::GET, target, fields, ["127.0.0.1"; 2]);
+        assert!(is_allowed("/metrics", &[]), "HTTP/1.0 does not require one");
+        assert!(!is_allowed("/metrics", &[("host", "localhost"), ("host", "attacker.example")]));
+        assert!(!is_allowed("http://attacker.example/metrics", &[("host", "localhost")]));
+        assert!(is_allowed("http://localhost:9990/metrics", &[("host", "localhost:9990")]));
     }
 
     #[test]
     fn a_scraper_beyond_loopback_may_know_the_pod_by_any_name() {
         let host = [("host", "truename.monitoring.svc:9990")];
         let ends = ["10.0.0.9", "10.0.0.7"];
-        assert!(answers(Method::GET, "/metrics", &host, ends));
-        assert!(!answers(Method::GET, "/metrics", &host, ["127.0.0.1", "127.0.0.1"]));
-        assert!(!answers(Method::GET, "/metrics", &host, ["::ffff:127.0.0.1", "::ffff:127.0.0.1"]));
+        assert!(is_allowed(Method::GET, "/metrics", &host, ends));
+        assert!(!is_allowed(Method::GET, "/metrics", &host, ["127.0.0.1", "127.0.0.1"]));
+        assert!(!is_allowed(
+            Method::GET,
+            "/metrics",
+            &host,
+            ["::ffff:127.0.0.1", "::ffff:127.0.0.1"]
+        ));
     }
 
     #[test]
     fn from_outside_only_probes_and_metrics_are_answered() {
-        let answers = |peer, method, path| answers(method, path, &[], [peer, peer]);
+        let is_allowed = |peer, method, path| is_allowed(method, path, &[], [peer, peer]);
         for path in ["/livez", "/readyz", "/metrics"] {
-            assert!(answers("10.0.0.7", Method::GET, path), "{path}");
+            assert!(is_allowed("10.0.0.7", Method::GET, path), "{path}");
         }
         let inner = ["/status", "/config", "/quit", "/reload", "/log", "/", "/livez/../status"];
         for path in inner {
             for peer in ["10.0.0.7", "fd00::7", "::ffff:10.0.0.7"] {
-                assert!(!answers(peer, Method::GET, path), "{peer} {path}");
-                assert!(!answers(peer, Method::POST, path), "{peer} {path}");
+                assert!(!is_allowed(peer, Method::GET, path), "{peer} {path}");
+                assert!(!is_allowed(peer, Method::POST, path), "{peer} {path}");
             }
             for peer in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
-                assert!(answers(peer, Method::POST, path), "{peer} {path}");
+                assert!(is_allowed(peer, Method::POST, path), "{peer} {path}");
             }
         }
     }
 
     #[test]
     fn no_page_changes_anything() {
-        let answers =
-            |fields: &[(&str, &str)]| answers(Method::POST, "/quit", fields, ["127.0.0.1"; 2]);
-        assert!(answers(&[]));
-        assert!(answers(&[("sec-fetch-site", "none")]));
+        let is_allowed =
+            |fields: &[(&str, &str)]| is_allowed(Method::POST, "/quit", fields, ["127.0.0.1"; 2]);
+        assert!(is_allowed(&[]));
+        assert!(is_allowed(&[("sec-fetch-site", "none")]));
         for field in [
             ("origin", "https://evil.example"),
             ("origin", "null"),
@@ -155,7 +161,7 @@ mod tests {
             ("sec-fetch-site", "cross-site"),
             ("sec-fetch-site", "same-site"),
         ] {
-            assert!(!answers(&[field]), "{field:?}");
+            assert!(!is_allowed(&[field]), "{field:?}");
         }
     }
 }

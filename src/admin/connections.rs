@@ -1,5 +1,5 @@
-//! The admin listener's connections: bounded, and shared out so that whoever holds many cannot
-//! keep a probe from its response.
+//! The admin listener's connections. Their number is limited, and a client with many connections cannot
+//! prevent a probe from getting its response.
 
 use std::{
     cmp::Reverse,
@@ -11,18 +11,18 @@ use std::{
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// Connections at once from loopback, and as many from elsewhere: neither takes the other's.
+/// The limit of connections from loopback. Those from elsewhere have their own limit of the same size.
 const MAX_CONNECTIONS: usize = 64;
 
-/// The open connections. A newcomer is never refused: where there is no room, one is closed of the
-/// address that has the most, an idle one before one in use, and the oldest of those.
+/// The open connections. A new one is never refused: at the limit, a connection of the address that has the
+/// most is closed, preferably an idle one, and of these the oldest.
 #[derive(Clone, Default)]
 pub(super) struct Connections(Arc<Mutex<Table>>);
 
 #[derive(Default)]
 struct Table {
     next: u64,
-    /// By age.
+    /// Sorted by age.
     open: BTreeMap<u64, Open>,
 }
 
@@ -32,7 +32,7 @@ struct Open {
     evicted: CancellationToken,
 }
 
-/// One connection's place, until this drops.
+/// One connection's place, until it is dropped.
 pub(super) struct Place {
     number: u64,
     evicted: CancellationToken,
@@ -46,7 +46,7 @@ pub(super) struct InUse {
 }
 
 impl Connections {
-    /// A place for a newcomer, and whether another connection had to make room for it.
+    /// A place for a new connection, and whether another one had to be closed for it.
     pub(super) fn admit(&self, peer: IpAddr) -> (Place, bool) {
         let mut table = self.0.lock();
         let peer = peer.to_canonical();
@@ -87,12 +87,12 @@ impl Table {
 }
 
 impl Place {
-    /// Waits until the place is another's.
+    /// Waits until the connection must be closed to make room.
     pub(super) fn evicted(&self) -> WaitForCancellationFuture<'_> {
         self.evicted.cancelled()
     }
 
-    /// Marks the connection as in use, for as long as the value lives.
+    /// Marks the connection as in use until the value is dropped.
     pub(super) fn in_use(&self) -> InUse {
         self.connections.0.lock().in_use(self.number, true);
         InUse { number: self.number, connections: self.connections.clone() }

@@ -42,18 +42,18 @@ use crate::{
     upstream::Alias,
 };
 
-/// A failure to accept repeats many times a second, as where no more files may be opened.
+/// How often a failure to accept is logged. At the limit of open files, it repeats many times a second.
 const FAILURE_REPORTS: Duration = Duration::from_secs(60);
-/// For a head to come, also on a connection that has been served already.
+/// The time limit for a request's head, including the idle time before it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of a head, and of a response that is not read.
+/// The size limit of a head, and of a response that is not read.
 const MAX_BUFFER: usize = 32 * 1024;
-/// A connection that has lasted this long gets no further request.
+/// The lifetime of a connection. After it, no further request is accepted.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
-/// For the response that is then being written.
+/// The time limit for the response that is then being written.
 const LAST_RESPONSE: Duration = Duration::from_secs(10);
 
-/// What the admin listener shows. The control thread replaces it whole.
+/// The data of the admin listener. The control thread replaces it as a whole.
 pub struct Snapshot {
     aliases: ArcSwap<Vec<Arc<Alias>>>,
     config: ArcSwapOption<Config>,
@@ -63,7 +63,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Nothing yet.
+    /// An empty snapshot.
     pub fn new(commands: Commands, metrics: Metrics) -> Self {
         Self {
             aliases: ArcSwap::default(),
@@ -74,20 +74,20 @@ impl Snapshot {
         }
     }
 
-    /// Shows another configuration at work.
+    /// Sets another configuration in use.
     pub fn update(&self, aliases: Vec<Arc<Alias>>, config: Config) {
         self.aliases.store(Arc::new(aliases));
         self.config.store(Some(Arc::new(config)));
     }
 }
 
-/// Turns at what takes milliseconds with thousands of aliases: one caller at a time, and probes, DNS
-/// and reloads, which share the thread, between any two of them.
+/// Serialises work that takes milliseconds with thousands of aliases: one caller at a time, with time for
+/// probes, DNS and reloads, which share the thread, between two callers.
 #[derive(Default)]
 struct Turns(Mutex<()>);
 
 impl Turns {
-    /// Waits for a turn, which lasts until the guard drops.
+    /// Waits for a turn, which lasts until the guard is dropped.
     async fn next(&self) -> MutexGuard<'_, ()> {
         let turn = self.0.lock().await;
         yield_now().await;
@@ -100,7 +100,7 @@ pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
     let listener = match bound.to_tokio() {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::error!(%error, "the admin listener has ended");
+            tracing::error!(%error, "the admin listener has failed");
             return;
         }
     };
@@ -113,7 +113,7 @@ pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
                 failures += 1;
                 if reported.is_none_or(|reported: Instant| reported.elapsed() >= FAILURE_REPORTS) {
                     reported = Some(Instant::now());
-                    tracing::warn!(failures, %error, "the admin listener could not accept");
+                    tracing::warn!(failures, %error, "the admin listener could not accept a connection");
                 }
                 sleep(Duration::from_millis(100)).await;
                 continue;
@@ -124,13 +124,13 @@ pub async fn serve(bound: Bound, snapshot: Arc<Snapshot>) {
         let (place, made_room) = connections.admit(peer.ip());
         tokio::spawn(converse(stream, ends, place, snapshot.clone()));
         if made_room {
-            // In a flood, what was accepted is read before so many more are that it has to go.
+            // In a flood, the connection is read before further ones make it close.
             yield_now().await;
         }
     }
 }
 
-/// One connection, request by request.
+/// Serves the requests of one connection.
 async fn converse(stream: TcpStream, ends: Ends, place: Place, snapshot: Arc<Snapshot>) {
     let service = service_fn(|request| async {
         let in_use = place.in_use();
@@ -139,7 +139,7 @@ async fn converse(stream: TcpStream, ends: Ends, place: Place, snapshot: Arc<Sna
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        // A client such as `nc -N` ends its side behind the request, and reads the response.
+        // A client such as `nc -N` closes its side after the request, and still reads the response.
         .half_close(true)
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_BUFFER)
@@ -156,10 +156,10 @@ async fn converse(stream: TcpStream, ends: Ends, place: Place, snapshot: Arc<Sna
     }
 }
 
-/// What a response has in it.
+/// The contents of a response.
 type Content = Either<Full<Bytes>, Scrape>;
 
-/// A response's body, during which its connection is in use.
+/// A response's body. Its connection is in use until it ends.
 struct Held {
     body: Content,
     _in_use: InUse,
@@ -276,7 +276,7 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Content> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    // No page of another origin gets it as a script, an image or a frame.
+    // So that pages of other origins cannot embed it as a script, an image or a frame.
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let resource_policy = HeaderName::from_static("cross-origin-resource-policy");
     headers.insert(resource_policy, HeaderValue::from_static("same-origin"));

@@ -1,5 +1,5 @@
-//! `/metrics`, a piece at a time: with thousands of aliases it is many megabytes, and a scraper
-//! that does not read must not make the proxy hold them.
+//! `/metrics`, in pieces: with thousands of aliases it has many megabytes, which the proxy must not keep in
+//! memory for a scraper that does not read.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +20,7 @@ use crate::{
     upstream::{Alias, EndpointStatus},
 };
 
-/// A piece has a little more than this.
+/// The size of a piece, which may be exceeded a little.
 const PIECE: usize = 64 * 1024;
 
 /// The body of one scrape.
@@ -28,17 +28,17 @@ pub(super) struct Scrape {
     /// The process' own series, until they are written.
     process: Option<String>,
     aliases: Arc<Vec<Arc<Alias>>>,
-    /// What comes next: a family, and one of its sources.
+    /// What is next: a family, and one of its sources.
     family: usize,
     source: usize,
-    /// The family's head is written.
+    /// The family's header is written.
     headed: bool,
-    /// A piece was given, and nobody else had a turn since.
+    /// A piece was returned, and no other task has run since.
     in_a_row: bool,
 }
 
 impl Scrape {
-    /// Of these aliases. `process` is what the process has besides, as text.
+    /// For these aliases. `process` are the series of the process, as text.
     pub(super) fn new(process: String, aliases: Arc<Vec<Arc<Alias>>>) -> Self {
         Self {
             process: Some(process),
@@ -60,13 +60,13 @@ impl Scrape {
         (!out.is_empty()).then_some(out)
     }
 
-    /// Adds the series of the next source; `false` where the family has no more.
+    /// Adds the series of the next source; `false` if the family has no more.
     fn add(&mut self, out: &mut String) -> bool {
         let Self { aliases, headed, .. } = self;
         let source = self.source;
         self.source += 1;
         if let Some(family) = SERIES.get(self.family) {
-            // What belongs to no alias comes first.
+            // Series that belong to no alias are first.
             let series = match source.checked_sub(1) {
                 None => AliasMetrics::of_no_alias().series(),
                 Some(index) => match aliases.get(index) {
@@ -92,7 +92,7 @@ impl Body for Scrape {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        // Probes, DNS and reloads share the thread: they come between the pieces.
+        // Probes, DNS and reloads share the thread, and run between the pieces.
         self.in_a_row = !self.in_a_row;
         if !self.in_a_row {
             cx.waker().wake_by_ref();
@@ -102,8 +102,8 @@ impl Body for Scrape {
     }
 }
 
-/// What comes and goes with endpoints and names: read from what is there now, so that one that left
-/// disappears.
+/// Series that depend on endpoints and names. They are read from the current state, so that those of removed
+/// endpoints disappear.
 const UPSTREAM: [Family<Alias>; 6] = [
     Family {
         name: "truename_upstream_connections_total",
@@ -140,7 +140,7 @@ const UPSTREAM: [Family<Alias>; 6] = [
         kind: "gauge",
         help: "1 for the current true name.",
         write: |alias, lines| {
-            // Targets may share a name, as those of two ports do.
+            // Targets may share a name, with different ports.
             let states = alias.targets().iter().map(|target| target.state());
             let names: BTreeSet<String> = states
                 .filter_map(|state| Some(state.current.as_ref()?.true_name.to_string()))
@@ -166,7 +166,7 @@ const UPSTREAM: [Family<Alias>; 6] = [
 fn by_endpoint(alias: &Alias, lines: &mut Lines<'_>, value: impl Fn(&EndpointStatus) -> u64) {
     let mut addresses = BTreeSet::new();
     for endpoint in alias.endpoints() {
-        // Targets may share an endpoint, too; its connections were counted together.
+        // Targets may share an endpoint, too. Its connections are counted together.
         if addresses.insert(endpoint.address) {
             lines.add(&[("endpoint", &endpoint.address.to_string())], value(&endpoint));
         }

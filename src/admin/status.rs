@@ -1,4 +1,4 @@
-//! What is known of every alias now, as JSON.
+//! The current status of all aliases, as JSON.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ struct Endpoint {
     connections_total: u64,
 }
 
-/// Takes it down.
+/// Collects the status.
 pub fn status(aliases: &[Arc<Alias>]) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION"),

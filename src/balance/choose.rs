@@ -1,26 +1,26 @@
-//! The policies: given who may be picked, whom to pick.
+//! The policies: which of the eligible endpoints to pick.
 
 use super::Endpoint;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// Latencies within this factor, or this many seconds, of each other are alike: then only what is
-/// in flight counts. Between equal endpoints the averages differ by what happened to each lately,
-/// and to follow that would send one of them half as much as another, for nothing.
+/// Latencies within this factor, or this many seconds, of each other count as equal. Then only the requests in
+/// flight matter. The averages of equal endpoints differ by chance, and following them would send half as much to
+/// one of them as to another for no reason.
 const LIKE: f32 = 2.0;
 const NOISE: f32 = 0.002;
 
-/// Power of two choices: two at random, and of these the one with the shorter expected wait.
+/// Power of two choices: of two random endpoints, the one with the shorter expected wait.
 ///
-/// Two are enough to keep away from a slow endpoint, and since each pick looks at another pair, a
-/// herd does not run to the one that looks best.
+/// Two are enough to avoid a slow endpoint. Since each pick compares another pair, there is no herd that runs to the
+/// endpoint that looks best.
 pub(super) fn p2c<'a>(
     members: &'a [Arc<Endpoint>],
     eligible: impl Fn(&Endpoint) -> bool,
     rng: &mut fastrand::Rng,
     now: Instant,
 ) -> Option<&'a Arc<Endpoint>> {
-    // Mostly all are eligible, and there is no need to count.
+    // Usually all are eligible, and there is no need to count.
     if members.len() > 1 {
         let (a, b) = distinct_pair(members.len(), rng);
         if eligible(&members[a]) && eligible(&members[b]) {
@@ -37,7 +37,7 @@ pub(super) fn p2c<'a>(
     }
 }
 
-/// Any, by chance.
+/// A random endpoint.
 pub(super) fn random<'a>(
     members: &'a [Arc<Endpoint>],
     eligible: impl Fn(&Endpoint) -> bool,
@@ -49,8 +49,8 @@ pub(super) fn random<'a>(
     }
 }
 
-/// One after the other. `turn` counts picks; it chooses among the eligible, so that the successor of
-/// an ejected endpoint does not get the double share.
+/// One after the other. `turn` counts the picks. It selects among the eligible ones, so that the successor of an
+/// ejected endpoint does not get a double share.
 pub(super) fn round_robin(
     members: &[Arc<Endpoint>],
     eligible: impl Fn(&Endpoint) -> bool,
@@ -62,7 +62,7 @@ pub(super) fn round_robin(
     }
 }
 
-/// The one with the fewest requests in flight; among equals, any by chance.
+/// The endpoint with the fewest requests in flight; a random one of several.
 pub(super) fn least_request<'a>(
     members: &'a [Arc<Endpoint>],
     eligible: impl Fn(&Endpoint) -> bool,
@@ -71,14 +71,14 @@ pub(super) fn least_request<'a>(
     let mut least: Option<(&Arc<Endpoint>, u32)> = None;
     let mut equals = 0;
     for endpoint in members.iter().filter(|endpoint| eligible(endpoint)) {
-        // Read once: other workers change it between two reads.
+        // Read once, because other workers may change it between two reads.
         let in_flight = endpoint.in_flight();
         match least {
             Some((_, fewest)) if in_flight > fewest => continue,
             Some((_, fewest)) if in_flight == fewest => equals += 1,
             _ => equals = 1,
         }
-        // The nth of n equals replaces the choice with a chance of 1/n: each ends with the same.
+        // The nth of n equals replaces the choice with probability 1/n, so all have the same chance.
         if rng.usize(..equals) == 0 {
             least = Some((endpoint, in_flight));
         }
@@ -91,7 +91,7 @@ fn lighter<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, now: Instant) -> &'a 
         (Some(of_a), Some(of_b)) if of_a.max(of_b) > of_a.min(of_b) * LIKE + NOISE => {
             of_b * (b.in_flight() as f32 + 1.0) < of_a * (a.in_flight() as f32 + 1.0)
         }
-        // Alike, or not known. An unknown one gets an equal share of what is in flight: neither a flood nor nothing.
+        // Equal or unknown. An unknown one gets an equal share of the requests in flight.
         _ => b.in_flight() < a.in_flight(),
     };
     if b_is_lighter { b } else { a }
@@ -107,7 +107,7 @@ fn count(members: &[Arc<Endpoint>], eligible: &impl Fn(&Endpoint) -> bool) -> us
     members.iter().filter(|endpoint| eligible(endpoint)).count()
 }
 
-/// Falls back to the first eligible, should another thread have ejected some since the count.
+/// Falls back to the first eligible one, in case another thread has ejected some since the count.
 fn nth<'a>(
     members: &'a [Arc<Endpoint>],
     eligible: &impl Fn(&Endpoint) -> bool,

@@ -1,4 +1,4 @@
-//! One `IP:port`, and what is known of it.
+//! One `IP:port`, and what is known about it.
 
 use super::{Set, ewma::PeakEwma, outlier::Outlier};
 use std::{
@@ -12,14 +12,14 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// What an endpoint is good for at the moment.
+/// The current state of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointState {
-    /// Takes requests.
+    /// It gets requests.
     Active,
-    /// Failed too often, or fails its health check: takes none while another can.
+    /// It failed too often, or fails its health check: it gets no requests while there is another endpoint.
     Ejected,
-    /// Left the target: takes no new requests, keeps those that it has.
+    /// It was removed from the target: it gets no new requests, but keeps those in flight.
     Retiring,
 }
 
@@ -27,17 +27,17 @@ pub enum EndpointState {
 #[derive(Debug)]
 pub struct Endpoint {
     address: SocketAddr,
-    /// Where its clock starts: the atomics hold milliseconds, not instants.
+    /// The start of its clock: the atomics hold milliseconds since then.
     born: Instant,
     in_flight: AtomicU32,
     retiring: AtomicBool,
     latency: PeakEwma,
     outlier: Outlier,
-    /// Whether TLS was the last failure: a matter of identity and trust, which may change.
+    /// Whether the last failure was of TLS, which may succeed with another identity or other roots.
     distrusted: AtomicBool,
-    /// Whether failures lead to an ejection at all.
+    /// Whether failures can lead to an ejection.
     ejectable: bool,
-    /// Whom to ask whether another endpoint could take over.
+    /// The set, which knows whether another endpoint could take over.
     set: Weak<Set>,
 }
 
@@ -61,7 +61,7 @@ impl Endpoint {
         }
     }
 
-    /// The same address in another set, with what is known of it here.
+    /// The same address in another set, with what is known about it.
     pub(super) fn heir(&self, set: &Arc<Set>) -> Endpoint {
         let trusted = !self.distrusted.load(Relaxed);
         Endpoint {
@@ -82,14 +82,14 @@ impl Endpoint {
         self.address
     }
 
-    /// A request (or a tunnel) begins; it counts as in flight until the guard drops.
+    /// Begins a request (or a tunnel). It counts as in flight until the guard is dropped.
     pub fn begin(self: &Arc<Self>, now: Instant) -> InFlight {
         self.in_flight.fetch_add(1, Relaxed);
         InFlight { endpoint: self.clone(), begun: now, responded: false }
     }
 
-    /// A transport failure: refused, reset, timed out, no TLS. Returns for how long the endpoint was
-    /// ejected if this failure ejected it.
+    /// Counts a transport failure: refused, reset, timed out, no TLS. Returns for how long the endpoint is ejected, if
+    /// this failure ejected it.
     #[must_use = "an ejection is worth a log line"]
     pub fn failed(&self, now: Instant) -> Option<Duration> {
         self.latency.penalise(self.age(now));
@@ -98,7 +98,7 @@ impl Endpoint {
         if !self.ejectable || failures < set.health.failures {
             return None;
         }
-        // Serialised, lest two threads eject the last two endpoints, each counting on the other.
+        // Serialised, so that two threads do not eject the last two endpoints, each relying on the other one.
         let _changes = set.retired.lock();
         if self.retiring.load(Relaxed) {
             return None;
@@ -106,12 +106,12 @@ impl Endpoint {
         let members = set.members.load();
         let another = members.iter().any(|other| !ptr::eq(&**other, self) && other.is_usable(now));
         let ejected = self.outlier.eject(self.age(now), !another, &set.health)?;
-        // Its time out is the whole sentence: it returns as an unknown, not as a known bad one.
+        // After the ejection, it returns as an unknown endpoint, not as a known bad one.
         self.latency.forget();
         Some(ejected)
     }
 
-    /// Says whether TLS was what failed: new settings may be about just that.
+    /// Sets whether the failure was of TLS, because new settings may fix that.
     pub fn distrust(&self, distrusted: bool) {
         self.distrusted.store(distrusted, Relaxed);
     }
@@ -127,12 +127,12 @@ impl Endpoint {
         self.outlier.succeeded();
     }
 
-    /// The verdict of an active health check; a good one also ends an ejection.
+    /// Sets the result of an active health check. A good one also ends an ejection.
     pub fn mark_healthy(&self, healthy: bool) {
         self.outlier.mark_healthy(healthy);
     }
 
-    /// What it is good for at `now`.
+    /// Its state at `now`.
     pub fn state(&self, now: Instant) -> EndpointState {
         if self.retiring.load(Relaxed) {
             EndpointState::Retiring
@@ -143,12 +143,12 @@ impl Endpoint {
         }
     }
 
-    /// Requests that have begun and not ended.
+    /// The number of requests in flight.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
     }
 
-    /// The latency it is reckoned to have; `None` while it is not known.
+    /// The estimated latency; `None` while it is not known.
     pub fn latency(&self, now: Instant) -> Option<Duration> {
         self.latency.load(self.age(now)).map(Duration::from_secs_f32)
     }
@@ -158,7 +158,7 @@ impl Endpoint {
         self.outlier.failures()
     }
 
-    /// How long it stays ejected; `None` when it is not.
+    /// How long it stays ejected; `None` if it is not ejected.
     pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
         self.outlier.ejected_for(self.age(now))
     }
@@ -175,11 +175,11 @@ impl Endpoint {
         self.outlier.is_healthy(self.age(now))
     }
 
-    /// The latency to compare by, in seconds; `None` where it cannot be told.
+    /// The latency for comparisons, in seconds; `None` if it is not known.
     ///
-    /// While failures run and may end in an ejection, it cannot: the next request or two shall bring
-    /// the verdict. Were the penalty heeded now, nobody would pick the endpoint, and it would be
-    /// neither ejected nor cleared.
+    /// During consecutive failures that may lead to an ejection, it counts as unknown: the next requests will show
+    /// whether the endpoint works. With the penalty, the endpoint would not be picked, and would be neither ejected nor
+    /// cleared.
     pub(super) fn comparable_latency(&self, now: Instant) -> Option<f32> {
         if self.ejectable && self.outlier.failures() > 0 {
             return None;
@@ -193,7 +193,7 @@ impl Endpoint {
     }
 }
 
-/// A request on its way. Dropping it, whatever the reason, ends the count.
+/// A request in flight, until it is dropped.
 #[derive(Debug)]
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
@@ -207,8 +207,7 @@ impl InFlight {
         &self.endpoint
     }
 
-    /// The response's head arrived: this is the latency to learn from, and is returned. Only the
-    /// first call counts.
+    /// The response's head arrived. Measures the latency and returns it. Only the first call is counted.
     pub fn responded(&mut self, now: Instant) -> Duration {
         let latency = now.saturating_duration_since(self.begun);
         if !std::mem::replace(&mut self.responded, true) {

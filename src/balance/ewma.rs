@@ -1,34 +1,33 @@
-//! Latency with a memory: it rises fast to a peak, and forgets it over [`DECAY`] or, where much is
-//! measured, over some twenty answers.
+//! Average latency: it rises fast to a peak, and forgets it over [`DECAY`] or, with many measurements, over
+//! about twenty responses.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-/// Over this time an old measurement loses about two thirds of its weight.
+/// Over this time, an old measurement loses about two thirds of its weight.
 pub(super) const DECAY: Duration = Duration::from_secs(10);
 
-/// What one slow answer counts for: a peak that lasts is believed at the third, and one that a busy
-/// machine made is not taken for the endpoint's.
+/// The weight of one slow response: a lasting peak has its effect with the third one, and a short one, from a busy
+/// machine, has little.
 const RISE: f32 = 0.5;
 
-/// What one quick answer counts for, however soon it comes after the last.
+/// The weight of one quick response, however soon it follows the previous one.
 const FALL: f32 = 1.0 / 16.0;
 
-/// What a failure weighs: an endpoint that refuses in a microsecond must not look fast.
+/// The latency of a failure: an endpoint that refuses in a microsecond must not look fast.
 pub(super) const PENALTY: Duration = Duration::from_secs(1);
 
-/// A measurement this old says nothing any more, and the endpoint is tried as if it were new. It is
-/// how an endpoint that was once slow gets its second chance, since nobody picks it meanwhile.
+/// A measurement this old no longer counts, and the endpoint is used as if it were new. This gives an endpoint that
+/// was slow, and was not picked since then, a second chance.
 pub(super) const STALE: Duration = Duration::from_secs(30);
 
 /// A peak-sensitive, exponentially weighted moving average in one word.
 ///
-/// The upper half holds the average in seconds (`f32` bits; zero: nothing measured), the lower half
-/// the time of its last change in milliseconds. Both change together, so that a reader never pairs
-/// one sample's average with another sample's time. The time wraps after 49 days, which at worst
-/// misjudges the age of one sample.
+/// The upper half is the average in seconds (`f32` bits; zero: nothing measured), the lower half is the time of its
+/// last change in milliseconds. Both change together, so that a reader never combines one sample's average with
+/// another sample's time. The time wraps after 49 days, which at worst gives one sample a wrong age.
 #[derive(Debug)]
 pub(super) struct PeakEwma(AtomicU64);
 
@@ -39,12 +38,12 @@ impl Clone for PeakEwma {
 }
 
 impl PeakEwma {
-    /// Starts at `seed`, or with nothing known.
+    /// Starts at `seed`, or with nothing measured.
     pub(super) fn new(seed: Option<Duration>, now: u64) -> PeakEwma {
         PeakEwma(AtomicU64::new(seed.map_or(0, |seed| pack(seconds(seed), now))))
     }
 
-    /// Learns a response time.
+    /// Adds a response time.
     pub(super) fn observe(&self, sample: Duration, now: u64) {
         let sample = seconds(sample);
         self.change(
@@ -62,7 +61,7 @@ impl PeakEwma {
         );
     }
 
-    /// Learns a failure, which never makes an endpoint look better than it did.
+    /// Adds a failure, which never makes an endpoint look better than before.
     pub(super) fn penalise(&self, now: u64) {
         self.change(|old, _| pack(old.unwrap_or(0.0).max(seconds(PENALTY)), now), now);
     }
@@ -72,14 +71,14 @@ impl PeakEwma {
         self.0.store(0, Relaxed);
     }
 
-    /// The average in seconds; `None` where nothing was measured lately.
+    /// The average in seconds; `None` if nothing was measured recently.
     pub(super) fn load(&self, now: u64) -> Option<f32> {
         let word = self.0.load(Relaxed);
         average(word).filter(|_| age(word, now) < STALE)
     }
 
     fn change(&self, next: impl Fn(Option<f32>, Duration) -> u64, now: u64) {
-        // The closure always returns `Some`, so that the update cannot be refused.
+        // The closure always returns `Some`, so the update always succeeds.
         let _ =
             self.0.fetch_update(Relaxed, Relaxed, |word| Some(next(average(word), age(word, now))));
     }
@@ -94,7 +93,7 @@ fn average(word: u64) -> Option<f32> {
     (average > 0.0).then_some(average)
 }
 
-/// Clocks of two threads may disagree by a moment: what lies in the future has no age.
+/// The clocks of two threads may differ slightly: a time in the future has age zero.
 fn age(word: u64, now: u64) -> Duration {
     let elapsed = (now as u32).wrapping_sub(word as u32) as i32;
     Duration::from_millis(u64::try_from(elapsed).unwrap_or(0))

@@ -1,4 +1,4 @@
-//! Which endpoint takes the next request.
+//! Chooses the endpoint for the next request.
 //!
 //! Pure: the clock and the random source come from the caller. Picking takes no lock.
 
@@ -25,22 +25,22 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The endpoints of one target, and the policy that chooses among them.
+/// The endpoints of one target, with the balancing policy.
 #[derive(Debug)]
 pub struct Balancer {
     policy: config::Balance,
-    /// Picks so far, for `round_robin`.
+    /// The number of picks so far, for `round_robin`.
     turn: AtomicUsize,
     set: Arc<Set>,
 }
 
-/// What the endpoints need to know of each other.
+/// The shared state of the endpoints.
 #[derive(Debug)]
 struct Set {
     health: config::PassiveHealth,
     members: ArcSwap<Vec<Arc<Endpoint>>>,
-    /// Those that left; alive for as long as something runs on them. Its lock also serialises every
-    /// change of the membership and every ejection.
+    /// Endpoints that were removed, for as long as something uses them. The lock also serialises changes of the
+    /// membership and ejections.
     retired: Mutex<Vec<Weak<Endpoint>>>,
 }
 
@@ -51,8 +51,8 @@ impl Balancer {
         Balancer { policy, turn: AtomicUsize::new(0), set: Arc::new(set) }
     }
 
-    /// One with the same endpoints and what is known of them, for another identity at the same addresses
-    /// or by other settings. What is in flight is not its own.
+    /// A balancer with the same endpoints and what is known about them, for another identity at the same addresses
+    /// or for other settings. Requests in flight are not carried over.
     pub fn heir(&self, policy: config::Balance, health: config::PassiveHealth) -> Balancer {
         let heir = Balancer::new(policy, health);
         let members = self.set.members.load();
@@ -61,19 +61,19 @@ impl Balancer {
         heir
     }
 
-    /// Whether it was made with these settings.
+    /// Whether it has these settings.
     pub fn has_settings(&self, policy: config::Balance, health: &config::PassiveHealth) -> bool {
         self.policy == policy && self.set.health == *health
     }
 
-    /// What TLS has failed at may succeed now: it is not held against any endpoint.
+    /// Forgets TLS failures, because TLS may succeed now.
     pub fn trust_anew(&self) {
         let members = self.set.members.load();
         members.iter().for_each(|endpoint| endpoint.trust_anew());
     }
 
-    /// Makes `addresses` the set. An address that stays keeps its endpoint with all that is known of
-    /// it; one that left is marked retiring and is not picked again.
+    /// Sets the addresses. An address that stays keeps its endpoint and what is known about it. The endpoint of a
+    /// removed address is marked as retiring, and is not picked again.
     pub fn update(&self, addresses: &[SocketAddr], now: Instant) {
         let mut retired = self.set.retired.lock();
         let before = self.set.members.load_full();
@@ -104,8 +104,8 @@ impl Balancer {
         self.set.members.store(Arc::new(members));
     }
 
-    /// The endpoint for the next request: a usable one that was not `tried` while there is one, else
-    /// a usable one, else (all are out) any. `None` only for an empty set.
+    /// The endpoint for the next request: a usable one that is not in `tried`, or else a usable one, or else (if all
+    /// are ejected) any. `None` only for an empty set.
     pub fn pick(
         &self,
         now: Instant,
@@ -142,13 +142,13 @@ impl Balancer {
         })
     }
 
-    /// Whether any endpoint works as far as is known. When none does, a failover target is due; this
-    /// one is worth another trial when it turns true again.
+    /// Whether any endpoint works, as far as is known. If none does, it is time for a failover target. Once this is
+    /// true again, the target can be tried again.
     pub fn has_healthy(&self, now: Instant) -> bool {
         self.set.members.load().iter().any(|endpoint| endpoint.is_healthy(now))
     }
 
-    /// Every endpoint of the set, then those that retire and still carry something.
+    /// All endpoints of the set, and those that are retiring and still in use.
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         let retired = self.set.retired.lock();
         let retiring = retired.iter().filter_map(Weak::upgrade);
@@ -161,7 +161,7 @@ impl Balancer {
     }
 }
 
-/// Where a new endpoint starts. Were it to start at zero, every worker would run to it at once.
+/// The initial latency of a new endpoint. If it started at zero, all workers would choose it at once.
 fn mean_latency(members: &[Arc<Endpoint>], now: Instant) -> Option<Duration> {
     let known: Vec<Duration> =
         members.iter().filter_map(|endpoint| endpoint.latency(now)).collect();

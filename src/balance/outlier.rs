@@ -1,4 +1,4 @@
-//! Endpoints that fail again and again are put aside for a while.
+//! Ejects endpoints that fail repeatedly, for a while.
 
 use crate::config;
 use std::{
@@ -6,21 +6,21 @@ use std::{
     time::Duration,
 };
 
-/// One endpoint's record of failures. Times are milliseconds since the endpoint's birth.
+/// One endpoint's record of failures. Times are milliseconds since the endpoint was created.
 ///
-/// Reads are lock-free and may meet a change half done; what they misjudge is one pick. Changes to
-/// `until`, `spared` and `ejections` by [`eject`](Self::eject) are serialised by the set.
+/// Reads are lock-free and may see a change half done, which at worst affects one pick. The set serialises changes
+/// to `until`, `spared` and `ejections` by [`eject`](Self::eject).
 #[derive(Debug)]
 pub(super) struct Outlier {
-    /// Consecutive: a success sets them to zero.
+    /// Consecutive failures: a success resets them to zero.
     failures: AtomicU32,
-    /// Consecutive: each doubles the time.
+    /// Consecutive ejections: each one doubles the time.
     ejections: AtomicU32,
-    /// The time until which the endpoint failed too often.
+    /// The end of the ejection.
     until: AtomicU64,
-    /// Used in spite of `until`, since there was no other.
+    /// Whether it is used despite `until`, because there was no other endpoint.
     spared: AtomicBool,
-    /// The last verdict of the active health check.
+    /// The last result of the active health check.
     healthy: AtomicBool,
 }
 
@@ -52,7 +52,7 @@ impl Outlier {
         before.saturating_add(1)
     }
 
-    /// Clears the record. The common case writes nothing, so that workers do not fight for the line.
+    /// Clears the record. The common case writes nothing, so that workers do not contend for the cache line.
     pub(super) fn succeeded(&self) {
         if self.failures.load(Relaxed) == 0 && self.until.load(Relaxed) == 0 {
             return;
@@ -63,9 +63,9 @@ impl Outlier {
         self.spared.store(false, Relaxed);
     }
 
-    /// Puts the endpoint aside, unless `spare`; returns for how long if this call did it.
+    /// Ejects the endpoint, unless `spare`. Returns for how long, if this call ejected it.
     ///
-    /// The count of failures stays: the first failure after the return ejects again, for longer.
+    /// The number of failures is kept: the first failure after the ejection ejects again, for longer.
     pub(super) fn eject(
         &self,
         now: u64,
@@ -77,7 +77,7 @@ impl Outlier {
         if running && (!spared || spare) {
             return None;
         }
-        // To turn a spared time into a real one is no further ejection.
+        // Turning a spared ejection into a real one does not count as another one.
         let doublings = self.ejections.load(Relaxed).saturating_sub(u32::from(running));
         let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
         let length = health.eject.saturating_mul(factor).min(health.max_eject);
@@ -88,7 +88,7 @@ impl Outlier {
         (!spare).then_some(length)
     }
 
-    /// The verdict of an active check; a good one ends an ejection too.
+    /// Sets the result of an active check. A good one also ends an ejection.
     pub(super) fn mark_healthy(&self, healthy: bool) {
         self.healthy.store(healthy, Relaxed);
         if healthy {
@@ -105,12 +105,12 @@ impl Outlier {
         self.healthy.load(Relaxed) && (self.until.load(Relaxed) <= now || self.spared.load(Relaxed))
     }
 
-    /// Whether it works as far as is known: one that is used only for want of another does not.
+    /// Whether it works, as far as is known. An endpoint that is used only because there is no other does not.
     pub(super) fn is_healthy(&self, now: u64) -> bool {
         self.healthy.load(Relaxed) && self.until.load(Relaxed) <= now
     }
 
-    /// What is left of an ejection.
+    /// The remaining time of an ejection.
     pub(super) fn ejected_for(&self, now: u64) -> Option<Duration> {
         let left = self.until.load(Relaxed).saturating_sub(now);
         (left > 0 && !self.spared.load(Relaxed)).then(|| Duration::from_millis(left))

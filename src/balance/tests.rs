@@ -1,4 +1,4 @@
-//! Whole-balancer behaviour, with a clock and chance of our own.
+//! The behaviour of the whole balancer, with a simulated clock and seeded randomness.
 
 use super::*;
 use proptest::prelude::*;
@@ -27,12 +27,12 @@ fn endpoint(balancer: &Balancer, n: u8) -> Arc<Endpoint> {
     all.into_iter().find(|endpoint| endpoint.address() == address(n)).unwrap()
 }
 
-/// Fails until it is ejected; panics if it never is.
+/// Adds failures until the endpoint is ejected; panics if it never is.
 fn eject(endpoint: &Endpoint, now: Instant) -> Duration {
     (0..3).find_map(|_| endpoint.failed(now)).unwrap()
 }
 
-/// A load of its own: a request each millisecond, answered after the endpoint's latency.
+/// A simulated load: a request per millisecond, with a response after the endpoint's latency.
 struct Simulation {
     now: Instant,
     rng: fastrand::Rng,
@@ -144,7 +144,7 @@ fn a_new_endpoint_is_not_flooded() {
     let mut simulation = Simulation::new(start);
     simulation.run(&balancer, 5_000, |_| 20 * MS);
     balancer.update(&addresses(4), simulation.now);
-    // Its fair share of the 200 requests is 50, though it has answered nothing yet.
+    // Its fair share of the 200 requests is 50, although it has not responded to any yet.
     let counts = simulation.run(&balancer, 200, |_| 20 * MS);
     let newcomer = counts[&address(4)];
     assert!((25..=75).contains(&newcomer), "the new one got {counts:?}");
@@ -167,7 +167,7 @@ fn an_endpoint_without_an_answer_yet_is_not_flooded_either() {
     let start = Instant::now();
     let balancer = balancer(config::Balance::P2c, 2, start);
     let mut simulation = Simulation::new(start);
-    // The second answers nothing within the run.
+    // The second does not respond within the run.
     let hanging = |at| if at == address(2) { 3_600 * SECOND } else { 20 * MS };
     let counts = simulation.run(&balancer, 1_000, hanging);
     assert!(counts[&address(2)] < 100, "the silent one got {counts:?}");
@@ -283,7 +283,7 @@ fn when_all_are_out_all_are_used() {
     let balancer = balancer(config::Balance::P2c, 3, now);
     eject(&endpoint(&balancer, 1), now);
     eject(&endpoint(&balancer, 2), now);
-    // The third, which was usable, leaves.
+    // The third, which was usable, is removed.
     balancer.update(&addresses(2), now);
     let mut rng = fastrand::Rng::with_seed(1);
     let mut picked: Vec<_> =

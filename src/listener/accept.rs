@@ -1,4 +1,4 @@
-//! How a worker accepts on one socket.
+//! Accepts the connections of one socket, on a worker.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -8,15 +8,15 @@ use tokio::{net::TcpStream, time::sleep};
 use super::{Bound, workers::Worker};
 use crate::serve::Arrival;
 
-/// Out of descriptors, `accept` fails at once, again and again: then it waits, ever longer.
+/// Without descriptors, `accept` fails at once each time. So the next attempt waits, longer each time.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
 impl Worker {
-    /// Accepts until the socket is to close. Whoever has come to it by then and is still served waits for a permit by
-    /// itself: the kernel resets what is left in the queue of a socket that closes.
+    /// Accepts until the socket is to close. Connections in its queue are then accepted and wait for a permit
+    /// on their own, because the kernel resets what is left in the queue of a socket that closes.
     pub(super) async fn accept(self: &Arc<Self>, bound: &Bound) {
         tokio::select! {
-            // First: it may have a connection at hand.
+            // This comes first, because it may already have a connection.
             biased;
             () = self.accept_all(bound) => {}
             () = bound.closing() => {}
@@ -29,7 +29,7 @@ impl Worker {
 
     async fn accept_all(self: &Arc<Self>, bound: &Bound) {
         let mut back_off = BackOff::new();
-        // Each worker's own takes a descriptor, and there may be none left, as for a connection.
+        // Each worker's listener takes a descriptor, and there may be none left.
         let listener = loop {
             match bound.to_tokio() {
                 Ok(listener) => break listener,
@@ -40,8 +40,8 @@ impl Worker {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     back_off = BackOff::new();
-                    // What is over the limit waits in the kernel's backlog, behind this one. A
-                    // permit taken before would be kept from other sockets while nobody comes here.
+                    // Connections over the limit wait in the kernel's backlog, behind this one. If the
+                    // permit were taken before `accept`, an idle socket would keep it from the others.
                     let permit = tokio::select! {
                         biased;
                         permit = self.permit() => permit,
@@ -70,20 +70,20 @@ impl Worker {
         });
     }
 
-    /// Says so, where that is new, and waits before the next try.
+    /// Logs a new error, and waits before the next attempt.
     async fn accepting_failed(&self, bound: &Bound, error: &io::Error, back_off: &mut BackOff) {
         let listener = bound.configured;
         if self.server.accept_failures.begins((listener, error.to_string()), "") {
-            tracing::warn!(%listener, %error, "accepting failed; trying again");
+            tracing::warn!(%listener, %error, "cannot accept connections; trying again");
         }
         back_off.wait().await;
     }
 
-    /// What a connection comes to; `None` where nobody listens there any more.
+    /// The details of a connection; `None` if its listener has been removed.
     fn arrival(&self, bound: &Bound, stream: &TcpStream, peer: SocketAddr) -> Option<Box<Arrival>> {
         let serving = self.server.serving.load();
         let listener = serving.listener_of(bound.id, stream)?.clone();
-        // The kernel is asked only where the socket does not say it.
+        // The kernel is only asked if the socket's address does not determine it.
         let local = match bound.address.ip().is_unspecified() {
             true => stream.local_addr().ok()?,
             false => bound.address,
@@ -92,7 +92,7 @@ impl Worker {
     }
 }
 
-/// How long to wait before the next try.
+/// The time before the next attempt.
 struct BackOff(Duration);
 
 impl BackOff {
@@ -106,12 +106,12 @@ impl BackOff {
     }
 }
 
-/// Ends a connection that came to an address that is no longer listened on: as if it had been refused.
+/// Ends a connection to an address without a listener, as if it had been refused.
 fn refuse(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// The connection died before it was accepted: nothing is wrong here.
+/// Whether the connection failed before it was accepted, which is no error of the listener.
 fn is_clients_own(error: &io::Error) -> bool {
     matches!(
         error.kind(),

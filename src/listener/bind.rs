@@ -1,8 +1,8 @@
-//! Listening sockets: bound when a configuration is planned, listening when it is put to work.
+//! Listening sockets: bound when a configuration is planned, listening when it is applied.
 //!
-//! The kernel gives a connection to the socket with the narrowest address, and resets what waits in a
-//! socket's queue when that closes. So a listener that widens (127.0.0.1:80 → 0.0.0.0:80) keeps its
-//! narrow socket beside the wide one, and one that narrows keeps the wide one for a moment.
+//! The kernel gives a connection to the socket with the most specific address, and resets the connections in a
+//! socket's queue when it closes. So a listener that widens (127.0.0.1:80 → 0.0.0.0:80) keeps its
+//! specific socket beside the wide one, and one that narrows keeps the wide one for a moment.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use crate::serve::{ListenSocketId, covers};
 
-/// Connections that the kernel keeps while nobody accepts.
+/// How many connections the kernel queues before they are accepted.
 const BACKLOG: i32 = 1024;
 
 /// An address that cannot be listened on.
@@ -26,14 +26,14 @@ const BACKLOG: i32 = 1024;
 pub struct BindError {
     /// As configured.
     pub address: SocketAddr,
-    /// What the kernel said.
+    /// The error from the kernel.
     pub source: io::Error,
-    /// The admin listener of this process is what stands in the way.
+    /// Whether the admin listener of this process has the address.
     pub is_of_admin: bool,
 }
 
 impl BindError {
-    /// Whether something has the address already.
+    /// Whether the address is already in use.
     pub fn is_taken(&self) -> bool {
         self.source.kind() == io::ErrorKind::AddrInUse
     }
@@ -46,7 +46,7 @@ fn way_out(error: &io::Error, is_of_admin: bool) -> &'static str {
     }
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            "choose a port above 1023, or let pods bind low ones with the sysctl \
+            "choose a port above 1023, or allow pods to bind low ones with the sysctl \
              net.ipv4.ip_unprivileged_port_start=0"
         }
         io::ErrorKind::AddrInUse if is_of_admin => {
@@ -60,16 +60,16 @@ fn way_out(error: &io::Error, is_of_admin: bool) -> &'static str {
     }
 }
 
-/// A socket that is bound, and to what.
+/// A bound socket with its addresses.
 #[derive(Debug)]
 pub struct Bound {
-    /// Which socket.
+    /// The id of the socket.
     pub id: ListenSocketId,
-    /// The address as configured: what routes are found by.
+    /// The address as configured. Routes are found by it.
     pub configured: SocketAddr,
-    /// The address that the kernel gave: the port, where 0 was asked for.
+    /// The actual address, with the port that the kernel chose if 0 is configured.
     pub address: SocketAddr,
-    /// Whether it is `[::]` without the addresses of IPv4.
+    /// Whether it is `[::]` without IPv4 addresses.
     ipv6_only: bool,
     socket: StdListener,
     closing: CancellationToken,
@@ -83,8 +83,8 @@ impl Bound {
         Ok(bound)
     }
 
-    /// Binds, beside sockets of ours that may have a part of the same addresses. `ipv6_only`: where that
-    /// is `[::]`, not those of IPv4.
+    /// Binds beside sockets of ours that may have some of the same addresses. `ipv6_only`: `[::]` does not include
+    /// IPv4 addresses.
     pub fn new(
         configured: SocketAddr,
         ipv6_only: bool,
@@ -104,7 +104,7 @@ impl Bound {
         })
     }
 
-    /// Takes connections from now on, and from no socket of `ours` with a narrower address.
+    /// Starts listening. Connections to more specific addresses of `ours` still go to those sockets.
     pub fn listen(&self, ours: &[Arc<Self>]) -> Result<(), BindError> {
         let together = Together::new(ours, self.address.port());
         let socket = SockRef::from(&self.socket);
@@ -115,34 +115,34 @@ impl Bound {
         listening.map_err(error)
     }
 
-    /// Whether it takes every connection that one would that is bound like this.
+    /// Whether it accepts all connections that a socket with this address would.
     pub fn takes_all_of(&self, address: SocketAddr, ipv6_only: bool) -> bool {
         self.address == address && (!self.ipv6_only || ipv6_only)
     }
 
-    /// Whether `address` is one of several that this socket takes connections for, or the same one.
+    /// Whether this socket accepts connections to `address`.
     pub fn covers(&self, address: SocketAddr) -> bool {
         covers(self.address, self.ipv6_only, address)
     }
 
-    /// Whether it is `[::]` with the addresses of IPv4.
+    /// Whether it is `[::]` with IPv4 addresses.
     pub fn is_of_both_families(&self) -> bool {
         self.address.ip() == Ipv6Addr::UNSPECIFIED && !self.ipv6_only
     }
 
-    /// A listener on it for this runtime. There may be several.
+    /// A listener on it for this runtime. There can be several.
     pub fn to_tokio(&self) -> io::Result<TcpListener> {
         TcpListener::from_std(self.socket.try_clone()?)
     }
 
-    /// A connection that nobody has accepted yet. For this runtime.
+    /// A connection from the queue, for this runtime.
     pub fn next_waiting(&self) -> Option<(TcpStream, SocketAddr)> {
         let (stream, peer) = self.socket.accept().ok()?;
         stream.set_nonblocking(true).ok()?;
         Some((TcpStream::from_std(stream).ok()?, peer))
     }
 
-    /// Asks those who accept on it to stop: it closes once they have dropped it.
+    /// Asks the workers to stop accepting on it. It closes once they have dropped it.
     pub fn close(&self) {
         self.closing.cancel();
     }
@@ -155,10 +155,10 @@ impl Bound {
 
 fn bind(address: SocketAddr, ipv6_only: bool, shares: bool) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for the connections of the last run to leave TIME_WAIT.
+    // A restart must not wait for the connections of the previous run to leave TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    // Connections inherit it.
+    // Connections inherit this.
     socket.set_tcp_nodelay(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(ipv6_only)?;
@@ -169,8 +169,8 @@ fn bind(address: SocketAddr, ipv6_only: bool, shares: bool) -> io::Result<StdLis
     Ok(socket.into())
 }
 
-/// Lets sockets of ours share a port while this lives. Not longer: another process of the same user
-/// could share it, too.
+/// Lets sockets of ours share a port until it is dropped. No longer, because another process of the same user
+/// could share it too.
 struct Together<'a>(Vec<&'a Bound>);
 
 impl<'a> Together<'a> {
@@ -187,7 +187,7 @@ impl<'a> Together<'a> {
 
     fn share(&self, may_share: bool) {
         for bound in &self.0 {
-            // Where that fails, so does the bind.
+            // If this fails, the bind fails too.
             let _ = SockRef::from(&bound.socket).set_reuse_port(may_share);
         }
     }

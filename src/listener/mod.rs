@@ -1,4 +1,4 @@
-//! Listening sockets, and which worker serves what comes in.
+//! Listening sockets, and the distribution of connections to workers.
 
 mod accept;
 mod bind;

@@ -1,10 +1,9 @@
-//! The workers: a thread each, with a runtime of its own.
+//! The workers: each is a thread with its own runtime.
 //!
-//! Every worker waits at every socket, and whoever is awake first accepts: no thread, no hop and
-//! no second registration stand between a connection and its worker. Who accepts is not who serves,
-//! though: a connection goes to the worker that has the fewest, which is the accepting one unless
-//! another has fewer. With `SO_REUSEPORT` the kernel would decide by a hash, and few connections
-//! could all meet on one worker.
+//! Every worker waits on every socket, and the first one to wake up accepts, so there is no separate accept thread
+//! and no extra hop. The accepting worker may not be the one that serves: a connection goes to the worker that has
+//! the fewest, which is the accepting one unless another has fewer. With `SO_REUSEPORT`, the kernel would decide by
+//! a hash, and a few connections could all end up on one worker.
 
 use std::{
     io,
@@ -26,11 +25,11 @@ use tokio_util::sync::CancellationToken;
 use super::Bound;
 use crate::serve::{Arrival, Server};
 
-/// What a worker is told.
+/// A message to a worker.
 enum Order {
-    /// To accept on this socket, with the others, until it is to close.
+    /// Accept on this socket, like all other workers, until it is to close.
     Accept(Arc<Bound>),
-    /// To serve what another has accepted.
+    /// Serve a connection that another worker has accepted.
     Serve(Dispatched),
 }
 
@@ -41,17 +40,17 @@ struct Dispatched {
     taken: Taken,
 }
 
-/// A worker as the others see it.
+/// What other workers know about a worker.
 struct Seat {
     connections: Arc<AtomicUsize>,
     orders: mpsc::UnboundedSender<Order>,
 }
 
-/// What the workers share.
+/// The shared state of the workers.
 struct Seats {
     seats: Vec<Seat>,
     limit: Arc<Semaphore>,
-    /// Held to choose a seat and to take it: two that choose at once would choose the same.
+    /// Held while a seat is chosen and taken, so that two connections do not choose the same one.
     choosing: Mutex<()>,
 }
 
@@ -65,7 +64,7 @@ impl Workers {
     /// Starts the workers' threads. They end when this is dropped and their connections have
     /// ended, or with the drain of `server`.
     pub fn start(server: &Arc<Server>, workers: usize, max_connections: usize) -> io::Result<Self> {
-        // Bounded by `max_connections`: a permit comes with each connection in a queue.
+        // Bounded by `max_connections`, because each connection in a queue has a permit.
         let (senders, queues): (Vec<_>, Vec<_>) =
             (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
         let seat = |orders| Seat { connections: Arc::default(), orders };
@@ -82,10 +81,10 @@ impl Workers {
         Ok(Self { seats, closed })
     }
 
-    /// Has them accept on a socket until it is to close.
+    /// Lets all workers accept on a socket until it is to close.
     pub fn accept(&self, bound: &Arc<Bound>) {
         for seat in &self.seats.seats {
-            // The threads are there until this is dropped, or the whole proxy stops.
+            // The threads run until this is dropped or the proxy stops.
             let _ = seat.orders.send(Order::Accept(bound.clone()));
         }
     }
@@ -98,7 +97,7 @@ impl Drop for Workers {
 }
 
 impl Seats {
-    /// Takes a place at the worker with the fewest connections: at `own`, if none has fewer.
+    /// Takes a place at the worker with the fewest connections; at `own`, if none has fewer.
     fn take(&self, own: usize, permit: OwnedSemaphorePermit) -> (usize, Taken) {
         let _choosing = self.choosing.lock();
         let load = |index: usize| self.seats[index].connections.load(Ordering::Relaxed);
@@ -112,7 +111,7 @@ impl Seats {
     }
 }
 
-/// A connection's place, given up when it ends.
+/// A connection's place, until it is dropped.
 #[derive(Debug)]
 struct Taken {
     connections: Arc<AtomicUsize>,
@@ -125,7 +124,7 @@ impl Drop for Taken {
     }
 }
 
-/// A thread with a runtime of its own, for one future.
+/// Runs a future on a thread with its own runtime.
 fn spawn<F>(name: String, future: F) -> io::Result<()>
 where
     F: Future<Output = ()> + Send + 'static,
@@ -176,12 +175,12 @@ impl Worker {
         stopped.cancelled().await;
     }
 
-    /// Waits until there may be another connection; `None` where the proxy has ended.
+    /// Waits until there may be another connection; `None` once the proxy has ended.
     pub(super) async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         self.seats.limit.clone().acquire_owned().await.ok()
     }
 
-    /// Serves a new connection, or has it served.
+    /// Serves a new connection, or passes it to another worker.
     pub(super) fn take(
         &self,
         stream: TcpStream,
@@ -201,7 +200,7 @@ impl Worker {
     fn serve(&self, stream: TcpStream, arrival: Box<Arrival>, taken: Taken) {
         let server = self.server.clone();
         tokio::spawn(async move {
-            // Made in here, as a future that is moved into another is kept twice.
+            // Created inside, because moving a future into another one stores it twice.
             server.connection(stream, arrival, Box::new(taken)).await;
         });
     }

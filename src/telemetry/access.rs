@@ -1,12 +1,12 @@
-//! The access log: one line a request, without query strings and header values, and one a connection of protocols
-//! that have no requests.
+//! The access log: one line per request, without query strings and header values, and one per connection for
+//! protocols that have no requests.
 
 use std::{net::SocketAddr, time::Duration};
 
 /// The target of access log events, for filters.
 pub const TARGET: &str = "access";
 
-/// What one line says.
+/// The contents of one line.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the names are those of the log")]
 pub struct Access<'a> {
@@ -54,7 +54,7 @@ impl Access<'_> {
     }
 }
 
-/// One line about a connection whose protocol has no requests.
+/// The contents of one line about a connection whose protocol has no requests.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the names are those of the log")]
 pub struct ConnectionAccess<'a> {
@@ -62,7 +62,7 @@ pub struct ConnectionAccess<'a> {
     pub true_name: &'a str,
     pub endpoint: Option<SocketAddr>,
     pub protocol: &'static str,
-    /// How it ended; `open` where it goes on.
+    /// How it ended; `open` if it has not ended.
     pub end: &'static str,
     pub error: &'static str,
     pub bytes_in: u64,
@@ -71,7 +71,7 @@ pub struct ConnectionAccess<'a> {
     /// How long it took to connect.
     pub upstream: Option<Duration>,
     pub retries: u32,
-    /// Of TLS to the target.
+    /// The TLS version to the target.
     pub tls_version: &'static str,
 }
 
@@ -98,7 +98,7 @@ impl ConnectionAccess<'_> {
     }
 }
 
-/// Milliseconds to the microsecond.
+/// Milliseconds, rounded to microseconds.
 fn millis(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }

@@ -1,21 +1,21 @@
-//! Failures that repeat: logged in full when they begin, counted while they go on, and reported when
-//! they have ended. One line for each would bury all others, and any client can cause them at will.
+//! Repeated failures: logged in full when they begin, counted while they continue, and reported when
+//! they have ended. One line for each would hide all other lines, and any client could cause them.
 
 use std::{collections::HashMap, hash::Hash, sync::LazyLock, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// A failure that has not been seen for so long has ended.
+/// A failure that has not occurred for this long has ended.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// How long until the first count; each further one takes twice as long, up to the second.
+/// The time until the first count. It doubles for each further one, up to the second value.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
 
-/// Kinds that are told apart. All others are one.
+/// The most kinds that are distinguished. All others count as one.
 const MAX_KINDS: usize = 32;
 
-/// Failures that are going on, by what tells them apart.
+/// The current failures by their kind.
 #[derive(Debug)]
 pub struct Failures<K>(Mutex<HashMap<Option<K>, Going>>);
 
@@ -28,46 +28,46 @@ struct Going {
     last: Instant,
     due: Instant,
     pause: Duration,
-    /// What was said of the last one.
+    /// The details of the last one.
     detail: String,
 }
 
-/// What became of a failure.
+/// A report on a failure.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Report<K> {
-    /// Which; `None` for those that there were too many kinds of.
+    /// Its kind; `None` for those beyond the limit of kinds.
     pub kind: Option<K>,
-    /// How often since it began.
+    /// How often it occurred since it began.
     pub count: u64,
-    /// From the first to the last.
+    /// The time from the first to the last.
     pub lasted: Duration,
-    /// What was said of the last one.
+    /// The details of the last one.
     pub detail: String,
-    /// It has not been seen for a while.
+    /// Whether it has ended.
     pub has_ended: bool,
 }
 
-/// What tells failed requests of an alias apart.
+/// The kind of failed requests of an alias.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RequestFailure {
-    /// The true name, where it is known.
+    /// The true name, if it is known.
     pub true_name: String,
-    /// How far requests come.
+    /// The stage that requests reach.
     pub stage: &'static str,
     /// The name in RFC 9209.
     pub error: &'static str,
-    /// What mends it: two reasons of one name differ here.
+    /// How to fix it. This distinguishes different causes with the same error name.
     pub fix: Option<String>,
 }
 
-/// What tells failed requests apart that belong to no alias.
+/// The kind of failed requests that belong to no alias.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NoAliasFailure {
-    /// How far requests come.
+    /// The stage that requests reach.
     pub stage: &'static str,
     /// The name in RFC 9209.
     pub error: &'static str,
-    /// What is said of it: another host is another failure.
+    /// The details: another host is another failure.
     pub detail: String,
 }
 
@@ -78,13 +78,13 @@ impl<K> Default for Failures<K> {
 }
 
 impl Failures<NoAliasFailure> {
-    /// Requests that went nowhere, of the whole process.
+    /// Refused requests of the whole process.
     pub fn of_refused() -> &'static Self {
         static REFUSED: LazyLock<Failures<NoAliasFailure>> = LazyLock::new(Failures::default);
         &REFUSED
     }
 
-    /// Requests for hosts that are no alias, of the whole process.
+    /// Requests of the whole process for hosts that are not an alias.
     pub fn of_other_hosts() -> &'static Self {
         static HOSTS: LazyLock<Failures<NoAliasFailure>> = LazyLock::new(Failures::default);
         &HOSTS
@@ -92,7 +92,7 @@ impl Failures<NoAliasFailure> {
 }
 
 impl<K: Clone + Eq + Hash> Failures<K> {
-    /// Counts one. Whether it is the first of its kind, so that it is to be logged in full.
+    /// Counts one. Returns whether it is the first of its kind, which must be logged in full.
     pub fn begins(&self, kind: K, detail: impl Into<String>) -> bool {
         self.begins_at(Instant::now(), kind, detail)
     }
@@ -101,7 +101,7 @@ impl<K: Clone + Eq + Hash> Failures<K> {
         let mut going = self.0.lock();
         let kind = Some(kind);
         let kind = if going.len() < MAX_KINDS || going.contains_key(&kind) { kind } else { None };
-        // Where nobody asks for reports, as in a program that embeds a client.
+        // For when nothing calls `reports`, as in a program that embeds a client.
         if going.get(&kind).is_some_and(|failure| now - failure.last >= QUIET * 2) {
             going.remove(&kind);
         }
@@ -117,13 +117,13 @@ impl<K: Clone + Eq + Hash> Failures<K> {
         is_new
     }
 
-    /// What is to be logged now of those that go on, and of those that have ended: to be asked every
-    /// second or so.
+    /// The reports to log now, on failures that continue and on those that have ended. To be called every second
+    /// or so.
     pub fn reports(&self) -> Vec<Report<K>> {
         self.reports_at(Instant::now())
     }
 
-    /// What has been going on until now. Each begins anew after this.
+    /// Removes all current failures and returns their reports.
     pub fn take(&self) -> Vec<Report<K>> {
         let going = std::mem::take(&mut *self.0.lock());
         let report = |(kind, going): (Option<K>, Going)| Report {
@@ -184,7 +184,7 @@ mod tests {
         let [end] = failures.reports_at(now).try_into().unwrap();
         assert!(end.has_ended && end.count == 1200 && end.lasted.as_secs() == 119, "{end:?}");
         assert_eq!(failures.reports_at(now), []);
-        assert!(failures.begins_at(now, "refused", "again"), "begun anew");
+        assert!(failures.begins_at(now, "refused", "again"), "it begins again");
     }
 
     #[test]
@@ -202,7 +202,7 @@ mod tests {
         let now = Instant::now();
         let said = (0..1000).filter(|kind| failures.begins_at(now, *kind, "")).count();
         assert_eq!(said, MAX_KINDS + 1);
-        assert!(!failures.begins_at(now, 1, ""), "a kind that is known");
+        assert!(!failures.begins_at(now, 1, ""), "a known kind");
         let reports = failures.reports_at(now + QUIET);
         let others = reports.iter().find(|report| report.kind.is_none()).unwrap();
         assert_eq!((reports.len(), others.count), (MAX_KINDS + 1, 1000 - MAX_KINDS as u64));

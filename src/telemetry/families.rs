@@ -11,13 +11,13 @@ use super::{
 };
 use crate::fault::ProxyErrorType;
 
-/// Metrics of one name, which stand together: `write` adds those that a source has.
+/// All metrics with one name, which a scrape has together. `write` adds those of a source.
 pub struct Family<Source> {
     /// Its name.
     pub name: &'static str,
     /// `counter`, `gauge` or `histogram`.
     pub kind: &'static str,
-    /// For people, on one line.
+    /// The help text, on one line.
     pub help: &'static str,
     /// Writes the lines of one alias.
     pub write: fn(&Source, &mut Lines<'_>),
@@ -31,8 +31,8 @@ pub struct Lines<'a> {
 }
 
 impl<Source> Family<Source> {
-    /// Adds an alias' series. `headed` says whether the family's head is in `out` already, and is
-    /// set once it is: without series there is no head.
+    /// Adds an alias' series. `headed` is whether `out` already has the family's header. It is set once the
+    /// header is written: a family without series has no header.
     pub fn add(&self, source: &Source, alias: &str, headed: &mut bool, out: &mut String) {
         let before = out.len();
         if !*headed {
@@ -97,7 +97,7 @@ fn escape(value: &str, out: &mut String) {
     }
 }
 
-/// What an alias counts itself.
+/// The series that an alias counts itself.
 pub const SERIES: [Family<AliasSeries>; 13] = [
     Family {
         name: "truename_http_requests_total",
@@ -171,7 +171,7 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
         name: "truename_upstream_certificate_not_after_seconds",
         kind: "gauge",
         help: "Expiry of the last certificate seen, in Unix time, even if it was refused.",
-        // Not there before one was seen: at 0, it would have expired in 1970.
+        // Absent before a certificate was seen: at 0, it would have expired in 1970.
         write: |series, lines| series.not_after().iter().for_each(|at| lines.add(&[], at)),
     },
     Family {

@@ -5,25 +5,25 @@ use std::{
     time::Duration,
 };
 
-/// Upper bounds in microseconds. From a cached answer on loopback to a slow report.
+/// Upper bounds in microseconds: from a cached response on loopback to a slow report.
 const BOUNDS: [u64; 14] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 10_000_000, 60_000_000,
 ];
 
-/// The same in seconds, for series of the recorder's.
+/// The same in seconds, for the recorder's series.
 pub(super) const LATENCY_BUCKETS: [f64; BOUNDS.len()] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
-/// A histogram that any thread may record into.
+/// A histogram that all threads can record into.
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
-    /// Not cumulative, as a scrape has them. The last has what is over every bound.
+    /// Not cumulative, unlike in a scrape. The last one has the values above all bounds.
     buckets: [AtomicU64; BOUNDS.len() + 1],
     nanoseconds: AtomicU64,
 }
 
-/// What one or several held at a time.
+/// The totals of one or several histograms at one time.
 #[derive(Default)]
 pub(super) struct Totals {
     pub(super) buckets: [u64; BOUNDS.len() + 1],

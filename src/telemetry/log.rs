@@ -1,4 +1,4 @@
-//! What log events look like: lines of text for a terminal, JSON objects else, always on stderr.
+//! The format of log events: lines of text on a terminal, JSON objects otherwise; always on stderr.
 
 use std::{
     fmt,
@@ -33,7 +33,7 @@ type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 
 static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
 
-/// Starts logging as the configuration says. Once a process; later calls change the level only.
+/// Starts logging with this configuration. In a process that already logs, it only changes the level.
 pub fn init(config: &Log) {
     if SET_LEVEL.get().is_some() {
         set_level(config.level);
@@ -58,10 +58,10 @@ pub fn init(config: &Log) {
     } else {
         tracing_subscriber::fmt::layer().with_writer(ToStderr).event_format(Json).boxed()
     };
-    // For all, not for the one layer: a layer's own filter remembers what `enabled!` asked last, and
-    // holds it against the event that comes next.
+    // A global filter, not one of the layer: a layer's filter remembers the result of the last `enabled!`,
+    // and applies it to the next event.
     let subscriber = tracing_subscriber::registry().with(level).with(wanted).with(layer);
-    // An embedding program may have a subscriber: then its own settings rule.
+    // An embedding program may have its own subscriber. Then its settings apply.
     if subscriber.try_init().is_ok() {
         let set = move |level| {
             let _ = handle.reload(filter(level));
@@ -70,7 +70,7 @@ pub fn init(config: &Log) {
     }
 }
 
-/// Whether what goes to a terminal, or not to one, may have colours.
+/// Whether output may be coloured; `terminal` is whether it goes to a terminal.
 pub fn is_coloured(terminal: bool) -> bool {
     // no-color.org: present and not empty.
     terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -93,7 +93,7 @@ fn filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// To the thread that writes.
+/// Writes to the log's thread.
 struct ToStderr;
 
 impl<'a> MakeWriter<'a> for ToStderr {
@@ -108,7 +108,7 @@ impl<'a> MakeWriter<'a> for ToStderr {
     }
 }
 
-/// One JSON object a line: `time`, `level`, `message`, then the event's own fields, flat.
+/// One JSON object per line: `time`, `level`, `message`, then the event's fields, without nesting.
 struct Json;
 
 impl<S, N> FormatEvent<S, N> for Json
@@ -145,7 +145,7 @@ fn level(level: &Level) -> &'static str {
     }
 }
 
-/// In the order of the event: people read these lines too.
+/// In the order of the event, because people read these lines too.
 struct Fields(Vec<(&'static str, Value)>);
 
 impl Visit for Fields {

@@ -1,4 +1,4 @@
-//! The process' series, by way of the `metrics` crate. Those of aliases are in `series`.
+//! The process' series, with the `metrics` crate. Those of aliases are in `series`.
 
 use std::sync::OnceLock;
 
@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::{histogram::LATENCY_BUCKETS, process, stderr};
 
-/// What `resolve` calls the ends of a query.
+/// The results of a query in `resolve`.
 const DNS_RESULTS: [&str; 13] = [
     "ok",
     "nxdomain",
@@ -24,15 +24,15 @@ const DNS_RESULTS: [&str; 13] = [
     "no_servers",
 ];
 
-/// The process' metrics. One for all proxies in a process, as the `metrics` crate has it.
+/// The process' metrics. All proxies of a process share them, because the `metrics` crate is global.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     handle: Option<PrometheusHandle>,
 }
 
 impl Metrics {
-    /// Installs the recorder, the first time; a program that embeds truename and has a recorder
-    /// of its own keeps it.
+    /// Installs the recorder, the first time. A program that embeds truename and has its own recorder keeps
+    /// it.
     pub fn install() -> Self {
         static METRICS: OnceLock<Metrics> = OnceLock::new();
         let install = || {
@@ -50,14 +50,14 @@ impl Metrics {
         METRICS.get_or_init(install).clone()
     }
 
-    /// Empties the histograms' buffers into their buckets: to be called every few seconds.
+    /// Moves the histograms' buffers into their buckets. To be called every few seconds.
     pub fn upkeep(&self) {
         if let Some(handle) = &self.handle {
             handle.run_upkeep();
         }
     }
 
-    /// The process' series in Prometheus' text format. Takes milliseconds: not for a worker.
+    /// The process' series in Prometheus' text format. Takes milliseconds: do not call it on a worker.
     pub fn render(&self) -> String {
         counter!("truename_log_lines_dropped_total").absolute(stderr::dropped());
         let mut text = self.handle.as_ref().map(PrometheusHandle::render).unwrap_or_default();
@@ -66,7 +66,7 @@ impl Metrics {
     }
 }
 
-/// The process' own series: their help texts, and 0 for all that is known in advance.
+/// The help texts of the process' series, and 0 for all labels that are known in advance.
 fn describe() {
     describe_counter!("truename_dns_lookups_total", "DNS queries, by result.");
     describe_histogram!("truename_dns_lookup_duration_seconds", "DNS queries.");

@@ -1,4 +1,4 @@
-//! What a running proxy tells: metrics, logs and the access log.
+//! Metrics, logs and the access log of a running proxy.
 
 mod access;
 mod failures;

@@ -4,9 +4,9 @@ use std::{fmt::Write, fs};
 
 use nix::unistd::{SysconfVar, sysconf};
 
-/// Reads them anew and writes them in the text format; a value that cannot be read is left out.
+/// Reads the current values and writes them in the text format. Values that cannot be read are omitted.
 ///
-/// Not by way of the recorder: its counters are whole numbers, and CPU time is none.
+/// Not through the recorder, whose counters are integers: CPU time is not.
 pub fn write(out: &mut String) {
     if let Some(stat) = fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(Stat::parse)
     {
@@ -46,7 +46,7 @@ struct Stat {
 }
 
 impl Stat {
-    /// proc_pid_stat(5). The second field is the name in parentheses, and may hold anything.
+    /// proc_pid_stat(5). The second field is the name in parentheses, which may contain anything.
     fn parse(text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();

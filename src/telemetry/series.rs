@@ -1,7 +1,7 @@
 //! An alias' series: atomics, counted by the workers and read at each scrape.
 //!
-//! They are born at 0, for `increase()` misses what a counter starts with, and gone with the
-//! alias. The recorder of the `metrics` crate can do neither, and has only what is the process'.
+//! They start at 0, because `increase()` ignores a counter's first value, and disappear with the
+//! alias. The recorder of the `metrics` crate can do neither, so it has only the process' series.
 
 use std::{
     collections::HashMap,
@@ -26,14 +26,14 @@ pub enum RetryReason {
     Connect,
     /// A new connection was lost.
     Reset,
-    /// A kept connection was lost, or the target provably took nothing.
+    /// A kept connection was lost, or the target provably did not read the request.
     Reuse,
     /// The response's status is listed in `retry.when`.
     Status,
 }
 
 impl RetryReason {
-    /// Every one, in the order of their declaration.
+    /// All reasons, in the order of their declaration.
     pub const ALL: [Self; 4] = [Self::Connect, Self::Reset, Self::Reuse, Self::Status];
 
     /// The label.
@@ -47,16 +47,16 @@ impl RetryReason {
     }
 }
 
-/// What a downstream connection may speak; `none` is one that ended before that was known.
+/// The protocols of downstream connections; `none` is for those that ended before it was known.
 pub(super) const PROTOCOLS: [&str; 4] = ["http/1.1", "h2", "tcp", "none"];
 
-/// Requests by method and status are kept in blocks of so many; most aliases need one.
+/// Requests by method and status are stored in blocks of this many; most aliases need one block.
 const BLOCK: usize = 8;
 
-/// No certificate was seen yet.
+/// No certificate has been seen yet.
 const NEVER: i64 = i64::MIN;
 
-/// One alias' series, for as long as it is configured.
+/// The series of one alias, for as long as it is configured.
 #[derive(Debug)]
 pub struct AliasSeries {
     alias: Box<str>,
@@ -83,7 +83,7 @@ pub struct EndpointSeries {
     active: AtomicUsize,
 }
 
-/// What every request and connection counts. Each worker has its own, on cache lines of its own.
+/// The counters of requests and connections. Each worker has its own, on separate cache lines.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Shard {
@@ -92,13 +92,13 @@ pub(super) struct Shard {
     pub(super) bytes_in: AtomicU64,
     pub(super) bytes_out: AtomicU64,
     pub(super) connections: AtomicI64,
-    /// By protocol, and whether there was TLS.
+    /// By protocol, and by whether there was TLS.
     pub(super) accepted: [[AtomicU64; 2]; PROTOCOLS.len()],
     requests: Requests,
 }
 
 impl AliasSeries {
-    /// All at 0, for so many workers.
+    /// All series at 0, for this many workers.
     pub fn new(alias: &str, workers: usize) -> Arc<Self> {
         Arc::new(Self {
             alias: alias.into(),
@@ -140,17 +140,17 @@ impl AliasSeries {
         self.true_names_refused.fetch_add(1, Relaxed);
     }
 
-    /// Of one endpoint: at 0, if it is new.
+    /// The series of one endpoint; at 0 if it is new.
     pub fn endpoint(&self, address: SocketAddr) -> Arc<EndpointSeries> {
         self.endpoints.lock().entry(address).or_default().clone()
     }
 
-    /// Of every endpoint that connections were made to.
+    /// The series of all endpoints that connections were made to.
     pub fn endpoints(&self) -> HashMap<SocketAddr, Arc<EndpointSeries>> {
         self.endpoints.lock().clone()
     }
 
-    /// Forgets the endpoints that have left, and that no connection is open to.
+    /// Removes the endpoints that have left and have no open connections.
     pub fn retain_endpoints(&self, stays: impl Fn(SocketAddr) -> bool) {
         let mut endpoints = self.endpoints.lock();
         endpoints.retain(|address, endpoint| endpoint.active() > 0 || stays(*address));
@@ -166,7 +166,7 @@ impl AliasSeries {
         self.shards.iter().map(value).fold(0, u64::wrapping_add)
     }
 
-    /// The sum of a gauge over all workers, each of which may be below 0 for a moment.
+    /// The sum of a gauge over all workers. A single worker's value may be below 0 for a moment.
     pub(super) fn level(&self, value: impl Fn(&Shard) -> &AtomicI64) -> i64 {
         self.shards.iter().map(|shard| value(shard).load(Relaxed)).sum::<i64>().max(0)
     }
@@ -175,7 +175,7 @@ impl AliasSeries {
         self.shards.iter().map(|shard| &shard.duration)
     }
 
-    /// The expiry of the certificate seen last, in Unix time.
+    /// The expiry of the last certificate, in Unix time.
     pub(super) fn not_after(&self) -> Option<i64> {
         Some(self.not_after.load(Relaxed)).filter(|at| *at != NEVER)
     }
@@ -198,12 +198,12 @@ impl EndpointSeries {
         self.total.load(Relaxed)
     }
 
-    /// Connections open now, idle ones included.
+    /// Open connections, including idle ones.
     pub fn active(&self) -> usize {
         self.active.load(Relaxed)
     }
 
-    /// Counts a connection that was made.
+    /// Counts a new connection.
     pub fn opened(&self) {
         self.total.fetch_add(1, Relaxed);
         self.active.fetch_add(1, Relaxed);
@@ -215,7 +215,7 @@ impl EndpointSeries {
     }
 }
 
-/// An alias' series as one worker counts them.
+/// The series of an alias, for one worker.
 #[derive(Clone, Debug)]
 pub struct AliasMetrics {
     series: Arc<AliasSeries>,
@@ -223,16 +223,16 @@ pub struct AliasMetrics {
 }
 
 impl AliasMetrics {
-    /// What the worker of this index counts by.
+    /// For the worker with this index.
     pub fn new(series: &Arc<AliasSeries>, worker: usize) -> Self {
         Self { series: series.clone(), shard: worker % series.shards.len() }
     }
 
-    /// For what is no alias': requests that were refused before one was found, and what the
-    /// forward proxy passes through. One for the process, with an empty label.
+    /// For what belongs to no alias: requests that were refused before an alias was found, and what the
+    /// forward proxy passes through. There is one for the process, with an empty label.
     pub fn of_no_alias() -> &'static Self {
-        static NOBODY: OnceLock<AliasMetrics> = OnceLock::new();
-        NOBODY.get_or_init(|| Self::new(&AliasSeries::new("", 1), 0))
+        static NO_ALIAS: OnceLock<AliasMetrics> = OnceLock::new();
+        NO_ALIAS.get_or_init(|| Self::new(&AliasSeries::new("", 1), 0))
     }
 
     /// All series of the alias.
@@ -249,7 +249,7 @@ impl AliasMetrics {
         self.shard().in_flight.fetch_add(1, Relaxed);
     }
 
-    /// Counts a request that ends: `status` is what the client was sent.
+    /// Counts a request that ends. `status` is the one that was sent to the client.
     pub fn finished(&self, method: &Method, status: StatusCode, totals: &RequestTotals) {
         let shard = self.shard();
         shard.in_flight.fetch_sub(1, Relaxed);
@@ -259,8 +259,7 @@ impl AliasMetrics {
         shard.bytes_out.fetch_add(totals.bytes_out, Relaxed);
     }
 
-    /// Counts a request that went no further than here. `method` is none where its head could
-    /// not be read.
+    /// Counts a request that is refused. `method` is `None` if its head could not be parsed.
     pub fn refused(
         &self,
         method: Option<&Method>,
@@ -279,7 +278,7 @@ impl AliasMetrics {
         self.series.errors[error as usize].fetch_add(1, Relaxed);
     }
 
-    /// Counts a request sent again.
+    /// Counts a retry.
     pub fn retry(&self, reason: RetryReason) {
         self.series.retries[reason as usize].fetch_add(1, Relaxed);
     }
@@ -312,7 +311,7 @@ impl AliasMetrics {
     }
 }
 
-/// What is known of a request at its end.
+/// The totals of a request at its end.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs, reason = "the names are those of the access log")]
 pub struct RequestTotals {
@@ -321,14 +320,14 @@ pub struct RequestTotals {
     pub bytes_out: u64,
 }
 
-/// A connection from an application, counted while it lives for one alias: the only one of its
-/// listener, or the one that its first request asked for. One that comes to none counts for none.
+/// A connection from an application. While it is open, it counts for one alias: the only one of its
+/// listener, or the one of its first request. A connection that reaches no alias counts for none.
 #[derive(Debug)]
 pub struct DownstreamConnection {
     protocol: &'static str,
     /// Unknown until one side has spoken, if the server may speak first.
     tls: OnceLock<bool>,
-    /// Whom it counts for; none where another is counted in its place.
+    /// The alias that it counts for; `None` if the connection inside of it is counted instead.
     alias: OnceLock<Option<AliasMetrics>>,
 }
 
@@ -338,12 +337,12 @@ impl DownstreamConnection {
         Self { protocol, tls: tls.into(), alias: OnceLock::new() }
     }
 
-    /// The same before it is known whether the client speaks TLS.
+    /// The same, when it is not known yet whether the client speaks TLS.
     pub fn undecided(protocol: &'static str) -> Self {
         Self { protocol, tls: OnceLock::new(), alias: OnceLock::new() }
     }
 
-    /// Sets whether the client speaks TLS, once it is known. Later calls change nothing.
+    /// Sets whether the client speaks TLS. Only the first call has an effect.
     pub fn decide(&self, tls: bool) {
         if self.tls.set(tls).is_ok()
             && let Some(Some(alias)) = self.alias.get()
@@ -352,7 +351,7 @@ impl DownstreamConnection {
         }
     }
 
-    /// Counts it for an alias, the first time.
+    /// Counts it for an alias. Only the first call has an effect.
     pub fn belongs_to(&self, alias: &AliasMetrics) {
         self.alias.get_or_init(|| {
             if let Some(tls) = self.tls.get() {
@@ -369,7 +368,7 @@ impl DownstreamConnection {
         accepted[usize::from(tls)].fetch_add(1, Relaxed);
     }
 
-    /// Leaves it to be counted by what is inside of it, unless it was already.
+    /// The connection inside of it is to be counted instead, unless this one was counted already.
     pub fn wraps_another(&self) {
         self.alias.get_or_init(|| None);
     }
@@ -385,7 +384,7 @@ impl Drop for DownstreamConnection {
     }
 }
 
-/// Requests by method and status. Grows by what comes, and never moves: a count takes no lock.
+/// Requests by method and status. Grows as needed and never moves, so counting takes no lock.
 #[derive(Debug, Default)]
 struct Requests {
     slots: [Slot; BLOCK],
@@ -401,7 +400,7 @@ struct Slot {
 
 impl Requests {
     fn count(&self, method: u32, status: StatusCode) {
-        // A status has three digits; a method is one of a closed list.
+        // A status has three digits, and there is a fixed list of methods.
         let key = (method + 1) * 1000 + u32::from(status.as_u16());
         let mut block = self;
         loop {
@@ -429,7 +428,7 @@ impl Requests {
 }
 
 impl Slot {
-    /// Whether it counts `key`, which it does from now on if it was free.
+    /// Whether it counts `key`. If it was free, it does from now on.
     fn is_of(&self, key: u32) -> bool {
         match self.key.load(Relaxed) {
             0 => match self.key.compare_exchange(0, key, Relaxed, Relaxed) {
@@ -441,7 +440,7 @@ impl Slot {
     }
 }
 
-/// A client chooses its methods freely, a label's values must be bounded.
+/// Clients may send any method, but the values of a label must be bounded.
 const METHODS: [&str; 10] =
     ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "other"];
 

@@ -1,7 +1,7 @@
-//! Standard error, written by a thread of its own: whoever has a line to write never waits for a
-//! reader, and a full disk or a closed pipe ends nobody.
+//! Standard error, written by a separate thread: other threads never wait for a reader, and a full disk
+//! or a closed pipe does not end the process.
 //!
-//! Lines wait in a buffer with a bound. What finds no room is dropped, and counted.
+//! Lines wait in a bounded buffer. Lines that do not fit are dropped and counted.
 
 use std::{
     fmt,
@@ -18,53 +18,53 @@ use nix::{errno::Errno, unistd};
 use parking_lot::{Condvar, Mutex};
 use tokio::time::Instant;
 
-/// Bytes that may wait. Access log lines leave some of it to the others, which say why.
+/// The size of the buffer. Access log lines leave some of it to the others, which are more important.
 const CAPACITY: usize = 1 << 20;
 const ACCESS_CAPACITY: usize = CAPACITY / 8 * 7;
 
-/// How long the writer waits for further lines once there is one. A busy proxy's lines share a system
-/// call and a wake-up that way; nobody who reads them notices.
+/// How long the writer waits for further lines once there is one, so that the lines of a busy proxy share
+/// a system call and a wake-up. Readers do not notice the delay.
 const GATHER: Duration = Duration::from_millis(10);
-/// Bytes for which the writer does not wait any longer.
+/// With this many bytes, the writer does not wait any longer.
 const ENOUGH: usize = CAPACITY / 4;
 
-/// The most that is written at once: a pipe takes so much whole (`PIPE_BUF`), so that lines of other
-/// processes on it come between ours, and not into them.
+/// The most that is written at once. Writes of up to `PIPE_BUF` are atomic, so that lines of other processes
+/// do not end up within ours.
 const PIECE: usize = 4096;
 
-/// Somebody else may have made the pipe non-blocking.
+/// The pause before the next attempt: another process may have made the pipe non-blocking.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// A buffer that has held a burst gives its memory back.
+/// The capacity that the buffer keeps. After a burst, the rest of its memory is freed.
 const KEPT: usize = 64 * 1024;
 
-/// Lines on their way to standard error.
+/// Lines waiting to be written to standard error.
 struct Stderr {
     waiting: Mutex<Waiting>,
-    /// For the writer: there is a line, there are enough, or somebody waits for the end.
+    /// Wakes the writer: there is a line, there are enough lines, or a thread waits for the end.
     more: Condvar,
-    /// For those who wait until all is written.
+    /// Wakes threads that wait until everything is written.
     written: Condvar,
-    /// Lines that found no room or could not be written.
+    /// Lines that did not fit or could not be written.
     dropped: AtomicU64,
     has_thread: AtomicBool,
 }
 
 struct Waiting {
     lines: Vec<u8>,
-    /// Bytes that ever waited, and those of them that the writer is done with.
+    /// How many bytes were ever added, and how many of them the writer is done with.
     taken: u64,
     done: u64,
     /// The writer sleeps until there is a line.
     idle: bool,
-    /// Somebody waits until all is written.
+    /// A thread waits until everything is written.
     hurried: bool,
 }
 
-/// Where a log event goes.
+/// The destination of a log event.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line {
-    /// It is one of the access log.
+    /// Whether it is a line of the access log.
     pub access: bool,
 }
 
@@ -79,8 +79,8 @@ impl Write for Line {
     }
 }
 
-/// Writes a line, or several, for whoever started the process. Never fails, and never waits. It is said however long
-/// it is, and whatever waits: the process ends with it as a rule, and says nothing else of why.
+/// Writes one or several lines for the user who started the process. Never fails and never waits. There is no limit on
+/// their length: this is usually the last message of the process, and the only one that says why it ends.
 pub fn say(text: impl fmt::Display) {
     stderr().push(format!("{text}\n").as_bytes(), usize::MAX);
 }
@@ -90,12 +90,12 @@ pub fn flush(limit: Duration) {
     stderr().flush(Instant::now() + limit);
 }
 
-/// Lines that were dropped so far.
+/// How many lines were dropped so far.
 pub(super) fn dropped() -> u64 {
     stderr().dropped.load(Ordering::Relaxed)
 }
 
-/// The one of this process; its thread starts with the first line.
+/// The instance of this process. Its thread starts with the first line.
 fn stderr() -> &'static Stderr {
     static WRITER: Once = Once::new();
     static STDERR: Stderr = Stderr::new();
@@ -107,7 +107,7 @@ fn stderr() -> &'static Stderr {
 }
 
 fn write(bytes: &[u8]) -> nix::Result<usize> {
-    // Not with its lock: whoever panics must not wait for a reader.
+    // Without the lock of `Stderr`: a panicking thread must not wait for a reader.
     unistd::write(io::stderr(), bytes)
 }
 
@@ -123,7 +123,7 @@ impl Stderr {
         }
     }
 
-    /// Has a line written, if there is room.
+    /// Adds a line, if there is room.
     fn push(&self, line: &[u8], capacity: usize) {
         let mut waiting = self.waiting.lock();
         let length = waiting.lines.len() + line.len();
@@ -141,11 +141,11 @@ impl Stderr {
 
     fn flush(&self, deadline: Instant) {
         if !self.has_thread.load(Ordering::Acquire) {
-            // So that a process that may have no thread can say so.
+            // So that a process that cannot start a thread can still log that.
             self.write(&mut Out { write, broken_line: false });
             return;
         }
-        // Who panics may hold it.
+        // A panicking thread may hold the lock.
         let deadline = deadline.into_std();
         let Some(mut waiting) = self.waiting.try_lock_until(deadline) else { return };
         let target = waiting.taken;
@@ -177,7 +177,7 @@ impl Stderr {
         }
     }
 
-    /// Waits for lines: for the first, and then a moment for others.
+    /// Waits for a line, and then a moment for others.
     fn gather(&self) {
         let mut waiting = self.waiting.lock();
         while waiting.lines.is_empty() {
@@ -193,7 +193,7 @@ impl Stderr {
         }
     }
 
-    /// Writes what waits; gives how many lines were lost.
+    /// Writes the waiting lines. Returns how many were lost.
     fn write(&self, out: &mut Out<impl FnMut(&[u8]) -> nix::Result<usize>>) -> u64 {
         let lines = {
             let mut waiting = self.waiting.lock();
@@ -214,16 +214,16 @@ impl Stderr {
     }
 }
 
-/// What is written to, and whether the last line there has its end.
+/// The output, and whether the last line there is incomplete.
 struct Out<W> {
     write: W,
     broken_line: bool,
 }
 
 impl<W: FnMut(&[u8]) -> nix::Result<usize>> Out<W> {
-    /// Writes whole lines; gives how many of them were lost.
+    /// Writes whole lines. Returns how many of them were lost.
     fn write(&mut self, piece: &[u8]) -> u64 {
-        // What was begun before a disk was full is no part of what comes after.
+        // A line that was cut off by a full disk must not run into the next one.
         if self.broken_line && self.write_all(b"\n") == 1 {
             self.broken_line = false;
         }
@@ -233,7 +233,7 @@ impl<W: FnMut(&[u8]) -> nix::Result<usize>> Out<W> {
         rest.iter().filter(|byte| **byte == b'\n').count() as u64
     }
 
-    /// Gives how many bytes were written.
+    /// Returns how many bytes were written.
     fn write_all(&mut self, bytes: &[u8]) -> usize {
         let mut written = 0;
         while written < bytes.len() {
@@ -249,7 +249,7 @@ impl<W: FnMut(&[u8]) -> nix::Result<usize>> Out<W> {
     }
 }
 
-/// Cuts behind lines, into pieces of no more than [`PIECE`] where the lines allow it.
+/// Splits at the ends of lines, into pieces of no more than [`PIECE`] if the lines are short enough.
 fn pieces(mut lines: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         if lines.is_empty() {
@@ -271,7 +271,7 @@ fn pieces(mut lines: &[u8]) -> impl Iterator<Item = &[u8]> {
 mod tests {
     use super::*;
 
-    /// Takes so many bytes, and then none for as often as it is asked again.
+    /// Accepts this many bytes, and then fails.
     fn disk(mut room: usize) -> impl FnMut(&[u8]) -> nix::Result<usize> {
         move |bytes| match room {
             0 => Err(Errno::ENOSPC),
