@@ -401,7 +401,7 @@ async fn a_file_that_cannot_be_used_is_a_problem_of_the_configuration_and_a_relo
 
 #[tokio::test]
 async fn an_open_proxy_beyond_loopback_is_warned_of_once_and_one_with_credentials_is_not() {
-    const WARNING: &str = "whoever reaches the forward proxy may use it";
+    const WARNING: &str = "the forward proxy is open to other machines without credentials";
     let scene = Scene::new(1).await;
     let yaml = |proxy: &str| {
         let scene = scene.yaml("");

@@ -1,4 +1,4 @@
-//! The certificates that listeners show: issued, renewed before they end, taken anew when their
+//! The certificates of the listeners: issued, renewed before they expire, and reloaded when their
 //! files change.
 
 use std::{path::PathBuf, time::Duration};
@@ -17,40 +17,40 @@ use crate::{
     },
 };
 
-/// How often files are compared, and the clock is: a laptop's may jump while it sleeps.
+/// How often the files and the clock are checked: a laptop's clock may jump while it sleeps.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// How long the end waits for a look that is under way.
+/// How long a shutdown waits for a running check.
 const CLOSE: Duration = Duration::from_millis(200);
 
-/// The certificates in force, and the look at their files that is under way.
+/// The certificates in use, and the running check of their files.
 ///
-/// Files are read and keys are made on the runtime's blocking pool: a volume that hangs holds up
-/// neither DNS nor the admin listener, and nothing waits for it at the end.
+/// Files are read and keys are generated on the runtime's blocking pool: a volume that hangs blocks
+/// neither DNS nor the admin listener nor a shutdown.
 pub struct CertificateWatcher {
     keeper: Keeper,
     check: Option<JoinHandle<(Keeper, Option<server::ServerCertificates>)>>,
     next_check: Instant,
 }
 
-/// Where the certificates in force come from. Everything it does may block.
+/// The source of the certificates in use. All its functions may block.
 #[derive(Clone)]
 pub struct Keeper {
     source: Source,
     /// `ca.directory`
     directory: Option<PathBuf>,
     subjects: Vec<Subject>,
-    /// What files were last loaded to; `None` for local authorities.
+    /// The certificates that were last loaded from files; `None` for local authorities.
     configured: Option<server::ServerCertificates>,
-    /// Why the last look failed.
+    /// Why the last check failed.
     failure: Option<String>,
 }
 
 impl CertificateWatcher {
-    /// Finds or makes certificates for each alias. What was served `before` a reload stays, as far as
-    /// it can. Blocking.
+    /// Loads or issues certificates for each alias. Those in use `before` a reload are kept where possible.
+    /// Blocking.
     ///
-    /// Fails only where files or a folder are configured that cannot be used.
+    /// Fails only if configured files or a configured folder cannot be used.
     pub fn issue(
         config: &Config,
         subjects: Vec<Subject>,
@@ -61,12 +61,12 @@ impl CertificateWatcher {
         Ok((Self { keeper, check: None, next_check }, shown))
     }
 
-    /// What a reload goes on with.
+    /// The state that a reload starts from.
     pub fn keeper(&self) -> &Keeper {
         &self.keeper
     }
 
-    /// Waits until other certificates are to be served. Loses nothing where it is dropped.
+    /// Waits until other certificates must be served. Cancel safe.
     pub async fn changed(&mut self) -> server::ServerCertificates {
         loop {
             let check = match &mut self.check {
@@ -94,7 +94,7 @@ impl CertificateWatcher {
         }
     }
 
-    /// Ends: a temporary folder goes with this, unless a look that hangs still needs it.
+    /// Ends. A temporary folder is removed, unless a check that hangs still needs it.
     pub async fn close(self) {
         if let Some(check) = self.check {
             let _ = timeout(CLOSE, check).await;
@@ -127,7 +127,7 @@ impl Keeper {
                 (shown, Self { source, directory, subjects, configured, failure: None })
             }
             Err(error) => {
-                // The same files as before: the other half of a pair may be on its way.
+                // The same files as before: the other file of the pair may not be written yet.
                 let before = before.filter(|before| before.source.has_files_of(&source));
                 let Some(before) = before else { return Err(error) };
                 let Some(shown) = before.configured.clone() else { return Err(error) };
@@ -140,8 +140,8 @@ impl Keeper {
         Ok((keeper, shown))
     }
 
-    /// Takes changed files into service, and what the time of day asks for. What cannot be used leaves
-    /// the last good certificates in force.
+    /// Loads changed files, and renews what is about to expire. The current certificates stay in use if the new
+    /// ones cannot be used.
     fn look(&mut self) -> Option<server::ServerCertificates> {
         let looked = match self.source.look(&self.subjects, false) {
             Ok(false) => return None,
@@ -150,7 +150,7 @@ impl Keeper {
                 if !self.source.take(&loaded) {
                     return None;
                 }
-                // Whatever is said now, it is about other files than before.
+                // A warning from now on is about other files than before.
                 self.failure = None;
                 loaded
             }

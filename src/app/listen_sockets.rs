@@ -1,4 +1,4 @@
-//! The sockets of a configuration: which are there already, which are new, and which have to go.
+//! The sockets of a configuration: which are kept, which are new, and which are closed.
 
 use std::{
     collections::HashSet,
@@ -16,10 +16,10 @@ use crate::{
     serve::{ListenSocketId, ListenSocketUse, ListenerId, Part, covers},
 };
 
-/// What connections are accepted for.
+/// What a socket accepts connections for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// The aliases that have this in their `listen`.
+    /// The aliases with this address in their `listen`.
     Aliases(SocketAddr),
     /// `proxy.listen`
     Proxy(SocketAddr),
@@ -30,20 +30,20 @@ pub enum Purpose {
 pub struct Listening {
     pub bound: Arc<Bound>,
     pub purpose: Purpose,
-    /// Where it is `[::]`, whether connections to addresses of IPv4 are not to be served. It takes them where
-    /// it was there before others were configured.
+    /// For `[::]`, whether connections to IPv4 addresses are not served. A socket that was bound before IPv4
+    /// addresses were configured still accepts them.
     pub ipv6_only: bool,
     pub role: Role,
 }
 
-/// How a socket came to its purpose.
+/// How a socket relates to its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It was there.
+    /// It existed before.
     Kept,
-    /// It was bound for it.
+    /// It was bound for the purpose.
     New,
-    /// It was there before the purpose's own socket, which takes all that this one does and more.
+    /// It existed before the purpose's own socket, which accepts all connections that this one does and more.
     Extra,
 }
 
@@ -51,16 +51,16 @@ pub enum Role {
 #[derive(Clone, Default)]
 pub struct ListenSockets {
     pub at_work: Vec<Listening>,
-    /// Wide sockets that narrower ones have taken the place of. Connections to those may still be on
-    /// their way through the wide ones.
+    /// Wide sockets that were replaced by more specific ones. Connections to these may still arrive at the
+    /// wide ones.
     pub closing: Vec<Arc<Bound>>,
 }
 
 impl ListenSockets {
-    /// The sockets of `config`. Those that are there serve again wherever they fit. The others are
-    /// bound, but do not listen yet: nothing has changed where this is dropped.
+    /// The sockets of `config`. Existing ones are reused where they fit. The others are bound, but do not
+    /// listen yet: nothing has changed if this is dropped.
     ///
-    /// `admin` is where the admin listener is.
+    /// `admin` is the address of the admin listener.
     pub fn bind(
         config: &Config,
         now: &Self,
@@ -70,7 +70,7 @@ impl ListenSockets {
         let mut sockets = Self::default();
         let mut missing = Vec::new();
         let mut purposes = purposes(config);
-        // A socket of port 0 is first of all that of who asked for it.
+        // A socket of port 0 is first of all for the purpose that it was bound for.
         purposes.sort_by_key(|purpose| purpose.address().port() != 0);
         for purpose in purposes {
             let ipv6_only = is_ipv6_only(config, admin, purpose.address());
@@ -104,7 +104,7 @@ impl ListenSockets {
         Ok(sockets)
     }
 
-    /// Has the new ones listen. Connections wait in them until somebody accepts.
+    /// Makes the new ones listen. Connections queue in them until a worker accepts.
     pub fn listen(&self, now: &Self, admin: Option<SocketAddr>) -> Result<(), StartError> {
         let ours: Vec<_> = self.all().chain(now.all()).cloned().collect();
         for listening in self.own().filter(|listening| listening.role == Role::New) {
@@ -114,13 +114,13 @@ impl ListenSockets {
         Ok(())
     }
 
-    /// Those that nobody accepts on yet.
+    /// The sockets that no worker accepts on yet.
     pub fn fresh(&self) -> impl Iterator<Item = &Arc<Bound>> {
         let new = self.own().filter(|listening| listening.role == Role::New);
         new.map(|listening| &listening.bound)
     }
 
-    /// What the workers know of them.
+    /// The sockets as the workers use them.
     pub fn uses(
         &self,
         listener: impl Fn(Purpose) -> Option<ListenerId>,
@@ -140,7 +140,7 @@ impl ListenSockets {
         at_work.chain(closing).collect()
     }
 
-    /// What is served of the connections that a wide socket takes.
+    /// The parts of a wide socket whose connections are served.
     fn parts(&self, wide: &Bound, listener: &impl Fn(Purpose) -> Option<ListenerId>) -> Vec<Part> {
         let inside = self.at_work.iter().filter(|narrow| wide.covers(narrow.bound.address));
         let part = |narrow: &Listening| {
@@ -150,7 +150,7 @@ impl ListenSockets {
         inside.filter_map(part).collect()
     }
 
-    /// Where connections for a purpose come to.
+    /// The address that connections for a purpose arrive at.
     pub fn address(&self, purpose: Purpose) -> Option<SocketAddr> {
         self.own().find(|own| own.purpose == purpose).map(|own| own.bound.address)
     }
@@ -175,10 +175,10 @@ impl ListenSockets {
     }
 }
 
-/// The sockets that are there, as far as they have no new purpose.
+/// The existing sockets that have no new purpose yet.
 struct Free {
     by_address: HashMap<SocketAddr, Vec<Arc<Bound>>>,
-    /// Of port 0, which is another port for each who asks for it.
+    /// Those of port 0, which is a different port for each purpose.
     any_port: HashMap<Purpose, Arc<Bound>>,
 }
 
@@ -228,7 +228,7 @@ impl Purpose {
     }
 }
 
-/// What a configuration needs sockets for, in its order.
+/// The purposes of a configuration, in its order.
 fn purposes(config: &Config) -> Vec<Purpose> {
     let of_aliases = config.aliases.iter().flat_map(|alias| &alias.listen);
     let purposes = of_aliases.copied().map(Purpose::Aliases);
@@ -237,8 +237,8 @@ fn purposes(config: &Config) -> Vec<Purpose> {
     purposes.filter(|purpose| seen.insert(*purpose)).collect()
 }
 
-/// Whether `[::]` has to leave out the addresses of IPv4: where some of them are configured by
-/// themselves.
+/// Whether `[::]` must not include IPv4 addresses, because some of them are configured
+/// separately.
 pub fn is_ipv6_only(config: &Config, admin: Option<SocketAddr>, address: SocketAddr) -> bool {
     if address.ip() != Ipv6Addr::UNSPECIFIED {
         return false;

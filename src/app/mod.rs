@@ -1,5 +1,5 @@
-//! A running proxy: built from a configuration, changed by another, and brought to its end.
-//! The only module that knows all others.
+//! A running proxy: start, reload and shutdown.
+//! The only module that depends on all others.
 
 mod certificates;
 mod listen_sockets;
@@ -46,19 +46,20 @@ use crate::{
 
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
-/// How often it is asked whether a failure goes on or has ended.
+/// How often repeated failures are reported.
 const FAILURE_REPORTS: Duration = Duration::from_secs(1);
 
-/// Until it is tried again to rename the aliases, where their certificates, say, could not be written.
+/// The time until the next attempt to rename the aliases if it fails, for example because their certificates
+/// cannot be written.
 const RENAME_AGAIN: Duration = Duration::from_secs(5);
 
-/// How long a socket is kept that narrower ones have taken the place of: handshakes may be under way.
+/// How long a socket is kept after more specific ones have replaced it: TCP handshakes may be in progress.
 const HANDSHAKES: Duration = Duration::from_secs(1);
 
-/// How often the file of `proxy.credentials` is looked at; a change is taken at the second look.
+/// How often the file of `proxy.credentials` is checked. A change takes effect at the second check.
 const CREDENTIALS_CHECK: Duration = Duration::from_millis(500);
 
-/// A running proxy. It goes on when this is dropped; [`shutdown`](Self::shutdown) ends it.
+/// A running proxy. It continues when this is dropped; [`shutdown`](Self::shutdown) ends it.
 #[derive(Debug)]
 pub struct App {
     commands: Commands,
@@ -69,9 +70,9 @@ pub struct App {
 }
 
 impl App {
-    /// Binds every listener and starts the threads. Neither DNS nor any target need be up.
+    /// Binds all listeners and starts the threads. DNS and targets need not be available.
     ///
-    /// Blocking for some milliseconds, where trust stores are read.
+    /// Blocks for some milliseconds while trust stores are read.
     pub fn start(config: Config) -> Result<Self, StartError> {
         if config.aliases.is_empty() {
             return Err(StartError::NoAlias);
@@ -121,40 +122,40 @@ impl App {
         self.admin
     }
 
-    /// What may be asked of it, by others too.
+    /// A handle for commands to it.
     pub fn commands(&self) -> &Commands {
         &self.commands
     }
 
-    /// Waits until the proxy has ended, whoever ended it.
+    /// Waits until the proxy has ended for any reason.
     pub async fn ended(&self) {
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
-    /// Ends the proxy and waits until it has.
+    /// Ends the proxy and waits for its end.
     pub async fn shutdown(self) {
         self.commands.shutdown().await;
         self.ended().await;
     }
 }
 
-/// The control thread's own.
+/// The state of the control thread.
 struct Control {
     config: Config,
     registry: Registry,
-    /// What the aliases' names were completed by.
+    /// The namespace and cluster domain that completed the aliases' names.
     environment: Environment,
     renaming: Renaming,
     policy: Arc<ArcSwap<AddressPolicy>>,
     server: Arc<Server>,
     threads: Workers,
     sockets: ListenSockets,
-    /// Since when some of them are closing.
+    /// When the last sockets were replaced.
     closing_since: Instant,
     admin: Option<SocketAddr>,
     snapshot: Arc<Snapshot>,
     metrics: Metrics,
-    /// None before the first configuration is at work.
+    /// `None` before the first configuration is in use.
     certificates: Option<CertificateWatcher>,
 }
 
@@ -195,7 +196,7 @@ impl Control {
         match Plan::first(config, &control.inventory()) {
             Ok(plan) => control.commit(plan),
             Err(error) => {
-                // The threads have started already, with nothing to do.
+                // The threads have already started.
                 control.server.drain.stopped().cancel();
                 return Err(error);
             }
@@ -203,7 +204,7 @@ impl Control {
         Ok((control, admin))
     }
 
-    /// What a plan goes on with.
+    /// The state that a plan starts from.
     fn inventory(&self) -> Inventory {
         Inventory {
             upstream: self.registry.inventory(),
@@ -213,7 +214,7 @@ impl Control {
         }
     }
 
-    /// Puts a plan to work, which was made with what is at work now. Nothing here fails or waits.
+    /// Applies a plan, which was made for the current state. Nothing here fails or waits.
     fn commit(&mut self, plan: Plan) {
         let Plan { config, sockets, loaded } = plan;
         let Loaded { credentials, aliases, environment, certificates, shown } = loaded;
@@ -254,24 +255,24 @@ impl Control {
         self.config = config;
     }
 
-    /// Where the forward proxy listens.
+    /// The address of the forward proxy.
     fn proxy_address(&self, config: &Config) -> Option<SocketAddr> {
         self.sockets.address(Purpose::Proxy(config.proxy.listen?))
     }
 
-    /// Closes sockets whose place others have taken, once nobody is on the way through them.
+    /// Closes sockets that were replaced, once no handshakes can be in progress on them.
     fn close_replaced(&mut self) {
         if self.closing_since.elapsed() >= HANDSHAKES {
             self.sockets.closing.drain(..).for_each(|bound| bound.close());
         }
     }
 
-    /// Says where each alias listens, as far as that is new.
+    /// Logs the new addresses of aliases.
     fn announce(&self, new: &Config, old_sockets: &ListenSockets) {
         if is_open(&new.proxy) && !is_open(&self.config.proxy) {
             tracing::warn!(
-                "whoever reaches the forward proxy may use it: name a file of USER:PASSWORD lines \
-                 in `proxy.credentials`",
+                "the forward proxy is open to other machines without credentials: set \
+                 `proxy.credentials` to a file of USER:PASSWORD lines",
             );
         }
         let old_proxy = self.config.proxy.listen.map(Purpose::Proxy);
@@ -306,7 +307,7 @@ impl Control {
             if left > 0 {
                 tracing::warn!(
                     connections = left,
-                    "`shutdown_grace` is over: closed the connections that were left",
+                    "`shutdown_grace` is over: closed the remaining connections",
                 );
             }
             drop(self.registry);
@@ -315,7 +316,7 @@ impl Control {
             }
             tracing::info!("stopped");
         });
-        // Nothing waits for files on a volume that hangs.
+        // Does not wait for files on a volume that hangs.
         runtime.shutdown_background();
     }
 
@@ -348,8 +349,8 @@ impl Control {
         }
     }
 
-    /// Lets what goes on end, within `shutdown_grace`; gives how many connections were cut off. That may
-    /// take long: who is served meanwhile is looked after as before.
+    /// Lets connections finish within `shutdown_grace`. Returns how many were closed at its end. Certificates and
+    /// reports are maintained in the meantime.
     async fn drain(&mut self) -> usize {
         let grace = self.config.shutdown_grace;
         tracing::info!(connections = self.server.drain.alive(), ?grace, "draining");
@@ -367,8 +368,8 @@ impl Control {
         }
     }
 
-    /// The same configuration once more: resolv.conf brings another namespace or cluster domain, and with it
-    /// other names for the aliases.
+    /// Reloads the same configuration, because resolv.conf has another namespace or cluster domain, which gives
+    /// the aliases other names.
     fn rename(&mut self) -> (Box<Config>, Reply) {
         let wanted = self.registry.resolver().environment();
         let is_again = self.renaming.last.completes_like(&wanted);
@@ -385,11 +386,11 @@ impl Control {
         tokio::spawn(async move {
             match done.await {
                 Ok(Ok(())) if is_again => tracing::info!("the aliases have their new names"),
-                // It has been said.
+                // The error was logged at the first attempt.
                 Ok(Err(error)) if is_again => tracing::debug!(%error, "cannot rename the aliases"),
                 Ok(Err(error)) => tracing::warn!(
                     %error,
-                    "cannot rename the aliases; they keep their former names until that is mended",
+                    "cannot rename the aliases; they keep their previous names until this is fixed",
                 ),
                 _ => {}
             }
@@ -397,7 +398,7 @@ impl Control {
         (Box::new(self.config.clone()), reply)
     }
 
-    /// Serves other certificates from the next handshake on.
+    /// Uses these certificates from the next handshake on.
     fn show(&self, certificates: server::ServerCertificates) {
         let serving = self.server.serving.load().showing(certificates);
         self.server.serving.store(Arc::new(serving));
@@ -408,7 +409,7 @@ impl Control {
         let level = (new.log.level != old.log.level).then_some(new.log.level);
         let waiting = waiting_for_a_restart(old, new);
         self.commit(plan);
-        // Only where the file says something new: it may have been changed by `POST /log`.
+        // Only if the file has changed, because `POST /log` may have set another level.
         if let Some(level) = level {
             set_log_level(level);
         }
@@ -418,21 +419,21 @@ impl Control {
     }
 }
 
-/// When the aliases are to have other names.
+/// When to rename the aliases.
 struct Renaming {
-    /// What it was last tried for, or is done for.
+    /// What the last attempt was for.
     last: Environment,
     again: Instant,
 }
 
 impl Renaming {
-    /// Tried for this now.
+    /// An attempt for this environment now.
     fn of(environment: &Environment) -> Self {
         Self { last: environment.clone(), again: Instant::now() + RENAME_AGAIN }
     }
 
-    /// Waits until resolv.conf brings another namespace or cluster domain, or it is time to try again since the last
-    /// attempt has left `in_force` as it was.
+    /// Waits until resolv.conf has another namespace or cluster domain, or until it is time to try again because
+    /// the last attempt failed and `in_force` is still in use.
     async fn due(&self, resolver: &Resolver, in_force: &Environment) {
         let again = async {
             sleep_until(self.again).await;
@@ -448,11 +449,11 @@ impl Renaming {
 type Reply = oneshot::Sender<Result<(), StartError>>;
 type Planning = Pin<Box<dyn Future<Output = Result<Plan, StartError>>>>;
 
-/// Reloads: one that is being planned, and others that wait their turn.
+/// Reloads: one that is being planned, and others that wait.
 #[derive(Default)]
 struct Reloads {
     planning: Option<(Planning, Reply)>,
-    /// Whoever asks waits for its reply, so that there are no more than those who ask.
+    /// Each caller waits for its reply, so there is at most one per caller.
     waiting: VecDeque<(Box<Config>, Reply)>,
 }
 
@@ -461,7 +462,7 @@ impl Reloads {
         self.planning.is_none() && self.waiting.is_empty()
     }
 
-    /// Begins the next, unless one is under way.
+    /// Begins the next one, unless one is in progress.
     fn begin(&mut self, now: impl FnOnce() -> Inventory) {
         if self.planning.is_none()
             && let Some((config, reply)) = self.waiting.pop_front()
@@ -470,7 +471,7 @@ impl Reloads {
         }
     }
 
-    /// Waits until one is ready. Loses nothing where it is dropped.
+    /// Waits until a plan is ready. Cancel safe.
     async fn planned(&mut self) -> (Result<Plan, StartError>, Reply) {
         loop {
             if let Some((planning, _)) = &mut self.planning {
@@ -484,7 +485,7 @@ impl Reloads {
     }
 }
 
-/// Follows the file of `proxy.credentials`, whichever it is.
+/// Reloads the current file of `proxy.credentials` when it changes.
 async fn follow_credentials(server: Arc<Server>) {
     let mut checks = interval(CREDENTIALS_CHECK);
     loop {
@@ -495,18 +496,18 @@ async fn follow_credentials(server: Arc<Server>) {
         };
         let Some(credentials) = credentials else { continue };
         let look = spawn_blocking(move || credentials.refresh());
-        // One that hangs must not keep that of the next configuration from being followed.
+        // A file that hangs must not block the file of the next configuration.
         let _ = timeout(files::READ_TIMEOUT, look).await;
     }
 }
 
-/// Whether anybody who reaches this machine may use the forward proxy.
+/// Whether the forward proxy is open to other machines without credentials.
 fn is_open(proxy: &config::ForwardProxy) -> bool {
     let beyond = proxy.listen.is_some_and(|listen| !listen.ip().to_canonical().is_loopback());
     beyond && proxy.credentials.is_none()
 }
 
-/// The keys that were changed and are read at the start only.
+/// The changed keys that only take effect at the start.
 fn waiting_for_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let changed = [
         ("admin", old.admin != new.admin),

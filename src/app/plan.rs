@@ -1,4 +1,4 @@
-//! A configuration made ready to be put to work. All that can fail is here, and all that can block.
+//! Prepares a configuration. Everything that can fail or block happens here.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,44 +18,44 @@ use crate::{
     upstream::{self, Alias},
 };
 
-/// A reload waits so long for an address that is taken: the workers close the sockets that the one before it has
-/// dropped, each in its own time.
+/// How long a reload waits for an address that is in use: the workers may not have closed the sockets that the
+/// previous reload has dropped.
 const RELEASE: Duration = Duration::from_millis(250);
-/// How often it tries.
+/// The time between two attempts.
 const RELEASE_CHECK: Duration = Duration::from_millis(10);
 
-/// What is at work now, as far as a plan goes on with it.
+/// The current state that a plan starts from.
 pub struct Inventory {
     pub upstream: upstream::Inventory,
     pub sockets: ListenSockets,
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     pub admin: Option<SocketAddr>,
-    /// None before the first configuration is at work.
+    /// `None` before the first configuration is in use.
     pub certificates: Option<Keeper>,
 }
 
-/// What can be put to work without fail. Dropped, it leaves no trace.
+/// A configuration that can be applied without errors. Dropping it has no effect.
 pub struct Plan {
     pub config: Config,
     pub sockets: ListenSockets,
     pub loaded: Loaded,
 }
 
-/// What comes of the files that a configuration names.
+/// What was loaded from the files of a configuration.
 pub struct Loaded {
     pub credentials: Option<Arc<Credentials>>,
     /// In the configuration's order.
     pub aliases: Vec<Arc<Alias>>,
-    /// What their names were completed by.
+    /// The namespace and cluster domain that completed their names.
     pub environment: Environment,
     pub certificates: CertificateWatcher,
     pub shown: server::ServerCertificates,
 }
 
 impl Plan {
-    /// Makes `config` ready. The files are read on another thread, as one may hang; not so the
-    /// sockets, which must be free again when it is given up. They listen last, as what comes to them
-    /// then has to be served.
+    /// Prepares `config`. Files are read on another thread, because they may hang. Sockets are not bound there,
+    /// because they must be closed when this is cancelled. They start to listen last, because connections to
+    /// them must be served from then on.
     pub async fn make(config: Config, now: Inventory) -> Result<Self, StartError> {
         if config.aliases.is_empty() {
             return Err(StartError::NoAlias);
@@ -71,7 +71,7 @@ impl Plan {
         Ok(Self { config, sockets, loaded })
     }
 
-    /// The same at the start, when nothing is at work that a file could hold up.
+    /// The same at the start, when there is nothing that a file could block.
     pub fn first(config: Config, now: &Inventory) -> Result<Self, StartError> {
         let sockets = ListenSockets::bind(&config, &now.sockets, now.admin)?;
         let loaded = Loaded::load(&config, now)?;
@@ -80,7 +80,7 @@ impl Plan {
     }
 }
 
-/// Binds the sockets of `config`. An address that is taken may be free in a moment.
+/// Binds the sockets of `config`. An address that is in use may be free in a moment.
 async fn bind(config: &Config, now: &Inventory) -> Result<ListenSockets, StartError> {
     let deadline = Instant::now() + RELEASE;
     loop {
@@ -96,7 +96,7 @@ async fn bind(config: &Config, now: &Inventory) -> Result<ListenSockets, StartEr
 }
 
 impl Loaded {
-    /// Reads what is not read yet. Blocking.
+    /// Reads all files that have not been read yet. Blocking.
     pub fn load(config: &Config, now: &Inventory) -> Result<Self, StartError> {
         let credentials = credentials(&config.proxy)?;
         let environment = now.upstream.environment(&config.dns);

@@ -1,4 +1,4 @@
-//! What workers serve by, made from a configuration: its listeners, and which of them were there before.
+//! Creates the listeners of a configuration, and determines which of them existed before.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -19,22 +19,22 @@ use crate::{
     upstream::Alias,
 };
 
-/// What the listeners of a configuration are made of.
+/// Everything that the listeners of a configuration need.
 pub struct Parts<'a> {
     pub config: &'a Config,
     /// In the configuration's order.
     pub aliases: &'a [Arc<Alias>],
     pub sockets: &'a ListenSockets,
-    /// The way of the forward proxy to hosts that are no alias.
+    /// For hosts of the forward proxy that are not an alias.
     pub passthrough: Option<Passthrough>,
     pub credentials: Option<Arc<Credentials>>,
     pub certificates: ServerCertificates,
-    /// That of the process.
+    /// The drain of the process.
     pub drain: &'a Drain,
 }
 
 impl Parts<'_> {
-    /// Makes them. A listener that was there `before` keeps its id, wherever it is now.
+    /// Creates the listeners. One that existed `before` keeps its id, even at another address.
     pub fn serving(self, before: &Serving) -> Serving {
         let settings = Arc::new(self.config.listener.clone());
         let mut known = Known::new(before, self.drain);
@@ -81,7 +81,7 @@ fn shared(aliases: &[Arc<Alias>]) -> Vec<(SocketAddr, Vec<Arc<Alias>>)> {
     shared
 }
 
-/// Where an alias is reached.
+/// The addresses of an alias.
 fn listens(alias: &Alias) -> impl Iterator<Item = SocketAddr> {
     let config = alias.config();
     let listen = &config.listen;
@@ -91,11 +91,11 @@ fn listens(alias: &Alias) -> impl Iterator<Item = SocketAddr> {
     listen.iter().copied().chain(unbound)
 }
 
-/// What makes a listener the same one over configurations.
+/// What a listener keeps across configurations.
 struct Identity {
     id: ListenerId,
     drain: Drain,
-    /// Of one that was there before.
+    /// Of a listener that existed before.
     widest: Option<SocketAddr>,
 }
 
@@ -111,9 +111,9 @@ impl Identity {
     }
 }
 
-/// The listeners that were there before, as far as they are not found again.
+/// The listeners that existed before and have not been matched yet.
 struct Known<'a> {
-    /// Those of aliases: no two have the same address.
+    /// The listeners of aliases. No two have the same address.
     by_address: HashMap<SocketAddr, &'a Listener>,
     forward_proxy: Option<&'a Listener>,
     drain: &'a Drain,
@@ -133,8 +133,8 @@ impl<'a> Known<'a> {
         known
     }
 
-    /// Which listeners of aliases they are. One goes on that has an alias in common with one before:
-    /// first where that had the same address, then wherever it is now.
+    /// The identities of the listeners of aliases. A listener with an alias of a previous one continues it:
+    /// one with the same address, or else one at any address.
     fn aliases(&mut self, shared: &[(SocketAddr, Vec<Arc<Alias>>)]) -> Vec<Identity> {
         let stay = shared.iter().map(|(address, aliases)| {
             let old = self.by_address.get(address).filter(|old| has_any(old, aliases))?;
@@ -166,7 +166,7 @@ impl<'a> Known<'a> {
         self.forward_proxy.map_or_else(|| self.new_one(), same)
     }
 
-    /// The aliases that the forward proxy knows, by the names that are theirs whatever DNS says.
+    /// The aliases that the forward proxy reaches, by their names that do not depend on DNS.
     fn reached(
         &self,
         aliases: &[Arc<Alias>],
@@ -214,8 +214,8 @@ fn same(old: &Listener) -> Identity {
     Identity { id: old.id, drain: old.drain.clone(), widest: Some(old.widest) }
 }
 
-/// Whether connections may follow their listener to an address: not to aliases that they could not reach, where the
-/// address does not include every one that they may have come to.
+/// Whether connections may follow their listener to an address. If the address does not include all addresses that
+/// they may have connected to, they must not reach other aliases than before.
 fn may_follow(old: &Listener, address: SocketAddr, aliases: &[Arc<Alias>]) -> bool {
     let before: HashSet<&str> = names(old.routes().aliases()).collect();
     // A connection cannot change from HTTP to another protocol.
@@ -226,7 +226,7 @@ fn may_follow(old: &Listener, address: SocketAddr, aliases: &[Arc<Alias>]) -> bo
     includes(address, old.widest) || names(aliases).all(|name| before.contains(name))
 }
 
-/// Whether whoever reaches `inner` reaches `outer`, ports apart.
+/// Whether clients that can reach `inner` can reach `outer`, regardless of ports.
 fn includes(outer: SocketAddr, inner: SocketAddr) -> bool {
     let at_port = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
     covers(at_port(outer), false, at_port(inner))

@@ -1,4 +1,4 @@
-//! `truename ca`: the local certificate authorities, one for each alias, for applications that speak TLS.
+//! `truename ca`: manages the local certificate authorities, one per alias, for applications that speak TLS.
 
 mod print;
 
@@ -74,7 +74,7 @@ pub enum Ca {
     },
 }
 
-/// Where the authorities are.
+/// The folder of the authorities.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Place {
     /// The configuration file
@@ -85,7 +85,7 @@ pub struct Place {
     directory: Option<PathBuf>,
 }
 
-/// Why a command has done nothing.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum CaError {
     #[error("{0}")]
@@ -139,9 +139,9 @@ fn way_out(error: &io::Error) -> &'static str {
 }
 
 impl Ca {
-    /// Does it, and gives the exit code.
+    /// Runs the command and returns the exit code.
     pub fn run(&self, out: &mut impl Write) -> io::Result<u8> {
-        // What is left out of a folder, and why.
+        // For warnings about files in the folder that are ignored.
         telemetry::init_log(&Log { format: LogFormat::Text, level: LogLevel::Warn, access: false });
         let result = match self {
             Self::Init { aliases, place } => init(aliases, place, out),
@@ -197,7 +197,7 @@ fn init(aliases: &[String], place: &Place, out: &mut impl Write) -> Result<(), C
     }
     let subjects = subjects(&config);
     let store = place.store(&config)?;
-    // An authority that is made and not kept is of no use.
+    // An authority that cannot be stored is of no use.
     store.check_safety()?;
     let before = ids(&store)?;
     store.serve(&subjects, &Serving::default())?;
@@ -222,7 +222,7 @@ fn issue(
     let config = place.configuration()?;
     let store = place.store(&config)?;
     store.check_safety()?;
-    // What is no name at all, such as an address, is refused as any other that is no alias'.
+    // An invalid name, such as an address, is refused like any other name that is not an alias'.
     let names: BTreeSet<String> =
         names.iter().map(|name| normal_name(name).unwrap_or_else(|_| name.clone())).collect();
     let known = known_names(&config, &store)?;
@@ -303,7 +303,7 @@ fn remove(aliases: &[String], place: &Place, out: &mut impl Write) -> Result<(),
     Ok(())
 }
 
-/// What the aliases of a configuration need certificates for.
+/// The aliases of a configuration with the names that their certificates must be valid for.
 fn subjects(config: &Config) -> Vec<Subject> {
     let environment = Resolver::new(config.dns.clone()).environment();
     let subject = |alias: &Alias| {
@@ -313,7 +313,7 @@ fn subjects(config: &Config) -> Vec<Subject> {
     config.aliases.iter().map(subject).collect()
 }
 
-/// The names of all aliases that are configured, or have an authority.
+/// The names of all aliases that are configured or have an authority.
 fn known_names(config: &Config, store: &Store) -> Result<BTreeSet<String>, CaError> {
     let mut known: BTreeSet<String> =
         subjects(config).into_iter().flat_map(|subject| subject.names).collect();

@@ -1,4 +1,4 @@
-//! `truename check`: every problem of a file in one run.
+//! `truename check`: reports all problems of a file at once.
 
 use std::{
     io::{self, Write},
@@ -13,9 +13,9 @@ use crate::{
     },
 };
 
-/// Writes a line for each problem of the file at `path`, or that it has none, and gives the exit code.
+/// Writes a line for each problem of the file at `path`, or that it has none, and returns the exit code.
 ///
-/// 0: a good file; 1: a bad one; 2: none that can be read.
+/// 0: a valid file; 1: an invalid file; 2: an unreadable file.
 pub fn run(path: &Path, out: &mut impl Write) -> io::Result<u8> {
     let file = path.display();
     let mut document = match Config::read(path) {
@@ -42,8 +42,8 @@ pub fn run(path: &Path, out: &mut impl Write) -> io::Result<u8> {
     }
 }
 
-/// Loads the certificates, keys and lists that a configuration names, as the proxy does when it starts, and
-/// reports what cannot be used at the keys that name it.
+/// Loads the certificates, keys and lists that a configuration names, as the proxy does when it starts.
+/// Reports errors at the keys that name the files.
 pub(super) fn load(document: &mut Document) {
     let Some(config) = document.config() else { return };
     let mut problems = Vec::new();
@@ -62,7 +62,7 @@ pub(super) fn load(document: &mut Document) {
     }
 }
 
-/// A file that cannot be opened, and trust in nobody, are found without loading anything.
+/// Whether validation reports the error already, as for files that cannot be opened and for missing roots.
 fn is_known(error: &TlsConfigError) -> bool {
     match &error.what {
         TlsFault::Read { source, .. } => !source.is_size(),
@@ -71,7 +71,7 @@ fn is_known(error: &TlsConfigError) -> bool {
     }
 }
 
-/// The key of an alias, with the index of the file where a list names several.
+/// The key of an alias, with the index of the file if the key is a list.
 fn key(alias: &Alias, error: &TlsConfigError) -> String {
     let files = match error.key {
         "tls.ca.files" => &alias.tls.ca.files,
@@ -136,7 +136,7 @@ mod tests {
         assert!(out.starts_with("truename.yaml:3:10: aliases: no alias to serve; "), "{out}");
         let (_, out) = check("version: 1\n");
         assert!(out.starts_with("truename.yaml:1:1: aliases: no alias to serve; "), "{out}");
-        // What is said already is not said again.
+        // A problem is not reported twice.
         let (_, out) = check("version: 1\naliases: nothing\n");
         assert_eq!(out.lines().count(), 2, "{out}");
     }

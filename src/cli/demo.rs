@@ -1,4 +1,4 @@
-//! `truename demo`: the whole story on one machine.
+//! `truename demo`: demonstrates everything on one machine.
 
 use std::{
     io::{self, Write},
@@ -40,7 +40,7 @@ impl Demo {
         match self.play() {
             Ok(story) if story.held() => ExitCode::SUCCESS,
             Ok(_) => ExitCode::FAILURE,
-            // Ctrl-C is how the demo ends; only who asked for a verdict goes without.
+            // Ctrl-C is the normal end of the demo, except with `--once`, which promises a result.
             Err(DemoError::Interrupted) if !self.once => ExitCode::SUCCESS,
             // `truename demo | head` read as much as it wanted.
             Err(DemoError::Page(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -59,7 +59,7 @@ impl Demo {
     }
 
     async fn perform(&self) -> Result<Story, DemoError> {
-        // Before there is a folder with keys: a signal that comes early must find its handler.
+        // Before there is a folder with keys, so that an early signal is handled.
         let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
             .map(signal)
             .into_iter()
@@ -129,7 +129,7 @@ fn conclude(story: &Story, page: &mut Page<impl Write>) -> io::Result<()> {
     }
 }
 
-/// Why the demo could not be given.
+/// Why the demo failed.
 #[derive(Debug, thiserror::Error)]
 enum DemoError {
     #[error(transparent)]

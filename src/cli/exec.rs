@@ -1,4 +1,4 @@
-//! `truename exec`: a command with a private proxy of its own.
+//! `truename exec`: runs a command with a private proxy.
 
 mod environment;
 mod job;
@@ -49,14 +49,14 @@ const EXIT_NOT_EXECUTABLE: u8 = 126;
 /// As shells have it.
 const EXIT_NOT_FOUND: u8 = 127;
 
-/// Who started the command is gone with it: nobody is left to wait for.
+/// The proxy's `shutdown_grace`: once the command has ended, there are no clients to wait for.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long the command waits for what is said before it, where nobody reads.
+/// How long the command waits for the lines before it to be written, if stderr is not read.
 const BEFORE_COMMAND: Duration = Duration::from_millis(200);
 
-/// What is passed on to the command, beside what ends a process at once. SIGWINCH is here for the moment in which
-/// the command is being started: without a handler it would be discarded.
+/// The signals that are passed on to the command, besides those in `FATAL`. SIGWINCH is included for the moment in
+/// which the command is being started: without a handler it would be discarded.
 const SIGNALS: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGWINCH];
 
 /// Run a command through a private proxy and exit with its status
@@ -88,7 +88,7 @@ pub struct Exec {
     pub command: Vec<OsString>,
 }
 
-/// Why the command was not run, or its end not seen.
+/// Why the command was not run, or its end not observed.
 #[derive(Debug, thiserror::Error)]
 enum ExecError {
     #[error("{0}")]
@@ -132,14 +132,14 @@ impl Exec {
     }
 
     fn perform(&self) -> Result<ExitStatus, ExecError> {
-        // Before there is another thread.
+        // Before there are other threads.
         let keyboard = Keyboard::new()?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let result = runtime.block_on(async {
-            // Before there is a command: a signal that comes early must find its handler.
+            // Before there is a command, so that an early signal is handled.
             let mut arrivals = Arrivals::new(&keyboard)?;
             outlive_file_size_limit()?;
-            // Where these are ignored, nobody can be told how a command ended.
+            // If SIGCHLD were ignored, the exit status of the command would be lost.
             let children = signal(SignalKind::child())?;
             let exec = self.clone();
             let ready = tokio::select! {
@@ -157,12 +157,12 @@ impl Exec {
             app.shutdown().await;
             result
         });
-        // No exit waits for a file that hangs.
+        // The exit does not wait for files that hang.
         runtime.shutdown_background();
         result
     }
 
-    /// Starts the proxy, and makes the command ready. Blocking, as files are read.
+    /// Starts the proxy and prepares the command. Blocking, because files are read.
     fn prepare(&self) -> Result<Ready, ExecError> {
         let folder = Store::temporary().map_err(|error| match error {
             StoreError::Io { source, .. } => ExecError::Folder(source),
@@ -176,20 +176,20 @@ impl Exec {
         Ok(Ready { app, command, _folder: folder })
     }
 
-    /// What the file and the arguments say of aliases and how to reach them; the rest is private.
+    /// The aliases of the file and the arguments, and the settings of their targets. Listeners are private.
     fn configuration(&self, folder: &Path) -> Result<Config, ExecError> {
         let mut config = run::with_aliases(self.config.as_deref(), &self.aliases)?;
         for alias in &mut config.aliases {
             alias.listen.clear();
         }
         config.proxy.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-        // They are for the proxy that others reach: the command has none to show.
+        // Credentials are for a proxy that others reach. The command has none.
         config.proxy.credentials = None;
         config.admin.listen = None;
         config.ca.directory = Some(folder.to_owned());
         config.listener.tls = config::ListenerTls::default();
         config.shutdown_grace = GRACE;
-        // The terminal is the command's, unless somebody wants to see more.
+        // The terminal belongs to the command, unless another level is configured.
         if config.log.level == LogLevel::Info {
             config.log.level = LogLevel::Error;
         }
@@ -212,7 +212,7 @@ impl Exec {
                 "truename exec: proxy http://{proxy} for {aliases}, roots in {}",
                 bundle.display()
             ));
-            // What the command says comes after.
+            // So that the command's own output follows this line.
             telemetry::flush(BEFORE_COMMAND);
         }
 
@@ -230,16 +230,16 @@ impl Exec {
     }
 }
 
-/// The command, and what it needs for as long as it runs.
+/// The command, and everything that must exist while it runs.
 struct Ready {
     app: App,
     command: Command,
     _folder: Store,
 }
 
-/// Passes signals on until the command ends, and stops where it stops.
+/// Passes signals on until the command ends, and stops when the command stops.
 ///
-/// As the first process of a container, it is also the parent of processes whose own parents have ended.
+/// As the first process of a container, it is also the parent of orphaned processes.
 async fn attend(
     mut child: Child,
     mut arrivals: Arrivals,
@@ -255,9 +255,9 @@ async fn attend(
                 job.stop_with_it();
             }
             Some((signal, typed)) = arrivals.next() => {
-                // The terminal gives these to the command, too: twice would be once too often.
+                // The terminal also sends these to the command, which must not get them twice.
                 if !(typed && job.is_in_foreground()) {
-                    // It may have ended just now, which the next turn sees.
+                    // The command may have just ended. The next iteration notices that.
                     let _ = kill(job.0, signal);
                 }
             }
@@ -265,7 +265,7 @@ async fn attend(
     }
 }
 
-/// The signals that arrive.
+/// The received signals.
 struct Arrivals {
     keyboard: mpsc::Receiver<(Signal, bool)>,
     others: mpsc::Receiver<Signal>,
@@ -277,7 +277,7 @@ impl Arrivals {
         Ok(Self { keyboard: keyboard.arrivals()?, others: signals::arrivals(&others)? })
     }
 
-    /// The next that ends a process which does not expect it.
+    /// The next signal that ends a process by default.
     async fn end(&mut self) -> Option<Signal> {
         loop {
             let (signal, _) = self.next().await?;
@@ -287,12 +287,12 @@ impl Arrivals {
         }
     }
 
-    /// The next, and whether it may come from the terminal.
+    /// The next signal, and whether it may come from the terminal.
     async fn next(&mut self) -> Option<(Signal, bool)> {
         tokio::select! {
             arrival = self.keyboard.recv() => arrival,
-            // Of the keyboard's, only what arrives just while the command is being started. Nobody knows
-            // where that comes from: it is better passed on twice than lost.
+            // This includes the keyboard's signals only while the command is being started. Their origin is
+            // unknown, and it is better to pass them on twice than to lose them.
             signal = self.others.recv() => Some((signal?, false)),
         }
     }

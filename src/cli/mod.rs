@@ -1,4 +1,4 @@
-//! The commands, one file each.
+//! The commands, each in its own file.
 
 pub mod ca;
 pub mod check;
@@ -22,14 +22,14 @@ use tokio::runtime;
 
 use crate::{folder, telemetry};
 
-/// A check or a request that failed.
+/// A check or a request failed.
 const EXIT_FAILED: u8 = 1;
-/// Bad usage, or a configuration that cannot be used.
+/// Wrong usage, or an unusable configuration.
 const EXIT_USAGE: u8 = 2;
-/// Something that should not happen (sysexits' `EX_SOFTWARE`).
+/// An internal error (sysexits' `EX_SOFTWARE`).
 const EXIT_INTERNAL: u8 = 70;
 
-/// How long a process that ends waits for its last lines to be read.
+/// How long the process waits at its end for the last lines to be read.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The `truename` command.
@@ -49,7 +49,7 @@ pub fn main() -> ExitCode {
     code
 }
 
-/// What every end has to do, however little time there is.
+/// Cleans up. Every exit of the process must call this.
 fn end() {
     folder::remove_all();
     telemetry::flush(LAST_LINES);
@@ -89,13 +89,13 @@ enum Command {
 }
 
 impl Cli {
-    /// What arguments and variables say; an error where that is a wish for help, or makes no sense.
+    /// Parses arguments and variables. An error may also be a request for help.
     fn parse_arguments() -> Result<Self, clap::Error> {
         let matches = without_empty_variables(Self::command()).try_get_matches()?;
         Self::from_arg_matches(&matches)
     }
 
-    /// Does what the command line says.
+    /// Runs the command.
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Run(run) => run.run(),
@@ -114,7 +114,7 @@ impl Cli {
     }
 }
 
-/// A variable that is set to nothing counts as unset: manifests and unit files have them so.
+/// Treats empty variables as unset, because manifests and unit files often contain them.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
     let is_empty = |arg: &clap::Arg| {
         arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty())
@@ -124,8 +124,8 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
         .mut_subcommands(without_empty_variables)
 }
 
-/// Shows help, or what is wrong with the arguments, and gives the exit code. `clap` would wait for a
-/// reader of stderr that does not read, and not notice that stdout cannot be written.
+/// Prints help or an error in the arguments, and returns the exit code. `clap` itself would block if stderr
+/// is not read, and would ignore errors of stdout.
 fn show(error: &clap::Error) -> ExitCode {
     let text = error.render();
     let shown = |terminal: &dyn Fn() -> bool| match telemetry::is_coloured(terminal()) {
@@ -140,7 +140,7 @@ fn show(error: &clap::Error) -> ExitCode {
     print(|out| out.write_all(shown(&|| io::stdout().is_terminal()).as_bytes()).map(|()| code))
 }
 
-/// Runs a command on a runtime of its own. No exit waits for a file that hangs.
+/// Runs a command on its own runtime. The exit does not wait for files that hang.
 fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -154,7 +154,7 @@ fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
     code
 }
 
-/// Runs a command that writes to stdout, whose reader may leave early.
+/// Runs a command that writes to stdout. It is no error if the reader closes stdout early.
 fn print(command: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<u8>) -> ExitCode {
     let mut out = io::stdout().lock();
     let result = command(&mut out).and_then(|code| out.flush().map(|()| code));

@@ -1,4 +1,4 @@
-//! `truename run`: the proxy, until a signal ends it.
+//! `truename run`: runs the proxy until a signal ends it.
 
 mod awaited;
 mod file;
@@ -29,7 +29,7 @@ use crate::{
     files, telemetry,
 };
 
-/// As shells have it for a command that SIGINT ended.
+/// The shells' exit code for a command that was ended by SIGINT.
 const EXIT_INTERRUPTED: u8 = 130;
 
 /// Run the proxy
@@ -61,7 +61,7 @@ pub struct Run {
     pub admin: Option<String>,
 }
 
-/// Why there is no configuration to run.
+/// An error in the configuration.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConfigError {
     #[error("{0}")]
@@ -90,7 +90,7 @@ impl Run {
     }
 
     async fn perform(&self) -> ExitCode {
-        // Before anything else: a signal that comes early must find its handler.
+        // Before anything else, so that an early signal is handled.
         let signals = Signals::new().and_then(|signals| Ok((signals, arrivals(&FATAL)?)));
         let ((signals, hangup), mut fatal) = match signals {
             Ok(signals) => signals,
@@ -111,7 +111,7 @@ impl Run {
     async fn live(&self, mut signals: Signals, hangup: Signal) -> ExitCode {
         let started = tokio::select! {
             started = self.start() => started,
-            // Nobody is being served yet.
+            // There are no connections yet.
             () = signals.end() => return ExitCode::SUCCESS,
         };
         match started {
@@ -129,7 +129,7 @@ impl Run {
         }
     }
 
-    /// Reads the configuration and starts the proxy. Its files may hang, and do not hold up signals.
+    /// Reads the configuration and starts the proxy. Files that hang do not block signals.
     async fn start(&self) -> Result<(App, Option<ConfigFile>), NotStarted> {
         let (file, config) = self.load(None).await.map_err(StartError::from)?;
         let config = config?;
@@ -150,8 +150,8 @@ impl Run {
         .map_err(StartError::from)?
     }
 
-    /// The file as it is now, and what it comes to with the command line. `before` is what was read of
-    /// it the last time.
+    /// Reads the file again and merges it with the command line. `before` is the file as it was last
+    /// read.
     async fn load(
         &self,
         before: Option<ConfigFile>,
@@ -167,7 +167,7 @@ impl Run {
         .await
     }
 
-    /// What the command line adds to the file, or says instead of it.
+    /// Applies the command line to the file's configuration.
     fn configuration(&self, file: Config) -> Result<Config, ConfigError> {
         let mut config = merged(file, &self.aliases)?;
         if !self.listen.is_empty() {
@@ -192,10 +192,10 @@ impl Run {
         Ok(config)
     }
 
-    /// Reloads when a signal or the admin listener asks for it, when the file has changed from what was read of
-    /// it, and when it was refused and files that it names change.
+    /// Reloads on a signal, on a request of the admin listener, and when the file changes. If a configuration was
+    /// rejected, also when files that it names change.
     async fn follow(&self, app: &App, mut hangup: Signal, mut file: Option<ConfigFile>) {
-        // Nobody else asks for them: this is the proxy's own process.
+        // Nothing else in this process takes them.
         let Some(mut requests) = app.commands().reload_requests() else { return };
         let mut look = Look::default();
         let mut awaited = None;
@@ -210,7 +210,7 @@ impl Run {
             let known = known.map(|awaited: &Awaited| awaited.error.as_str());
             let Some(result) = self.reload(app, &mut file, known).await else {
                 tracing::info!("draining: the configuration is no longer reloaded");
-                // Whoever has asked, or still will, is told so by the admin listener.
+                // The admin listener then reports this for pending and later requests.
                 drop((request, requests));
                 return std::future::pending().await;
             };
@@ -227,8 +227,8 @@ impl Run {
         }
     }
 
-    /// Puts the file's configuration to work; says in log and metrics what came of it, too, unless that is an
-    /// error that is `known`. `None` if the proxy is draining and keeps its configuration.
+    /// Applies the file's configuration. Reports the result in log and metrics, unless it is the `known` error.
+    /// `None` if the proxy is draining and keeps its configuration.
     async fn reload(
         &self,
         app: &App,
@@ -256,7 +256,7 @@ impl Run {
         if known.is_some() && known == result.as_ref().err().map(String::as_str) {
             return Some(result);
         }
-        // Counted before it is logged: whoever reads the line finds it counted.
+        // Counted before it is logged, so that readers of the line find it counted.
         let label = if result.is_ok() { "ok" } else { "error" };
         counter!("truename_config_reloads_total", "result" => label).increment(1);
         let file = path.display();
@@ -274,7 +274,7 @@ impl Run {
     }
 }
 
-/// Why a configuration was refused: at their places in the file, where those can be found.
+/// Why a configuration was rejected, with positions in the file if they can be found.
 async fn explained(error: StartError, file: Option<ConfigFile>) -> String {
     let places = files::work(move || {
         let found = file.map_or(Ok(()), |file| file.loadable(&error));
@@ -283,7 +283,7 @@ async fn explained(error: StartError, file: Option<ConfigFile>) -> String {
     places.await.unwrap_or_else(|error| error.to_string())
 }
 
-/// The file, if there is one, and the aliases that the command line tells besides.
+/// The file's configuration, if there is a file, with the aliases of the command line.
 pub(super) fn with_aliases(
     file: Option<&Path>,
     arguments: &[String],
@@ -307,8 +307,8 @@ fn merged(mut config: Config, arguments: &[String]) -> Result<Config, ConfigErro
     Ok(config)
 }
 
-/// Every connection is an open file. The soft limit on those, often 1024, is there for programs that
-/// `select()`; the hard limit is what the administrator means.
+/// Every connection is an open file. The soft limit, often 1024, exists for programs that use
+/// `select()`; the hard limit is the one that administrators set.
 fn raise_file_limit(max_connections: usize) {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -318,15 +318,15 @@ fn raise_file_limit(max_connections: usize) {
         Ok(limit) if limit < max_connections as u64 => tracing::warn!(
             limit,
             max_connections,
-            "this process may open fewer files than `listener.max_connections`: raise its limit \
-             (`ulimit -Hn`), or lower the key",
+            "the limit of open files is lower than `listener.max_connections`: raise it \
+             (`ulimit -Hn`), or lower the setting",
         ),
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 }
 
-/// The address that a flag says.
+/// Parses the address of a flag.
 pub(super) fn address(flag: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
     listen_address(text).map_err(|source| ConfigError::Flag { flag, source })
 }
@@ -338,7 +338,7 @@ struct Signals {
 }
 
 impl Signals {
-    /// And the one that has it read its file again.
+    /// The second one, SIGHUP, requests a reload.
     fn new() -> io::Result<(Self, Signal)> {
         outlive_file_size_limit()?;
         let terminate = signal(SignalKind::terminate())?;
@@ -353,7 +353,7 @@ impl Signals {
         }
     }
 
-    /// Until the proxy has ended, whoever ended it.
+    /// Handles signals until the proxy has ended for any reason.
     async fn obey(&mut self, app: &App) -> ExitCode {
         let mut interrupts = 0;
         loop {

@@ -1,4 +1,4 @@
-//! Signals, as far as several commands have to do with them.
+//! Signal handling that several commands share.
 
 use std::{fs, io, thread};
 
@@ -14,10 +14,10 @@ use tokio::{
     sync::mpsc,
 };
 
-/// As shells have it: and the signal's number.
+/// The shells' exit code for a signal is this plus the signal's number.
 const EXIT_SIGNAL: i32 = 128;
 
-/// What ends a process at once, unless it says otherwise. Caught, so that no key is left behind.
+/// Signals that end a process by default. They are caught, so that no key is left behind.
 pub const FATAL: [Signal; 10] = [
     Signal::SIGQUIT,
     Signal::SIGUSR1,
@@ -31,10 +31,10 @@ pub const FATAL: [Signal; 10] = [
     Signal::SIGSTKFLT,
 ];
 
-/// What a terminal gives to its foreground group.
+/// Signals that a terminal sends to its foreground group.
 const TERMINAL: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH];
 
-/// Those of `signals` that arrive. One that was ignored when we were started (`nohup`) stays so.
+/// Receives `signals`. Those that were ignored when the process was started (`nohup`) stay ignored.
 pub fn arrivals(signals: &[Signal]) -> io::Result<mpsc::Receiver<Signal>> {
     let ignored = ignored();
     let (sender, receiver) = mpsc::channel(signals.len().max(1));
@@ -51,18 +51,18 @@ pub fn arrivals(signals: &[Signal]) -> io::Result<mpsc::Receiver<Signal>> {
     Ok(receiver)
 }
 
-/// Has a file that may grow no further (`ulimit -f`) be an error for whoever writes to it, as a full
-/// disk is, and no longer the end of the process.
+/// Makes the file size limit (`ulimit -f`) an error of the write, like a full disk, instead of the end of
+/// the process.
 pub fn outlive_file_size_limit() -> io::Result<()> {
-    // Where it is ignored, it is one already; and a command that we start has it ignored, too.
+    // If it is ignored, it is an error already, and must stay ignored for a command that we start.
     if ignored() & bit(Signal::SIGXFSZ) != 0 {
         return Ok(());
     }
-    // The handler stays, whoever listens to it.
+    // The handler stays installed without a receiver.
     signal(SignalKind::from_raw(Signal::SIGXFSZ as i32)).map(drop)
 }
 
-/// The exit code of what a signal ended.
+/// The exit code of a process that was ended by a signal.
 pub fn exit_code(number: i32) -> Option<u8> {
     u8::try_from(EXIT_SIGNAL + number).ok()
 }
@@ -71,23 +71,23 @@ fn bit(signal: Signal) -> u64 {
     1 << (signal as u32 - 1)
 }
 
-/// The mask in `/proc/self/status`: asking the kernel directly takes unsafe code.
+/// The mask from `/proc/self/status`, because the system call requires unsafe code.
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// The signals that a terminal gives to its foreground group, when they are typed or its size changes,
-/// read with what the kernel says of where they come from: a handler is not told.
+/// The signals that a terminal sends to its foreground group when they are typed or its size changes, with
+/// their origin, which a handler does not get.
 pub struct Keyboard {
     signals: SigSet,
-    /// The mask of signals that this process was started with.
+    /// The signal mask at the start of the process.
     before: SigSet,
 }
 
 impl Keyboard {
-    /// To be called while the process has one thread: those that it starts inherit the mask.
+    /// Must be called while the process has one thread: further threads inherit the mask.
     pub fn new() -> io::Result<Self> {
         let ignored = ignored();
         let mut signals = SigSet::empty();
@@ -100,11 +100,11 @@ impl Keyboard {
         Ok(Self { signals, before })
     }
 
-    /// The signals that arrive, and whether they come from the terminal.
+    /// Receives the signals, and whether they come from the terminal.
     pub fn arrivals(&self) -> io::Result<mpsc::Receiver<(Signal, bool)>> {
         let arrivals = SignalFd::with_flags(&self.signals, SfdFlags::SFD_CLOEXEC)?;
         let (sender, receiver) = mpsc::channel(2);
-        // It ends with the process.
+        // The thread ends with the process.
         thread::Builder::new().name("signals".into()).spawn(move || {
             loop {
                 let arrival = match arrivals.read_signal() {
@@ -124,8 +124,8 @@ impl Keyboard {
         Ok(receiver)
     }
 
-    /// Starts a process, which inherits the mask that we were started with. What arrives meanwhile comes to
-    /// handlers.
+    /// Starts a process, which inherits the mask that we were started with. Signals that arrive meanwhile go to
+    /// the handlers.
     pub fn start<T>(&self, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.before.thread_set_mask()?;
         let started = start();

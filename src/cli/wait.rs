@@ -1,4 +1,4 @@
-//! `truename wait`: until a running proxy listens; a start-up probe that needs no shell.
+//! `truename wait`: waits until a running proxy is ready; a startup probe that needs no shell.
 
 use std::{
     io,
@@ -24,15 +24,15 @@ use crate::{
     telemetry,
 };
 
-/// Between two tries.
+/// The time between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
-/// A proxy that is ready answers at once: one that hangs is asked again on a new connection.
+/// The time limit of an attempt. A ready proxy responds at once; otherwise a new connection is tried.
 const TRY_LIMIT: Duration = Duration::from_secs(1);
-/// Also for the last try, though the time be up: what it meets is what is told.
+/// The least time of an attempt. The last one may exceed the timeout, because its error is the one reported.
 const TRY_LEAST: Duration = Duration::from_millis(250);
-/// For the file, though the timeout be shorter: one that does not hang is read within it on any machine.
+/// The least time for reading the file, even if the timeout is shorter. It is enough for a file that does not hang.
 const READ_LEAST: Duration = Duration::from_secs(1);
-/// More than any status line of ours.
+/// More than the longest status line of the proxy.
 const MAX_STATUS_LINE: usize = 256;
 
 /// Wait until a running proxy is ready; exit with 1 if it is not within the timeout
@@ -51,7 +51,7 @@ pub struct Wait {
     pub config: Option<PathBuf>,
 }
 
-/// Why nobody can be asked.
+/// Why there is no address to connect to.
 #[derive(Debug, thiserror::Error)]
 enum WaitError {
     #[error("{0}")]
@@ -66,7 +66,7 @@ enum WaitError {
     AnyPort,
 }
 
-/// What came of a try that did not find the proxy ready.
+/// Why an attempt did not find the proxy ready.
 #[derive(Debug, thiserror::Error)]
 enum NotReady {
     #[error("{0}")]
@@ -80,7 +80,7 @@ enum NotReady {
 }
 
 impl Wait {
-    /// Waits, and gives the exit code.
+    /// Waits, and returns the exit code.
     pub fn run(&self) -> ExitCode {
         super::block_on(self.perform())
     }
@@ -120,7 +120,7 @@ impl Wait {
         }
     }
 
-    /// Where to ask: the address is enough, whatever is in the file.
+    /// The address to connect to. If it is given, the file is not read.
     fn address(&self) -> Result<SocketAddr, WaitError> {
         let listen = match (self.admin.as_deref(), self.config.as_deref()) {
             (Some("none"), _) => None,
@@ -132,7 +132,7 @@ impl Wait {
         if admin.port() == 0 {
             return Err(WaitError::AnyPort);
         }
-        // It listens on every address: on this machine that is loopback.
+        // A listener on all addresses is reached on loopback.
         match admin {
             SocketAddr::V4(v4) if v4.ip().is_unspecified() => {
                 admin.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -146,7 +146,7 @@ impl Wait {
     }
 }
 
-/// Asks again and again, until then; and then gives what came of the last try.
+/// Tries until the deadline. Returns the error of the last attempt.
 async fn until_ready(admin: SocketAddr, deadline: Instant) -> Result<(), NotReady> {
     loop {
         let limit = deadline.duration_since(Instant::now()).clamp(TRY_LEAST, TRY_LIMIT);
@@ -163,15 +163,15 @@ async fn ask(admin: SocketAddr) -> Result<(), NotReady> {
     let mut stream = TcpStream::connect(admin).await?;
     let request = format!("GET /readyz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::with_capacity(MAX_STATUS_LINE);
-    let mut answer_part = stream.take(MAX_STATUS_LINE as u64);
-    while !answer.contains(&b'\n') && answer_part.read_buf(&mut answer).await? > 0 {}
-    let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let mut response = Vec::with_capacity(MAX_STATUS_LINE);
+    let mut start = stream.take(MAX_STATUS_LINE as u64);
+    while !response.contains(&b'\n') && start.read_buf(&mut response).await? > 0 {}
+    let line = response.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let line = String::from_utf8_lossy(line);
     match line.trim_end().split_once(' ') {
         Some((version, status)) if version.starts_with("HTTP/1.") => {
             let is_ready = status.split(' ').next() == Some("200");
-            // A terminal's commands are not for a stranger to give.
+            // Another server must not send control sequences to the terminal.
             let shown = || status.chars().filter(|c| !c.is_control()).collect();
             if is_ready { Ok(()) } else { Err(NotReady::Responded(shown())) }
         }

@@ -1,4 +1,4 @@
-//! What `truename ca` says of authorities.
+//! The output of `truename ca`.
 
 use std::io::{self, Write};
 
@@ -9,10 +9,10 @@ use crate::tls::{
     truststore::JAVA_PASSWORD,
 };
 
-/// More lines than these are for machines.
+/// The most names that an error lists.
 pub(super) const MANY: usize = 20;
 
-/// For people: each authority, and the files of all.
+/// Prints the authorities and their common files as text.
 pub(super) fn list(store: &Store, found: &[Found], out: &mut impl Write) -> io::Result<()> {
     for found in found {
         let (begins, ends) = found.root.validity();
@@ -34,7 +34,7 @@ pub(super) fn list(store: &Store, found: &[Found], out: &mut impl Write) -> io::
     writeln!(out, "truststore  {} (the same for Java)", store.truststore().display())
 }
 
-/// For machines.
+/// Prints the same as JSON.
 pub(super) fn json(store: &Store, found: &[Found], out: &mut impl Write) -> io::Result<()> {
     let authorities: Vec<_> = found
         .iter()

@@ -1,4 +1,4 @@
-//! The variables that lead programs through a proxy, and make them trust its certificates.
+//! The variables that make programs use a proxy and trust its certificates.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,14 +8,14 @@ use std::{
 
 use crate::tls::truststore::JAVA_PASSWORD;
 
-/// Where programs look for a proxy. There is no standard, only habits.
+/// Variables that programs read a proxy from. There is no standard, only conventions.
 const PROXY: [&str; 6] =
     ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
 
-/// Where they look for hosts that need none.
+/// Variables that they read exempt hosts from.
 const NO_PROXY: [&str; 2] = ["no_proxy", "NO_PROXY"];
 
-/// Where they look for a file of roots: OpenSSL and Go, curl, Python's requests, Node, AWS' tools,
+/// Variables that they read a file of roots from: OpenSSL and Go, curl, Python's requests, Node, AWS' tools,
 /// git, Deno.
 pub const ROOTS: [&str; 7] = [
     "SSL_CERT_FILE",
@@ -29,10 +29,10 @@ pub const ROOTS: [&str; 7] = [
 
 const JAVA: &str = "JAVA_TOOL_OPTIONS";
 
-/// The command's own servers on this machine are none of the proxy's business.
+/// Exempt, because the command may have its own servers on this machine.
 const THIS_MACHINE: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// What a program is told.
+/// The contents of the variables.
 pub struct ProxyEnvironment<'a> {
     /// The private proxy.
     pub proxy: SocketAddr,
@@ -53,20 +53,20 @@ impl ProxyEnvironment<'_> {
         let proxy = OsString::from(format!("http://{}", self.proxy));
         let mut variables: Vec<(&'static str, OsString)> = Vec::new();
         variables.extend(PROXY.map(|name| (name, proxy.clone())));
-        // Whichever a program reads, it finds what both said.
+        // Both get the entries of both, whichever a program reads.
         let exempt = NO_PROXY.into_iter().filter_map(&inherited);
         let exempt: Vec<String> =
             exempt.map(|value| value.to_string_lossy().into_owned()).collect();
         let exempt = OsString::from(without_aliases(&exempt.join(","), self.names));
         variables.extend(NO_PROXY.map(|name| (name, exempt.clone())));
         variables.extend(ROOTS.map(|name| (name, self.bundle.into())));
-        // Node obeys the proxy variables only where it is told so.
+        // Node ignores the proxy variables without this.
         variables.push(("NODE_USE_ENV_PROXY", "1".into()));
         variables.push((JAVA, self.java(inherited(JAVA).as_deref())));
         variables
     }
 
-    /// Java knows properties, no variables; what was there stays, and ours come last, which wins.
+    /// Java has properties instead of variables. Existing options are kept, and ours come last and win.
     fn java(&self, inherited: Option<&OsStr>) -> OsString {
         let (host, port) = (self.proxy.ip(), self.proxy.port());
         let mut options = inherited.map(OsStr::to_owned).unwrap_or_default();
@@ -88,8 +88,8 @@ impl ProxyEnvironment<'_> {
     }
 }
 
-/// A `NO_PROXY` that exempts this machine and whatever `inherited` did, but for what would let an
-/// alias go past the proxy.
+/// A `NO_PROXY` that exempts this machine and the entries of `inherited`, except those that would make an
+/// alias bypass the proxy.
 fn without_aliases(inherited: &str, names: &[String]) -> String {
     let entries = inherited.split([',', ' ', '\t']).filter(|entry| !entry.is_empty());
     let mut kept: Vec<&str> = Vec::new();
@@ -102,7 +102,7 @@ fn without_aliases(inherited: &str, names: &[String]) -> String {
     kept.join(",")
 }
 
-/// Whether an entry exempts `name`, as any program may read it: a suffix, with or without a dot or
+/// Whether an entry exempts `name` in any program's interpretation: as a suffix, with or without a dot or
 /// a star before it, with or without a port.
 fn covers(entry: &str, name: &str) -> bool {
     let entry = entry.to_ascii_lowercase();

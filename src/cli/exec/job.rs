@@ -1,4 +1,4 @@
-//! The command as a shell's job control sees it: it may have a process group of its own, and it may stop.
+//! The command in terms of job control: it may have its own process group, and it may stop.
 
 use std::fs::File;
 
@@ -15,14 +15,14 @@ use nix::{
 pub struct Job(pub Pid);
 
 impl Job {
-    /// Whether the command gets what the terminal gives to us: it may have left for a session of its own.
+    /// Whether the command gets the terminal's signals like we do. It may have created its own group or session.
     pub fn is_in_foreground(self) -> bool {
         let ours = Some(getpgrp());
         self.group() == ours && foreground() == ours
     }
 
-    /// Stops where job control has stopped the command, or where it had the terminal: a shell that waits for us, and
-    /// not for the command, takes the terminal back then. Once the shell continues us, so does the command.
+    /// Stops this process if job control has stopped the command, or if it had the terminal: a shell waits for us, not
+    /// for the command, and then takes the terminal back. Once the shell continues us, the command is continued.
     pub fn stop_with_it(self) {
         let Some(signal) = self.stopped() else { return };
         let (ours, before) = (Some(getpgrp()), foreground());
@@ -31,9 +31,9 @@ impl Job {
         if before.is_none() || !(had_terminal || is_job_control) {
             return;
         }
-        // This is where we go on. Has no effect where there is nobody to continue us.
+        // We continue here. Has no effect in an orphaned group, where no shell could continue us.
         let _ = raise(Signal::SIGTSTP);
-        // Whoever continues our group continues a command that is in it.
+        // A command in our group is continued together with us.
         if self.group() == ours {
             return;
         }
@@ -43,9 +43,9 @@ impl Job {
         let _ = kill(self.0, Signal::SIGCONT);
     }
 
-    /// What has stopped it, where it stands still.
+    /// The signal that stopped it, if it is stopped.
     fn stopped(self) -> Option<Signal> {
-        // The end of the command is not for us to see.
+        // The end of the command is handled elsewhere.
         let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         match waitid(Id::Pid(self.0), flags) {
             Ok(WaitStatus::Stopped(_, signal)) => Some(signal),
@@ -58,11 +58,11 @@ impl Job {
     }
 }
 
-/// Takes note of the end of children that we did not start: of those whose own parents have ended, where this is the
-/// first process of a container. They would stay there as zombies.
+/// Reaps children that we did not start: as the first process of a container, we become the parent of orphaned
+/// processes, which would stay as zombies.
 pub fn reap_others(command: Job) {
     let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-    // The command's end is awaited elsewhere.
+    // The end of the command is handled elsewhere.
     while let Ok(status) = waitid(Id::All, ended | WaitPidFlag::WNOWAIT)
         && let Some(pid) = status.pid().filter(|pid| *pid != command.0)
     {
@@ -72,7 +72,7 @@ pub fn reap_others(command: Job) {
     }
 }
 
-/// The group that the terminal belongs to; none where we have no terminal.
+/// The foreground group of the terminal; `None` if we have no terminal.
 fn foreground() -> Option<Pid> {
     terminal().and_then(|terminal| tcgetpgrp(terminal).ok())
 }

@@ -1,5 +1,5 @@
-//! A configuration that was refused is tried again when files that it names change: a ConfigMap and the Secret that
-//! belongs to it come one after the other, and so do the halves of a pair.
+//! Tries a rejected configuration again when files that it names change: a ConfigMap and its Secret are updated one
+//! after the other, and so are a certificate and its key.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,32 +13,32 @@ use crate::{
 /// How often the files are compared.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// No file that can be loaded is larger.
+/// More than the largest file that can be loaded.
 const MAX_COMPARED: usize = 64 << 20;
 
-/// The files that a refused configuration names.
+/// The files that a rejected configuration names.
 pub struct Awaited {
     paths: Vec<PathBuf>,
     files: Followed,
     looks: Settling<Option<Contents>>,
-    /// Why it was refused.
+    /// Why it was rejected.
     pub error: String,
 }
 
 impl Awaited {
-    /// Those of a configuration that was refused for this `error`, as another may have been `before`; `None` where it
-    /// names no file.
+    /// The files of a configuration that was rejected with this `error`. `before` are those of the previously
+    /// rejected one. `None` if it names no files.
     pub fn of_refused(paths: Vec<PathBuf>, error: String, before: Option<Self>) -> Option<Self> {
         if let Some(before) = before.filter(|before| before.paths == paths) {
             return Some(Self { error, ..before });
         }
         let files = Followed::new(paths.iter().cloned(), MAX_COMPARED);
-        // What they held when they were read is not known, so that the first looks find a change.
+        // Their contents when they were read are unknown, so the first checks find a change.
         let looks = Settling::new(None);
         (!paths.is_empty()).then_some(Self { paths, files, looks, error })
     }
 
-    /// Waits until they hold something else than at the last attempt.
+    /// Waits until their contents differ from those at the last attempt.
     pub async fn changed(awaited: &mut Option<Self>) {
         while let Some(Self { files, looks, .. }) = awaited {
             sleep(CHECK).await;

@@ -1,4 +1,4 @@
-//! The configuration file of a proxy: what was read of it, and whether that is still what it holds.
+//! The configuration file of a proxy: its contents when it was read, and whether they have changed.
 
 use std::{
     collections::BTreeSet,
@@ -21,11 +21,11 @@ use crate::{
     files,
 };
 
-/// How often the configuration file is compared: a ConfigMap arrives by a swap of links that file
-/// watches miss from the second time on.
+/// How often the configuration file is compared. File watches would miss updates of a ConfigMap from the
+/// second one on, because it is updated by swapping symbolic links.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// How long a file that changed must stay the same before it is read, and how often that is asked.
+/// How long a changed file must stay the same before it is used, and how often this is checked at most.
 const SETTLE: Duration = Duration::from_millis(100);
 const SETTLE_ROUNDS: usize = 10;
 
@@ -34,9 +34,9 @@ const SETTLE_ROUNDS: usize = 10;
 pub struct ConfigFile {
     /// Where it is.
     pub path: PathBuf,
-    /// What is a pipe (`--config <(…)`) can be read but once.
+    /// `false` for a pipe (`--config <(…)`), which can be read only once.
     pub is_followed: bool,
-    /// Its text, or why that could not be read.
+    /// Its text, or why it could not be read.
     contents: Result<String, Arc<LoadError>>,
 }
 
@@ -48,7 +48,7 @@ impl ConfigFile {
         Self { path: path.to_owned(), is_followed, contents: Config::read(path).map_err(Arc::new) }
     }
 
-    /// Reads it once more. Blocking.
+    /// Reads it again. Blocking.
     pub fn again(&self) -> Self {
         if !self.is_followed {
             return Self::read(&self.path);
@@ -59,13 +59,13 @@ impl ConfigFile {
         Self { contents, ..self.clone() }
     }
 
-    /// What it says.
+    /// Parses it.
     pub fn parse(&self) -> Result<Config, Arc<LoadError>> {
         let text = self.contents.as_ref().map_err(Arc::clone)?;
         Config::parse(text, &self.path.to_string_lossy()).map_err(|error| Arc::new(error.into()))
     }
 
-    /// Where certificates or keys kept the proxy from starting: which, at their places in the file.
+    /// If the error is of certificates or keys, checks them again for errors with positions in the file.
     /// Blocking.
     pub fn loadable(&self, error: &StartError) -> Result<(), Problems> {
         let is_tls = matches!(error, StartError::Tls { .. } | StartError::ListenerTls(_));
@@ -75,7 +75,7 @@ impl ConfigFile {
         document.finish().map(drop)
     }
 
-    /// The files with certificates, keys, lists and credentials that it names, as far as it can be read.
+    /// The files with certificates, keys, lists and credentials that it names, as far as it can be parsed.
     pub fn named_files(&self) -> Vec<PathBuf> {
         let Ok(text) = &self.contents else { return Vec::new() };
         let document = Document::parse(text, &self.path.to_string_lossy());
@@ -95,20 +95,20 @@ impl ConfigFile {
         }
     }
 
-    /// Whether the file may well be as before in a moment.
+    /// Whether the error is probably temporary.
     fn is_passing(&self) -> bool {
         let Err(error) = &self.contents else { return false };
         let LoadError::Unreadable { source: FileError::Io(error), .. } = &**error else {
             return false;
         };
-        // One that is gone is being replaced; and what this process lacks says nothing of the file.
+        // A missing file is being replaced, and a lack of resources says nothing about the file.
         let lacking = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM].map(|errno| errno as i32);
         error.kind() == io::ErrorKind::NotFound
             || error.raw_os_error().is_some_and(|errno| lacking.contains(&errno))
     }
 }
 
-/// Looks at the file. One that hangs is looked at once, however often somebody stops waiting for it.
+/// Checks the file. A read that hangs is not started again, even if `changed` is cancelled.
 #[derive(Default)]
 pub struct Look {
     reading: Option<JoinHandle<ConfigFile>>,
@@ -116,8 +116,8 @@ pub struct Look {
 }
 
 impl Look {
-    /// Waits until the file holds something else, and that stays the same for a moment: an editor
-    /// empties it before it writes, and what stands between may well be a configuration, too.
+    /// Waits until the contents have changed and then stay the same for a moment: an editor truncates the
+    /// file before it writes, and a half-written file may be a valid configuration, too.
     pub async fn changed(&mut self, file: Option<&ConfigFile>) {
         let Some(file) = file.filter(|file| file.is_followed) else {
             return std::future::pending().await;
@@ -138,7 +138,7 @@ impl Look {
         }
     }
 
-    /// What the file holds now, where that is something else.
+    /// The file as it is now, if it has changed.
     async fn change(&mut self, file: &ConfigFile) -> Option<ConfigFile> {
         let reading = self.reading.get_or_insert_with(|| {
             let file = file.clone();
