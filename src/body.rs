@@ -24,7 +24,7 @@ use replay::Replay;
 
 use crate::idle::{Idle, IdleTimer};
 
-/// What any source of a body may fail with.
+/// The error of a body's source.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How long a body waits for `100 Continue` before it is sent anyway (RFC 9110 §10.1.1: a client must not wait
@@ -55,7 +55,7 @@ pub trait Connection: Debug + Send + Sync {
 /// A request body that streams, and that can be started over as long as little of it was sent.
 #[derive(Debug)]
 pub struct RequestBody {
-    /// None where there is none.
+    /// `None` if there is no body.
     stream: Option<Arc<Mutex<Stream>>>,
     /// The attempt this handle reads for: once the body was started over, it gets no more.
     attempt: u32,
@@ -68,14 +68,14 @@ struct Stream {
     source: Source,
     /// The attempt that may read.
     attempt: u32,
-    /// What the source said of its size before anything was read from it.
+    /// The source's size hint before anything was read from it.
     size: SizeHint,
     /// What was read from the source, for another attempt.
     replay: Replay,
-    /// The present try has come to the end. Not what its source says: a body that is empty, but of
-    /// which that was not known, ends anew at each try, as what its head says of it is the same.
+    /// The current attempt has reached the end. This differs from the source's end: an empty body of unknown length
+    /// must end again in each attempt, because the head is the same.
     ended: bool,
-    /// The source has ended, and is not asked again.
+    /// The source has ended, and must not be polled again.
     exhausted: bool,
     /// The task that waits for the end.
     waiting: Option<Waker>,
@@ -85,7 +85,7 @@ struct Stream {
     nominated: Vec<HeaderName>,
     /// How long its sender may be silent in the middle of it.
     idle: Option<Duration>,
-    /// Measures that where the source does not.
+    /// Measures this if the source does not.
     timer: IdleTimer,
 }
 
@@ -146,12 +146,12 @@ impl RequestBody {
         Self { stream: Some(Arc::new(Mutex::new(stream))), ..Self::empty() }
     }
 
-    /// The same, with what passes `1xx` responses on to the client.
+    /// Sets what passes `1xx` responses on to the client.
     pub fn with_interim(self, interim: Arc<dyn Interim>) -> Self {
         Self { interim: Some(interim), ..self }
     }
 
-    /// Passes on what comes ahead of the response.
+    /// What passes on the responses ahead of the final one.
     pub fn interim(&self) -> Option<&Arc<dyn Interim>> {
         self.interim.as_ref()
     }
@@ -216,15 +216,15 @@ impl RequestBody {
         }
     }
 
-    /// Says how long neither its sender nor its reader may do anything; none once a response has begun:
-    /// then that one's sender counts too.
+    /// Sets how long there may be no progress by its sender or its reader; `None` once a response has begun,
+    /// whose progress then counts too.
     pub fn set_idle(&self, idle: Option<Duration>) {
         if let Some(stream) = &self.stream {
             stream.lock().idle = idle;
         }
     }
 
-    /// What was said of that.
+    /// The limit that was set.
     pub fn idle(&self) -> Option<Duration> {
         self.stream.as_ref().and_then(|stream| stream.lock().idle)
     }
@@ -328,7 +328,7 @@ impl Stream {
         Poll::Ready(frame)
     }
 
-    /// Takes note of the end, where that was it.
+    /// Notes the end, if it was reached.
     fn note_end(&mut self) {
         self.ended = self.exhausted && self.replay.is_at_end();
         if self.ended

@@ -1,8 +1,8 @@
-//! The library face: aliases called from a Rust program, without any listener.
+//! The library's client: calls aliases from a Rust program, without a listener.
 //!
-//! What a listener's requests meet, a [`Client`]'s meet too: the same routes, retries, balancer,
-//! pools and errors. It is a [`tower::Service`], so that tower's layers go around it; inside,
-//! the path is plain functions.
+//! Requests of a [`Client`] are handled like those of a listener: with the same routes, retries, balancer,
+//! pools and errors. It is a [`tower::Service`], so that it can be wrapped in tower's layers. It uses no layers
+//! itself.
 //!
 //! ```no_run
 //! use truename::{Client, config::{Alias, Config}};
@@ -45,10 +45,10 @@ use crate::{
     upstream::Registry,
 };
 
-/// Stands for the listener that there is none of.
+/// A placeholder for a listener's address.
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-/// Why a configuration cannot be put to work in a program.
+/// Why a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The configuration has problems.
@@ -60,17 +60,17 @@ pub enum ClientError {
     /// An alias' TLS settings cannot be used.
     #[error("alias `{alias}`: {source}")]
     Tls {
-        /// Whose.
+        /// The alias.
         alias: String,
-        /// Why.
+        /// The errors.
         source: TlsConfigErrors,
     },
-    /// There is no runtime for what goes on in the background.
-    #[error("a client needs a tokio runtime: make it inside of `Runtime::block_on` or a task")]
+    /// There is no runtime for the background tasks.
+    #[error("a client needs a tokio runtime: create it inside `Runtime::block_on` or a task")]
     NoRuntime,
 }
 
-/// Calls aliases. Clones share everything; the last one to go takes the background tasks along.
+/// Calls aliases. Clones share everything. The background tasks end when the last one is dropped.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -79,30 +79,30 @@ pub struct Client {
 struct Shared {
     routes: Routes,
     downstream: Downstream,
-    /// The Host of requests that name none, where one alias alone can be meant.
+    /// The Host for requests without one, if there is only one alias.
     only: Option<HeaderValue>,
     _registry: Registry,
 }
 
 impl Client {
-    /// Puts the aliases of `config` to work, with its `dns` and `policy`; listeners, `workers` and
-    /// all that concerns a process stay unused.
+    /// Uses the aliases of `config`, with its `dns` and `policy`. Listeners, `workers` and other settings of a
+    /// process are ignored.
     ///
-    /// Blocking for some milliseconds, where trust stores are read. DNS is followed on the
-    /// caller's runtime, which needs its timer and its I/O.
+    /// Blocks for some milliseconds while trust stores are read. Background tasks for DNS run on the
+    /// current runtime, whose timer and I/O must be enabled.
     pub fn new(config: &Config) -> Result<Self, ClientError> {
         Self::with_resolver(config, &Resolver::new(config.dns.clone()))
     }
 
-    /// The same with a resolver of the caller's own, such as one of another resolv.conf; it stands
-    /// in place of the configuration's `dns`.
+    /// The same with another resolver, such as one with another resolv.conf. It replaces the
+    /// configuration's `dns`.
     pub fn with_resolver(config: &Config, resolver: &Arc<Resolver>) -> Result<Self, ClientError> {
         Handle::try_current().map_err(|_| ClientError::NoRuntime)?;
         config.validate("the program")?;
         let policy = AddressPolicy::new(&config.policy, []);
         let policy = Arc::new(ArcSwap::from_pointee(policy));
         let mut registry = Registry::new(resolver.clone(), policy, 1);
-        // A client sends requests: there is no way through it to aliases of other protocols.
+        // A client sends HTTP requests. Aliases of other protocols cannot be reached through it.
         let aliases = config.aliases.iter().filter(|alias| alias.protocol == Protocol::Http);
         let aliases = aliases.cloned();
         let aliases = aliases.map(|alias| config::Alias { listen: vec![NOWHERE], ..alias });
@@ -111,7 +111,7 @@ impl Client {
         let aliases = planned.map_err(|(alias, source)| ClientError::Tls { alias, source })?;
         let only = match aliases.as_slice() {
             [] => return Err(ClientError::NoAlias),
-            // A name that passed validation is a Host.
+            // A name that passed validation is a valid Host.
             [only] => HeaderValue::from_str(&only.config().name).ok(),
             _ => None,
         };
@@ -132,12 +132,12 @@ impl Client {
         Ok(Self { shared: Arc::new(Shared { routes, downstream, only, _registry: registry }) })
     }
 
-    /// Sends a request to the alias that its URI or `Host` names, and gives the answer, whose body
-    /// streams. A client of one alias takes a bare path, too.
+    /// Sends a request to the alias that its URI or `Host` names, and returns the response with a streaming
+    /// body. If there is only one alias, the path is enough.
     ///
-    /// Never fails: what goes wrong is answered as a listener would, with `Proxy-Status` and a
-    /// problem document. A request that says HTTP/2 may use it, others go out by HTTP/1.1; an
-    /// `Upgrade` is not asked for. Dropping the future gives the request up.
+    /// Never fails: errors become responses as on a listener, with `Proxy-Status` and a
+    /// problem document. A request with the version HTTP/2 may use it; all others are sent with HTTP/1.1.
+    /// `Upgrade` is not supported. Dropping the future cancels the request.
     pub async fn send<B>(&self, request: Request<B>) -> Response<forward::Body>
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -175,7 +175,7 @@ where
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    /// Always ready: `limits.requests` is held, and answered, request by request.
+    /// Always ready: `limits.requests` applies to each request, with an error response.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }

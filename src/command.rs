@@ -1,5 +1,5 @@
-//! What may be asked of a running proxy, by whoever has a hand on it: the signals, the admin
-//! listener, a program that embeds it. The control thread in `app` obeys.
+//! Commands to a running proxy, from signals, the admin listener or a program that embeds it. The control
+//! thread in `app` executes them.
 
 use std::{
     io,
@@ -16,81 +16,81 @@ use crate::{
     tls::{TlsConfigError, TlsConfigErrors, source::SourceError},
 };
 
-/// Commands that wait their turn; whoever has one more waits to ask.
+/// How many commands are queued. Further callers wait.
 const QUEUE: usize = 8;
 
-/// What may be asked of a running proxy.
+/// Sends commands to a running proxy.
 #[derive(Clone, Debug)]
 pub struct Commands {
     control: mpsc::Sender<Command>,
-    /// To whoever owns the configuration's file, where somebody does.
+    /// For the owner of the configuration file, if there is one.
     owner: Arc<OnceLock<mpsc::Sender<ReloadRequest>>>,
 }
 
-/// What was asked of it.
+/// A command.
 #[derive(Debug)]
 pub enum Command {
-    /// To put another configuration to work, and to say whether that went well.
+    /// Apply another configuration, and report the result.
     Reload(Box<Config>, oneshot::Sender<Result<(), StartError>>),
-    /// To end.
+    /// Shut down.
     Shutdown,
 }
 
 impl Commands {
-    /// A way to ask, and where the questions arrive.
+    /// A sender and the queue of its commands.
     pub fn channel() -> (Self, mpsc::Receiver<Command>) {
         let (sender, queue) = mpsc::channel(QUEUE);
         (Self { control: sender, owner: Arc::default() }, queue)
     }
 
-    /// Puts another configuration to work. The old one stays where the new one fails.
+    /// Applies another configuration. On an error, the current one stays in use.
     pub async fn reload(&self, config: Config) -> Result<(), StartError> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, result) = oneshot::channel();
         let command = Command::Reload(Box::new(config), reply);
         self.control.send(command).await.map_err(|_| StartError::Ended)?;
-        answer.await.map_err(|_| StartError::Ended)?
+        result.await.map_err(|_| StartError::Ended)?
     }
 
-    /// Has the configuration's file read again, by whoever owns it.
+    /// Asks the owner of the configuration file to reload it.
     pub async fn reload_file(&self) -> Result<(), ReloadError> {
         let owner = self.owner.get().ok_or(ReloadError::NoFile)?;
-        let (reply, answer) = oneshot::channel();
+        let (reply, result) = oneshot::channel();
         owner.send(ReloadRequest(reply)).await.map_err(|_| ReloadError::Ended)?;
-        answer.await.map_err(|_| ReloadError::Ended)?.map_err(ReloadError::Refused)
+        result.await.map_err(|_| ReloadError::Ended)?.map_err(ReloadError::Refused)
     }
 
-    /// The wishes that the configuration's file be read again, for the one who owns it: whoever
-    /// asks first.
+    /// Requests to reload the configuration file, for its owner. `None` for all but the first
+    /// caller.
     pub fn reload_requests(&self) -> Option<mpsc::Receiver<ReloadRequest>> {
         let (owner, requests) = mpsc::channel(1);
         self.owner.set(owner).is_ok().then_some(requests)
     }
 
-    /// Begins the end: whatever is being served may finish, for `shutdown_grace`.
+    /// Begins a graceful shutdown: connections may finish within `shutdown_grace`.
     pub async fn shutdown(&self) {
         let _ = self.control.send(Command::Shutdown).await;
     }
 }
 
-/// Somebody wants the configuration's file to be read again, and waits for what comes of it.
+/// A request to reload the configuration file. Its sender waits for the result.
 #[derive(Debug)]
 pub struct ReloadRequest(oneshot::Sender<Result<(), String>>);
 
 impl ReloadRequest {
-    /// Says what came of it; an error is the text of the file's problems.
-    pub fn answer(self, result: Result<(), String>) {
-        // Who asked may have left meanwhile.
+    /// Reports the result; an error is the text of the file's problems.
+    pub fn reply(self, result: Result<(), String>) {
+        // The caller may have been dropped.
         let _ = self.0.send(result);
     }
 }
 
-/// Why a file's configuration is not at work after it was asked for.
+/// Why a reload of the configuration file failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// It has problems, or cannot be put to work; the old one stays.
+    /// It has problems or cannot be applied; the current one stays in use.
     #[error("{0}")]
     Refused(String),
-    /// There is no file: another program told the configuration.
+    /// There is no file: the configuration comes from the command line or from another program.
     #[error(
         "this proxy was not started from a file: start it with `truename run --config FILE`, or \
          restart it with other arguments"
@@ -101,7 +101,7 @@ pub enum ReloadError {
     Ended,
 }
 
-/// Why a configuration cannot be put to work.
+/// Why a configuration cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An alias' address cannot be listened on.
@@ -135,7 +135,7 @@ pub enum StartError {
     /// The TLS library.
     #[error("{0}")]
     TlsLibrary(#[from] TlsConfigError),
-    /// A file that the configuration names hangs.
+    /// A file of the configuration hangs.
     #[error(transparent)]
     Stuck(Stuck),
     /// The configuration has no alias.
@@ -144,7 +144,7 @@ pub enum StartError {
     /// Threads or runtimes.
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
-    /// The proxy that was to be changed has ended.
+    /// The proxy has ended.
     #[error("the proxy has ended")]
     Ended,
 }

@@ -1,4 +1,4 @@
-//! Draining: everything that is being served holds a guard, and the end waits for them.
+//! Draining: every connection and tunnel holds a guard, and the shutdown waits for the guards.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-/// How long a new client has to send its first request during a drain: it may be on its way.
+/// How long a new client has to send its first request during a drain.
 const FIRST_WORD: Duration = Duration::from_millis(500);
 
-/// How long the records of what was cut off may take to be written.
+/// How long to wait until the access log has the connections that were cut off.
 const LAST_RECORDS: Duration = Duration::from_secs(1);
 
-/// Shared by everything that has to end in an orderly way.
+/// Shared by everything that must end gracefully.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     draining: CancellationToken,
@@ -23,7 +23,7 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// The drain of a part, which may begin before that of the whole.
+    /// The drain of a part, which may begin before the drain of the whole.
     pub fn of_part(&self) -> Self {
         let draining = self.draining.child_token();
         Self { draining, stopped: self.stopped.clone(), served: self.served.clone() }
@@ -55,30 +55,30 @@ impl Drain {
         self.draining.cancelled().await;
     }
 
-    /// Waits until a connection has to end that has had no request since `since`, when it was ready for one.
+    /// Waits until an idle connection must end, which has been ready for a request since `since`.
     #[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
     pub fn unused(&self, since: Instant) -> impl Future<Output = ()> + '_ {
-        // A block and a box: each connection has room for this as long as it lives.
+        // A block and a box, because each connection reserves memory for this future.
         async move {
             self.draining.cancelled().await;
             Box::pin(sleep_until(since + FIRST_WORD)).await;
         }
     }
 
-    /// Waits until no guard is held, or `grace` is over; then nothing new is served. Returns how many were left and
-    /// are cut off.
+    /// Waits until no guard is held, or until `grace` is over. Then nothing new is served. Returns how many guards are
+    /// left; their connections are cut off.
     pub async fn finish(&self, grace: Duration) -> usize {
         self.begin();
         self.served.close();
         let _ = timeout(grace, self.served.wait()).await;
         let left = self.alive();
         self.stopped.cancel();
-        // Their records are written when the workers drop them.
+        // They are written to the access log when the workers drop them.
         let _ = timeout(LAST_RECORDS, self.served.wait()).await;
         left
     }
 
-    /// Cancelled when it is over.
+    /// Cancelled when the drain is over.
     pub fn stopped(&self) -> CancellationToken {
         self.stopped.clone()
     }

@@ -1,13 +1,12 @@
-//! What went wrong, as facts: what happened, how far it had come, who is to blame, and what the peer had of
-//! what was sent.
+//! The facts about a failure: what happened, in which stage, what is at fault, and how much of the request the peer
+//! received.
 //!
-//! Modules have typed errors of their own, and say here what they come to. Whether something is tried again,
-//! whether an endpoint is ejected and whether a target is left are pure functions of these facts; status,
-//! `Proxy-Status`, log line and metrics label are views of them.
+//! Modules have their own typed errors and convert them to these facts. Retries, ejections of endpoints and failover
+//! are pure functions of the facts. Status, `Proxy-Status`, log line and metrics label are derived from them.
 
 use std::{error::Error, fmt, net::SocketAddr, sync::Arc};
 
-/// A failure. A clone is cheap, and goes to all who waited for the same thing.
+/// A failure. Clones are cheap: all requests that waited for the same thing get one.
 #[derive(Clone)]
 pub struct Fault(Arc<Parts>);
 
@@ -21,24 +20,24 @@ struct Parts {
 pub struct Diagnosis {
     /// What happened.
     pub kind: Kind,
-    /// How far it had come.
+    /// The stage in which it happened.
     pub stage: Stage,
-    /// Who is to blame.
+    /// What is at fault.
     pub blame: Blame,
-    /// What the peer had of what was sent.
+    /// How much of the request the peer received.
     pub taken: Taken,
     /// The endpoint in question.
     pub endpoint: Option<SocketAddr>,
 }
 
-/// An error that knows more than its text.
+/// An error with more details than its text.
 pub trait Cause: Error + Send + Sync {
     /// The setting or the command that fixes it.
     fn fix(&self) -> Option<String> {
         None
     }
 
-    /// The names that DNS led through, where it is about them.
+    /// The CNAME chain, if the error is about it.
     fn chain(&self) -> Option<&[Arc<str>]> {
         None
     }
@@ -73,52 +72,52 @@ pub enum Kind {
     Loop,
     /// Nothing listens there.
     ConnectionRefused,
-    /// The connection could not be made in time.
+    /// The connection could not be established in time.
     ConnectTimeout,
-    /// The connection could not be made at all.
+    /// The connection could not be established.
     Unreachable,
     /// The connection ended too early.
     ConnectionLost,
-    /// TLS could not be agreed upon.
+    /// The TLS handshake failed.
     TlsProtocol,
-    /// The certificate does not prove the true name.
+    /// The certificate could not be verified for the true name.
     TlsCertificate,
-    /// What came is not a response.
+    /// The received bytes are not a valid response.
     ResponseInvalid,
-    /// The target did not go on in time.
+    /// The target did not respond or continue in time.
     ResponseTimeout,
-    /// The protocol was switched, or was not, against what was asked for.
+    /// The protocol was not switched as requested.
     UpgradeFailed,
 }
 
-/// Who is to blame: the least that should be avoided next time.
+/// What is at fault: the least that the next attempt should avoid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Blame {
-    /// Whoever asked.
+    /// The client.
     Client,
-    /// The connection: another one to the same endpoint may do.
+    /// The connection: another one to the same endpoint may work.
     Connection,
-    /// The endpoint: another one of the same target may do.
+    /// The endpoint: another one of the same target may work.
     Endpoint,
-    /// The target: another one of the same alias may do.
+    /// The target: another one of the same alias may work.
     Target,
-    /// The alias as it is configured: nothing else would do.
+    /// The alias or its configuration: no other target would work.
     Alias,
 }
 
-/// What the peer had of what was sent.
+/// How much of the request the peer received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// Nothing, provably.
+    /// Provably nothing.
     Nothing,
-    /// Nobody can tell.
+    /// Unknown.
     Unknown,
     /// Some of it, or all.
     Some,
 }
 
 impl Fault {
-    /// With the error that says it in words.
+    /// A fault with its cause, which has the text.
     pub fn new(diagnosis: Diagnosis, cause: impl Cause + 'static) -> Self {
         Self(Arc::new(Parts { diagnosis, cause: Box::new(cause) }))
     }
@@ -128,17 +127,17 @@ impl Fault {
         self.0.diagnosis.kind
     }
 
-    /// How far it had come.
+    /// The stage in which it happened.
     pub fn stage(&self) -> Stage {
         self.0.diagnosis.stage
     }
 
-    /// Who is to blame.
+    /// What is at fault.
     pub fn blame(&self) -> Blame {
         self.0.diagnosis.blame
     }
 
-    /// What the peer had of what was sent.
+    /// How much of the request the peer received.
     pub fn taken(&self) -> Taken {
         self.0.diagnosis.taken
     }
@@ -148,7 +147,7 @@ impl Fault {
         self.0.diagnosis.endpoint
     }
 
-    /// Whether the endpoint failed: that counts towards its ejection.
+    /// Whether the endpoint failed, which counts towards its ejection.
     pub fn is_of_endpoint(&self) -> bool {
         self.blame() == Blame::Endpoint
     }
@@ -158,12 +157,12 @@ impl Fault {
         self.0.cause.fix()
     }
 
-    /// The names that DNS led through, where it is about them.
+    /// The CNAME chain, if the error is about it.
     pub fn chain(&self) -> Option<&[Arc<str>]> {
         self.0.cause.chain()
     }
 
-    /// The error itself, where it is one of these.
+    /// The cause, if it is of this type.
     pub fn cause<E: Error + 'static>(&self) -> Option<&E> {
         let cause: &(dyn Error + 'static) = &*self.0.cause;
         cause.downcast_ref()
@@ -188,12 +187,12 @@ impl Error for Fault {
     }
 }
 
-/// How far a request came: the `stage` of an error response.
+/// How far a request got: the `stage` of an error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Finding the alias for a Host.
     Route,
-    /// Asking DNS.
+    /// Querying DNS.
     Resolve,
     /// Checking names and addresses against `allow` and `policy`.
     Policy,
@@ -208,7 +207,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The word used in responses and logs.
+    /// The name used in responses and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Route => "route",
@@ -254,7 +253,7 @@ pub enum ProxyErrorType {
 }
 
 impl ProxyErrorType {
-    /// Every one, in the order of their declaration.
+    /// All types, in the order of their declaration.
     pub const ALL: [Self; 19] = [
         Self::DnsTimeout,
         Self::DnsError,

@@ -1,9 +1,9 @@
-//! Files on volumes that may hang (NFS, FUSE): read on threads of their own, under a deadline, so that
-//! neither signals nor DNS nor probes wait for them.
+//! Reads files on separate threads and with a deadline, because volumes may hang (NFS, FUSE):
+//! signals, DNS and probes must not wait for them.
 //!
-//! A read that hangs cannot be called back. Its thread is left behind, and ends with the process.
+//! A read that hangs cannot be cancelled. Its thread is abandoned and ends with the process.
 //!
-//! And files that change: what is still being written is not taken ([`Settling`]).
+//! [`Settling`] keeps files from being used while they are being written.
 
 use std::{
     fmt, io,
@@ -19,21 +19,21 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// How long a file may take to be read. Longer than a network file system's usual hiccup.
+/// The time limit for reading a file. Longer than the usual delays of a network file system.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long work may take in all, where nobody said which file it reads.
+/// The total time limit, if it is not known which file is being read.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How often it is asked whether a file hangs.
+/// How often to check whether a file hangs.
 const CHECK: Duration = Duration::from_millis(500);
 
-/// Threads that may be reading at once. As many as are left behind are no longer replaced.
+/// The most threads that read at once, including the abandoned ones.
 const MAX_THREADS: usize = 8;
 
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// What is being read: by whom, since when.
+/// The files that are being read, by which thread and since when.
 static READING: Mutex<Vec<(ThreadId, Instant, PathBuf)>> = Mutex::new(Vec::new());
 
 /// Files were not read in time.
@@ -43,7 +43,7 @@ static READING: Mutex<Vec<(ThreadId, Instant, PathBuf)>> = Mutex::new(Vec::new()
     What(.file)
 )]
 pub struct Stuck {
-    /// The one that hangs, as far as that is known.
+    /// The file that hangs, if it is known.
     pub file: Option<PathBuf>,
 }
 
@@ -58,18 +58,18 @@ impl fmt::Display for What<'_> {
     }
 }
 
-/// Why there is no result of some work.
+/// Why the work has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
-    /// It reads a file that hangs.
+    /// A file hangs.
     #[error(transparent)]
     Stuck(#[from] Stuck),
-    /// There was no thread for it, or it panicked.
+    /// The thread could not be started, or it panicked.
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
 }
 
-/// Does work that reads files on a thread of its own; gives up on it where one of them hangs.
+/// Runs work that reads files on a separate thread. Fails if one of the files hangs.
 pub async fn work<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, WorkError> {
@@ -80,7 +80,7 @@ pub async fn work<T: Send + 'static>(
     let (done, mut result) = oneshot::channel();
     let thread = thread::Builder::new().name("files".into()).spawn(move || {
         let _slot = slot;
-        // Nobody waits any longer where it took too long.
+        // The caller no longer waits if it took too long.
         let _ = done.send(work());
     })?;
     let begun = Instant::now();
@@ -99,14 +99,14 @@ pub async fn work<T: Send + 'static>(
     }
 }
 
-/// What `reader` has been reading for too long.
+/// The file that `reader` has been reading for too long.
 fn hanging(reader: ThreadId) -> Option<PathBuf> {
     let reading = READING.lock();
     let mut hanging = reading.iter().filter(|(_, since, _)| since.elapsed() > READ_TIMEOUT);
     hanging.find(|(other, ..)| *other == reader).map(|(_, _, file)| file.clone())
 }
 
-/// Says which file is being read, for as long as the value lives.
+/// Registers the file that is being read, until the value is dropped.
 pub fn reading(file: &Path) -> Reading {
     let reader = thread::current().id();
     READING.lock().push((reader, Instant::now(), file.to_owned()));
@@ -128,23 +128,23 @@ impl Drop for Reading {
     }
 }
 
-/// What files held when they were looked at. A change counts once two looks in a row have found the same:
-/// half of a file that is being written may well be a whole one, too.
+/// The contents of files at each check. A change is accepted once two consecutive checks have found the same
+/// contents, because a half-written file may be valid, too.
 #[derive(Clone, Debug)]
 pub struct Settling<T> {
     settled: T,
-    /// Something else, at the last look.
+    /// Other contents, found by the last check.
     unsettled: Option<T>,
 }
 
 impl<T: PartialEq> Settling<T> {
-    /// Of files that are in use as they were found.
+    /// Starts with the contents that are in use.
     pub fn new(settled: T) -> Self {
         Self { settled, unsettled: None }
     }
 
-    /// A look has found `now`: whether that is a change which the look before has found, too. It is one
-    /// until it is [taken](Self::take).
+    /// A check has found `now`. Returns whether this is a change that the previous check has found, too. It is a
+    /// change until it is [taken](Self::take).
     pub fn has_changed(&mut self, now: T) -> bool {
         if now == self.settled {
             self.unsettled = None;
@@ -155,12 +155,12 @@ impl<T: PartialEq> Settling<T> {
         same
     }
 
-    /// Whether another look should follow soon.
+    /// Whether another check should follow soon.
     pub fn is_unsettled(&self) -> bool {
         self.unsettled.is_some()
     }
 
-    /// What was found last is what counts from now on.
+    /// Accepts the change.
     pub fn take(&mut self) -> &T {
         if let Some(now) = self.unsettled.take() {
             self.settled = now;

@@ -1,4 +1,4 @@
-//! Private temporary folders: nobody else can read them, and they go with the process.
+//! Private temporary folders: no other user can read them, and they are removed at the end of the process.
 
 use std::{
     env,
@@ -15,44 +15,44 @@ use nix::{
 };
 use parking_lot::Mutex;
 
-/// What the names of all begin with.
+/// The prefix of all names.
 const PREFIX: &str = "truename-private-";
 
-/// A folder this young may be one that is not locked yet.
+/// A younger folder may not be locked yet.
 const MIN_AGE: Duration = Duration::from_secs(60);
 
-/// A thread that still writes into a folder makes its removal fail.
+/// How often removal is tried. It fails while another thread still writes into the folder.
 const TRIES: usize = 3;
 
-/// Those of this process; `None` once it ends, so that no thread makes another behind the removal.
+/// The folders of this process; `None` once it ends, so that no thread creates another one after the removal.
 static FOLDERS: Folders = Folders(Mutex::new(Some(Vec::new())));
 
 struct Folders(Mutex<Option<Vec<PathBuf>>>);
 
-/// A private temporary folder, removed with all it holds when dropped, or by [`remove_all`].
+/// A private temporary folder, removed with its contents when dropped, or by [`remove_all`].
 #[derive(Debug)]
 pub struct PrivateFolder {
     path: PathBuf,
-    /// Says that its process is alive.
+    /// Shows other processes that this process is alive.
     _lock: Option<Flock<File>>,
 }
 
 impl PrivateFolder {
-    /// Makes one in the system's temporary folder, and removes those of processes that were killed.
+    /// Creates one in the system's temporary folder, and removes those of processes that were killed.
     pub fn create() -> io::Result<Self> {
         let parent = parent();
         remove_stale(&parent);
         let path = FOLDERS.create(&parent)?;
-        // Not every file system has locks: then nobody else will ever remove it.
+        // Not every file system has locks. Without one, no other process will remove it.
         Ok(Self { _lock: lock(&path), path })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes a new file into it, and says where that is.
+    /// Writes a new file into it, and returns its path.
     pub fn write(&self, name: &str, contents: &str) -> io::Result<PathBuf> {
         let path = self.path.join(name);
         OpenOptions::new()
@@ -75,12 +75,12 @@ impl Drop for PrivateFolder {
     }
 }
 
-/// Removes all folders of this process, which is about to end: no more are made.
+/// Removes all folders of this process, which is about to end. No more are created.
 pub fn remove_all() {
     FOLDERS.remove_all();
 }
 
-/// Whether [`remove_all`] was called: what has gone since is not to be made again.
+/// Whether [`remove_all`] was called. Removed folders must not be created again.
 pub fn is_ending() -> bool {
     FOLDERS.0.lock().is_none()
 }
@@ -104,7 +104,7 @@ impl Folders {
     }
 }
 
-/// The system's temporary folder; also where TMPDIR is set to nothing, which would be the working directory.
+/// The system's temporary folder. An empty TMPDIR is ignored, because it would mean the working directory.
 fn parent() -> PathBuf {
     let parent = env::temp_dir();
     if parent.as_os_str().is_empty() { PathBuf::from("/tmp") } else { parent }
@@ -115,13 +115,13 @@ fn ending() -> io::Error {
 }
 
 fn make(path: &Path) -> io::Result<()> {
-    // Not recursive, so that a folder (or a link) that somebody put there first is an error.
+    // Not recursive, so that a folder (or a link) that already exists is an error.
     DirBuilder::new().mode(0o700).create(path).map_err(|error| at(path, &error))
 }
 
-/// What cannot be removed is left to the system, which empties its temporary folder.
+/// If this fails, the system removes the folder when it cleans up its temporary folder.
 fn remove(path: &Path) {
-    // Under another name first: a thread that is still writing into it finds it no more.
+    // Renamed first, so that a thread that is still writing into it does not find it.
     let mut removed = path.as_os_str().to_owned();
     removed.push("-removed");
     let path = match fs::rename(path, &removed) {
@@ -136,7 +136,7 @@ fn remove(path: &Path) {
     }
 }
 
-/// Removes this user's folders whose processes are gone.
+/// Removes this user's folders whose processes have ended.
 fn remove_stale(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
@@ -156,7 +156,7 @@ fn is_old_and_private(entry: &fs::DirEntry) -> bool {
         && age.is_some_and(|age| age > MIN_AGE)
 }
 
-/// Locks a folder; `None` where another process has it.
+/// Locks a folder; `None` if another process has locked it.
 fn lock(path: &Path) -> Option<Flock<File>> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
     let folder = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).ok()?;

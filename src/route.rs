@@ -19,7 +19,7 @@ use crate::{
 pub struct Routes {
     by_host: HashMap<String, Arc<Alias>>,
     aliases: Vec<Arc<Alias>>,
-    /// The alias whose `hosts` say `*`.
+    /// The alias with `*` in its `hosts`.
     any: Option<Arc<Alias>>,
 }
 
@@ -30,7 +30,7 @@ const LISTED: usize = 10;
 const LONGEST_NAME: usize = 253;
 const SHOWN: usize = 64;
 
-/// No alias answers to a Host. This stops web pages that use DNS rebinding.
+/// No alias has this Host. This stops web pages that use DNS rebinding.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} is not a name that this listener serves; it serves {served}", shown(.host.as_deref()))]
 pub struct RouteError {
@@ -138,8 +138,8 @@ impl Routes {
             .or(self.any.as_ref())
     }
 
-    /// The alias whose certificate a client is shown that gave this name by SNI, and whether the listener
-    /// answers to any name. Without a name, it is the listener's first alias.
+    /// The alias whose certificate is presented to a client with this SNI, and whether the listener
+    /// accepts any name. Without SNI, it is the listener's first alias.
     pub fn shown(&self, name: Option<&str>) -> Option<(&Arc<Alias>, bool)> {
         let Some(name) = name else { return Some((self.aliases.first()?, false)) };
         let folded = folded(name);
@@ -150,7 +150,7 @@ impl Routes {
         Some((alias, self.any.is_some()))
     }
 
-    /// The names that are answered to whatever DNS says, for an error: of many, the first few.
+    /// The names that are served regardless of DNS, for an error; the first few of many.
     pub fn served(&self) -> String {
         let mut seen = HashSet::default();
         let names = self.aliases.iter().flat_map(|alias| alias.hosts());
@@ -179,7 +179,7 @@ impl Routes {
     }
 }
 
-/// Without the dot of an absolute name. Two dots make it no name at all.
+/// Without the dot of an absolute name. With two dots, it is no valid name.
 fn folded(host: &str) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }

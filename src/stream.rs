@@ -1,4 +1,4 @@
-//! Byte streams and the TCP sockets beneath them: what the kernel knows of a connection, and how it ends.
+//! Byte streams and their TCP sockets: the kernel's state of a connection, and how it ends.
 
 use std::{
     fmt::Debug,
@@ -34,7 +34,7 @@ const MAX_KEEPALIVE: u64 = 32_767;
 const TAKEN_BY_ALL: u64 = 4 * 1024;
 
 sockopt_impl!(
-    /// Linux' `struct tcp_info`, as far as it is needed here.
+    /// The part of Linux' `struct tcp_info` that is needed here.
     TcpInfo,
     GetOnly,
     libc::IPPROTO_TCP,
@@ -49,15 +49,15 @@ pub struct TcpState {
     state: u8,
     _options: [u8; 7],
     _timeouts: [u32; 4],
-    /// Segments that are sent and not acknowledged.
+    /// Segments that are sent and not yet acknowledged.
     unacknowledged: u32,
     _path: [u32; 19],
     _pacing: [u64; 2],
-    /// Bytes, and one for the SYN.
+    /// Bytes, plus one for the SYN.
     acknowledged: u64,
     _received: u64,
     _segments: [u32; 2],
-    /// Bytes that are written and not sent.
+    /// Bytes that are written and not yet sent.
     unsent: u32,
     _min_rtt: u32,
 }
@@ -88,12 +88,12 @@ pub type Place = Box<dyn Debug + Send + Sync>;
 
 /// How long the kernel waits for a peer that acknowledges nothing (`TCP_USER_TIMEOUT`).
 ///
-/// Linux takes a peer that does not read for one that is gone, although it acknowledges every probe of its closed
+/// Linux treats a peer that does not read like one that is gone, although it acknowledges every probe of its closed
 /// window. So the limit applies only while so little was written that any peer's kernel accepts it whether the peer
 /// reads or not, and is lifted before more is written.
 #[derive(Debug, Default)]
 struct UserTimeout {
-    /// Milliseconds. 0 where there is no limit.
+    /// Milliseconds. 0 is no limit.
     limit: AtomicU32,
     /// What had been written when it was set.
     mark: AtomicU64,
@@ -108,7 +108,7 @@ impl Socket {
         (read, Self { half: Some(write), written, user_timeout, place: None })
     }
 
-    /// Has it hold its place.
+    /// Makes the stream hold this place until it is closed.
     pub fn hold(&mut self, place: Place) {
         self.place = Some(place);
     }
@@ -361,7 +361,7 @@ mod tests {
         net::TcpListener,
     };
 
-    /// Linux would take a peer that does not read for one that is gone.
+    /// Linux would treat a peer that does not read like one that is gone.
     #[tokio::test]
     async fn a_peer_that_may_not_read_is_under_no_limit_of_the_kernels() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

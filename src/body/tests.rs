@@ -81,7 +81,7 @@ fn a_body_in_pieces_of_a_byte_is_kept_in_few() {
     assert_eq!(read(&mut body, REPLAY_LIMIT), (vec![b'x'; REPLAY_LIMIT], false, true));
 }
 
-/// Its bytes would be missing in the midst of what the next one sends.
+/// Its bytes would be missing from the middle of what the next one sends.
 #[test]
 fn a_try_that_is_over_reads_nothing_more_of_the_body() {
     let mut first = body(&[b"a".to_vec(), b"b".to_vec()], false);
@@ -89,7 +89,7 @@ fn a_try_that_is_over_reads_nothing_more_of_the_body() {
     let mut cx = Context::from_waker(Waker::noop());
     assert!(matches!(Pin::new(&mut first).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
     assert!(second.rewind());
-    // There may be no budget for another try after all.
+    // There may be no retry budget for another attempt.
     assert!(matches!(Pin::new(&mut first).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
     assert!(second.rewind());
     let mut second = second.next_try();

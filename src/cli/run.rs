@@ -222,7 +222,7 @@ impl Run {
                 _ => None,
             };
             if let Some(request) = request {
-                request.answer(result);
+                request.reply(result);
             }
         }
     }

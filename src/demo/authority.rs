@@ -1,7 +1,7 @@
-//! A throw-away certificate authority for the demo's world and for tests.
+//! A temporary certificate authority for the demo and for tests.
 //!
-//! It vouches for any name it is asked to, so its root must only ever be given to a process that
-//! talks to this world. The proxy's own, name-constrained authority lives in `tls::authority`.
+//! It issues certificates for any name, so its root must only be trusted by processes that connect to the
+//! demo or the test. The proxy's own, name-constrained authority is in `tls::authority`.
 
 use std::{
     net::IpAddr,
@@ -19,13 +19,13 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
-/// How long a root, and a leaf unless told otherwise, is valid.
+/// The validity of roots, and the default validity of leaves.
 const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Backdates what is issued: a peer in a container may run on a clock that is a little behind.
+/// Certificates are backdated by this, because a peer's clock may be slightly behind.
 const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
-/// A root key in memory, and what it signs.
+/// A certificate authority with its key in memory.
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -34,7 +34,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes a fresh root whose subject is `common_name`.
+    /// Creates a root with the subject `common_name`.
     pub fn new(common_name: &str) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate()?;
         let now = SystemTime::now();
@@ -57,19 +57,19 @@ impl Authority {
         &self.root
     }
 
-    /// The root certificate as PEM: what goes into `tls.ca.files`.
+    /// The root certificate as PEM, for `tls.ca.files`.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
     }
 
-    /// A trust store that holds this root and nothing else.
+    /// A trust store with only this root.
     pub fn roots(&self) -> Arc<RootCertStore> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates([self.root.clone()]);
         Arc::new(roots)
     }
 
-    /// Signs a certificate that bears exactly `names` and `addresses`.
+    /// Issues a certificate that is valid for exactly `names` and `addresses`.
     pub fn issue(
         &self,
         names: &[&str],
@@ -109,7 +109,7 @@ impl Authority {
         })
     }
 
-    /// A certificate revocation list, as PEM, that revokes `leaves`: what goes into `tls.crls`.
+    /// A certificate revocation list that revokes `leaves`, as PEM, for `tls.crls`.
     pub fn revocation_list(&self, leaves: &[&Leaf]) -> Result<String, AuthorityError> {
         let now = SystemTime::now();
         let mut revoked_certs = Vec::with_capacity(leaves.len());
@@ -133,22 +133,22 @@ impl Authority {
     }
 }
 
-/// What may differ from an ordinary server certificate that is valid now.
+/// Deviations from an ordinary server certificate that is valid now.
 #[derive(Clone, Debug, Default)]
 pub struct LeafOptions {
-    /// The subject's common name; the first name when not given. No verifier of today reads it:
-    /// a leaf with a common name and no names is how to test that.
+    /// The subject's common name; by default the first name. Modern verifiers ignore it. A leaf with a
+    /// common name and no names can test that.
     pub common_name: Option<String>,
-    /// The first instant of validity; a few minutes ago when not given.
+    /// The start of validity; by default a few minutes ago.
     pub not_before: Option<SystemTime>,
-    /// The last instant of validity; in a day when not given.
+    /// The end of validity; by default in a day.
     pub not_after: Option<SystemTime>,
     /// The extended key usage.
     pub usage: Usage,
 }
 
 impl LeafOptions {
-    /// A certificate that was valid once and is no longer.
+    /// A certificate that has expired.
     pub fn expired() -> Self {
         let now = SystemTime::now();
         Self {
@@ -162,17 +162,17 @@ impl LeafOptions {
 /// What a certificate may be used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Usage {
-    /// To prove who a server is.
+    /// Server authentication.
     #[default]
     Server,
-    /// To prove who a client is.
+    /// Client authentication.
     Client,
 }
 
 /// A certificate with its key.
 #[derive(Debug)]
 pub struct Leaf {
-    /// The leaf alone: its issuer is a root, which peers have or do not trust.
+    /// The leaf alone, because its issuer is a root, which is not sent.
     pub chain: Vec<CertificateDer<'static>>,
     /// The key, PKCS #8.
     pub key: PrivateKeyDer<'static>,
@@ -196,10 +196,10 @@ impl Leaf {
     }
 }
 
-/// Why a certificate could not be made.
+/// Why a certificate could not be issued.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// A name that no certificate can bear, or a key that could not be made.
+    /// A name that is not possible in certificates, or a key that could not be generated.
     #[error("cannot make the certificate: {0}")]
     Certificate(#[from] rcgen::Error),
     /// rustls refuses the chain, the key or the protocol versions.
@@ -216,8 +216,8 @@ fn subject(common_name: &str) -> DistinguishedName {
     name
 }
 
-/// rcgen dates certificates with a type of the `time` crate, which is no dependency of ours: adding
-/// this to the epoch makes one without naming it.
+/// rcgen uses a type of the `time` crate, which we do not depend on. Adding this to rcgen's epoch
+/// gives such a value.
 fn since_1970(time: SystemTime) -> Result<Duration, SystemTimeError> {
     time.duration_since(UNIX_EPOCH)
 }

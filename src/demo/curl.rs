@@ -1,4 +1,4 @@
-//! Makes one GET on a connection of its own, as curl does, and says why it failed as curl would.
+//! Sends one GET on a new connection, and reports errors as curl does.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,14 +22,14 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 const DEADLINE: Duration = Duration::from_secs(20);
 const MAX_BODY: usize = 1024 * 1024;
 
-/// An answer, whatever its status.
+/// A response with any status.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The status.
     pub status: StatusCode,
-    /// `x-served-by`: the address of the origin that answered.
+    /// `x-served-by`: the address of the origin that responded.
     pub served_by: Option<String>,
-    /// The body; null where it is no JSON.
+    /// The body; null if it is not JSON.
     pub body: Value,
 }
 
@@ -51,7 +51,7 @@ pub async fn https(
     .await?
 }
 
-/// `curl --cacert ROOTS --proxy PROXY https://NAME/TARGET`: through CONNECT, and all of [`https`]
+/// `curl --cacert ROOTS --proxy PROXY https://NAME/TARGET`: through CONNECT, with [`https`]
 /// inside of it.
 pub async fn https_through(
     proxy: SocketAddr,
@@ -102,7 +102,7 @@ where
 {
     let request = Request::get(target).header(header::HOST, host).body(Empty::<Bytes>::new())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Ends with `sender`; what goes wrong with it, the response tells.
+    // Ends with `sender`. Its errors are also errors of the response.
     tokio::spawn(connection);
     let (head, body) = sender.send_request(request).await?.into_parts();
     let body = Limited::new(body, MAX_BODY).collect().await.map_err(CurlError::Body)?;
@@ -114,24 +114,24 @@ where
     })
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum CurlError {
-    /// The name, the target or the host cannot stand in a request.
-    #[error("cannot ask: {0}")]
+    /// The name, the target or the host is not valid in a request.
+    #[error("invalid request: {0}")]
     Request(#[from] http::Error),
-    /// No name to verify.
-    #[error("cannot ask: {0}")]
+    /// The name cannot be verified.
+    #[error("invalid request: {0}")]
     Name(#[from] InvalidDnsNameError),
-    /// Nobody listens.
+    /// The connection was refused.
     #[error("(7) Failed to connect to {address}: {source}")]
     Connect {
-        /// Where to.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// The proxy opens no tunnel.
+    /// The proxy refused the tunnel.
     #[error("(56) CONNECT tunnel failed, response {0}")]
     Tunnel(StatusCode),
     /// The certificate is for other names.
@@ -139,27 +139,27 @@ pub enum CurlError {
         "(60) SSL: no alternative certificate subject name matches target host name '{expected}'"
     )]
     NameMismatch {
-        /// The name that was asked for.
+        /// The name of the URL.
         expected: String,
-        /// The names that the certificate bears.
+        /// The names that the certificate is valid for.
         presented: Vec<String>,
     },
-    /// The certificate is bad in another way.
+    /// The certificate is invalid for another reason.
     #[error("(60) SSL certificate problem: {0}")]
     Certificate(CertificateError),
-    /// The TLS handshake.
+    /// The TLS handshake failed.
     #[error("(35) TLS connect error: {0}")]
     Handshake(io::Error),
-    /// The TLS configuration.
+    /// The TLS configuration is invalid.
     #[error("cannot speak TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// HTTP.
+    /// An HTTP error.
     #[error("(56) {0}")]
     Http(#[from] hyper::Error),
-    /// The body.
+    /// The body could not be read.
     #[error("(56) the response's body: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
-    /// Too slow.
+    /// A timeout.
     #[error("(28) Operation timed out after 20 s")]
     Timeout(#[from] Elapsed),
 }
@@ -181,7 +181,7 @@ impl CurlError {
     }
 }
 
-/// rustls shows a certificate's names as `DnsName("httpbin.org")`.
+/// rustls formats a certificate's names as `DnsName("httpbin.org")`.
 fn plain_name(shown: &str) -> String {
     let name = shown.strip_prefix("DnsName(\"").and_then(|rest| rest.strip_suffix("\")"));
     name.unwrap_or(shown).to_owned()

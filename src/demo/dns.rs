@@ -1,8 +1,8 @@
-//! A DNS server on loopback, UDP and TCP, that answers from a table which may change while it runs.
+//! A DNS server on loopback, with UDP and TCP, that responds from a table which may change while it runs.
 //!
-//! Two ways to fill the table. *Zone* records are answered as CoreDNS answers for an `ExternalName`: the chain is
-//! followed as far as the table knows it, a chain that leads out of the cluster without an address is a lone CNAME, one
-//! that ends inside is NODATA. An *exact* answer stands for one name and type, and is sent as it is written.
+//! There are two kinds of entries. *Zone* records are returned as CoreDNS does for an `ExternalName`: the chain is
+//! followed as far as the table has it, a chain that leads out of the cluster without an address is a lone CNAME, one
+//! that ends inside is NODATA. An *exact* response is for one name and type, and is sent as it is.
 
 use hickory_proto::{
     op::{Message, Metadata, ResponseCode},
@@ -31,23 +31,23 @@ use tokio::{
 pub use hickory_proto::rr::RecordType;
 
 const CLUSTER: &str = "cluster.local";
-/// Names that the query counter remembers: whoever reaches the port must not make it grow for ever.
+/// How many names the query counter has at most, so that clients cannot make it grow without limit.
 const MAX_COUNTED: usize = 4096;
 const MAX_TCP_CONNECTIONS: usize = 64;
 const TCP_IDLE: Duration = Duration::from_secs(10);
 
-/// One record of an answer; names in any case, with or without the trailing dot.
+/// A resource record. Names may be in any case, with or without the trailing dot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The name that the record belongs to.
+    /// The owner name.
     pub owner: String,
-    /// Seconds.
+    /// The TTL in seconds.
     pub ttl: u32,
-    /// Where it leads.
+    /// The data.
     pub data: Data,
 }
 
-/// What a [`Record`] says.
+/// The data of a [`Record`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Data {
     /// The owner is an alias of this name.
@@ -66,10 +66,10 @@ pub fn address(owner: &str, ttl: u32, ip: impl Into<IpAddr>) -> Record {
     Record { owner: owner.to_owned(), ttl, data: Data::Address(ip.into()) }
 }
 
-/// What the server says to one question.
+/// The response to a query.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// NOERROR and these records, in this order, whatever they say.
+    /// NOERROR with these records, in this order.
     Records(Vec<Record>),
     /// NXDOMAIN, with the SOA.
     NxDomain,
@@ -82,15 +82,15 @@ pub enum Answer {
     ServFail,
     /// REFUSED.
     Refused,
-    /// Nothing at all.
+    /// No response.
     Silence,
-    /// TC and the CNAMEs alone over UDP, these records over TCP.
+    /// TC and only the CNAMEs over UDP, these records over TCP.
     Truncated(Vec<Record>),
-    /// Octets that are no DNS message, behind the right id.
+    /// The right id, followed by octets that are not a DNS message.
     Garbage,
 }
 
-/// A running server; it stops when this is dropped.
+/// A running server. It stops when this is dropped.
 #[derive(Debug)]
 pub struct DnsServer {
     address: SocketAddr,
@@ -99,7 +99,7 @@ pub struct DnsServer {
 }
 
 impl DnsServer {
-    /// Binds UDP and TCP on the same port; port 0 takes one that is free for both.
+    /// Binds UDP and TCP on the same port. Port 0 chooses one that is free for both.
     pub async fn start(address: SocketAddr) -> io::Result<DnsServer> {
         let (udp, tcp) = bind(address).await?;
         let address = udp.local_addr()?;
@@ -111,12 +111,12 @@ impl DnsServer {
         Ok(DnsServer { address, table, tasks })
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Puts records into the zone. The owners' former zone records go; other names stay.
+    /// Sets records of the zone. They replace the previous zone records of their owners.
     pub fn zone(&self, records: impl IntoIterator<Item = Record>) {
         let mut fresh: HashMap<String, Vec<Record>> = HashMap::new();
         for record in records {
@@ -125,44 +125,44 @@ impl DnsServer {
         self.table.entries.lock().zone.extend(fresh);
     }
 
-    /// Answers exactly this to A and AAAA questions for the name.
+    /// Sets the exact response to A and AAAA queries for the name.
     pub fn answer(&self, name: &str, answer: Answer) {
         self.answer_type(name, RecordType::A, answer.clone());
         self.answer_type(name, RecordType::AAAA, answer);
     }
 
-    /// Answers exactly this to questions for the name and type, whatever the zone says.
+    /// Sets the exact response to queries for the name and type. It takes precedence over the zone.
     pub fn answer_type(&self, name: &str, kind: RecordType, answer: Answer) {
         let mut entries = self.table.entries.lock();
         entries.exact.insert((key(name), kind), answer);
     }
 
-    /// Forgets the exact answers for the name: the zone speaks again.
+    /// Removes the exact responses for the name, so that the zone is used again.
     pub fn restore(&self, name: &str) {
         let name = key(name);
         let mut entries = self.table.entries.lock();
         entries.exact.retain(|(owner, _), _| *owner != name);
     }
 
-    /// Takes the name out of the zone.
+    /// Removes the name from the zone.
     pub fn remove(&self, name: &str) {
         self.table.entries.lock().zone.remove(&key(name));
     }
 
-    /// How often the name was asked for with this type, lost and unanswered questions included.
+    /// The number of queries for this name and type, including those without a response.
     pub fn queries(&self, name: &str, kind: RecordType) -> usize {
         let counts = self.table.counts.borrow();
         counts.get(&(key(name), kind)).copied().unwrap_or(0)
     }
 
-    /// Waits until the name was asked for `count` times, all types together, since the start.
+    /// Waits until there were `count` queries for the name since the start, of all types together.
     pub async fn wait_for_queries(&self, name: &str, count: usize) {
         let name = key(name);
         let asked = |counts: &HashMap<(String, RecordType), usize>| {
             let of_name = counts.iter().filter(|((owner, _), _)| *owner == name);
             of_name.map(|(_, n)| n).sum::<usize>() >= count
         };
-        // The sender lives in `self`, so that this cannot fail.
+        // The sender is in `self`, so this cannot fail.
         let _ = self.table.counts.subscribe().wait_for(asked).await;
     }
 }
@@ -181,7 +181,7 @@ async fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
         let udp = UdpSocket::bind(address).await?;
         match TcpListener::bind(udp.local_addr()?).await {
             Ok(tcp) => return Ok((udp, tcp)),
-            // The port that UDP was given may be taken for TCP.
+            // The port chosen for UDP may be in use for TCP.
             Err(error) if address.port() != 0 || attempts == 16 => return Err(error),
             Err(_) => attempts += 1,
         }
@@ -190,7 +190,7 @@ async fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
 
 async fn serve_udp(socket: UdpSocket, table: Arc<Table>) {
     let mut buffer = [0; 4096];
-    // An error here is an ICMP message about an answer that nobody waited for.
+    // An error here is an ICMP message about a response that the client no longer waited for.
     loop {
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
             tokio::task::yield_now().await;
@@ -250,8 +250,8 @@ struct Entries {
 }
 
 impl Table {
-    /// The octets to send back; none for silence, and for what cannot be encoded: CoreDNS, too, does not answer for an
-    /// `externalName` with a label of 64 characters.
+    /// The octets to send back; `None` for no response, and for what cannot be encoded: CoreDNS does not respond
+    /// either for an `externalName` with a label of 64 characters.
     fn reply(&self, request: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let request = Message::from_vec(request).ok()?;
         let query = request.queries.first()?;
@@ -318,7 +318,7 @@ impl Entries {
         let mut end = name.to_owned();
         while let Some((alias, target)) = records.iter().find_map(link) {
             if chain.contains(alias) {
-                // The forwarder of a looping vendor says SERVFAIL, of which CoreDNS keeps its own CNAMEs only.
+                // The forwarder returns SERVFAIL for a loop of the vendor, of which CoreDNS keeps only its own CNAMEs.
                 chain.retain(|record| in_cluster(&key(&record.owner)));
                 records = &[];
                 break;
@@ -342,7 +342,7 @@ impl Entries {
     }
 }
 
-/// TC, and of the records what CoreDNS leaves.
+/// TC with the records that CoreDNS keeps.
 fn truncated(reply: Message, records: &[Record]) -> Option<Vec<u8>> {
     let mut reply = reply.truncate();
     for record in records.iter().filter(|record| record.kind() == RecordType::CNAME) {

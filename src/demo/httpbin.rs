@@ -1,8 +1,8 @@
-//! What httpbin.org answers, as far as the demo and the tests ask: a pure function from a request to
+//! The responses of httpbin.org that the demo and the tests need: a pure function from a request to
 //! an [`Answer`].
 //!
-//! Two liberties: a proxy's own request headers (`X-Forwarded-For`, `Via`, …) are shown, which
-//! httpbin.org hides; and a multipart body is shown whole in `data` rather than taken apart.
+//! There are two differences: request headers of proxies (`X-Forwarded-For`, `Via`, …) are shown, which
+//! httpbin.org hides, and a multipart body is shown as a whole in `data` instead of being parsed.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -12,40 +12,40 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, 
 use serde::Serialize;
 use serde_json::Value;
 
-/// The longest `/delay`, as at httpbin.org.
+/// The longest `/delay`, as on httpbin.org.
 const MAX_DELAY: Duration = Duration::from_secs(10);
-/// The most `/bytes`, as at httpbin.org.
+/// The most `/bytes`, as on httpbin.org.
 const MAX_BYTES: usize = 100 * 1024;
-/// The most lines of `/stream`, as at httpbin.org.
+/// The most lines of `/stream`, as on httpbin.org.
 const MAX_LINES: usize = 100;
 
-/// What to answer, and when.
+/// A response and its delay.
 #[derive(Debug)]
 pub struct Answer {
     /// The status.
     pub status: StatusCode,
-    /// The header fields, but for the body's length and the date.
+    /// The header fields, except Content-Length and Date.
     pub headers: HeaderMap,
     /// The body.
     pub body: AnswerBody,
-    /// How long to wait before the answer.
+    /// How long to wait before the response.
     pub delay: Duration,
 }
 
-/// A body of known length, or one that is streamed.
+/// A body of known length, or a streamed one.
 #[derive(Debug)]
 pub enum AnswerBody {
-    /// Sent whole, with its length.
+    /// Sent as a whole, with its length.
     Whole(Bytes),
-    /// Sent one by one, without a length: chunked in HTTP/1.1.
+    /// Sent piece by piece, without a length: chunked in HTTP/1.1.
     Streamed(Vec<Bytes>),
 }
 
-/// Answers a request that came from `peer` with `body`.
+/// The response to a request from `peer` with `body`.
 pub fn answer(head: &request::Parts, body: &[u8], peer: IpAddr) -> Answer {
     let seen = Seen { head, body, peer };
     let mut answer = seen.route();
-    // A browser may call httpbin.org from any page: these two are in its every answer.
+    // Every response allows browsers to call httpbin.org from any page.
     let origin = head.headers.get(header::ORIGIN).cloned();
     answer.headers.insert(
         header::ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -79,7 +79,7 @@ impl Answer {
         }
     }
 
-    /// An answer whose body says, in a line, what is the matter.
+    /// A response with a line of text as its body.
     pub fn text(status: StatusCode, text: &str) -> Self {
         Self::empty(status)
             .with(header::CONTENT_TYPE, "text/plain; charset=utf-8")
@@ -90,7 +90,7 @@ impl Answer {
         Self::empty(status).with(header::LOCATION, location)
     }
 
-    /// Leaves the field out where the value cannot be one: it may come from the client's query.
+    /// Omits the field if the value is invalid, because it may come from the client's query.
     fn with(mut self, name: HeaderName, value: &str) -> Self {
         if let Ok(value) = HeaderValue::from_str(value) {
             self.headers.append(name, value);
@@ -104,7 +104,7 @@ impl Answer {
     }
 }
 
-/// A request as it came.
+/// A request as it was received.
 struct Seen<'a> {
     head: &'a request::Parts,
     body: &'a [u8],
@@ -114,7 +114,7 @@ struct Seen<'a> {
 impl Seen<'_> {
     fn route(&self) -> Answer {
         let path = self.head.uri.path();
-        // `*` and CONNECT's empty path have no slash to take off.
+        // `*` and CONNECT's empty path have no slash.
         let asked = path.strip_prefix('/').unwrap_or(path);
         let (first, rest) = asked.split_once('/').unwrap_or((asked, ""));
         let reads = matches!(self.head.method, Method::GET | Method::HEAD);
@@ -186,7 +186,7 @@ impl Seen<'_> {
         self.query().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
     }
 
-    /// `Host`, or what stands for it in HTTP/2.
+    /// `Host`, or `:authority` in HTTP/2.
     fn host(&self) -> String {
         match host(&self.head.uri, &self.head.headers) {
             Some(host) => host.to_owned(),
@@ -199,7 +199,7 @@ impl Seen<'_> {
         format!("https://{}{path}", self.host())
     }
 
-    /// httpbin.org sees fields through WSGI: names in title case, repeated ones joined by a comma.
+    /// httpbin.org gets fields through WSGI: names in title case, repeated fields joined with commas.
     fn headers(&self) -> BTreeMap<String, String> {
         let mut shown = BTreeMap::from([("Host".to_owned(), self.host())]);
         for name in self.head.headers.keys().filter(|name| **name != header::HOST) {
@@ -266,14 +266,14 @@ impl Seen<'_> {
     }
 }
 
-/// The `Host` that a request names, in whichever version of HTTP.
+/// The `Host` of a request in any version of HTTP.
 pub fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     let field = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     field.or_else(|| uri.authority().map(|authority| authority.as_str()))
 }
 
 fn status(code: &str) -> Answer {
-    // 1xx are not answers of their own: a client would wait for another.
+    // A 1xx response is not final: a client would wait for another one.
     let Some(status) = code.parse::<StatusCode>().ok().filter(|code| !code.is_informational())
     else {
         return Answer::text(StatusCode::BAD_REQUEST, "Invalid status code");
@@ -307,7 +307,7 @@ fn title_case(name: &str) -> String {
         .collect()
 }
 
-/// A key that is given once has its value; one that is given again, a list.
+/// The value of a key that occurs once; a list for one that occurs several times.
 fn fold(pairs: form_urlencoded::Parse<'_>) -> BTreeMap<String, Value> {
     let mut folded = BTreeMap::new();
     for (key, value) in pairs {
@@ -323,7 +323,7 @@ fn fold(pairs: form_urlencoded::Parse<'_>) -> BTreeMap<String, Value> {
     folded
 }
 
-// The fields of these stand in alphabetical order because httpbin.org sorts its keys.
+// The fields of these are in alphabetical order, because httpbin.org sorts its keys.
 
 #[derive(Serialize)]
 struct Basics {

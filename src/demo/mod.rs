@@ -1,7 +1,7 @@
-//! The whole story on one machine, offline: a cluster's DNS, TLS origins, and the proxy between.
+//! The demo on one machine, offline: a cluster's DNS, TLS origins, and the proxy between them.
 //!
-//! [`world`] is what the proxy meets, [`story`] what an application meets without it and with it.
-//! The tests of the whole proxy live in the same world.
+//! [`world`] is the environment of the proxy. [`story`] shows what an application gets with and without it.
+//! The tests of the whole proxy use the same parts.
 
 pub mod authority;
 pub mod curl;

@@ -1,4 +1,4 @@
-//! Asks one DNS server one question and shows what it says, as nslookup does.
+//! Sends one query to a DNS server and shows the response, as nslookup does.
 
 use std::{
     io,
@@ -19,33 +19,33 @@ use tokio::{
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A record of the answer, in the order of the packet.
+/// A record of the answer section, in the order of the packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
     /// `owner canonical name = target`.
     Cname {
         /// The alias.
         owner: String,
-        /// Where it leads.
+        /// The target.
         target: String,
     },
     /// `owner` has this address.
     Address {
-        /// Whose address it is.
+        /// The owner.
         owner: String,
         /// The address.
         ip: IpAddr,
     },
 }
 
-/// Asks `server` for the IPv4 addresses of `name`, without search lists.
+/// Queries `server` for the IPv4 addresses of `name`, without search lists.
 pub async fn nslookup(server: SocketAddr, name: &str) -> Result<Vec<Line>, NslookupError> {
     let mut question = Message::query();
     let name = Name::from_ascii(format!("{}.", name.trim_end_matches('.')))?;
     question.add_query(Query::query(name, RecordType::A));
 
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    // Connected: a datagram of anybody else is not read.
+    // Connected, so that datagrams from others are ignored.
     socket.connect(server).await?;
     socket.send(&question.to_vec()?).await?;
     let mut buffer = [0; 4096];
@@ -64,19 +64,19 @@ pub async fn nslookup(server: SocketAddr, name: &str) -> Result<Vec<Line>, Nsloo
     Ok(lines.collect())
 }
 
-/// Why there is no answer.
+/// Why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum NslookupError {
-    /// The question cannot be asked.
-    #[error("cannot ask: {0}")]
+    /// The query is invalid.
+    #[error("invalid query: {0}")]
     Question(#[from] ProtoError),
-    /// The socket.
+    /// A socket error.
     #[error("cannot reach the DNS server: {0}")]
     Socket(#[from] io::Error),
-    /// Silence.
+    /// A timeout.
     #[error("the DNS server did not respond within 5 s")]
     Silence(#[from] Elapsed),
-    /// The answer is no DNS.
+    /// The response is not a valid DNS message.
     #[error("cannot parse the DNS server's response: {0}")]
     Answer(#[from] DecodeError),
 }

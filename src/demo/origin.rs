@@ -1,4 +1,4 @@
-//! An HTTPS origin that answers as httpbin.org does, and keeps count of what it saw.
+//! An HTTPS origin that responds like httpbin.org, and records its requests.
 
 use std::{
     collections::VecDeque,
@@ -35,35 +35,35 @@ use tokio_rustls::TlsAcceptor;
 
 use super::httpbin::{self, Answer, AnswerBody};
 
-/// Bodies are kept whole to be echoed: larger ones get 413.
+/// Bodies are stored to be echoed. Larger ones get 413.
 const MAX_BODY: usize = 1024 * 1024;
-/// Connections past these wait in the kernel's backlog.
+/// Connections beyond this limit wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 1024;
-/// Requests that [`Origin::visits`] remembers; the oldest go first.
+/// How many requests [`Origin::visits`] has; the oldest are removed first.
 const MAX_VISITS: usize = 4096;
-/// A handshake takes longer only when the peer gave up.
+/// The time limit for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that asks for nothing is closed after this.
+/// A connection without requests is closed after this.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// For how long accepting pauses after an error such as too many open files.
+/// The pause after an error of `accept`, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A running origin; dropping it closes its listener and every connection.
+/// A running origin. Dropping it closes its listener and all connections.
 #[derive(Debug)]
 pub struct Origin {
     address: SocketAddr,
     ledger: Arc<Ledger>,
-    /// Holds the accept loop, whose own set holds the connections: dropping it ends them all.
+    /// The accept loop, which owns the tasks of the connections.
     _tasks: JoinSet<()>,
 }
 
 impl Origin {
-    /// Binds `address` and serves there with `tls`; the certificate and the ALPN are its caller's.
+    /// Binds `address` and serves with `tls`, which has the certificate and the ALPN.
     pub async fn start(address: SocketAddr, tls: Arc<ServerConfig>) -> io::Result<Self> {
         Self::serve(TcpListener::bind(address).await?, tls)
     }
 
-    /// Serves on a listener that is bound already.
+    /// Serves on a bound listener.
     pub fn serve(listener: TcpListener, tls: Arc<ServerConfig>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let ledger = Arc::new(Ledger::default());
@@ -72,12 +72,12 @@ impl Origin {
         Ok(Self { address, ledger, _tasks: tasks })
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What happened so far.
+    /// The current totals.
     pub fn counts(&self) -> Counts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
@@ -99,18 +99,18 @@ impl Origin {
 pub struct Counts {
     /// TCP connections accepted.
     pub connections: u64,
-    /// Handshakes that did not come to an end: refused by either side, or not in time.
+    /// Handshakes that failed or timed out.
     pub handshakes_failed: u64,
-    /// Handshakes that resumed an earlier session.
+    /// Handshakes that resumed a session.
     pub handshakes_resumed: u64,
-    /// Requests answered.
+    /// Responses sent.
     pub requests: u64,
 }
 
-/// One request as the origin saw it.
+/// A request as the origin received it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Visit {
-    /// The name in the ClientHello, if there was one.
+    /// SNI, if there was one.
     pub sni: Option<String>,
     /// `Host`, or `:authority`.
     pub host: Option<String>,
@@ -120,7 +120,7 @@ pub struct Visit {
     pub target: String,
     /// The version of HTTP.
     pub version: Version,
-    /// Who asked.
+    /// The client's address.
     pub peer: SocketAddr,
 }
 
@@ -136,7 +136,7 @@ struct Ledger {
 async fn accept(listener: TcpListener, tls: TlsAcceptor, ledger: Arc<Ledger>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
-    // The permit comes first, so that a connection too many is not accepted only to wait here.
+    // The permit comes first, so that connections over the limit are not accepted.
     while let Ok(permit) = permits.clone().acquire_owned().await {
         while connections.try_join_next().is_some() {}
         let Ok((tcp, peer)) = listener.accept().await else {
@@ -174,7 +174,7 @@ async fn serve_connection(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, le
         async move { Ok::<_, Infallible>(visitor.visit(request).await) }
     });
 
-    // How a connection ends is its client's affair: there is nobody here to tell.
+    // Errors of a connection are the client's, and are not reported.
     let io = TokioIo::new(stream);
     let _ = if is_h2 {
         conn::http2::Builder::new(TokioExecutor::new())
@@ -191,7 +191,7 @@ async fn serve_connection(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, le
     };
 }
 
-/// Who is at the other end of one connection.
+/// The client of a connection.
 struct Visitor {
     sni: Option<String>,
     peer: SocketAddr,
@@ -211,16 +211,16 @@ impl Visitor {
             peer: self.peer,
         });
 
-        // The deadline is for a client that stops in the midst of its body.
+        // The deadline is for a client that stops in the middle of its body.
         let body = timeout(IDLE_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
         let answer = match body {
             Ok(Ok(body)) => httpbin::answer(&head, &body.to_bytes(), self.peer.ip()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Answer::text(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                &format!("this origin keeps bodies whole and takes at most {MAX_BODY} bytes"),
+                &format!("this origin accepts bodies of at most {MAX_BODY} bytes"),
             ),
             Ok(Err(error)) => Answer::text(StatusCode::BAD_REQUEST, &error.to_string()),
-            Err(_) => Answer::text(StatusCode::REQUEST_TIMEOUT, "the body did not come to its end"),
+            Err(_) => Answer::text(StatusCode::REQUEST_TIMEOUT, "timed out reading the body"),
         };
         sleep(answer.delay).await;
         self.respond(answer, head.method == Method::HEAD)
@@ -247,14 +247,14 @@ impl Visitor {
         *response.status_mut() = answer.status;
         let headers = response.headers_mut();
         *headers = answer.headers;
-        // RFC 9110, section 8.6: neither 204 nor 304 says a length that is not a 200's.
+        // RFC 9110, section 8.6: 204 has no Content-Length, and that of 304 would be the length of a 200.
         if let Some(length) = length
             && !matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         {
             headers.insert(CONTENT_LENGTH, length.into());
         }
         headers.insert(SERVER, HeaderValue::from_static("truename-demo"));
-        // An address's digits, dots and colons are always a good field value.
+        // An address is always a valid field value.
         if let Ok(local) = HeaderValue::from_str(&self.local.to_string()) {
             headers.insert("x-served-by", local);
         }
@@ -262,7 +262,7 @@ impl Visitor {
     }
 }
 
-/// The one body this origin sends: what is left of it, a frame at a time.
+/// The rest of a response's body, frame by frame.
 struct ResponseBody {
     frames: VecDeque<Bytes>,
 }
@@ -283,7 +283,7 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // No more is known than `Content-Length` says, so that a stream stays chunked.
+        // Without a `Content-Length`, the size is unknown, so that a stream is chunked.
         SizeHint::default()
     }
 }

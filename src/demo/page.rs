@@ -1,8 +1,8 @@
-//! Where the demo writes: plain, or with colour for a terminal.
+//! The demo's output: plain text, or with colours on a terminal.
 
 use std::io::{self, IsTerminal as _, Write};
 
-/// A page that is written from top to bottom.
+/// Output that is written from top to bottom.
 #[derive(Debug)]
 pub struct Page<W> {
     out: W,
@@ -12,7 +12,7 @@ pub struct Page<W> {
 }
 
 impl Page<io::Stdout> {
-    /// Standard output; with colour where that is a terminal and `NO_COLOR` is not set.
+    /// Standard output, with colours if it is a terminal and `NO_COLOR` is not set.
     pub fn stdout() -> Self {
         let out = io::stdout();
         let on_terminal = out.is_terminal();
@@ -23,12 +23,12 @@ impl Page<io::Stdout> {
 }
 
 impl<W: Write> Page<W> {
-    /// A page without colour or anything else that only a terminal shows.
+    /// A page without colours or anything else for terminals only.
     pub fn plain(out: W) -> Self {
         Self { out, on_terminal: false, colour: false, started: false }
     }
 
-    /// What was written to, when that was memory.
+    /// The written text, for a page in memory.
     pub fn into_inner(self) -> W {
         self.out
     }
@@ -47,13 +47,13 @@ impl<W: Write> Page<W> {
         writeln!(self.out, "  {text}")
     }
 
-    /// A command to try, without a prompt: a line that can be copied whole.
+    /// A command to try, without a prompt, so that the whole line can be copied.
     pub fn to_try(&mut self, command: &str) -> io::Result<()> {
         let command = self.painted(CYAN, command);
         writeln!(self.out, "  {command}")
     }
 
-    /// A command that would do what is shown after it.
+    /// A command that has the result shown after it.
     pub fn command(&mut self, command: &str) -> io::Result<()> {
         let command = self.painted(CYAN, &format!("$ {command}"));
         writeln!(self.out, "  {command}")
@@ -63,7 +63,7 @@ impl<W: Write> Page<W> {
     pub fn verdict(&mut self, held: bool, text: &str) -> io::Result<()> {
         let mark = if held { self.painted(GREEN, "ok") } else { self.painted(RED, "FAILED") };
         writeln!(self.out, "  {mark}  {text}")?;
-        // A reader who follows along should not wait for the next chapter to see this one.
+        // So that each result is visible immediately.
         self.out.flush()
     }
 

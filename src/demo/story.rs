@@ -1,5 +1,5 @@
-//! The story: what an alias does to TLS, and what truename does about it. Every line of it is
-//! something that was really tried.
+//! The story: why TLS fails for an alias, and how truename fixes that. Every line is the result of an actual
+//! request.
 
 use std::{
     collections::BTreeMap,
@@ -24,9 +24,9 @@ use super::{
 };
 
 const TARGET: &str = "/anything?test=value";
-/// How many requests show the balance.
+/// How many requests show the load balancing.
 const REQUESTS: usize = 40;
-/// Long enough that all of them are under way together: the balance is that of a busy proxy.
+/// Slow enough that all of them are in flight at once, so that they are balanced like those of a busy proxy.
 const BUSY_TARGET: &str = "/delay/0.1";
 
 /// The roots in a file.
@@ -38,7 +38,7 @@ pub fn roots(file: &Path) -> Result<Arc<RootCertStore>, Box<dyn std::error::Erro
     Ok(Arc::new(roots))
 }
 
-/// What the story claims, and whether it was so.
+/// The claims of the story, and whether they held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Story {
     claims: Vec<Claim>,
@@ -51,7 +51,7 @@ struct Claim {
 }
 
 impl Story {
-    /// Whether every claim held; a story without claims is none.
+    /// Whether all claims held; `false` if there are none.
     pub fn held(&self) -> bool {
         !self.claims.is_empty() && self.claims.iter().all(|claim| claim.held)
     }
@@ -66,7 +66,7 @@ impl Story {
         self.claims.len()
     }
 
-    /// Whether nothing was claimed yet.
+    /// Whether there are no claims yet.
     pub fn is_empty(&self) -> bool {
         self.claims.is_empty()
     }
@@ -84,18 +84,18 @@ impl Story {
     }
 }
 
-/// Where the proxy of the story is.
+/// The proxy of the story.
 #[derive(Clone, Debug)]
 pub struct Proxy {
     /// The alias' listener.
     pub alias: SocketAddr,
     /// The forward proxy.
     pub forward: SocketAddr,
-    /// The root of its local authority, for those who trust it.
+    /// The roots of its local authority.
     pub roots: Arc<RootCertStore>,
 }
 
-/// Tells the story of `world` with a proxy; fails only where the page does.
+/// Tells the story of `world` with a proxy. Fails only if the page cannot be written.
 pub async fn tell(world: &World, proxy: &Proxy, page: &mut Page<impl Write>) -> io::Result<Story> {
     let mut story = Story::default();
     what_dns_says(world, page, &mut story).await?;
@@ -203,7 +203,7 @@ async fn with_truename(
         "  Host  {}   (with its port, because that is not 443)",
         host.unwrap_or("-")
     ))?;
-    // RFC 9110, section 7.2: a port that is not the scheme's own stands in `Host`.
+    // RFC 9110, section 7.2: `Host` has the port unless it is the scheme's default.
     let true_host = format!("{TRUE_NAME}:{}", world.port());
     let held = sni == Some(TRUE_NAME) && host == Some(true_host.as_str());
     story.claim(page, held, format!("SNI and Host were {TRUE_NAME}"))
@@ -271,7 +271,7 @@ async fn the_balance(
     story.claim(page, all, "every address served some requests")
 }
 
-/// What to try by hand while the demo is up.
+/// Commands to try while the demo is running.
 pub fn curl_lines(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> io::Result<()> {
     page.chapter("Try it yourself; press Ctrl-C to stop")?;
     page.to_try(&command_with_truename(proxy))?;
@@ -300,7 +300,7 @@ fn command_with_proxy(world: &World, proxy: SocketAddr) -> String {
 
 fn command_with_exec(world: &World) -> String {
     let file = world.config_file().display();
-    // As it was called: a build of one's own is on nobody's path.
+    // The path that this process was started with, because it may not be in PATH.
     let truename = std::env::args().next().unwrap_or_else(|| "truename".to_owned());
     format!("{truename} exec --config {file} -- curl 'https://{ALIAS}{TARGET}'")
 }
@@ -314,7 +314,7 @@ fn command_without_truename(world: &World) -> String {
     )
 }
 
-/// The status and who answered, or what truename says is the matter.
+/// The status with the origin that responded, or with truename's explanation.
 fn describe(reply: &Reply) -> String {
     match (&reply.served_by, reply.body["detail"].as_str()) {
         (Some(ip), _) => format!("{}, from {ip}", reply.status),
@@ -327,7 +327,7 @@ fn served_by(reply: &Reply) -> Option<IpAddr> {
     reply.served_by.as_ref()?.parse().ok()
 }
 
-/// The request that was answered with `reply`: the latest that its origin saw.
+/// The request that got `reply`: the latest one of its origin.
 fn visit_of(world: &World, reply: &Reply) -> Option<Visit> {
     let ip = served_by(reply)?;
     let origin = world.origins().iter().find(|origin| origin.address().ip() == ip)?;

@@ -1,4 +1,4 @@
-//! The demo's world: the cluster's DNS and four origins, on a thread of their own as if far away.
+//! The demo's world: the cluster's DNS and four origins, on a separate thread.
 
 use std::{
     io,
@@ -22,23 +22,23 @@ use crate::{
     folder::PrivateFolder,
 };
 
-/// What the application calls it.
+/// The name that the application uses.
 pub const ALIAS: &str = "webscaler-manual";
-/// The same, as the cluster's DNS knows it.
+/// The same name in the cluster's DNS.
 pub const ALIAS_IN_DNS: &str = "webscaler-manual.default.svc.cluster.local";
-/// Where the alias leads, and the only name on the origins' certificate.
+/// The true name of the alias, and the only name in the origins' certificate.
 pub const TRUE_NAME: &str = "httpbin.org";
-/// The addresses that DNS gives for the true name.
+/// The addresses of the true name in DNS.
 pub const ADDRESSES: [IpAddr; 4] = [
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11)),
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 12)),
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 13)),
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 14)),
 ];
-/// What CoreDNS gives an `ExternalName`.
+/// The TTL that CoreDNS uses for an `ExternalName`.
 const TTL: u32 = 5;
 
-/// The running world; dropping it ends it and removes its folder.
+/// The running world. Dropping it stops it and removes its folder.
 #[derive(Debug)]
 pub struct World {
     inhabitants: Inhabitants,
@@ -58,7 +58,7 @@ struct Inhabitants {
 }
 
 impl World {
-    /// Starts DNS and origins on ports that are free, and returns when all of them listen.
+    /// Starts DNS and origins on free ports, and returns when all of them listen.
     pub fn start() -> Result<Self, WorldError> {
         let (stop, stopped) = oneshot::channel();
         let (started, starting) = mpsc::channel();
@@ -80,7 +80,7 @@ impl World {
             stop: Some(stop),
             thread: Some(thread),
         };
-        // For `truename exec`, which takes what it needs of it.
+        // For `truename exec`, which uses a part of it.
         let config = world.config().to_yaml();
         world.config_file =
             world.folder.write("truename.yaml", &config).map_err(WorldError::Folder)?;
@@ -92,7 +92,7 @@ impl World {
         &self.inhabitants.dns
     }
 
-    /// Who signed the origins' certificate.
+    /// The issuer of the origins' certificate.
     pub fn authority(&self) -> &Authority {
         &self.inhabitants.authority
     }
@@ -107,7 +107,7 @@ impl World {
         &self.config_file
     }
 
-    /// The folder that the local authority of a proxy in this world has.
+    /// The folder of the local authority of a proxy in this world.
     pub fn authority_folder(&self) -> PathBuf {
         self.folder.path().join("truename")
     }
@@ -117,12 +117,12 @@ impl World {
         &self.inhabitants.origins
     }
 
-    /// The port that the origins share.
+    /// The port of all origins.
     pub fn port(&self) -> u16 {
         self.inhabitants.port
     }
 
-    /// The configuration of a proxy that lives in this world: one alias, on a port that is free.
+    /// The configuration of a proxy in this world: one alias on a free port.
     pub fn config(&self) -> Config {
         let mut alias = config::Alias::named(ALIAS);
         alias.listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
@@ -134,13 +134,13 @@ impl World {
         config.dns.servers = vec![self.dns().address().into()];
         config.dns.cluster_domain = Some("cluster.local".to_owned());
         config.dns.namespace = Some("default".to_owned());
-        // Loopback is denied unless allowed: nobody's DNS should lead a proxy to its own machine.
+        // Loopback addresses from DNS are denied by default.
         let loopback = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
         config.policy.allow_addresses = vec![loopback.into()];
         config.proxy.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         config.ca.directory = Some(self.authority_folder());
         config.admin.listen = None;
-        // There is nothing here that Ctrl-C should wait for.
+        // Ctrl-C need not wait for connections.
         config.shutdown_grace = Duration::from_secs(1);
         config
     }
@@ -148,7 +148,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // A thread that is gone already needs no telling.
+        // The thread may have ended already.
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }
@@ -160,12 +160,12 @@ impl Drop for World {
 
 fn live(started: &mpsc::Sender<Result<Inhabitants, WorldError>>, stopped: oneshot::Receiver<()>) {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    // Whoever started the world waits for what is sent, so a failed send has no one to tell.
+    // The caller waits for this message, so the send cannot fail.
     let _ = match runtime {
         Err(error) => started.send(Err(WorldError::Thread(error))),
         Ok(runtime) => runtime.block_on(async {
             let sent = started.send(settle().await);
-            // An error means that the world was dropped, which is the same message.
+            // An error also means that the world was dropped.
             let _ = stopped.await;
             sent
         }),
@@ -197,7 +197,7 @@ pub enum WorldError {
     /// The certificate.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// An origin on a listener that is bound.
+    /// An origin on a bound listener.
     #[error("cannot serve an origin: {0}")]
     Origin(io::Error),
     /// The DNS server.
@@ -209,7 +209,7 @@ pub enum WorldError {
     /// The thread, or the runtime on it.
     #[error("cannot start a thread for the demo's world: {0}")]
     Thread(io::Error),
-    /// The thread ended without saying why.
+    /// The thread ended without an error.
     #[error("the thread of the demo's world ended before it had started")]
     Ended,
 }

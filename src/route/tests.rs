@@ -18,7 +18,7 @@ use tokio::runtime::Builder;
 const NAMESPACE: &str = "default";
 const DOMAIN: &str = "cluster.local";
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-/// Few, so that they meet: aliases, further names, and what a client may say.
+/// Few, so that they collide: aliases, further names, and Hosts of clients.
 const NAMES: [&str; 10] = [
     "a",
     "a.default",
@@ -43,7 +43,7 @@ fn alias() -> impl Strategy<Value = Alias> {
         let mut alias = Alias::named(name);
         alias.hosts = hosts.into_iter().map(str::to_owned).collect();
         alias.listen = listen;
-        // No DNS server is known and no root read: this is about names that need neither.
+        // No DNS server is configured and no roots are read, because this test needs neither.
         alias.tls.mode = TlsMode::Plaintext;
         alias
     })
@@ -62,7 +62,7 @@ fn host() -> impl Strategy<Value = String> {
     prop_oneof![4 => known, 1 => "[a-z.*\\[\\]:]{0,12}"]
 }
 
-/// Those of one listener.
+/// The routes of one listener.
 fn routes(aliases: &[Alias], listener: SocketAddr) -> Routes {
     let dns = config::Dns {
         namespace: Some(NAMESPACE.to_owned()),
@@ -79,7 +79,7 @@ fn routes(aliases: &[Alias], listener: SocketAddr) -> Routes {
     Routes::new(&aliases)
 }
 
-/// Whom the reference says to serve: which of `aliases` it is.
+/// Which of `aliases` should be served according to the reference.
 fn expected(aliases: &[Alias], listener: SocketAddr, host: &str) -> Option<usize> {
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     let here: Vec<_> =
@@ -88,7 +88,7 @@ fn expected(aliases: &[Alias], listener: SocketAddr, host: &str) -> Option<usize
     let bears = |n: &usize| {
         let alias = &aliases[*n];
         let further = || alias.hosts.iter().any(|further| further.to_ascii_lowercase() == host);
-        // Two dots at the end make it no name at all.
+        // With two dots at the end, it is no valid name.
         let is_name = host != "*" && !host.ends_with('.');
         is_name && (full(&alias.name) == full(&host) || further())
     };
