@@ -205,6 +205,11 @@ impl Socket {
         getsockopt(self.stream(), TcpInfo).is_ok_and(|info| STATES_PEER_LEFT.contains(&info.state))
     }
 
+    /// Whether the connection was reset, or ended by both sides.
+    pub fn is_closed(&self) -> bool {
+        getsockopt(self.stream(), TcpInfo).is_ok_and(|info| info.state == STATE_CLOSED)
+    }
+
     /// Whether the peer's kernel has acknowledged everything written, or never will.
     pub fn is_delivered(&self) -> bool {
         getsockopt(self.stream(), TcpInfo).is_ok_and(|info| {

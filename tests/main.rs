@@ -57,6 +57,7 @@ mod support;
 mod support_world;
 mod syscalls;
 mod tcp;
+mod tcp_connecting;
 mod tcp_hello;
 mod tls_servers;
 mod tls_upstream;

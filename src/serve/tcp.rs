@@ -79,7 +79,8 @@ impl Server {
                 match timeout(CLIENT_HELLO_WAIT, first).await {
                     Ok(first) => says_hello(first, &mut stream, &mut read, header_timeout).await,
                     Err(_) => {
-                        let Some(mut link) = connection.connect().await else { return End::Reset };
+                        let connected = connection.connect(stream.socket()).await;
+                        let Some(mut link) = connected else { return End::Reset };
                         tokio::select! {
                             biased;
                             first = receive(&mut stream, &mut read) => {
@@ -149,7 +150,7 @@ async fn carry<D: ByteStream>(
 ) -> End {
     let (link, early) = match target {
         Some(target) => target,
-        None => match connection.connect().await {
+        None => match connection.connect(client.socket()).await {
             Some(link) => (link, Bytes::new()),
             None => return End::Reset,
         },

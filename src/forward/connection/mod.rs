@@ -17,7 +17,7 @@ use crate::{
     config::{NEVER, RetryOn},
     connect::Deadline,
     fault::{Blame, Fault},
-    stream::{ByteStream, Prefixed, receive},
+    stream::{ByteStream, Prefixed, Socket, receive},
     upstream::{Alias, Generation, Link},
 };
 use record::{End, Record};
@@ -27,6 +27,13 @@ const UPKEEP: Duration = Duration::from_secs(10);
 
 /// How often an open connection gets a line in the access log.
 const STILL_OPEN: Duration = Duration::from_secs(3600);
+
+/// How often it is checked whether a client that waits for its target is still there.
+const CLIENT_CHECK: Duration = Duration::from_millis(100);
+
+/// How long connecting continues for a client that has closed its side. It may be gone, or have sent all it has to
+/// send and wait for the response: this shows only when something is sent to it.
+const HALF_CLOSED: Duration = Duration::from_secs(2);
 
 /// A client's connection, from the moment its alias is known.
 pub struct Connection {
@@ -55,17 +62,29 @@ impl Connection {
     }
 
     /// Connects to the alias' target. If that fails, tries another endpoint or the next target, all within
-    /// `timeouts.connect`. `None` if no connection can be made.
-    pub async fn connect(&mut self) -> Option<Link> {
+    /// `timeouts.connect`. `None` if no connection can be made, or if the client leaves before.
+    pub async fn connect(&mut self, client: Option<&Socket>) -> Option<Link> {
         let mut attempted = None;
-        // Boxed: a connection may live for days, and would keep the room for this future.
-        match Box::pin(self.try_until_connected(&mut attempted)).await {
-            Ok(link) => {
+        let result = {
+            // Boxed: a connection may live for days, and would keep the room for this future.
+            let connected = Box::pin(self.try_until_connected(&mut attempted));
+            tokio::select! {
+                biased;
+                result = connected => Some(result),
+                () = left(client) => None,
+            }
+        };
+        match result {
+            Some(Ok(link)) => {
                 self.record.connected(&link);
                 Some(link)
             }
-            Err(fault) => {
+            Some(Err(fault)) => {
                 self.record.failed(&fault, attempted);
+                None
+            }
+            None => {
+                self.record.ended(End::Left);
                 None
             }
         }
@@ -194,6 +213,26 @@ impl Connection {
     /// Why the connection was cut.
     fn cut_by(&self, moved: &CancellationToken) -> End {
         if moved.is_cancelled() { End::Moved } else { End::Shutdown }
+    }
+}
+
+/// Waits until a client has left: it has reset its connection, or has closed its side for [`HALF_CLOSED`].
+///
+/// What it has sent stays in the kernel until there is somebody to send it to, so its end cannot be read: the kernel is
+/// polled for it.
+async fn left(client: Option<&Socket>) {
+    let Some(client) = client else { return std::future::pending().await };
+    let mut closed = None;
+    loop {
+        sleep(CLIENT_CHECK).await;
+        if client.is_closed() {
+            return;
+        }
+        if client.has_peer_left()
+            && closed.get_or_insert_with(Instant::now).elapsed() >= HALF_CLOSED
+        {
+            return;
+        }
     }
 }
 
