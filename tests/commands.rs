@@ -2,15 +2,18 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     process::{Command, Stdio},
 };
 
 use crate::support::{
     client, loopback,
     proxy::Setup,
+    raw_origin::RawOrigin,
     scene::{ALIAS, Scene},
-    scripts,
+    scripts, trust,
 };
+use truename::demo::authority::LeafOptions;
 
 const GOOD: &str = "version: 1\naliases:\n  - name: webscaler-manual\n";
 
@@ -156,6 +159,11 @@ fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
         (&["a="], &["has no target", "`a=httpbin.org`"]),
         (&["a:8080"], &["has a port but no target", "`a=TARGET:8080`"]),
         (&["a=b:c:d"], &["in `a=b:c:d`, the target"]),
+        (&["tcp://a"], &["`tcp://a` has no port", "`tcp://a=TARGET:8883`"]),
+        (&["tcp://a:0"], &["has a port but no target"]),
+        (&["postgress://a"], &["`postgress` is not a protocol", "`postgres://`"]),
+        (&["https://a/"], &["`https` is not a protocol", "write `a`"]),
+        (&["tcp://a:1", "tcp://b:1"], &["127.0.0.1:1"]),
         (&["a=httpbin.org:70000"], &["the target", "65535"]),
         (&["a=httpbin.org:0"], &["the target"]),
         (&["a", "--listen", "nowhere"], &["--listen: ", "nowhere"]),
@@ -257,6 +265,52 @@ async fn the_command_line_goes_before_the_file() {
         }
         families.sort_unstable();
         assert_eq!(families, [false, true]);
+    }
+}
+
+/// Regression: `--listen` gave aliases of all protocols the same address, which cannot work.
+#[tokio::test]
+async fn an_alias_of_another_protocol_needs_no_file_and_listens_on_its_targets_port() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::answer);
+    let yaml = scene.yaml("").replace("    listen: [\"127.0.0.1:0\"]\n", "");
+    let (of_target, named) = (loopback::port_of_its_own(), loopback::port_of_its_own());
+    let target = SocketAddr::new(loopback::address(), of_target);
+    let listener = tokio::net::TcpListener::bind(target).await.unwrap();
+    let leaf = trust::authority().issue(&[], &[target.ip()], LeafOptions::default()).unwrap();
+    let tls = leaf.server_config(&[]).unwrap();
+    let _origin = RawOrigin::start(listener, Some(tls), scripts::echo);
+    let proxy = Setup::new(&yaml)
+        .argument(&format!("tcp://broker={target}"))
+        .argument(&format!("tcp://other:{named}"))
+        .argument("--listen=127.0.0.1:0")
+        .variable("SSL_CERT_FILE", "root.pem")
+        .start()
+        .await;
+    let port = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    assert_eq!(proxy.address("other").await, port(named));
+    assert_eq!(proxy.address("broker").await, port(of_target));
+    let mut peer = client::connect(port(of_target)).await;
+    peer.send("bytes").await;
+    assert_eq!(peer.exactly(5).await, b"bytes");
+    assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.text(), "ok");
+}
+
+#[tokio::test]
+async fn the_command_line_and_the_file_agree_on_what_an_alias_is() {
+    let yaml = "version: 1\naliases:\n- {name: broker, protocol: tcp, port: 8883, listen: [127.0.0.1:0]}\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("truename.yaml");
+    fs::write(&path, yaml).unwrap();
+    for (argument, part) in [
+        ("http://broker", "in the file, `broker` has `protocol: tcp`"),
+        ("tcp://broker:1883", "in the file, `broker` has `port: 8883`"),
+    ] {
+        refused(truename(&["run", argument, "--config"]).arg(&path), &[argument, part]);
+    }
+    for argument in ["broker", "tcp://broker", "tcp://broker:8883", "broker=mqtt.example.com"] {
+        let proxy = Setup::new(yaml).argument(argument).start().await;
+        assert_eq!(proxy.addresses("broker", 1).await.len(), 1, "{argument}");
     }
 }
 

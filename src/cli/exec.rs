@@ -70,8 +70,8 @@ const SIGNALS: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, S
 pub struct Exec {
     /// The aliases.
     #[arg(
-        value_name = "ALIAS[=TARGET[:PORT]]",
-        help = "Aliases: NAME (resolved by DNS) or NAME=TARGET[:PORT]"
+        value_name = "[PROTOCOL://]ALIAS[=TARGET[:PORT]]",
+        help = "Aliases: NAME (resolved by DNS), NAME=TARGET[:PORT], or such as postgres://NAME"
     )]
     pub aliases: Vec<String>,
 

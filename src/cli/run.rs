@@ -25,7 +25,10 @@ use super::{
 use crate::{
     app::App,
     command::StartError,
-    config::{Alias, ArgumentError, BadValue, Config, LoadError, Problems, listen_address},
+    config::{
+        Alias, Argument, ArgumentError, BadValue, Config, LoadError, Problems, Protocol,
+        listen_address,
+    },
     files, telemetry,
 };
 
@@ -37,10 +40,10 @@ const EXIT_INTERRUPTED: u8 = 130;
 pub struct Run {
     /// The aliases to serve.
     #[arg(
-        value_name = "ALIAS[=TARGET[:PORT]]",
+        value_name = "[PROTOCOL://]ALIAS[=TARGET[:PORT]]",
         env = "TRUENAME_ALIASES",
         value_delimiter = ',',
-        help = "Aliases to serve: NAME (resolved by DNS) or NAME=TARGET[:PORT]"
+        help = "Aliases to serve: NAME (resolved by DNS), NAME=TARGET[:PORT], or such as postgres://NAME"
     )]
     pub aliases: Vec<String>,
 
@@ -176,7 +179,10 @@ impl Run {
                 .iter()
                 .map(|text| address("--listen", text))
                 .collect::<Result<Vec<SocketAddr>, _>>()?;
-            for alias in &mut config.aliases {
+            // HTTP aliases may share an address, others cannot: each keeps its own, unless there are no others.
+            let is_http = |alias: &Alias| alias.protocol == Protocol::Http;
+            let has_http = config.aliases.iter().any(is_http);
+            for alias in config.aliases.iter_mut().filter(|alias| !has_http || is_http(alias)) {
                 alias.listen.clone_from(&listen);
             }
         }
@@ -297,11 +303,10 @@ pub(super) fn with_aliases(
 
 fn merged(mut config: Config, arguments: &[String]) -> Result<Config, ConfigError> {
     for argument in arguments {
-        let added = Alias::from_arg(argument)?;
-        match config.aliases.iter_mut().find(|alias| alias.name == added.name) {
-            Some(alias) if added.target.is_some() => alias.target = added.target,
-            Some(_) => {}
-            None => config.aliases.push(added),
+        let argument = Argument::parse(argument)?;
+        match config.aliases.iter_mut().find(|alias| alias.name == argument.name) {
+            Some(alias) => argument.amend(alias)?,
+            None => config.aliases.push(argument.into_alias()?),
         }
     }
     Ok(config)

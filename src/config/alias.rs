@@ -93,6 +93,17 @@ choice! {
     }
 }
 
+impl Protocol {
+    /// The port of a target that names none; `None` if one must be named.
+    pub fn default_port(self) -> Option<u16> {
+        match self {
+            Self::Http => Some(443),
+            Self::Tcp => None,
+            Self::Postgres => Some(5432),
+        }
+    }
+}
+
 choice! {
     /// Whether applications speak TLS to an alias.
     pub enum TlsIn {

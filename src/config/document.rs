@@ -28,9 +28,6 @@ const MAX_SIZE: usize = 4 << 20;
 /// The most aliases of one file: each has pools, a DNS name to resolve, and some thirty time series.
 const MAX_ALIASES: usize = 10_000;
 
-/// The default port of a `postgres` alias.
-const POSTGRES_PORT: u16 = 5432;
-
 /// A configuration, and the problems found so far.
 pub struct Document {
     name: String,
@@ -84,10 +81,9 @@ impl Document {
         let given = |places: &Places, name| places.was_given(&key(name));
         if !given(&self.places, "port") {
             let of_target = alias.target.as_ref().and_then(|target| target.port);
-            match (of_target, alias.protocol) {
-                (Some(port), _) => alias.port = port,
-                (None, Protocol::Postgres) => alias.port = POSTGRES_PORT,
-                (None, _) => {
+            match of_target.or(alias.protocol.default_port()) {
+                Some(port) => alias.port = port,
+                None => {
                     let protocol = alias.protocol.word();
                     let what = format!(
                         "`protocol: {protocol}` requires `port`, the port of the target, such as `port: 8883`"

@@ -26,6 +26,7 @@ mod validate;
 use std::time::Duration;
 
 pub use alias::*;
+pub(crate) use argument::Argument;
 pub use argument::ArgumentError;
 pub use credentials::{CredentialsError, read_credentials};
 pub use document::{Document, LoadError};

@@ -35,6 +35,13 @@ pub fn listen_anywhere() -> TcpListener {
     listen(&[address()]).remove(0)
 }
 
+/// A port that no other test has, and no connection gets by chance: it is above those that the system hands out.
+pub fn port_of_its_own() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed) + process::id() * 4;
+    (61_000 + number % 4_500) as u16
+}
+
 /// An address at which connecting neither succeeds nor fails: the SYN goes unanswered.
 pub struct Blackhole {
     /// Where not to get an answer.

@@ -85,6 +85,30 @@ fn an_argument_names_an_alias_and_maybe_its_target() {
 }
 
 #[test]
+fn an_argument_may_name_its_protocol() {
+    assert_eq!(Alias::from_arg("http://web"), Alias::from_arg("web"));
+    let target = |text: &str| Some(text.parse::<Target>().unwrap());
+    for (argument, name, named, port) in [
+        ("postgres://webscaler-db", "webscaler-db", None, 5432),
+        ("postgres://db:6432", "db", None, 6432),
+        ("postgres://db=db.example", "db", target("db.example"), 5432),
+        ("tcp://broker=mqtt.example:8883", "broker", target("mqtt.example:8883"), 8883),
+        ("tcp://broker=[::1]:8883", "broker", target("[::1]:8883"), 8883),
+        ("tcp://broker:8883", "broker", None, 8883),
+    ] {
+        let alias = Alias::from_arg(argument).unwrap();
+        assert_eq!((alias.name.as_str(), &alias.target, alias.port), (name, &named, port));
+        let yaml = format!(
+            "version: 1\naliases: [{{name: {name}, protocol: tcp, port: {port}, target: {}}}]",
+            named.map_or("null".to_owned(), |named| format!("\"{named}\"")),
+        );
+        let mut from_file = parsed(&yaml).aliases.remove(0);
+        from_file.protocol = alias.protocol;
+        assert_eq!(alias, from_file, "{argument}");
+    }
+}
+
+#[test]
 fn a_bad_argument_says_what_to_write() {
     for (argument, advice) in [
         ("", "`webscaler-manual=httpbin.org:8443`"),
@@ -94,6 +118,14 @@ fn a_bad_argument_says_what_to_write() {
         ("a=b:0", "`0` is not a port from 1 to 65535"),
         ("a=b:https", "`https` is not a port"),
         ("a=b:+1", "`+1` is not a port"),
+        ("tcp://", "has no alias"),
+        ("tcp://a", "write `tcp://a:8883`, or `tcp://a=TARGET:8883`"),
+        ("tcp://a=b", "`tcp://a=b` has no port"),
+        ("tcp://a:x", "write `a=TARGET:x`"),
+        ("http://a:8443", "write `a=TARGET:8443`"),
+        ("tpc://a:1", "did you mean `tcp://`?"),
+        ("kafka://a:1", "write `http`, `tcp`"),
+        ("https://a/", "write `a`; "),
         ("a=::1", "in brackets, `[::1]`"),
         ("a=[::1", "the bracket is not closed"),
         ("a=[::1]443", "found `443`"),
