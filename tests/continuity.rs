@@ -10,7 +10,7 @@ use crate::support::{
     scripts, trust, within,
 };
 use serde_json::Value;
-use truename::demo::dns::Answer;
+use truename::demo::dns::DnsResponse;
 
 /// Regression: a changed key of an alias, or any of `dns`, turned stale service into 503.
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn an_alias_at_another_port_or_of_another_name_is_served_from_what_dns_has
     let proxy = Proxy::start(&yaml(ALIAS, "").replace(&other_port, "port: 9")).await;
     let address = proxy.address(ALIAS).await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
-    scene.dns.answer("httpbin.org", Answer::ServFail);
+    scene.dns.respond("httpbin.org", DnsResponse::ServFail);
     proxy.logged("serving the last good answer").await;
 
     proxy.rewrite(&yaml("renamed", ""));
@@ -193,7 +193,7 @@ async fn reloads_in_a_row_while_dns_fails_leave_the_last_good_answer_in_service(
             let address = proxy.address(alias).await;
             assert_eq!(client::get(address, alias, "/").await.status(), 200);
         }
-        scene.dns.answer("httpbin.org", Answer::Silence);
+        scene.dns.respond("httpbin.org", DnsResponse::Silence);
         proxy.rewrite(&yaml(between));
         proxy.reload().await;
         proxy.rewrite(&yaml(&[after]));
@@ -259,7 +259,7 @@ async fn stale(scene: &Scene, yaml: &str) -> (Proxy, SocketAddr) {
     let proxy = Proxy::start(yaml).await;
     let address = proxy.address(ALIAS).await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
-    scene.dns.answer(ALIAS_IN_DNS, Answer::ServFail);
+    scene.dns.respond(ALIAS_IN_DNS, DnsResponse::ServFail);
     proxy.logged("serving the last good answer").await;
     (proxy, address)
 }

@@ -23,7 +23,7 @@ use tokio::{net::UdpSocket, task::JoinSet};
 use truename::{
     Client,
     config::{self, Config},
-    demo::dns::{self, Answer, DnsServer, RecordType},
+    demo::dns::{self, DnsResponse, DnsServer, RecordType},
     resolve::{ResolvConf, Resolver},
 };
 
@@ -63,7 +63,7 @@ async fn a_server_that_dies_while_it_runs_is_followed_by_the_next() {
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
     assert_eq!(second.queries(ALIAS_IN_DNS, RecordType::A), 0, "asked out of turn");
 
-    scene.dns.answer(ALIAS_IN_DNS, Answer::Silence);
+    scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Silence);
     within("the second server to be asked", second.wait_for_queries(ALIAS_IN_DNS, 2)).await;
     proxy.logged("second.example").await;
 }
@@ -82,7 +82,7 @@ async fn a_proxy_that_starts_before_dns_serves_as_soon_as_there_is_one() {
 
     // As CoreDNS does: refused connections at first, then SERVFAIL until it has seen the cluster.
     let dns = DnsServer::start(address).await.unwrap();
-    dns.answer(ALIAS_IN_DNS, Answer::ServFail);
+    dns.respond(ALIAS_IN_DNS, DnsResponse::ServFail);
     within("a question", dns.wait_for_queries(ALIAS_IN_DNS, 2)).await;
     dns.zone([dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)]);
     dns.zone([dns::address(TRUE_NAME, 60, scene.addresses[0])]);
@@ -451,7 +451,11 @@ async fn sixty_addresses_that_fit_into_no_datagram_are_all_endpoints() {
     let _origins = scene.script(scripts::answer);
     let addresses = scene.addresses.iter().map(|ip| dns::address(TRUE_NAME, 60, *ip));
     let records = std::iter::once(dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)).chain(addresses);
-    scene.dns.answer_type(ALIAS_IN_DNS, RecordType::A, Answer::Truncated(records.collect()));
+    scene.dns.respond_to_type(
+        ALIAS_IN_DNS,
+        RecordType::A,
+        DnsResponse::Truncated(records.collect()),
+    );
     let proxy = Proxy::start(&scene.yaml("")).await;
     assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
     let endpoints = proxy.status().await["aliases"][0]["endpoints"].as_array().unwrap().len();

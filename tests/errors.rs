@@ -23,7 +23,7 @@ use tokio::net::UdpSocket;
 use tokio_rustls::TlsAcceptor;
 use truename::demo::{
     authority::{Authority, LeafOptions},
-    dns::Answer,
+    dns::DnsResponse,
 };
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn an_alias_that_dns_does_not_know_is_a_dns_error() {
 #[tokio::test]
 async fn dns_that_does_not_answer_is_a_dns_timeout() {
     let (scene, _origin, proxy) = with("", scripts::answer).await;
-    scene.dns.answer(ALIAS_IN_DNS, Answer::Silence);
+    scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Silence);
     let answer = get(&restarted(&scene, proxy, "timeouts: {connect: 300ms}").await).await;
     let problem = problem(&answer, 504, "dns_timeout", "resolve");
     tells(&problem, "fix", &["`dns.servers`"]);

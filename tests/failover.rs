@@ -12,7 +12,7 @@ use crate::support::{
     scripts, trust, within,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use truename::demo::dns::{self, Answer};
+use truename::demo::dns::{self, DnsResponse};
 
 const FIRST: &str = "first.example";
 const SECOND: &str = "second.example";
@@ -22,7 +22,7 @@ const SECOND: &str = "second.example";
 async fn the_first_target_is_waited_for_though_dns_knows_the_second_already() {
     let world = World::new(1).await;
     let (first, second) = (world.first(scripts::answer), world.second());
-    world.scene.dns.answer(FIRST, Answer::Silence);
+    world.scene.dns.respond(FIRST, DnsResponse::Silence);
     let proxy = Proxy::start(&world.yaml("timeouts: {connect: 15s}")).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
     peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
@@ -36,7 +36,7 @@ async fn the_first_target_is_waited_for_though_dns_knows_the_second_already() {
 async fn a_first_target_that_dns_is_silent_about_is_waited_for_as_long_as_a_connection() {
     let world = World::new(1).await;
     let (_first, _second) = (world.first(scripts::answer), world.second());
-    world.scene.dns.answer(FIRST, Answer::Silence);
+    world.scene.dns.respond(FIRST, DnsResponse::Silence);
     let proxy = Proxy::start(&world.yaml("timeouts: {connect: 500ms}")).await;
     assert_eq!(get(&proxy).await.text(), "second");
 }
@@ -46,8 +46,8 @@ async fn a_first_target_that_dns_is_silent_about_is_waited_for_as_long_as_a_conn
 async fn a_request_reaches_the_second_target_where_the_name_of_the_first_is_unknown() {
     let world = World::new(1).await;
     let (_first, _second) = (world.first(scripts::answer), world.second());
-    world.scene.dns.answer(FIRST, Answer::NxDomain);
-    world.scene.dns.answer(SECOND, Answer::Silence);
+    world.scene.dns.respond(FIRST, DnsResponse::NxDomain);
+    world.scene.dns.respond(SECOND, DnsResponse::Silence);
     let proxy = Proxy::start(&world.yaml("timeouts: {connect: 15s}")).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
     peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;

@@ -11,7 +11,7 @@ use crate::support::{
     through::Through,
     trust,
 };
-use truename::demo::{authority::LeafOptions, dns::Answer};
+use truename::demo::{authority::LeafOptions, dns::DnsResponse};
 
 #[tokio::test]
 async fn server_name_certificate_and_host_are_the_true_name() {
@@ -49,7 +49,7 @@ async fn a_target_of_digits_is_verified_by_them_and_sent_no_server_name() {
 async fn a_request_by_the_true_name_waits_for_dns_to_say_that_name() {
     let mut scene = Scene::new(1).await;
     let origin = scene.script(scripts::answer).remove(0);
-    scene.dns.answer(ALIAS_IN_DNS, Answer::Silence);
+    scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Silence);
     let proxy = Proxy::start(&scene.yaml("")).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
     peer.send(format!("GET / HTTP/1.1\r\nHost: {TRUE_NAME}\r\n\r\n")).await;

@@ -12,7 +12,7 @@ use crate::support::{
     scripts, trust, within,
 };
 use truename::{
-    demo::dns::{self, Answer, RecordType},
+    demo::dns::{self, DnsResponse, RecordType},
     fault::ProxyErrorType,
 };
 
@@ -215,7 +215,7 @@ async fn a_server_that_is_silent_about_one_family_shows_in_the_lookups() {
     let mut scene = Scene::new(1).await;
     let _origins = scene.script(scripts::answer);
     for name in [ALIAS_IN_DNS, TRUE_NAME] {
-        scene.dns.answer_type(name, RecordType::AAAA, Answer::Silence);
+        scene.dns.respond_to_type(name, RecordType::AAAA, DnsResponse::Silence);
     }
     let proxy = Proxy::start(&scene.yaml("")).await;
     let address = proxy.address(ALIAS).await;

@@ -13,7 +13,7 @@ use crate::support::{
 };
 use serde_json::json;
 use tokio::{net::TcpListener, sync::Semaphore};
-use truename::demo::dns::{self, Answer, RecordType};
+use truename::demo::dns::{self, DnsResponse, RecordType};
 
 const OTHER: &str = "other.example";
 
@@ -86,7 +86,7 @@ async fn a_silent_dns_server_delays_no_request() {
     let address = proxy.address(ALIAS).await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 
-    scene.dns.answer(ALIAS_IN_DNS, Answer::Silence);
+    scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Silence);
     let asked = [RecordType::A, RecordType::AAAA].map(|kind| scene.dns.queries(ALIAS_IN_DNS, kind));
     let asked = asked.iter().sum::<usize>();
     within("a question", scene.dns.wait_for_queries(ALIAS_IN_DNS, asked + 2)).await;
@@ -98,18 +98,18 @@ async fn a_silent_dns_server_delays_no_request() {
 
 #[tokio::test]
 async fn while_dns_fails_the_last_good_answer_serves_for_stale() {
-    async fn serves(failure: Answer, name: &str) {
+    async fn serves(failure: DnsResponse, name: &str) {
         let mut scene = Scene::new(1).await;
         let _origins = scene.script(scripts::answer);
         let proxy = Proxy::start(&with_dns(&scene, "stale: 3s, nxdomain_hold: 0s")).await;
         let address = proxy.address(ALIAS).await;
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 
-        scene.dns.answer(name, failure.clone());
+        scene.dns.respond(name, failure.clone());
         if name == TRUE_NAME {
             // What CoreDNS makes of all of them: NOERROR, and the CNAME alone.
             let alone = dns::cname(ALIAS_IN_DNS, 0, TRUE_NAME);
-            scene.dns.answer(ALIAS_IN_DNS, Answer::Records(vec![alone]));
+            scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Records(vec![alone]));
         }
         proxy.logged("serving the last good answer").await;
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200, "{failure:?}");
@@ -118,12 +118,12 @@ async fn while_dns_fails_the_last_good_answer_serves_for_stale() {
         until_status(address, [200, 200]).await;
     }
     tokio::join!(
-        serves(Answer::ServFail, ALIAS_IN_DNS),
-        serves(Answer::Refused, ALIAS_IN_DNS),
-        serves(Answer::Silence, ALIAS_IN_DNS),
-        serves(Answer::Garbage, ALIAS_IN_DNS),
-        serves(Answer::ServFail, TRUE_NAME),
-        serves(Answer::Silence, TRUE_NAME),
+        serves(DnsResponse::ServFail, ALIAS_IN_DNS),
+        serves(DnsResponse::Refused, ALIAS_IN_DNS),
+        serves(DnsResponse::Silence, ALIAS_IN_DNS),
+        serves(DnsResponse::Garbage, ALIAS_IN_DNS),
+        serves(DnsResponse::ServFail, TRUE_NAME),
+        serves(DnsResponse::Silence, TRUE_NAME),
     );
 }
 
@@ -147,17 +147,17 @@ async fn a_name_that_was_deleted_serves_for_nxdomain_hold() {
 
 #[tokio::test]
 async fn a_name_that_comes_to_lead_nowhere_serves_for_nxdomain_hold() {
-    async fn serves(gone: &str, denial: Answer, told: &str) {
+    async fn serves(gone: &str, denial: DnsResponse, told: &str) {
         let mut scene = Scene::new(1).await;
         let _origins = scene.script(scripts::answer);
         let proxy = Proxy::start(&with_dns(&scene, "nxdomain_hold: 2s")).await;
         let address = proxy.address(ALIAS).await;
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 
-        scene.dns.answer(gone, denial);
+        scene.dns.respond(gone, denial);
         if gone == TRUE_NAME {
             let alone = dns::cname(ALIAS_IN_DNS, 0, TRUE_NAME);
-            scene.dns.answer(ALIAS_IN_DNS, Answer::Records(vec![alone]));
+            scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Records(vec![alone]));
         }
         proxy.logged("serving the last good answer").await;
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
@@ -165,9 +165,17 @@ async fn a_name_that_comes_to_lead_nowhere_serves_for_nxdomain_hold() {
         assert!(problem.text().contains(told), "{}", problem.text());
     }
     tokio::join!(
-        serves(ALIAS_IN_DNS, Answer::NoData { soa: true }, "the Service exists but leads nowhere"),
-        serves(TRUE_NAME, Answer::NoData { soa: true }, "has no address for httpbin.org (NODATA)"),
-        serves(TRUE_NAME, Answer::NxDomain, "httpbin.org does not exist (NXDOMAIN)"),
+        serves(
+            ALIAS_IN_DNS,
+            DnsResponse::NoData { soa: true },
+            "the Service exists but leads nowhere"
+        ),
+        serves(
+            TRUE_NAME,
+            DnsResponse::NoData { soa: true },
+            "has no address for httpbin.org (NODATA)"
+        ),
+        serves(TRUE_NAME, DnsResponse::NxDomain, "httpbin.org does not exist (NXDOMAIN)"),
     );
 }
 
@@ -221,7 +229,7 @@ async fn keep_leaves_what_is_open_alone() {
 async fn what_is_open_ends_as_on_change_says_also_where_the_name_was_gone_before_it_moved() {
     let mut open = Open::begin_with("on_change: close\ndrain: 1h", "nxdomain_hold: 250ms").await;
     let address = open.proxy.address(ALIAS).await;
-    open.scene.dns.answer(ALIAS_IN_DNS, Answer::NxDomain);
+    open.scene.dns.respond(ALIAS_IN_DNS, DnsResponse::NxDomain);
     until_status(address, [503, 503]).await;
     open.still_flows().await;
     point(&open.scene, OTHER);
@@ -269,7 +277,7 @@ async fn a_reload_that_forbids_the_true_name_ends_what_is_open_to_it_as_on_chang
 async fn a_true_name_that_is_forbidden_while_it_is_gone_ends_what_is_open_once_it_is_back() {
     let mut open = Open::begin_with("on_change: close\ndrain: 1h", "nxdomain_hold: 250ms").await;
     let address = open.proxy.address(ALIAS).await;
-    open.scene.dns.answer(ALIAS_IN_DNS, Answer::NxDomain);
+    open.scene.dns.respond(ALIAS_IN_DNS, DnsResponse::NxDomain);
     until_status(address, [503, 503]).await;
     open.still_flows().await;
     open.proxy.rewrite(&(open.yaml.clone() + "    allow: [\"*.elsewhere.example\"]\n"));

@@ -16,7 +16,7 @@ use rustls::ServerConfig;
 use serde_json::json;
 use truename::demo::{
     authority::LeafOptions,
-    dns::{self, Answer, RecordType},
+    dns::{self, DnsResponse, RecordType},
 };
 
 const OTHER: &str = "other.example";
@@ -120,7 +120,7 @@ async fn a_chain_that_loops_is_shown() {
     let _origins = scene.script(scripts::answer);
     let ring =
         [dns::cname(ALIAS_IN_DNS, 60, "a.example"), dns::cname("a.example", 60, ALIAS_IN_DNS)];
-    scene.dns.answer(ALIAS_IN_DNS, Answer::Records(ring.to_vec()));
+    scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Records(ring.to_vec()));
     let proxy = Proxy::start(&scene.yaml("")).await;
     let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
     assert_eq!((answer.status(), &answer.json()["stage"]), (503, &json!("resolve")));
@@ -403,7 +403,7 @@ async fn sixteen_links_are_followed_and_a_seventeenth_is_explained() {
             let record = dns::cname(&owner, 60, &next);
             match in_one_packet {
                 true => scene.dns.zone([record]),
-                false => scene.dns.answer(&owner, Answer::Records(vec![record])),
+                false => scene.dns.respond(&owner, DnsResponse::Records(vec![record])),
             }
             owner = next;
         }

@@ -370,7 +370,7 @@ async fn another_namespace_ends_the_service_of_the_former_one_at_once() {
     let (scene, origins, proxy) = running().await;
     let address = proxy.address(ALIAS).await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
-    scene.dns.answer("webscaler-manual.prod.svc.cluster.local", dns::Answer::Silence);
+    scene.dns.respond("webscaler-manual.prod.svc.cluster.local", dns::DnsResponse::Silence);
     let yaml = yaml(&scene, "timeouts: {connect: 100ms}");
     proxy.rewrite(&yaml.replace("namespace: default", "namespace: prod"));
     proxy.reload().await;

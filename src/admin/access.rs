@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn from_outside_only_probes_and_metrics_are_answered() {
+    fn from_outside_only_probes_and_metrics_are_available() {
         let is_allowed = |peer, method, path| is_allowed(method, path, &[], [peer, peer]);
         for path in ["/livez", "/readyz", "/metrics"] {
             assert!(is_allowed("10.0.0.7", Method::GET, path), "{path}");

@@ -163,7 +163,7 @@ fn a_new_endpoint_that_hangs_is_not_flooded() {
 }
 
 #[test]
-fn an_endpoint_without_an_answer_yet_is_not_flooded_either() {
+fn an_endpoint_without_a_response_yet_is_not_flooded_either() {
     let start = Instant::now();
     let balancer = balancer(config::Balance::P2c, 2, start);
     let mut simulation = Simulation::new(start);

@@ -64,11 +64,11 @@ pub async fn https_through(
         let request = Request::connect(&authority).header(header::HOST, &authority);
         let (mut sender, connection) = http1::handshake(TokioIo::new(dial(proxy).await?)).await?;
         tokio::spawn(connection.with_upgrades());
-        let mut answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
-        if !answer.status().is_success() {
-            return Err(CurlError::Tunnel(answer.status()));
+        let mut response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+        if !response.status().is_success() {
+            return Err(CurlError::Tunnel(response.status()));
         }
-        let tunnel = TokioIo::new(hyper::upgrade::on(&mut answer).await?);
+        let tunnel = TokioIo::new(hyper::upgrade::on(&mut response).await?);
         exchange(handshake(tunnel, name, roots).await?, name, target).await
     })
     .await?

@@ -68,7 +68,7 @@ pub fn address(owner: &str, ttl: u32, ip: impl Into<IpAddr>) -> Record {
 
 /// The response to a query.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub enum DnsResponse {
     /// NOERROR with these records, in this order.
     Records(Vec<Record>),
     /// NXDOMAIN, with the SOA.
@@ -126,15 +126,15 @@ impl DnsServer {
     }
 
     /// Sets the exact response to A and AAAA queries for the name.
-    pub fn answer(&self, name: &str, answer: Answer) {
-        self.answer_type(name, RecordType::A, answer.clone());
-        self.answer_type(name, RecordType::AAAA, answer);
+    pub fn respond(&self, name: &str, response: DnsResponse) {
+        self.respond_to_type(name, RecordType::A, response.clone());
+        self.respond_to_type(name, RecordType::AAAA, response);
     }
 
     /// Sets the exact response to queries for the name and type. It takes precedence over the zone.
-    pub fn answer_type(&self, name: &str, kind: RecordType, answer: Answer) {
+    pub fn respond_to_type(&self, name: &str, kind: RecordType, response: DnsResponse) {
         let mut entries = self.table.entries.lock();
-        entries.exact.insert((key(name), kind), answer);
+        entries.exact.insert((key(name), kind), response);
     }
 
     /// Removes the exact responses for the name, so that the zone is used again.
@@ -246,7 +246,7 @@ struct Table {
 #[derive(Debug, Default)]
 struct Entries {
     zone: HashMap<String, Vec<Record>>,
-    exact: HashMap<(String, RecordType), Answer>,
+    exact: HashMap<(String, RecordType), DnsResponse>,
 }
 
 impl Table {
@@ -257,24 +257,24 @@ impl Table {
         let query = request.queries.first()?;
         let (name, kind) = (key(&query.name().to_ascii()), query.query_type());
         self.count(&name, kind);
-        let answer = self.entries.lock().find(&name, kind);
+        let response = self.entries.lock().find(&name, kind);
 
         let mut reply = Message::response(request.id, request.op_code);
         reply.metadata = Metadata::response_from_request(&request.metadata);
         reply.metadata.authoritative = true;
         reply.add_query(query.clone());
-        let (code, records, soa) = match answer {
-            Answer::Records(records) => (ResponseCode::NoError, records, false),
-            Answer::NxDomain => (ResponseCode::NXDomain, Vec::new(), true),
-            Answer::NoData { soa } => (ResponseCode::NoError, Vec::new(), soa),
-            Answer::ServFail => (ResponseCode::ServFail, Vec::new(), false),
-            Answer::Refused => (ResponseCode::Refused, Vec::new(), false),
-            Answer::Silence => return None,
-            Answer::Truncated(records) if transport == Transport::Udp => {
+        let (code, records, soa) = match response {
+            DnsResponse::Records(records) => (ResponseCode::NoError, records, false),
+            DnsResponse::NxDomain => (ResponseCode::NXDomain, Vec::new(), true),
+            DnsResponse::NoData { soa } => (ResponseCode::NoError, Vec::new(), soa),
+            DnsResponse::ServFail => (ResponseCode::ServFail, Vec::new(), false),
+            DnsResponse::Refused => (ResponseCode::Refused, Vec::new(), false),
+            DnsResponse::Silence => return None,
+            DnsResponse::Truncated(records) if transport == Transport::Udp => {
                 return truncated(reply, &records);
             }
-            Answer::Truncated(records) => (ResponseCode::NoError, records, false),
-            Answer::Garbage => {
+            DnsResponse::Truncated(records) => (ResponseCode::NoError, records, false),
+            DnsResponse::Garbage => {
                 return Some([&request.id.to_be_bytes()[..], &[0xff; 10]].concat());
             }
         };
@@ -302,16 +302,16 @@ impl Table {
 }
 
 impl Entries {
-    fn find(&self, name: &str, kind: RecordType) -> Answer {
+    fn find(&self, name: &str, kind: RecordType) -> DnsResponse {
         match self.exact.get(&(name.to_owned(), kind)) {
-            Some(answer) => answer.clone(),
+            Some(response) => response.clone(),
             None => self.follow(name, kind),
         }
     }
 
-    fn follow(&self, name: &str, kind: RecordType) -> Answer {
+    fn follow(&self, name: &str, kind: RecordType) -> DnsResponse {
         let Some(own) = self.zone.get(name) else {
-            return Answer::NxDomain;
+            return DnsResponse::NxDomain;
         };
         let mut records = own.as_slice();
         let mut chain: Vec<Record> = Vec::new();
@@ -336,8 +336,8 @@ impl Entries {
         let addresses = records.iter().filter(|record| record.kind() == kind);
         chain.extend(addresses.cloned());
         match chain.last() {
-            Some(last) if last.kind() == kind || !in_cluster(&end) => Answer::Records(chain),
-            _ => Answer::NoData { soa: true },
+            Some(last) if last.kind() == kind || !in_cluster(&end) => DnsResponse::Records(chain),
+            _ => DnsResponse::NoData { soa: true },
         }
     }
 }
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_answers_as_coredns_does() {
+    async fn it_responds_as_coredns_does() {
         let server = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
         let [alias, to_service] = ["a.default.svc.cluster.local", "b.default.svc.cluster.local"];
         let service = "c.default.svc.cluster.local";

@@ -1,5 +1,5 @@
 //! The responses of httpbin.org that the demo and the tests need: a pure function from a request to
-//! an [`Answer`].
+//! an [`HttpbinResponse`].
 //!
 //! There are two differences: request headers of proxies (`X-Forwarded-For`, `Via`, …) are shown, which
 //! httpbin.org hides, and a multipart body is shown as a whole in `data` instead of being parsed.
@@ -21,20 +21,20 @@ const MAX_LINES: usize = 100;
 
 /// A response and its delay.
 #[derive(Debug)]
-pub struct Answer {
+pub struct HttpbinResponse {
     /// The status.
     pub status: StatusCode,
     /// The header fields, except Content-Length and Date.
     pub headers: HeaderMap,
     /// The body.
-    pub body: AnswerBody,
+    pub body: HttpbinBody,
     /// How long to wait before the response.
     pub delay: Duration,
 }
 
 /// A body of known length, or a streamed one.
 #[derive(Debug)]
-pub enum AnswerBody {
+pub enum HttpbinBody {
     /// Sent as a whole, with its length.
     Whole(Bytes),
     /// Sent piece by piece, without a length: chunked in HTTP/1.1.
@@ -42,27 +42,27 @@ pub enum AnswerBody {
 }
 
 /// The response to a request from `peer` with `body`.
-pub fn answer(head: &request::Parts, body: &[u8], peer: IpAddr) -> Answer {
+pub fn respond(head: &request::Parts, body: &[u8], peer: IpAddr) -> HttpbinResponse {
     let seen = Seen { head, body, peer };
-    let mut answer = seen.route();
+    let mut response = seen.route();
     // Every response allows browsers to call httpbin.org from any page.
     let origin = head.headers.get(header::ORIGIN).cloned();
-    answer.headers.insert(
+    response.headers.insert(
         header::ACCESS_CONTROL_ALLOW_ORIGIN,
         origin.unwrap_or(HeaderValue::from_static("*")),
     );
-    answer
+    response
         .headers
         .insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-    answer
+    response
 }
 
-impl Answer {
+impl HttpbinResponse {
     fn empty(status: StatusCode) -> Self {
         Self {
             status,
             headers: HeaderMap::new(),
-            body: AnswerBody::Whole(Bytes::new()),
+            body: HttpbinBody::Whole(Bytes::new()),
             delay: Duration::ZERO,
         }
     }
@@ -99,7 +99,7 @@ impl Answer {
     }
 
     fn body(mut self, body: Bytes) -> Self {
-        self.body = AnswerBody::Whole(body);
+        self.body = HttpbinBody::Whole(body);
         self
     }
 }
@@ -112,27 +112,32 @@ struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    fn route(&self) -> Answer {
+    fn route(&self) -> HttpbinResponse {
         let path = self.head.uri.path();
         // `*` and CONNECT's empty path have no slash.
         let asked = path.strip_prefix('/').unwrap_or(path);
         let (first, rest) = asked.split_once('/').unwrap_or((asked, ""));
         let reads = matches!(self.head.method, Method::GET | Method::HEAD);
         match (first, rest) {
-            ("anything", _) => Answer::json(&self.everything()),
+            ("anything", _) => HttpbinResponse::json(&self.everything()),
             ("delay", seconds) => self.delay(seconds),
             ("status", code) => status(code),
             ("redirect-to", "") => self.redirect_to(),
             ("get" | "headers" | "cookies" | "bytes" | "stream", _) if !reads => {
-                Answer::empty(StatusCode::METHOD_NOT_ALLOWED).with(header::ALLOW, "GET, HEAD")
+                HttpbinResponse::empty(StatusCode::METHOD_NOT_ALLOWED)
+                    .with(header::ALLOW, "GET, HEAD")
             }
-            ("get", "") => Answer::json(&self.basics()),
-            ("headers", "") => Answer::json(&BTreeMap::from([("headers", self.headers())])),
-            ("cookies", "") => Answer::json(&BTreeMap::from([("cookies", self.cookies())])),
+            ("get", "") => HttpbinResponse::json(&self.basics()),
+            ("headers", "") => {
+                HttpbinResponse::json(&BTreeMap::from([("headers", self.headers())]))
+            }
+            ("cookies", "") => {
+                HttpbinResponse::json(&BTreeMap::from([("cookies", self.cookies())]))
+            }
             ("cookies", "set") => self.set_cookies(),
             ("bytes", count) => bytes(count),
             ("stream", count) => self.stream(count),
-            _ => Answer::text(StatusCode::NOT_FOUND, &format!("there is no {path} here")),
+            _ => HttpbinResponse::text(StatusCode::NOT_FOUND, &format!("there is no {path} here")),
         }
     }
 
@@ -223,36 +228,40 @@ impl Seen<'_> {
             .collect()
     }
 
-    fn set_cookies(&self) -> Answer {
+    fn set_cookies(&self) -> HttpbinResponse {
         self.query().fold(
-            Answer::redirect(StatusCode::FOUND, "/cookies"),
-            |answer, (name, value)| {
-                answer.with(header::SET_COOKIE, &format!("{name}={value}; Secure; Path=/"))
+            HttpbinResponse::redirect(StatusCode::FOUND, "/cookies"),
+            |response, (name, value)| {
+                response.with(header::SET_COOKIE, &format!("{name}={value}; Secure; Path=/"))
             },
         )
     }
 
-    fn redirect_to(&self) -> Answer {
+    fn redirect_to(&self) -> HttpbinResponse {
         let Some(url) = self.parameter("url") else {
-            return Answer::text(StatusCode::BAD_REQUEST, "redirect-to needs ?url=");
+            return HttpbinResponse::text(StatusCode::BAD_REQUEST, "redirect-to needs ?url=");
         };
         let asked = self.parameter("status_code").and_then(|code| code.parse().ok());
         let status = asked.filter(StatusCode::is_redirection).unwrap_or(StatusCode::FOUND);
-        Answer::redirect(status, &url)
+        HttpbinResponse::redirect(status, &url)
     }
 
-    fn delay(&self, seconds: &str) -> Answer {
+    fn delay(&self, seconds: &str) -> HttpbinResponse {
         match seconds.parse().map(Duration::try_from_secs_f64) {
-            Ok(Ok(delay)) => {
-                Answer { delay: delay.min(MAX_DELAY), ..Answer::json(&self.everything()) }
-            }
-            _ => Answer::text(StatusCode::BAD_REQUEST, "delay takes a number of seconds"),
+            Ok(Ok(delay)) => HttpbinResponse {
+                delay: delay.min(MAX_DELAY),
+                ..HttpbinResponse::json(&self.everything())
+            },
+            _ => HttpbinResponse::text(StatusCode::BAD_REQUEST, "delay takes a number of seconds"),
         }
     }
 
-    fn stream(&self, count: &str) -> Answer {
+    fn stream(&self, count: &str) -> HttpbinResponse {
         let Ok(count) = count.parse::<usize>() else {
-            return Answer::text(StatusCode::BAD_REQUEST, "stream takes a number of lines");
+            return HttpbinResponse::text(
+                StatusCode::BAD_REQUEST,
+                "stream takes a number of lines",
+            );
         };
         let basics = self.basics();
         let lines = (0..count.min(MAX_LINES))
@@ -261,8 +270,11 @@ impl Seen<'_> {
                 line.push(b'\n');
                 Bytes::from(line)
             });
-        Answer { body: AnswerBody::Streamed(lines.collect()), ..Answer::empty(StatusCode::OK) }
-            .with(header::CONTENT_TYPE, "application/json")
+        HttpbinResponse {
+            body: HttpbinBody::Streamed(lines.collect()),
+            ..HttpbinResponse::empty(StatusCode::OK)
+        }
+        .with(header::CONTENT_TYPE, "application/json")
     }
 }
 
@@ -272,26 +284,26 @@ pub fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     field.or_else(|| uri.authority().map(|authority| authority.as_str()))
 }
 
-fn status(code: &str) -> Answer {
+fn status(code: &str) -> HttpbinResponse {
     // A 1xx response is not final: a client would wait for another one.
     let Some(status) = code.parse::<StatusCode>().ok().filter(|code| !code.is_informational())
     else {
-        return Answer::text(StatusCode::BAD_REQUEST, "Invalid status code");
+        return HttpbinResponse::text(StatusCode::BAD_REQUEST, "Invalid status code");
     };
-    let answer = Answer::empty(status);
+    let response = HttpbinResponse::empty(status);
     match status.as_u16() {
-        301 | 302 | 303 | 305 | 307 => answer.with(header::LOCATION, "/redirect/1"),
-        401 => answer.with(header::WWW_AUTHENTICATE, "Basic realm=\"Fake Realm\""),
-        _ => answer,
+        301 | 302 | 303 | 305 | 307 => response.with(header::LOCATION, "/redirect/1"),
+        401 => response.with(header::WWW_AUTHENTICATE, "Basic realm=\"Fake Realm\""),
+        _ => response,
     }
 }
 
-fn bytes(count: &str) -> Answer {
+fn bytes(count: &str) -> HttpbinResponse {
     let Ok(count) = count.parse::<usize>() else {
-        return Answer::text(StatusCode::BAD_REQUEST, "bytes takes a number of bytes");
+        return HttpbinResponse::text(StatusCode::BAD_REQUEST, "bytes takes a number of bytes");
     };
     let random = std::iter::repeat_with(|| fastrand::u8(..)).take(count.min(MAX_BYTES)).collect();
-    Answer::empty(StatusCode::OK)
+    HttpbinResponse::empty(StatusCode::OK)
         .with(header::CONTENT_TYPE, "application/octet-stream")
         .body(random)
 }

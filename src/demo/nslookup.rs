@@ -50,10 +50,10 @@ pub async fn nslookup(server: SocketAddr, name: &str) -> Result<Vec<Line>, Nsloo
     socket.send(&question.to_vec()?).await?;
     let mut buffer = [0; 4096];
     let length = timeout(DEADLINE, socket.recv(&mut buffer)).await??;
-    let answer = Message::from_vec(&buffer[..length])?;
+    let response = Message::from_vec(&buffer[..length])?;
 
     let show = |name: &Name| name.to_ascii().trim_end_matches('.').to_owned();
-    let lines = answer.answers.iter().filter_map(|record| {
+    let lines = response.answers.iter().filter_map(|record| {
         let owner = show(&record.name);
         match &record.data {
             RData::CNAME(target) => Some(Line::Cname { owner, target: show(&target.0) }),
@@ -78,5 +78,5 @@ pub enum NslookupError {
     Silence(#[from] Elapsed),
     /// The response is not a valid DNS message.
     #[error("cannot parse the DNS server's response: {0}")]
-    Answer(#[from] DecodeError),
+    Response(#[from] DecodeError),
 }

@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::httpbin::{self, Answer, AnswerBody};
+use super::httpbin::{self, HttpbinBody, HttpbinResponse};
 
 /// Bodies are stored to be echoed. Larger ones get 413.
 const MAX_BODY: usize = 1024 * 1024;
@@ -213,17 +213,19 @@ impl Visitor {
 
         // The deadline is for a client that stops in the middle of its body.
         let body = timeout(IDLE_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
-        let answer = match body {
-            Ok(Ok(body)) => httpbin::answer(&head, &body.to_bytes(), self.peer.ip()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Answer::text(
+        let planned = match body {
+            Ok(Ok(body)) => httpbin::respond(&head, &body.to_bytes(), self.peer.ip()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => HttpbinResponse::text(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 &format!("this origin accepts bodies of at most {MAX_BODY} bytes"),
             ),
-            Ok(Err(error)) => Answer::text(StatusCode::BAD_REQUEST, &error.to_string()),
-            Err(_) => Answer::text(StatusCode::REQUEST_TIMEOUT, "timed out reading the body"),
+            Ok(Err(error)) => HttpbinResponse::text(StatusCode::BAD_REQUEST, &error.to_string()),
+            Err(_) => {
+                HttpbinResponse::text(StatusCode::REQUEST_TIMEOUT, "timed out reading the body")
+            }
         };
-        sleep(answer.delay).await;
-        self.respond(answer, head.method == Method::HEAD)
+        sleep(planned.delay).await;
+        self.respond(planned, head.method == Method::HEAD)
     }
 
     fn note(&self, visit: Visit) {
@@ -235,21 +237,21 @@ impl Visitor {
         self.ledger.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn respond(&self, answer: Answer, is_head: bool) -> Response<ResponseBody> {
-        let (mut frames, length) = match answer.body {
-            AnswerBody::Whole(body) => (VecDeque::from([body.clone()]), Some(body.len() as u64)),
-            AnswerBody::Streamed(frames) => (frames.into(), None),
+    fn respond(&self, planned: HttpbinResponse, is_head: bool) -> Response<ResponseBody> {
+        let (mut frames, length) = match planned.body {
+            HttpbinBody::Whole(body) => (VecDeque::from([body.clone()]), Some(body.len() as u64)),
+            HttpbinBody::Streamed(frames) => (frames.into(), None),
         };
         if is_head {
             frames.clear();
         }
         let mut response = Response::new(ResponseBody { frames });
-        *response.status_mut() = answer.status;
+        *response.status_mut() = planned.status;
         let headers = response.headers_mut();
-        *headers = answer.headers;
+        *headers = planned.headers;
         // RFC 9110, section 8.6: 204 has no Content-Length, and that of 304 would be the length of a 200.
         if let Some(length) = length
-            && !matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            && !matches!(planned.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         {
             headers.insert(CONTENT_LENGTH, length.into());
         }

@@ -148,8 +148,8 @@ async fn without_truename(
     let origin = SocketAddr::new(ADDRESSES[0], world.port());
     page.chapter("2. Without truename: TLS expects the alias, and no certificate is valid for it")?;
     page.command(&command_without_truename(world))?;
-    let answer = curl::https(origin, ALIAS, world.authority().roots(), TARGET).await;
-    let held = match answer {
+    let response = curl::https(origin, ALIAS, world.authority().roots(), TARGET).await;
+    let held = match response {
         Ok(reply) => {
             page.line(&format!("{}, although the name is wrong", reply.status))?;
             false
@@ -177,8 +177,8 @@ async fn with_truename(
 ) -> io::Result<()> {
     page.chapter("3. With truename: plain HTTP to the alias, verified TLS to its true name")?;
     page.command(&command_with_truename(proxy))?;
-    let answer = curl::http(proxy, ALIAS, TARGET).await;
-    let reply = match &answer {
+    let response = curl::http(proxy, ALIAS, TARGET).await;
+    let reply = match &response {
         Ok(reply) => {
             page.line(&describe(reply))?;
             Some(reply)
@@ -188,9 +188,9 @@ async fn with_truename(
             None
         }
     };
-    let answered =
+    let succeeded =
         reply.is_some_and(|reply| reply.status == 200 && reply.body["args"]["test"] == "value");
-    story.claim(page, answered, "the same request succeeds through truename")?;
+    story.claim(page, succeeded, "the same request succeeds through truename")?;
 
     let visit = reply.and_then(|reply| visit_of(world, reply));
     let (sni, host) = match &visit {
@@ -217,8 +217,8 @@ async fn through_the_forward_proxy(
 ) -> io::Result<()> {
     page.chapter("4. The URL that failed, through truename as a forward proxy")?;
     page.command(&command_with_proxy(world, proxy.forward))?;
-    let answer = curl::https_through(proxy.forward, ALIAS, proxy.roots.clone(), TARGET).await;
-    let reply = match &answer {
+    let response = curl::https_through(proxy.forward, ALIAS, proxy.roots.clone(), TARGET).await;
+    let reply = match &response {
         Ok(reply) => {
             page.line(&describe(reply))?;
             Some(reply)
@@ -249,10 +249,10 @@ async fn the_balance(
     }
     let mut served: BTreeMap<IpAddr, usize> = ADDRESSES.map(|ip| (ip, 0)).into();
     let mut failure = None;
-    while let Some(answer) = requests.join_next().await {
-        let answer = answer.map_err(io::Error::other)?;
-        let by = answer.as_ref().ok().filter(|reply| reply.status == 200).and_then(served_by);
-        match (by.and_then(|ip| served.get_mut(&ip)), answer) {
+    while let Some(response) = requests.join_next().await {
+        let response = response.map_err(io::Error::other)?;
+        let by = response.as_ref().ok().filter(|reply| reply.status == 200).and_then(served_by);
+        match (by.and_then(|ip| served.get_mut(&ip)), response) {
             (Some(count), _) => *count += 1,
             (None, Ok(reply)) => failure = Some(describe(&reply)),
             (None, Err(error)) => failure = Some(format!("curl: {error}")),
@@ -265,8 +265,8 @@ async fn the_balance(
     if let Some(failure) = failure {
         page.line(&format!("one failed with: {failure}"))?;
     }
-    let answered = served.values().sum::<usize>();
-    story.claim(page, answered == REQUESTS, format!("{answered} of {REQUESTS} succeeded"))?;
+    let succeeded = served.values().sum::<usize>();
+    story.claim(page, succeeded == REQUESTS, format!("{succeeded} of {REQUESTS} succeeded"))?;
     let all = served.values().all(|count| *count > 0);
     story.claim(page, all, "every address served some requests")
 }

@@ -69,7 +69,7 @@ impl Record {
     }
 
     /// The same for a request that is not forwarded.
-    pub fn of_nobody(head: &request::Parts, started: Instant) -> Box<Self> {
+    pub fn of_no_alias(head: &request::Parts, started: Instant) -> Box<Self> {
         Self::begin(None, 0, head, || head.uri.path().into(), started)
     }
 

@@ -16,9 +16,9 @@ pub struct Starting<S> {
     start: S,
     from_client: BytesMut,
     from_target: BytesMut,
-    /// What the start has not been told.
+    /// An event that the start has not received yet.
     news: Option<News>,
-    /// What it has asked for, and was not done.
+    /// Actions of the start that have not been executed yet.
     actions: VecDeque<Action>,
     fault: Option<Fault>,
 }
@@ -130,12 +130,12 @@ impl<S: Start> Starting<S> {
         (self.start, self.from_client, self.from_target)
     }
 
-    /// Tells the start what is new, and offers it what waits. Returns whether anything has come of it.
+    /// Passes news or waiting bytes to the start. Returns whether this had any effect.
     fn report(&mut self) -> bool {
         let mut actions = Vec::new();
         let before = (self.from_client.len(), self.from_target.len());
         let news = self.news.take();
-        let told = news.is_some();
+        let has_news = news.is_some();
         let result = match news {
             Some(News::Dialled) => self.start.on(Event::Dialled, &mut actions),
             Some(News::Secured) => self.start.on(Event::Secured, &mut actions),
@@ -146,7 +146,7 @@ impl<S: Start> Starting<S> {
         let acts = !actions.is_empty();
         self.actions.extend(actions);
         let after = (self.from_client.len(), self.from_target.len());
-        told || acts || self.fault.is_some() || before != after
+        has_news || acts || self.fault.is_some() || before != after
     }
 
     fn offer(&mut self, actions: &mut Vec<Action>) -> Result<(), Fault> {

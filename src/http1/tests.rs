@@ -298,10 +298,10 @@ fn written(out: &mut Outbox) -> Vec<u8> {
 
 fn fields(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     // Lengths are each side's own: they are compared by the body.
-    let told = headers.iter().filter(|(name, _)| *name != "content-length");
-    let told = told.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
+    let others = headers.iter().filter(|(name, _)| *name != "content-length");
+    let others = others.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
     // The order counts among those of one name.
-    let mut fields: Vec<_> = told.collect();
+    let mut fields: Vec<_> = others.collect();
     fields.sort_by(|one, other| one.0.cmp(&other.0));
     fields
 }

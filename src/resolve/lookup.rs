@@ -288,13 +288,13 @@ impl DnsClient {
             let response = exchange(server, &query, server_timeout, deadline).await;
             match response.and_then(|message| Answer::read(&message, server)) {
                 Ok(answer) => {
-                    self.answered(index, before);
+                    self.responded(index, before);
                     return Ok(answer);
                 }
                 Err(failure) => {
                     let error = LookupError::new(name, &[server], failure);
                     if error.is_denial() {
-                        self.answered(index, before);
+                        self.responded(index, before);
                         return Err(error);
                     }
                     // A timeout does not replace what the server responded before.
@@ -326,7 +326,7 @@ impl DnsClient {
 
     /// `index` has responded to a query; `before` was preferred when the query started. If the preferred server has
     /// changed since then, the response says nothing about the current one.
-    fn answered(&self, index: usize, before: usize) {
+    fn responded(&self, index: usize, before: usize) {
         let mut preferred = self.preferred.lock();
         if preferred.index == before && index != before {
             *preferred = Preferred { index, since: Instant::now() };

@@ -1,7 +1,7 @@
 //! The resolver against real sockets, with responses as Kubernetes' DNS really sends them.
 
 use super::{error::Failure, *};
-use crate::demo::dns::{Answer, DnsServer, RecordType, address, cname};
+use crate::demo::dns::{DnsResponse, DnsServer, RecordType, address, cname};
 use std::{
     io::Write,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -103,7 +103,7 @@ async fn a_cdn_chain_in_any_order() {
         cname(ALIAS, 5, "www.vendor.example"),
         cname("www.vendor.example", 300, "vendor.cdn.example"),
     ];
-    server.answer_type(ALIAS, RecordType::A, Answer::Records(records));
+    server.respond_to_type(ALIAS, RecordType::A, DnsResponse::Records(records));
     let current = resolve(&server).await.current.unwrap();
     assert_eq!(current.true_name.as_str(), "www.vendor.example");
     assert_eq!(current.chain.len(), 4);
@@ -125,14 +125,14 @@ async fn dual_stack_and_ipv6_only() {
 async fn a_lone_cname_is_explained_by_its_target() {
     let server = server().await;
     server.zone([cname(ALIAS, 5, "gone.example")]);
-    for (answer, expected) in [
-        (Answer::NoData { soa: true }, Failure::NoData),
-        (Answer::NoData { soa: false }, Failure::NoData),
-        (Answer::NxDomain, Failure::NxDomain),
-        (Answer::ServFail, Failure::ServFail),
-        (Answer::Refused, Failure::Refused),
+    for (response, expected) in [
+        (DnsResponse::NoData { soa: true }, Failure::NoData),
+        (DnsResponse::NoData { soa: false }, Failure::NoData),
+        (DnsResponse::NxDomain, Failure::NxDomain),
+        (DnsResponse::ServFail, Failure::ServFail),
+        (DnsResponse::Refused, Failure::Refused),
     ] {
-        server.answer("gone.example", answer);
+        server.respond("gone.example", response);
         let (failure, text) = failure(&resolve(&server).await);
         assert_eq!(failure, expected, "{text}");
         assert!(text.contains(&format!("the chain is {ALIAS} → gone.example")), "{text}");
@@ -143,8 +143,8 @@ async fn a_lone_cname_is_explained_by_its_target() {
 #[tokio::test]
 async fn a_lone_cname_whose_target_answers_for_itself() {
     let server = server().await;
-    let alone = Answer::Records(vec![cname(ALIAS, 5, "httpbin.org")]);
-    server.answer(ALIAS, alone);
+    let alone = DnsResponse::Records(vec![cname(ALIAS, 5, "httpbin.org")]);
+    server.respond(ALIAS, alone);
     server.zone([address("httpbin.org", 60, V4)]);
     let state = resolve(&server).await;
     assert_eq!(true_name(&state), Some("httpbin.org"));
@@ -185,7 +185,7 @@ async fn digits_that_are_no_address_are_noticed() {
 }
 
 #[tokio::test]
-async fn a_label_of_64_characters_is_never_answered() {
+async fn a_label_of_64_characters_never_gets_a_response() {
     let server = server().await;
     server.zone([cname(ALIAS, 5, &format!("{}.example", "a".repeat(64)))]);
     let state = resolve(&server).await;
@@ -245,7 +245,7 @@ async fn a_service_that_leads_nowhere_or_to_itself() {
 async fn a_loop_that_a_server_sends_is_shown() {
     let server = server().await;
     let ring = vec![cname(ALIAS, 5, "a.example"), cname("a.example", 5, ALIAS)];
-    server.answer(ALIAS, Answer::Records(ring));
+    server.respond(ALIAS, DnsResponse::Records(ring));
     let error = resolve(&server).await.error.unwrap().to_string();
     assert!(error.contains(&format!("loops: {ALIAS} → a.example → {ALIAS}")), "{error}");
 }
@@ -256,7 +256,7 @@ async fn sixty_addresses_come_over_tcp() {
     let addresses = (0..60).map(|last| address("big.example", 60, Ipv4Addr::new(192, 0, 2, last)));
     let records: Vec<_> =
         std::iter::once(cname(ALIAS, 5, "big.example")).chain(addresses).collect();
-    server.answer_type(ALIAS, RecordType::A, Answer::Truncated(records));
+    server.respond_to_type(ALIAS, RecordType::A, DnsResponse::Truncated(records));
     assert_eq!(resolve(&server).await.current.unwrap().addresses.len(), 60);
     assert_eq!(server.queries(ALIAS, RecordType::A), 2);
 }
@@ -264,11 +264,13 @@ async fn sixty_addresses_come_over_tcp() {
 // Servers that fail.
 
 #[tokio::test]
-async fn the_next_server_answers_when_one_fails() {
+async fn the_next_server_responds_when_one_fails() {
     let (bad, good) = (server().await, server().await);
     good.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 60, V4)]);
-    for answer in [Answer::ServFail, Answer::Refused, Answer::Garbage, Answer::Silence] {
-        bad.answer(ALIAS, answer);
+    for response in
+        [DnsResponse::ServFail, DnsResponse::Refused, DnsResponse::Garbage, DnsResponse::Silence]
+    {
+        bad.respond(ALIAS, response);
         let resolver = with(settings(vec![bad.address(), good.address()]));
         let state = timeout(DEADLINE, resolver.resolve(&question())).await.unwrap();
         assert_eq!(true_name(&state), Some("httpbin.org"));
@@ -283,7 +285,7 @@ async fn the_next_server_answers_when_one_fails() {
 async fn the_last_of_four_servers_is_reached() {
     let servers = [server().await, server().await, server().await, server().await];
     for silent in &servers[..3] {
-        silent.answer(ALIAS, Answer::Silence);
+        silent.respond(ALIAS, DnsResponse::Silence);
     }
     servers[3].zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 60, V4)]);
     let resolver = with(settings(servers.iter().map(DnsServer::address).collect()));
@@ -302,9 +304,9 @@ async fn nxdomain_is_an_answer_and_ends_the_search() {
 #[tokio::test]
 async fn garbage_and_silence_are_told_apart_in_time() {
     let server = server().await;
-    server.answer(ALIAS, Answer::Garbage);
+    server.respond(ALIAS, DnsResponse::Garbage);
     assert!(matches!(failure(&resolve(&server).await).0, Failure::Malformed(_)));
-    server.answer(ALIAS, Answer::Silence);
+    server.respond(ALIAS, DnsResponse::Silence);
     let started = Instant::now();
     assert_eq!(failure(&resolve(&server).await).0, Failure::Timeout);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
@@ -322,7 +324,7 @@ async fn no_server_at_all_names_the_key() {
 async fn silence_about_one_family_does_not_delay_the_other() {
     let server = server().await;
     server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 60, V4)]);
-    server.answer_type(ALIAS, RecordType::AAAA, Answer::Silence);
+    server.respond_to_type(ALIAS, RecordType::AAAA, DnsResponse::Silence);
     let started = Instant::now();
     assert_eq!(true_name(&resolve(&server).await), Some("httpbin.org"));
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
@@ -338,7 +340,7 @@ async fn a_family_that_comes_late_is_taken_in_soon() {
         address("both.example", 60, V6),
         address("both.example", 60, V4),
     ]);
-    server.answer_type(ALIAS, RecordType::A, Answer::Silence);
+    server.respond_to_type(ALIAS, RecordType::A, DnsResponse::Silence);
     let mut subscription = with(dns).watch(question());
     let state = until(&mut subscription, |state| state.current.is_some()).await;
     assert_eq!(state.current.as_ref().unwrap().addresses, [IpAddr::from(V6)]);
@@ -395,7 +397,7 @@ async fn a_change_is_followed_and_followed_back() {
 #[tokio::test]
 async fn start_up_without_dns_recovers_soon() {
     let server = server().await;
-    server.answer(ALIAS, Answer::ServFail);
+    server.respond(ALIAS, DnsResponse::ServFail);
     let mut subscription = resolver(&server).watch(question());
     until(&mut subscription, |state| state.error.is_some()).await;
     server.restore(ALIAS);
@@ -414,7 +416,7 @@ async fn the_last_good_answer_serves_while_dns_fails_and_then_goes() {
     let dns = config::Dns { stale, ..settings(vec![server.address()]) };
     let mut subscription = with(dns).watch(question());
     until(&mut subscription, |state| state.current.is_some()).await;
-    server.answer(ALIAS, Answer::ServFail);
+    server.respond(ALIAS, DnsResponse::ServFail);
     let state = until(&mut subscription, |state| state.error.is_some()).await;
     assert_eq!(true_name(&state), Some("httpbin.org"));
     let since = state.stale_since.unwrap();
@@ -478,7 +480,7 @@ async fn lookups_are_counted_by_result() {
     server.zone([cname(ALIAS, 5, "a.example"), address("a.example", 5, V4)]);
     let mut subscription = resolver(&server).watch(question());
     until(&mut subscription, |state| true_name(state) == Some("a.example")).await;
-    server.answer(ALIAS, Answer::ServFail);
+    server.respond(ALIAS, DnsResponse::ServFail);
     until(&mut subscription, |state| state.error.is_some()).await;
     let text = handle.render();
     for line in [
@@ -544,7 +546,7 @@ async fn a_resolv_conf_of_another_namespace_ends_the_service_of_the_former_one_b
     let server = server().await;
     server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
     let prod = "webscaler-manual.prod.svc.cluster.local";
-    server.answer(prod, Answer::Silence);
+    server.respond(prod, DnsResponse::Silence);
     let resolver = Resolver::with_resolv_conf(settings(vec![server.address()]), resolv_conf(&path));
     let mut subscription = resolver.watch(question());
     until(&mut subscription, |state| state.current.is_some()).await;
@@ -555,11 +557,11 @@ async fn a_resolv_conf_of_another_namespace_ends_the_service_of_the_former_one_b
 
 /// Regression: lookups for clients of a forward proxy used up the limit, and aliases had to wait.
 #[tokio::test]
-async fn names_of_clients_that_nobody_answers_for_keep_no_alias_waiting() {
+async fn clients_names_without_a_dns_response_keep_no_alias_waiting() {
     let server = server().await;
     server.zone([cname(ALIAS, 5, "httpbin.org"), address("httpbin.org", 5, V4)]);
     let names: Vec<_> = (0..300).map(|n| format!("n{n}.example")).collect();
-    names.iter().for_each(|name| server.answer(name, Answer::Silence));
+    names.iter().for_each(|name| server.respond(name, DnsResponse::Silence));
     let client = lookup::DnsClient::new(&[server.address()]);
     let for_clients = names.iter().map(|name| client.both(name, error::Place::Client));
     tokio::select! {

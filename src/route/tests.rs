@@ -85,7 +85,7 @@ fn expected(aliases: &[Alias], listener: SocketAddr, host: &str) -> Option<usize
     let here: Vec<_> =
         (0..aliases.len()).filter(|n| aliases[*n].listen.contains(&listener)).collect();
     let full = |name: &str| absolute(name, NAMESPACE, DOMAIN);
-    let bears = |n: &usize| {
+    let has_name = |n: &usize| {
         let alias = &aliases[*n];
         let further = || alias.hosts.iter().any(|further| further.to_ascii_lowercase() == host);
         // With two dots at the end, it is no valid name.
@@ -98,8 +98,8 @@ fn expected(aliases: &[Alias], listener: SocketAddr, host: &str) -> Option<usize
     };
     let any = || here.iter().copied().find(|n| aliases[*n].hosts.iter().any(|host| host == "*"));
     let named = |n: &usize| aliases[*n].name == host;
-    let first = |bears: &dyn Fn(&usize) -> bool| here.iter().copied().find(|n| bears(n));
-    first(&named).or_else(|| first(&bears)).or_else(alone).or_else(any)
+    let first = |has_name: &dyn Fn(&usize) -> bool| here.iter().copied().find(|n| has_name(n));
+    first(&named).or_else(|| first(&has_name)).or_else(alone).or_else(any)
 }
 
 proptest! {

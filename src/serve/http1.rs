@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long writing a refusal, or TLS' `close_notify`, may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection, shared by its task and by its requests' bodies, which are read by the code that sends them
 /// upstream.
@@ -227,19 +227,19 @@ impl<S: ByteStream + 'static> Http1Connection<S> {
     async fn refuse(&self, head: RefusedHead) {
         let mut out = Outbox::default();
         let problem = Problem::refused_head(head);
-        let nobody = AliasMetrics::of_no_alias();
-        nobody.refused(None, problem.status(), problem.error(), Duration::ZERO);
+        let metrics = AliasMetrics::of_no_alias();
+        metrics.refused(None, problem.status(), problem.error(), Duration::ZERO);
         out.push(problem.to_http1());
-        let _ = timeout(FAREWELL, poll_fn(|cx| self.lock().poll_flush(cx, &mut out))).await;
+        let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.lock().poll_flush(cx, &mut out))).await;
     }
 
     async fn close(&self, tls: bool) {
         if tls {
-            let farewell = poll_fn(|cx| match &mut self.lock().stream {
+            let close_notify = poll_fn(|cx| match &mut self.lock().stream {
                 Some(stream) => Pin::new(stream).poll_shutdown(cx),
                 None => Poll::Ready(Ok(())),
             });
-            let _ = timeout(FAREWELL, farewell).await;
+            let _ = timeout(CLOSE_TIMEOUT, close_notify).await;
         }
     }
 }

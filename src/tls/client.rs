@@ -8,7 +8,7 @@ use super::{
     pins::Pins,
     roots::{RootStores, warn_of_dates},
     sessions::Sessions,
-    verify::{Trusted, Verifier, Whom},
+    verify::{Trust, Trusted, Verifier},
 };
 use crate::{
     config::{self, TlsMode, TlsVersion},
@@ -86,20 +86,20 @@ impl ClientTls {
 
         let provider = Arc::new(provider(config));
         let mut errors = Vec::new();
-        let whom = match config.mode {
+        let trust = match config.mode {
             TlsMode::Plaintext => return Ok(None),
             TlsMode::Verify => trusted(config, roots, &mut errors),
-            TlsMode::InsecureSkipVerify => Some(believe_anybody()),
+            TlsMode::InsecureSkipVerify => Some(trust_any()),
         };
         let pins = keep_error(Pins::parse(&config.pins), &mut errors);
         let identity = config.client_certificate.as_ref();
         let identity =
             identity.map(|pair| keep_error(client_certificate(pair, &provider), &mut errors));
-        let all = whom.zip(pins).zip(identity.map_or(Some(None), |identity| identity.map(Some)));
-        let ((whom, pins), identity) = TlsConfigErrors::unless(errors, all)?;
+        let all = trust.zip(pins).zip(identity.map_or(Some(None), |identity| identity.map(Some)));
+        let ((trust, pins), identity) = TlsConfigErrors::unless(errors, all)?;
 
         let algorithms = provider.signature_verification_algorithms;
-        let verifier = Arc::new(Verifier { whom, pins, algorithms });
+        let verifier = Arc::new(Verifier { trust, pins, algorithms });
         let versions: &[_] = match config.min_version {
             TlsVersion::V1_2 => &[&TLS13, &TLS12],
             TlsVersion::V1_3 => &[&TLS13],
@@ -254,18 +254,18 @@ fn trusted(
     config: &config::Tls,
     roots: &mut RootStores,
     errors: &mut Vec<TlsConfigError>,
-) -> Option<Whom> {
+) -> Option<Trust> {
     let roots = roots.load(&config.ca).map_err(|more| errors.extend(more)).ok();
     let mut lists = Lists::default();
     errors.extend(config.crls.iter().filter_map(|path| lists.add_file(path).err()));
-    Some(Whom::Roots(Trusted { roots: roots?, lists }))
+    Some(Trust::Roots(Trusted { roots: roots?, lists }))
 }
 
-fn believe_anybody() -> Whom {
+fn trust_any() -> Trust {
     tracing::warn!(
         "`tls.mode: insecure_skip_verify` is set: any server is accepted, so an attacker can read and change everything; `tls.ca` and `tls.crls` are ignored"
     );
-    Whom::Anybody
+    Trust::Any
 }
 
 /// A client certificate with its key, which must be a pair.

@@ -22,17 +22,17 @@ use webpki::{Cert, EndEntityCert, KeyUsage, VerifiedPath, spki_for_anchor};
 
 /// Verifies with webpki, if there are roots, and then checks the pins. Refusals are [`VerifyFailure`]s.
 pub(super) struct Verifier {
-    pub(super) whom: Whom,
+    pub(super) trust: Trust,
     pub(super) pins: Pins,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
 /// Which certificates are accepted.
-pub(super) enum Whom {
+pub(super) enum Trust {
     /// `tls.mode: verify`: those with a chain to these roots that no list revokes.
     Roots(Trusted),
     /// `tls.mode: insecure_skip_verify`: any, unless there are pins.
-    Anybody,
+    Any,
 }
 
 /// The trusted roots, and the revocation lists.
@@ -45,7 +45,7 @@ impl Verifier {
     /// Without roots or pins, an attacker in the middle can use his own key: a signature proves nothing, and
     /// old devices have certificates that webpki cannot even parse.
     fn believes_anything(&self) -> bool {
-        matches!(self.whom, Whom::Anybody) && self.pins.is_empty()
+        matches!(self.trust, Trust::Any) && self.pins.is_empty()
     }
 
     /// Verifies the certificates for `name` at `now`.
@@ -56,8 +56,8 @@ impl Verifier {
         name: &ServerName<'_>,
         now: UnixTime,
     ) -> Result<(), Box<VerifyFailure>> {
-        let verdict = match &self.whom {
-            Whom::Roots(trusted) => {
+        let verdict = match &self.trust {
+            Trust::Roots(trusted) => {
                 let asked = Asked { leaf, name, now };
                 let proved = trusted.verify_chain(&asked, intermediates, self);
                 match proved.map_err(|reason| trusted.blame(reason, &asked, intermediates)) {
@@ -66,7 +66,7 @@ impl Verifier {
                 }
             }
             // There is no verified chain: only the key that the server proves to have can be pinned.
-            Whom::Anybody => self.pins.admit_leaf(leaf),
+            Trust::Any => self.pins.admit_leaf(leaf),
         };
         verdict.map_err(|reason| Box::new(VerifyFailure::new(reason, name, leaf)))
     }

@@ -138,7 +138,7 @@ fn a_name_belongs_to_one_alias() {
 }
 
 #[test]
-fn a_host_is_answered_by_one_alias_of_a_listener() {
+fn a_host_belongs_to_one_alias_of_a_listener() {
     let two = |one: &str, two: &str, rest: &str| {
         format!("version: 1\naliases:\n  - {{name: a, {one}}}\n  - {{name: b, {two}}}\n{rest}")
     };

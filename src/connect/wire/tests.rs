@@ -12,8 +12,8 @@ async fn kept() -> (Arc<Wire>, WireStream, TcpStream) {
     let (mut peer, _) = listener.accept().await.unwrap();
     stream.write_all(b"request").await.unwrap();
     peer.read_exact(&mut [0; 7]).await.unwrap();
-    peer.write_all(b"answer").await.unwrap();
-    stream.read_exact(&mut [0; 6]).await.unwrap();
+    peer.write_all(b"response").await.unwrap();
+    stream.read_exact(&mut [0; 8]).await.unwrap();
     (wire, stream, peer)
 }
 
@@ -160,8 +160,8 @@ async fn what_comes_before_the_request_is_there_is_told_apart() {
     let (wire, mut stream, mut peer) = kept().await;
     let mark = wire.mark();
     stream.write_all(b"request").await.unwrap();
-    peer.write_all(b"answer").await.unwrap();
-    stream.read_exact(&mut [0; 6]).await.unwrap();
-    assert!(!wire.is_unacknowledged_since(mark), "an answer acknowledges its request");
+    peer.write_all(b"response").await.unwrap();
+    stream.read_exact(&mut [0; 8]).await.unwrap();
+    assert!(!wire.is_unacknowledged_since(mark), "a response acknowledges its request");
     assert!(!wire.is_unacknowledged_since(wire.mark()), "nothing was written");
 }

@@ -67,7 +67,7 @@ fn a_client_certificate_does_not_serve() {
 }
 
 #[test]
-fn another_root_of_the_same_name_does_not_vouch() {
+fn another_root_of_the_same_name_is_not_the_issuer() {
     let leaf = Authority::new("test root")
         .unwrap()
         .issue(&["httpbin.org"], &[], LeafOptions::default())

@@ -87,9 +87,9 @@ fn a_status_is_what_was_asked_for() {
 #[test]
 fn redirects_lead_where_they_were_told() {
     let there = "/redirect-to?url=https%3A%2F%2Fhttpbin.org%2Fget&status_code=307";
-    let answer = ask(Request::get(there), b"");
-    assert_eq!(answer.status, 307);
-    assert_eq!(answer.headers[header::LOCATION], "https://httpbin.org/get");
+    let response = ask(Request::get(there), b"");
+    assert_eq!(response.status, 307);
+    assert_eq!(response.headers[header::LOCATION], "https://httpbin.org/get");
 
     assert_eq!(ask(Request::get("/redirect-to?url=/x&status_code=200"), b"").status, 302);
     assert_eq!(ask(Request::get("/redirect-to"), b"").status, 400);
@@ -97,10 +97,10 @@ fn redirects_lead_where_they_were_told() {
 
 #[test]
 fn cookies_are_set_without_a_domain_and_shown_when_they_come_back() {
-    let answer = ask(Request::get("/cookies/set?name=value&other=2"), b"");
-    assert_eq!(answer.status, 302);
-    assert_eq!(answer.headers[header::LOCATION], "/cookies");
-    let cookies: Vec<_> = answer.headers.get_all(header::SET_COOKIE).iter().collect();
+    let response = ask(Request::get("/cookies/set?name=value&other=2"), b"");
+    assert_eq!(response.status, 302);
+    assert_eq!(response.headers[header::LOCATION], "/cookies");
+    let cookies: Vec<_> = response.headers.get_all(header::SET_COOKIE).iter().collect();
     assert_eq!(cookies, ["name=value; Secure; Path=/", "other=2; Secure; Path=/"]);
 
     let back = ask(Request::get("/cookies").header("cookie", "name=value; other=2"), b"");
@@ -114,11 +114,11 @@ fn what_is_asked_for_by_number_is_bounded() {
     assert_eq!(ask(Request::get("/delay/3600"), b"").delay, MAX_DELAY);
     assert_eq!(ask(Request::get("/delay/0.25"), b"").delay, Duration::from_millis(250));
 
-    let AnswerBody::Whole(bytes) = ask(Request::get("/bytes/999999999"), b"").body else {
+    let HttpbinBody::Whole(bytes) = ask(Request::get("/bytes/999999999"), b"").body else {
         panic!("bytes have a length")
     };
     assert_eq!(bytes.len(), MAX_BYTES);
-    let AnswerBody::Streamed(lines) = ask(Request::get("/stream/999"), b"").body else {
+    let HttpbinBody::Streamed(lines) = ask(Request::get("/stream/999"), b"").body else {
         panic!("a stream has none")
     };
     assert_eq!(lines.len(), MAX_LINES);
@@ -127,7 +127,7 @@ fn what_is_asked_for_by_number_is_bounded() {
 }
 
 #[test]
-fn only_the_paths_and_methods_that_are_there_answer() {
+fn only_known_paths_and_methods_get_a_response() {
     assert_eq!(ask(Request::post("/get"), b"").status, 405);
     assert_eq!(ask(Request::get("/"), b"").status, 404);
     assert_eq!(ask(Request::get("/get/more"), b"").status, 404);
@@ -136,21 +136,21 @@ fn only_the_paths_and_methods_that_are_there_answer() {
 }
 
 #[test]
-fn any_page_may_read_an_answer() {
-    let answer = ask(Request::get("/get").header("origin", "https://httpbin.org"), b"");
-    assert_eq!(answer.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://httpbin.org");
+fn any_page_may_read_a_response() {
+    let response = ask(Request::get("/get").header("origin", "https://httpbin.org"), b"");
+    assert_eq!(response.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://httpbin.org");
 }
 
-fn ask(request: http::request::Builder, body: &[u8]) -> Answer {
+fn ask(request: http::request::Builder, body: &[u8]) -> HttpbinResponse {
     let (head, ()) = request.body(()).unwrap().into_parts();
-    answer(&head, body, PEER)
+    respond(&head, body, PEER)
 }
 
-fn whole(answer: Answer) -> String {
-    let AnswerBody::Whole(body) = answer.body else { panic!("no stream was expected") };
+fn whole(response: HttpbinResponse) -> String {
+    let HttpbinBody::Whole(body) = response.body else { panic!("no stream was expected") };
     String::from_utf8(body.to_vec()).unwrap()
 }
 
-fn parsed(answer: Answer) -> Value {
-    serde_json::from_str(&whole(answer)).unwrap()
+fn parsed(response: HttpbinResponse) -> Value {
+    serde_json::from_str(&whole(response)).unwrap()
 }

@@ -66,7 +66,7 @@ pub fn refuse(
     if let Some(connection) = &downstream.connection {
         connection.belongs_to(AliasMetrics::of_no_alias());
     }
-    Record::of_nobody(head, started).failed(&problem, fault, None);
+    Record::of_no_alias(head, started).failed(&problem, fault, None);
     if problem.begins(Failures::of_refused()) {
         tracing::info!(
             listener = %downstream.listener,

@@ -42,7 +42,7 @@ async fn a_body_that_is_held_back_flows_as_soon_as_the_peer_says_continue() {
     body.hold();
     let begun = Instant::now();
     let mut exchange = client.begin(&head, body).unwrap();
-    let answers = async {
+    let origin = async {
         let (mut request, mut respond) = peer.accept().await.unwrap().unwrap();
         let go_on = Response::builder().status(StatusCode::CONTINUE).body(()).unwrap();
         respond.send_informational(go_on).unwrap();
@@ -53,7 +53,7 @@ async fn a_body_that_is_held_back_flows_as_soon_as_the_peer_says_continue() {
         }
     };
     tokio::select! {
-        () = answers => {}
+        () = origin => {}
         _ = poll_fn(|cx| exchange.poll_head(cx, None)) => unreachable!("nobody has responded"),
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "or it has merely waited for long enough");

@@ -521,13 +521,13 @@ async fn each_question_has_an_id_and_a_port_of_its_own() {
     let mut seen: Vec<(u16, u16)> = Vec::new();
     let mut buffer = [0; 4096];
     for _ in 0..32 {
-        let answer = async {
+        let response = async {
             let (length, peer) = socket.recv_from(&mut buffer).await.unwrap();
             let reply = Reply::to(&buffer[..length]).good().octets();
             socket.send_to(&reply, peer).await.unwrap();
             (u16::from_be_bytes([buffer[0], buffer[1]]), peer.port())
         };
-        let (walked, sent) = tokio::join!(client.walk(NAME, Place::Alias, Family::V4), answer);
+        let (walked, sent) = tokio::join!(client.walk(NAME, Place::Alias, Family::V4), response);
         walked.unwrap();
         seen.push(sent);
     }
@@ -547,23 +547,23 @@ async fn many_names_at_once_take_a_bounded_number_of_sockets() {
     let walks = join_all(names.iter().map(|name| client.walk(name, Place::Alias, Family::V4)));
     let server = async {
         let mut open = std::collections::HashMap::new();
-        let mut answered = std::collections::HashSet::new();
+        let mut done = std::collections::HashSet::new();
         let mut most = 0;
         let mut buffer = [0; 4096];
-        while answered.len() < NAMES {
+        while done.len() < NAMES {
             let (length, peer) = socket.recv_from(&mut buffer).await.unwrap();
             let reply = Reply::to(&buffer[..length]).good();
-            if answered.contains(&reply.questions[0]) {
+            if done.contains(&reply.questions[0]) {
                 // Sent twice.
                 continue;
             }
             open.insert(reply.questions[0].clone(), (peer, reply.octets()));
             most = most.max(open.len());
             // Those within the limit have sent their query, or these are the last ones.
-            if open.len() == MAX_IN_FLIGHT || answered.len() + open.len() == NAMES {
+            if open.len() == MAX_IN_FLIGHT || done.len() + open.len() == NAMES {
                 for (question, (peer, reply)) in open.drain() {
                     socket.send_to(&reply, peer).await.unwrap();
-                    answered.insert(question);
+                    done.insert(question);
                 }
             }
         }
@@ -578,8 +578,8 @@ async fn a_server_that_denies_names_of_another_is_not_asked_first_for_ever() {
     let [cluster, public] = [(); 2].map(|()| DnsServer::start(([127, 0, 0, 1], 0).into()));
     let (cluster, public) = (cluster.await.unwrap(), public.await.unwrap());
     cluster.zone([dns::address(NAME, 5, IP)]);
-    cluster.answer(NAME, dns::Answer::ServFail);
-    public.answer(NAME, dns::Answer::NxDomain);
+    cluster.respond(NAME, dns::DnsResponse::ServFail);
+    public.respond(NAME, dns::DnsResponse::NxDomain);
     let client = DnsClient::new(&[cluster.address(), public.address()]);
     let walk = || client.walk(NAME, Place::Alias, Family::V4);
     assert!(walk().await.is_err_and(|error| error.is_denial()));
@@ -591,7 +591,7 @@ async fn a_server_that_denies_names_of_another_is_not_asked_first_for_ever() {
     client.preferred.lock().since -= RETURN;
     assert_eq!(walk().await.unwrap().addresses(), [IpAddr::from(IP)]);
     // A denial that was already on its way.
-    client.answered(1, 1);
+    client.responded(1, 1);
     assert_eq!(walk().await.unwrap().addresses(), [IpAddr::from(IP)]);
 }
 

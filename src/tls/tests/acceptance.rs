@@ -76,8 +76,8 @@ async fn accept(bytes: &[u8]) -> Result<Accepted<DuplexStream>, AcceptError> {
     let client = async {
         near.write_all(bytes).await.unwrap();
         near.shutdown().await.unwrap();
-        let mut answer = Vec::new();
-        near.read_to_end(&mut answer).await.unwrap();
+        let mut response = Vec::new();
+        near.read_to_end(&mut response).await.unwrap();
     };
     let choose = |name: Option<&str>| {
         let alias = name.is_none_or(|name| name == NAME).then_some(NAME);

@@ -30,7 +30,7 @@ fn demanding(
 }
 
 /// A peer that reads the ClientHello, responds with `bytes` and closes.
-async fn answered_with(bytes: &[u8], tls: &ClientTls) -> TlsError {
+async fn error_after(bytes: &[u8], tls: &ClientTls) -> TlsError {
     let (near, mut far) = duplex(64 * 1024);
     let expected = name(NAME);
     let peer = async move {
@@ -240,15 +240,15 @@ fn an_error_that_is_not_of_tls_has_no_tls_error_behind_it() {
 }
 
 #[tokio::test]
-async fn a_peer_that_answers_in_plaintext_is_told_apart() {
-    for answer in [
+async fn a_response_in_plaintext_has_its_own_error() {
+    for response in [
         "HTTP/1.1 400 Bad Request\r\n\r\nClient sent a TLS request to a plain port",
         "220 mail.example.com ESMTP ready\r\n",
         "-ERR unknown command\r\n",
         "SSH-2.0-OpenSSH_9.2\r\n",
     ] {
-        let error = answered_with(answer.as_bytes(), &any_client()).await;
-        assert!(matches!(error, TlsError::NotTls { .. }), "{answer}: {error}");
+        let error = error_after(response.as_bytes(), &any_client()).await;
+        assert!(matches!(error, TlsError::NotTls { .. }), "{response}: {error}");
         assert!(error.hint().unwrap().contains("tls.mode: plaintext"));
     }
 }
@@ -256,11 +256,11 @@ async fn a_peer_that_answers_in_plaintext_is_told_apart() {
 #[tokio::test]
 async fn a_peer_that_closes_is_told_apart() {
     let mut settings = Settings::trusting(&Ca::new("Root"));
-    let error = answered_with(b"", &settings.load()).await;
+    let error = error_after(b"", &settings.load()).await;
     assert!(matches!(error, TlsError::Eof { .. }), "{error}");
     assert!(error.hint().unwrap().contains("tls.post_quantum: false"));
     settings.tls.post_quantum = false;
-    let error = answered_with(b"", &settings.load()).await;
+    let error = error_after(b"", &settings.load()).await;
     assert!(!error.hint().unwrap().contains("post_quantum"));
 }
 
@@ -270,7 +270,7 @@ async fn a_server_of_tls_1_0_is_told_what_it_lacks() {
     let mut hello = vec![0x16, 3, 1, 0, 42, 2, 0, 0, 38, 3, 1];
     hello.extend([7; 32]);
     hello.extend([0, 0, 0x2f, 0]);
-    let error = answered_with(&hello, &any_client()).await;
+    let error = error_after(&hello, &any_client()).await;
     assert!(matches!(error, TlsError::Protocol { .. }), "{error}");
     assert!(error.to_string().contains("TLS 1.1 or older"), "{error}");
 }
@@ -278,11 +278,11 @@ async fn a_server_of_tls_1_0_is_told_what_it_lacks() {
 #[tokio::test]
 async fn a_server_with_nothing_in_common_is_told_what_was_offered() {
     // Fatal alerts: handshake_failure, as servers of RSA key exchange send, and protocol_version.
-    let error = answered_with(&[0x15, 3, 1, 0, 2, 2, 40], &any_client()).await;
+    let error = error_after(&[0x15, 3, 1, 0, 2, 2, 40], &any_client()).await;
     assert!(error.to_string().contains("no RSA key exchange"), "{error}");
     assert!(error.hint().unwrap().contains("ECDHE"));
     assert!(error.hint().unwrap().contains("tls.client_certificate"));
-    let error = answered_with(&[0x15, 3, 1, 0, 2, 2, 70], &any_client()).await;
+    let error = error_after(&[0x15, 3, 1, 0, 2, 2, 70], &any_client()).await;
     assert!(error.to_string().contains("supports none of the offered TLS versions"), "{error}");
 }
 
@@ -301,7 +301,7 @@ async fn a_server_below_min_version_is_refused_with_the_key() {
 #[tokio::test]
 async fn an_alert_is_named() {
     // unrecognized_name
-    let error = answered_with(&[0x15, 3, 1, 0, 2, 2, 112], &any_client()).await;
+    let error = error_after(&[0x15, 3, 1, 0, 2, 2, 112], &any_client()).await;
     assert!(
         error.to_string().contains("unrecognized_name: it does not serve this name"),
         "{error}"

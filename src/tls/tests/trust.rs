@@ -67,7 +67,7 @@ fn pin(certificate: &CertificateDer<'_>) -> String {
 }
 
 #[tokio::test]
-async fn a_root_that_has_expired_or_is_not_valid_yet_vouches_for_nobody() {
+async fn a_root_that_has_expired_or_is_not_valid_yet_is_not_trusted() {
     let past: Change = |params| params.not_after = date_time_ymd(2021, 2, 3);
     let future: Change = |params| params.not_before = date_time_ymd(2990, 2, 3);
     for (change, expected) in
@@ -83,7 +83,7 @@ async fn a_root_that_has_expired_or_is_not_valid_yet_vouches_for_nobody() {
 }
 
 #[tokio::test]
-async fn a_root_that_was_renewed_with_its_key_vouches_beside_its_predecessor() {
+async fn a_root_that_was_renewed_with_its_key_is_trusted_beside_its_predecessor() {
     let root = Ca::new("Root");
     let old = again("Root", same_key(&root), |params| params.not_after = date_time_ymd(2021, 2, 3));
     for both in [old.pem() + &root.pem(), root.pem() + &old.pem()] {
@@ -93,7 +93,7 @@ async fn a_root_that_was_renewed_with_its_key_vouches_beside_its_predecessor() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_no_ca_vouches_for_itself_alone() {
+async fn a_trusted_certificate_without_a_ca_is_valid_for_its_own_server_only() {
     let changes: [Change; 3] = [
         |params| params.is_ca = IsCa::NoCa,
         |params| params.is_ca = IsCa::ExplicitNoCa,
@@ -336,7 +336,7 @@ async fn a_list_whose_signature_does_not_match_lets_nobody_pass() {
 }
 
 #[tokio::test]
-async fn a_revoked_issuer_vouches_for_nobody_though_it_is_trusted_itself() {
+async fn a_revoked_issuer_is_not_accepted_although_it_is_trusted_itself() {
     let root = Ca::new("Root");
     let mut params = Ca::params("Intermediate");
     params.serial_number = Some(SerialNumber::from(666));
@@ -390,7 +390,7 @@ async fn a_chain_is_found_in_any_order_and_past_what_has_expired() {
 }
 
 #[tokio::test]
-async fn an_expired_root_does_not_hide_another_that_vouches_too() {
+async fn an_expired_root_does_not_hide_another_that_issued_the_certificate_too() {
     let old = ca("Old Root", |params| params.not_after = date_time_ymd(2021, 2, 3));
     let new = Ca::new("New Root");
     let intermediate = new.intermediate("Intermediate");

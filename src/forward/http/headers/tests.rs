@@ -234,7 +234,7 @@ proptest! {
     }
 
     #[test]
-    fn an_answer_is_trusted_with_its_connection_only_if_it_is_clear(headers in fields()) {
+    fn a_connection_is_kept_after_a_response_only_if_its_end_is_clear(headers in fields()) {
         let (reusable, _) = keep_alive(Version::HTTP_11, &headers);
         let close = tokens(&headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("close"));
         let both =
