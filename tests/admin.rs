@@ -10,7 +10,7 @@ use crate::support::{
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn probes_answer_whatever_the_targets_do() {
+async fn probes_get_a_response_whatever_the_targets_do() {
     let mut scene = Scene::new(1).await;
     scene.take_listeners();
     let proxy = Proxy::start(&scene.yaml("")).await;
@@ -24,7 +24,7 @@ async fn probes_answer_whatever_the_targets_do() {
 #[tokio::test]
 async fn status_tells_where_an_alias_leads_and_how_its_endpoints_are() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&scene.yaml("")).await;
     assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
 
@@ -56,9 +56,9 @@ async fn config_shows_every_key_as_it_is_at_work() {
     let mut scene = Scene::new(1).await;
     scene.take_listeners();
     let proxy = Proxy::start(&scene.yaml("drain: 7s")).await;
-    let answer = ask(&proxy, "GET", "/config", "").await;
-    assert_eq!(answer.field("content-type"), Some("application/json"));
-    let config = answer.json();
+    let response = ask(&proxy, "GET", "/config", "").await;
+    assert_eq!(response.field("content-type"), Some("application/json"));
+    let config = response.json();
     assert_eq!(config["aliases"][0]["drain"], "7s");
     assert_eq!(config["aliases"][0]["pool"]["max_idle"], 64);
     assert_eq!(config["dns"]["stale"], "1h");
@@ -67,7 +67,7 @@ async fn config_shows_every_key_as_it_is_at_work() {
 #[tokio::test]
 async fn the_log_level_changes_while_it_runs() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&scene.yaml("")).await;
     let address = proxy.address(ALIAS).await;
     assert_eq!(ask(&proxy, "POST", "/log?level=error", "").await.status(), 200);
@@ -77,29 +77,33 @@ async fn the_log_level_changes_while_it_runs() {
     proxy.logged("/heard").await;
     assert!(!proxy.log().contains("/silent"));
 
-    let answer = ask(&proxy, "POST", "/log?level=loud", "").await;
-    assert_eq!(answer.status(), 400);
-    assert!(answer.text().contains("error, warn, info, debug or trace"), "{}", answer.text());
+    let response = ask(&proxy, "POST", "/log?level=loud", "").await;
+    assert_eq!(response.status(), 400);
+    assert!(response.text().contains("error, warn, info, debug or trace"), "{}", response.text());
 }
 
 #[tokio::test]
 async fn what_changes_something_is_no_get_and_no_browsers() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&scene.yaml("")).await;
     for target in ["/quit", "/reload", "/log?level=error"] {
-        let answer = ask(&proxy, "GET", target, "").await;
-        assert_eq!((answer.status(), answer.field("allow")), (405, Some("POST")), "{target}");
-        let answer = ask(&proxy, "POST", target, "Origin: https://evil.example\r\n").await;
-        assert_eq!(answer.status(), 403, "{target}");
+        let response = ask(&proxy, "GET", target, "").await;
+        assert_eq!((response.status(), response.field("allow")), (405, Some("POST")), "{target}");
+        let response = ask(&proxy, "POST", target, "Origin: https://evil.example\r\n").await;
+        assert_eq!(response.status(), 403, "{target}");
     }
     for target in ["/livez", "/readyz", "/metrics", "/status", "/config"] {
-        let answer = ask(&proxy, "POST", target, "").await;
-        assert_eq!((answer.status(), answer.field("allow")), (405, Some("GET, HEAD")), "{target}");
+        let response = ask(&proxy, "POST", target, "").await;
+        assert_eq!(
+            (response.status(), response.field("allow")),
+            (405, Some("GET, HEAD")),
+            "{target}"
+        );
     }
-    let answer = ask(&proxy, "GET", "/nowhere", "").await;
-    assert_eq!(answer.status(), 404);
-    assert!(answer.text().contains("/metrics") && answer.text().contains("/reload"));
+    let response = ask(&proxy, "GET", "/nowhere", "").await;
+    assert_eq!(response.status(), 404);
+    assert!(response.text().contains("/metrics") && response.text().contains("/reload"));
     // None of it did anything.
     assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/still").await.status(), 200);
     proxy.logged("/still").await;
@@ -112,9 +116,9 @@ async fn a_page_of_a_name_rebound_to_loopback_reads_nothing() {
     let proxy = Proxy::start(&scene.yaml("")).await;
     for target in ["/metrics", "/status", "/config"] {
         for host in ["attacker.example:9990", "localhost.attacker.example"] {
-            let answer = client::get(proxy.admin().await, host, target).await;
-            assert_eq!(answer.status(), 403, "{host} {target}");
-            assert!(answer.text().contains("DNS rebinding"), "{}", answer.text());
+            let response = client::get(proxy.admin().await, host, target).await;
+            assert_eq!(response.status(), 403, "{host} {target}");
+            assert!(response.text().contains("DNS rebinding"), "{}", response.text());
         }
         let mut peer = client::connect(proxy.admin().await).await;
         let absolute =
@@ -142,16 +146,20 @@ async fn no_page_of_another_origin_is_obeyed_or_shown_anything() {
     for target in ["/quit", "/reload", "/log?level=error"] {
         for field in ["Origin: null", "Origin: http://localhost:3000", "Sec-Fetch-Site: cross-site"]
         {
-            let answer = ask(&proxy, "POST", target, &format!("{field}\r\n")).await;
-            assert_eq!(answer.status(), 403, "{target} {field}");
+            let response = ask(&proxy, "POST", target, &format!("{field}\r\n")).await;
+            assert_eq!(response.status(), 403, "{target} {field}");
         }
     }
     let asks = "Origin: https://evil.example\r\nSec-Fetch-Site: cross-site\r\n";
     for (method, target) in [("GET", "/metrics"), ("GET", "/status"), ("OPTIONS", "/quit")] {
-        let answer = ask(&proxy, method, target, asks).await;
+        let response = ask(&proxy, method, target, asks).await;
         let shares = |(name, _): &(&str, &str)| name.starts_with("access-control-");
-        assert!(!answer.fields().iter().any(shares), "{method} {target}: {:?}", answer.fields());
-        assert_eq!(answer.field("x-content-type-options"), Some("nosniff"), "{method} {target}");
+        assert!(
+            !response.fields().iter().any(shares),
+            "{method} {target}: {:?}",
+            response.fields()
+        );
+        assert_eq!(response.field("x-content-type-options"), Some("nosniff"), "{method} {target}");
     }
 }
 
@@ -183,8 +191,8 @@ async fn a_head_without_end_is_not_kept() {
     let mut peer = client::connect(proxy.admin().await).await;
     peer.send(format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(40_000))).await;
     // What was not read of it may turn the refusal into a reset.
-    if let Ok(answer) = peer.rest().await {
-        assert!(answer.starts_with(b"HTTP/1.1 431 "), "{}", String::from_utf8_lossy(&answer));
+    if let Ok(response) = peer.rest().await {
+        assert!(response.starts_with(b"HTTP/1.1 431 "), "{}", String::from_utf8_lossy(&response));
     }
 }
 

@@ -57,9 +57,9 @@ async fn curl_accepts_the_alias_and_refuses_whatever_is_signed_with_its_key() {
             let url = format!("https://{}:{}/", case.name, case.port);
             let roots = shop.roots.to_str().unwrap();
             let connect = format!("::127.0.0.1:{}", case.port);
-            let answer = curl(&["--cacert", roots, "--connect-to", &connect, &url]).await;
+            let response = curl(&["--cacert", roots, "--connect-to", &connect, &url]).await;
             let expected = if case.accepted { (0, "ok") } else { (60, "") };
-            assert_eq!((answer.code, answer.stdout.as_str()), expected, "{url}: {answer:?}");
+            assert_eq!((response.code, response.stdout.as_str()), expected, "{url}: {response:?}");
         }
     }
 }
@@ -286,9 +286,9 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor) {
         connections.spawn(async move {
             // The client may refuse: that is what it is asked for.
             let Ok(mut stream) = tls.accept(tcp).await else { return };
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+            let response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
             let _ = stream.read(&mut [0; 1024]).await;
-            let _ = stream.write_all(answer).await;
+            let _ = stream.write_all(response).await;
             let _ = stream.shutdown().await;
         });
     }

@@ -31,7 +31,7 @@ use truename::demo::authority::LeafOptions;
 
 const QUIET: &str = "log: {access: false}\n";
 
-/// `clients` applications at once send `requests` altogether; every one must be answered with 200.
+/// `clients` applications at once send `requests` altogether; each must get a 200.
 async fn send(address: SocketAddr, clients: usize, requests: usize) {
     send_and_note(address, clients, requests, |_, _| {}).await;
 }
@@ -56,9 +56,9 @@ async fn send_and_note(
                     "POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 1\r\n\r\n1"
                 ))
                 .await;
-                let answer = peer.response().await;
-                assert_eq!(answer.status(), 200, "{}", answer.text());
-                note(&answer, began.elapsed());
+                let response = peer.response().await;
+                assert_eq!(response.status(), 200, "{}", response.text());
+                note(&response, began.elapsed());
             }
         });
     }
@@ -74,7 +74,7 @@ fn shares(origins: &[RawOrigin]) -> Vec<usize> {
 async fn assert_equal_shares(policy: &str, tolerance: usize) {
     let mut scene = Scene::new(4).await;
     // Long enough for the machine's own noise to weigh little beside it.
-    let origins = scene.script(|arrival| answer_after(arrival, Duration::from_millis(20)));
+    let origins = scene.script(|arrival| respond_after(arrival, Duration::from_millis(20)));
     let yaml = scene.yaml(&format!("balance: {policy}"));
     let proxy = Proxy::start(&format!("{yaml}{QUIET}")).await;
     send(proxy.address(ALIAS).await, 64, 4_000).await;
@@ -84,11 +84,11 @@ async fn assert_equal_shares(policy: &str, tolerance: usize) {
     }
 }
 
-async fn answer_after(arrival: Arrival, delay: Duration) {
-    answer_with(arrival, "ok", || delay).await;
+async fn respond_after(arrival: Arrival, delay: Duration) {
+    respond_with(arrival, "ok", || delay).await;
 }
 
-async fn answer_with(arrival: Arrival, body: &str, delay: impl Fn() -> Duration) {
+async fn respond_with(arrival: Arrival, body: &str, delay: impl Fn() -> Duration) {
     let Some(mut conversation) = arrival.open().await else { return };
     while conversation.request().await.is_some() {
         sleep(delay()).await;
@@ -150,8 +150,8 @@ async fn shares_beside_a_slow_one(policy: &str) -> Vec<usize> {
                 let pace = pace.clone();
                 async move {
                     match is_slow {
-                        true => answer_with(arrival, "slow", || pace.of_now() * 10).await,
-                        false => answer_with(arrival, "quick", || QUICK).await,
+                        true => respond_with(arrival, "slow", || pace.of_now() * 10).await,
+                        false => respond_with(arrival, "quick", || QUICK).await,
                     }
                 }
             })
@@ -159,8 +159,8 @@ async fn shares_beside_a_slow_one(policy: &str) -> Vec<usize> {
         .collect();
     let yaml = scene.yaml(&format!("balance: {policy}"));
     let proxy = Proxy::start(&format!("{yaml}{QUIET}")).await;
-    send_and_note(proxy.address(ALIAS).await, 16, 1_000, move |answer, took| {
-        if answer.text() == "quick" {
+    send_and_note(proxy.address(ALIAS).await, 16, 1_000, move |response, took| {
+        if response.text() == "quick" {
             pace.note(took);
         }
     })
@@ -231,12 +231,12 @@ async fn assert_put_aside(proxy: &Proxy, dead: SocketAddr) {
     proxy.logged("endpoint ejected").await;
 }
 
-/// The rest of four endpoints answers; the first one's listener is left to the caller.
+/// The other three of four endpoints respond; the first one's listener is left to the caller.
 async fn three_good(scene: &mut Scene) -> (tokio::net::TcpListener, Vec<RawOrigin>) {
     let tls = trust::server_with_alpn(&[TRUE_NAME], &["http/1.1"]);
     let mut listeners = scene.take_listeners();
     let first = listeners.remove(0);
-    let start = |listener| RawOrigin::start(listener, Some(tls.clone()), scripts::answer);
+    let start = |listener| RawOrigin::start(listener, Some(tls.clone()), scripts::respond);
     (first, listeners.into_iter().map(start).collect())
 }
 
@@ -264,7 +264,7 @@ async fn an_endpoint_with_a_wrong_certificate_is_put_aside_and_no_request_fails(
     let mut scene = Scene::new(4).await;
     let (first, _origins) = three_good(&mut scene).await;
     let wrong = trust::server_with_alpn(&["example.org"], &["http/1.1"]);
-    let dead = RawOrigin::start(first, Some(wrong), scripts::answer);
+    let dead = RawOrigin::start(first, Some(wrong), scripts::respond);
     let proxy = Proxy::start(&format!("{}{QUIET}", scene.yaml(""))).await;
     assert_put_aside(&proxy, dead.address).await;
     assert_eq!(dead.seen().requests.len(), 0, "no request goes to an unverified peer");
@@ -291,13 +291,13 @@ async fn a_burst_of_http2_requests_does_not_wait_for_a_black_hole() {
     let yaml = scene.yaml("timeouts: {connect: 1h}");
     let proxy = Proxy::start(&format!("{yaml}{QUIET}")).await;
     let client = H2::connect(proxy.address(ALIAS).await).await;
-    let mut answers = JoinSet::new();
+    let mut responses = JoinSet::new();
     for _ in 0..40 {
         let mut client = client.clone();
-        answers.spawn(async move { client.get(&format!("http://{ALIAS}/get")).await.unwrap() });
+        responses.spawn(async move { client.get(&format!("http://{ALIAS}/get")).await.unwrap() });
     }
-    for answer in answers.join_all().await {
-        assert_eq!(answer.head.status, 200);
+    for response in responses.join_all().await {
+        assert_eq!(response.head.status, 200);
     }
 }
 
@@ -306,7 +306,7 @@ async fn an_endpoint_killed_under_load_fails_no_request_and_comes_back() {
     let mut scene = Scene::new(4).await;
     let (first, _origins) = three_good(&mut scene).await;
     let tls = trust::server_with_alpn(&[TRUE_NAME], &["http/1.1"]);
-    let killed = RawOrigin::start(first, Some(tls.clone()), scripts::answer);
+    let killed = RawOrigin::start(first, Some(tls.clone()), scripts::respond);
     let dead = killed.address;
     let keys = "health: {passive: {failures: 2, eject: 300ms, max_eject: 10s}}";
     let proxy = Proxy::start(&format!("{}{QUIET}", scene.yaml(keys))).await;
@@ -327,7 +327,7 @@ async fn an_endpoint_killed_under_load_fails_no_request_and_comes_back() {
     .await;
 
     let listener = tokio::net::TcpListener::bind(dead).await.unwrap();
-    let back = RawOrigin::start(listener, Some(tls), scripts::answer);
+    let back = RawOrigin::start(listener, Some(tls), scripts::respond);
     within("its return", async {
         while back.seen().requests.is_empty() {
             send(address, 4, 20).await;
@@ -359,24 +359,24 @@ async fn an_endpoint_whose_process_is_killed_is_put_aside_and_found_again() {
                 health: {passive: {failures: 2, eject: 300ms, max_eject: 300ms}}";
     let proxy = Proxy::start(&format!("{}{QUIET}", scene.yaml(keys))).await;
     let listener = proxy.address(ALIAS).await;
-    // Whether the process was the one to answer.
+    // Whether the process was the one that responded.
     let ask = async || {
-        let answer = client::get(listener, ALIAS, "/").await;
-        assert_eq!(answer.status(), 200, "{}", answer.text());
-        answer.text().contains("s_server")
+        let response = client::get(listener, ALIAS, "/").await;
+        assert_eq!(response.status(), 200, "{}", response.text());
+        response.text().contains("s_server")
     };
 
     let mut process = start();
-    within("an answer from the process", async { while !ask().await {} }).await;
+    within("a response from the process", async { while !ask().await {} }).await;
     process.kill().await.unwrap();
     within("ejection", async {
         while endpoint(&proxy, address).await["state"] != "ejected" {
-            assert!(!ask().await, "an answer from the dead");
+            assert!(!ask().await, "a response from the dead");
         }
     })
     .await;
     let _process = start();
-    within("an answer from the new process", async { while !ask().await {} }).await;
+    within("a response from the new process", async { while !ask().await {} }).await;
     until_state(&proxy, address, "active").await;
 }
 
@@ -402,7 +402,7 @@ async fn the_last_endpoint_is_never_put_aside() {
         }
     }
     let listener = tokio::net::TcpListener::bind(spared.unwrap()).await.unwrap();
-    let _origin = RawOrigin::start(listener, Some(tls), scripts::answer);
+    let _origin = RawOrigin::start(listener, Some(tls), scripts::respond);
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 }
 
@@ -424,8 +424,8 @@ async fn tries_of_one_request(keys: &str) -> (usize, u16) {
     let mut scene = Scene::new(4).await;
     let origins = scene.script(scripts::close_on_accept);
     let proxy = Proxy::start(&scene.yaml(keys)).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    (origins.iter().map(|origin| origin.seen().connections).sum(), answer.status())
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    (origins.iter().map(|origin| origin.seen().connections).sum(), response.status())
 }
 
 #[tokio::test]
@@ -471,7 +471,7 @@ async fn after_a_503(keys: &str, method: &str, body: &str) -> (u16, usize) {
         let busy = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
         match arrival.nth {
             0 => scripts::always(arrival, busy).await,
-            _ => scripts::answer(arrival).await,
+            _ => scripts::respond(arrival).await,
         }
     });
     let proxy = Proxy::start(&scene.yaml(keys)).await;
@@ -519,7 +519,7 @@ async fn both_address_families_of_a_name_are_used() {
     scene.port = listeners[0].local_addr().unwrap().port();
     scene.dns.zone(addresses.map(|address| dns::address(TRUE_NAME, 60, address)));
     let tls = trust::server_with_alpn(&[TRUE_NAME], &["http/1.1"]);
-    let start = |listener| RawOrigin::start(listener, Some(tls.clone()), scripts::answer);
+    let start = |listener| RawOrigin::start(listener, Some(tls.clone()), scripts::respond);
     let origins: Vec<_> = listeners.into_iter().map(start).collect();
     let yaml = scene
         .yaml("balance: round_robin")

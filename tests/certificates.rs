@@ -329,7 +329,7 @@ async fn who_names_no_server_in_a_tunnel_is_shown_the_certificate_of_the_tunnels
     }
 }
 
-/// A scene with an origin that answers `ok`, and a folder for authorities that outlives proxies.
+/// A scene with an origin that responds `ok`, and a folder for authorities that outlives proxies.
 struct World {
     scene: Scene,
     _origins: Vec<RawOrigin>,
@@ -339,7 +339,7 @@ struct World {
 impl World {
     async fn new() -> Self {
         let mut scene = Scene::new(1).await;
-        let origins = scene.script(scripts::answer);
+        let origins = scene.script(scripts::respond);
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("ca")).unwrap();
         Self { scene, _origins: origins, folder }

@@ -1,4 +1,4 @@
-//! Clients that vanish, stall, smuggle and flood: none of them costs another its answer, and what
+//! Clients that vanish, stall, smuggle and flood: none of them costs another its response, and what
 //! goes out is one request that no two readers could take apart differently.
 
 use std::{net::SocketAddr, time::Duration};
@@ -21,10 +21,10 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
 const IN_FLIGHT: &str = "truename_http_requests_in_flight{alias=\"webscaler-manual\"}";
 const IDLE: &str = "truename_upstream_connections_idle{alias=\"webscaler-manual\"}";
 
-/// An origin that answers, and a proxy that gives heads a moment.
+/// An origin that responds, and a proxy with a short timeout for heads.
 pub(crate) async fn hasty(header_timeout: &str) -> (RawOrigin, Proxy, SocketAddr, Scene) {
     let mut scene = Scene::new(1).await;
-    let origin = scene.script(scripts::answer).remove(0);
+    let origin = scene.script(scripts::respond).remove(0);
     let listener = format!("listener: {{header_timeout: {header_timeout}}}\n");
     let proxy = Proxy::start(&(scene.yaml("") + &listener)).await;
     let address = proxy.address(ALIAS).await;
@@ -32,14 +32,14 @@ pub(crate) async fn hasty(header_timeout: &str) -> (RawOrigin, Proxy, SocketAddr
 }
 
 #[track_caller]
-fn problem(answer: &Message, status: u16) -> Value {
-    assert_eq!(answer.status(), status, "{}\n{}", answer.head, answer.text());
-    assert_eq!(answer.field("content-type"), Some("application/problem+json"));
-    let problem = answer.json();
+fn problem(response: &Message, status: u16) -> Value {
+    assert_eq!(response.status(), status, "{}\n{}", response.head, response.text());
+    assert_eq!(response.field("content-type"), Some("application/problem+json"));
+    let problem = response.json();
     assert_eq!(problem["type"], "urn:truename:error:http_request_error", "{problem}");
     assert_eq!(problem["status"], status);
     assert!(!problem["detail"].as_str().unwrap().is_empty());
-    let proxy_status = answer.field("proxy-status").unwrap();
+    let proxy_status = response.field("proxy-status").unwrap();
     assert!(proxy_status.starts_with("truename; error=http_request_error"), "{proxy_status}");
     problem
 }
@@ -134,18 +134,18 @@ impl Frames {
 #[tokio::test]
 async fn a_client_that_vanishes_in_any_phase_leaves_nothing_behind() {
     /// What was sent when it left, and what the origin does then.
-    async fn vanish(request: &str, answer: &'static str) {
+    async fn vanish(request: &str, response: &'static str) {
         let through = Through::new("", move |arrival: Arrival| async move {
             let Some(mut conversation) = arrival.open().await else { return };
             conversation.peer.head().await;
-            conversation.peer.try_send(answer).await.ok();
+            conversation.peer.try_send(response).await.ok();
             conversation.peer.hold().await;
         })
         .await;
         let mut peer = through.connect().await;
         peer.send(request).await;
         through.origin.until(|seen| !seen.server_names.is_empty()).await;
-        if !answer.is_empty() {
+        if !response.is_empty() {
             peer.head().await.unwrap();
         }
         peer.reset();
@@ -165,7 +165,7 @@ async fn a_client_that_vanishes_in_any_phase_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_client_that_vanishes_before_its_request_is_whole_dials_nobody() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for part in
         ["", "GET", "GET / HTTP/1.1\r\nHost: webscaler-manual\r\n", "PRI * HT", "\x16\x03\x01"]
     {
@@ -179,15 +179,15 @@ async fn a_client_that_vanishes_before_its_request_is_whole_dials_nobody() {
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_end_is_answered_and_given_up() {
+async fn a_head_that_does_not_end_gets_a_response_and_is_given_up() {
     let (origin, _proxy, address, _scene) = hasty("300ms").await;
     for part in ["GET / HTTP/1.1\r\nHost: webscaler-man", "GET / HTTP/1.1\r\n", "PO"] {
         let mut peer = client::connect(address).await;
         peer.send(part).await;
-        let answer = peer.response().await;
-        let problem = problem(&answer, 408);
+        let response = peer.response().await;
+        let problem = problem(&response, 408);
         assert!(problem["fix"].as_str().unwrap().contains("listener.header_timeout"), "{problem}");
-        assert_eq!(answer.field("connection"), Some("close"));
+        assert_eq!(response.field("connection"), Some("close"));
         peer.closed().await;
     }
     assert_eq!(origin.seen().connections, 0);
@@ -226,8 +226,8 @@ async fn a_body_that_trickles_takes_the_time_it_needs() {
 }
 
 #[tokio::test]
-async fn a_good_request_ahead_of_a_bad_one_gets_its_answer_first() {
-    let through = Through::new("", scripts::answer).await;
+async fn a_good_request_ahead_of_a_bad_one_gets_its_response_first() {
+    let through = Through::new("", scripts::respond).await;
     let mut peer = through.connect().await;
     peer.send(GET.repeat(3) + "GET / HTTP/1.1\r\nHost : x\r\n\r\n" + GET).await;
     for _ in 0..3 {
@@ -239,7 +239,7 @@ async fn a_good_request_ahead_of_a_bad_one_gets_its_answer_first() {
 }
 
 #[tokio::test]
-async fn a_thousand_requests_sent_at_once_are_answered_in_their_order() {
+async fn a_thousand_requests_sent_at_once_get_their_responses_in_order() {
     const REQUESTS: usize = 1000;
     let through = Through::new("", |arrival: Arrival| async move {
         let Some(mut conversation) = arrival.open().await else { return };
@@ -293,14 +293,14 @@ const AMBIGUOUS: &[&str] = &[
 
 #[tokio::test]
 async fn what_two_readers_could_take_differently_is_refused_and_leaves_the_proxy_never() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for request in AMBIGUOUS {
         let mut peer = through.connect().await;
         peer.send(request).await;
         peer.finish().await;
-        let answer = peer.response().await;
-        assert_eq!(answer.status(), 400, "{request:?}: {}", answer.head);
-        problem(&answer, 400);
+        let response = peer.response().await;
+        assert_eq!(response.status(), 400, "{request:?}: {}", response.head);
+        problem(&response, 400);
     }
     assert_eq!(through.exchange(GET).await.text(), "ok");
     let seen = through.origin.seen();
@@ -309,17 +309,17 @@ async fn what_two_readers_could_take_differently_is_refused_and_leaves_the_proxy
 
 #[tokio::test]
 async fn a_body_whose_end_nobody_knows_is_refused_with_what_to_change() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for (field, key) in [
         ("Content-Length: 5, 6", "Content-Length"),
         ("Content-Length: +5", "Content-Length"),
         ("Transfer-Encoding: gzip, chunked", "Transfer-Encoding"),
     ] {
         let request = format!("POST / HTTP/1.1\r\nHost: webscaler-manual\r\n{field}\r\n\r\n");
-        let answer = through.exchange(&request).await.json();
-        assert_eq!(answer["status"], 400, "{answer}");
-        assert!(answer["detail"].as_str().unwrap().contains(key), "{answer}");
-        assert!(answer["fix"].as_str().unwrap().starts_with("send the body"), "{answer}");
+        let response = through.exchange(&request).await.json();
+        assert_eq!(response["status"], 400, "{response}");
+        assert!(response["detail"].as_str().unwrap().contains(key), "{response}");
+        assert!(response["fix"].as_str().unwrap().starts_with("send the body"), "{response}");
     }
 }
 
@@ -334,7 +334,7 @@ async fn a_request_with_length_and_coding_leaves_as_one_or_not_at_all() {
         "Transfer-Encoding: Chunked".to_owned(),
         "Content-Length: 5\r\nContent-Length: 5".to_owned(),
     ] {
-        let through = Through::new("", scripts::answer).await;
+        let through = Through::new("", scripts::respond).await;
         let mut peer = through.connect().await;
         let request = format!(
             "POST /outer HTTP/1.1\r\nHost: webscaler-manual\r\n{fields}\r\n\r\n0\r\n\r\n{smuggled}"
@@ -376,8 +376,8 @@ async fn bad_chunks_end_the_request_and_not_as_a_whole_one() {
             "POST / HTTP/1.1\r\nHost: webscaler-manual\r\nTransfer-Encoding: chunked\r\n\r\n{body}{GET}"
         ))
         .await;
-        let answer = peer.response().await;
-        assert_eq!(answer.status(), 400, "{body:?}: {}", answer.head);
+        let response = peer.response().await;
+        assert_eq!(response.status(), 400, "{body:?}: {}", response.head);
         peer.closed().await;
         until_metric(&through.proxy, IN_FLIGHT, 0.0).await;
     }
@@ -385,7 +385,7 @@ async fn bad_chunks_end_the_request_and_not_as_a_whole_one() {
 
 #[tokio::test]
 async fn bare_line_feeds_go_out_as_lines_that_everybody_reads_alike() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut peer = through.connect().await;
     peer.send("POST /lf HTTP/1.1\nHost: webscaler-manual\nX-A: 1\nContent-Length: 2\n\nok").await;
     assert_eq!(peer.response().await.text(), "ok");
@@ -396,7 +396,7 @@ async fn bare_line_feeds_go_out_as_lines_that_everybody_reads_alike() {
 
 #[tokio::test]
 async fn an_authority_in_the_target_rules_and_no_other_leaves() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let request = through
         .sent("GET http://webscaler-manual/x?y HTTP/1.1\r\nHost: evil.example\r\n\r\n")
         .await;
@@ -407,20 +407,20 @@ async fn an_authority_in_the_target_rules_and_no_other_leaves() {
     let evil = "GET http://evil.example/ HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
     assert_eq!(through.exchange(evil).await.status(), 404);
     let user = "GET http://evil@webscaler-manual/ HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
-    let answer = through.exchange(user).await;
-    assert!([200, 400].contains(&answer.status()), "{}", answer.head);
+    let response = through.exchange(user).await;
+    assert!([200, 400].contains(&response.status()), "{}", response.head);
     assert!(through.origin.seen().requests.iter().all(|request| !request.head.contains("evil")));
 }
 
 #[tokio::test]
 async fn a_head_too_large_is_told_to_a_client_that_is_still_sending() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let head = format!("GET / HTTP/1.1\r\nHost: webscaler-manual\r\nX: {}", "x".repeat(70_000));
     let mut peer = through.connect().await;
     peer.send(head).await;
     let problem = problem(&peer.response().await, 431);
     assert!(problem["fix"].as_str().unwrap().contains("listener.max_header_size"), "{problem}");
-    // It does not stop for being refused; a reset could take the answer from a slower reader.
+    // It does not stop for being refused; a reset could take the response from a slower reader.
     for _ in 0..8 {
         peer.try_send("x".repeat(65_536)).await.expect("a connection that is still read from");
     }
@@ -431,7 +431,7 @@ async fn a_head_too_large_is_told_to_a_client_that_is_still_sending() {
 
 #[tokio::test]
 async fn a_hundred_fields_pass_and_more_are_refused() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let fields = |count: usize| {
         let fields: String = (0..count).map(|n| format!("X-{n}: {n}\r\n")).collect();
         format!("GET / HTTP/1.1\r\nHost: webscaler-manual\r\n{fields}\r\n")
@@ -444,7 +444,7 @@ async fn a_hundred_fields_pass_and_more_are_refused() {
 
 #[tokio::test]
 async fn methods_pass_as_they_are_written_and_are_not_labels() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for method in ["get", "Get", "FROBNICATE", "M-SEARCH", "PROPFIND"] {
         let request = through.sent(&GET.replace("GET", method)).await;
         assert_eq!(request.start_line(), format!("{method} / HTTP/1.1"));
@@ -457,16 +457,16 @@ async fn methods_pass_as_they_are_written_and_are_not_labels() {
 
 #[tokio::test]
 async fn an_http2_header_list_past_the_limit_is_refused_and_the_next_stream_served() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut h2 = H2::connect(through.address).await;
     let uri = format!("http://{ALIAS}/");
     let mut request = http::Request::get(&uri);
     for n in 0..20 {
         request = request.header(format!("x-{n}"), "x".repeat(5000));
     }
-    let answer = h2.send(request.body(http_body_util::Full::<Bytes>::default()).unwrap()).await;
-    if let Ok(answer) = answer {
-        assert_eq!(answer.head.status, 431);
+    let response = h2.send(request.body(http_body_util::Full::<Bytes>::default()).unwrap()).await;
+    if let Ok(response) = response {
+        assert_eq!(response.head.status, 431);
     }
     assert_eq!(through.origin.seen().connections, 0);
     let mut h2 = H2::connect(through.address).await;
@@ -475,10 +475,10 @@ async fn an_http2_header_list_past_the_limit_is_refused_and_the_next_stream_serv
 
 #[tokio::test]
 async fn an_http2_request_without_an_authority_is_refused() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut frames = Frames::connect(through.address).await;
     frames.get(1, &[(":method", "GET"), (":scheme", "http"), (":path", "/")]).await;
-    let (kind, stream, payload) = frames.next().await.expect("an answer");
+    let (kind, stream, payload) = frames.next().await.expect("a response");
     assert_eq!(stream, 1);
     // Status 400 is entry 12 of HPACK's static table; or the stream is an error.
     assert!(kind == Frames::RST_STREAM || payload[0] == 0x80 | 12, "{kind} {payload:?}");
@@ -486,7 +486,7 @@ async fn an_http2_request_without_an_authority_is_refused() {
     let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", ALIAS)];
     frames.get(3, &fields).await;
     loop {
-        let (kind, stream, payload) = frames.next().await.expect("an answer");
+        let (kind, stream, payload) = frames.next().await.expect("a response");
         if (kind, stream) == (Frames::HEADERS, 3) {
             assert_eq!(payload[0], 0x80 | 8, "status 200: {payload:?}");
             break;
@@ -498,7 +498,7 @@ async fn an_http2_request_without_an_authority_is_refused() {
 #[tokio::test]
 async fn a_flood_of_reset_streams_ends_the_connection_and_harms_nobody() {
     const STREAMS: u32 = 20_000;
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let before = through.proxy.peak_memory();
     let mut frames = Frames::connect(through.address).await;
     let block = Frames::fields(&[

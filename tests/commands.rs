@@ -222,8 +222,8 @@ fn a_file_with_more_problems_than_anybody_reads_is_told_of_all_the_same() {
 #[tokio::test]
 async fn an_alias_with_its_target_needs_no_file() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
-    // An address is its own answer: nobody is asked for it.
+    let origins = scene.script(scripts::respond);
+    // An address needs no query.
     let listen = loopback::listen_anywhere().local_addr().unwrap();
     let argument = format!("{ALIAS}={}", origins[0].address);
     let mut command = truename(&["run", &argument, "--admin", "none", "--listen"]);
@@ -234,18 +234,18 @@ async fn an_alias_with_its_target_needs_no_file() {
         }
     })
     .await;
-    // Nobody said that loopback may be dialled: the answer shows that the target was understood.
-    let answer = client::get(listen, ALIAS, "/").await;
+    // Nobody said that loopback may be dialled: the response shows that the target was understood.
+    let response = client::get(listen, ALIAS, "/").await;
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(answer.status(), 403);
-    assert_eq!(answer.json()["endpoint"], origins[0].address.to_string());
+    assert_eq!(response.status(), 403);
+    assert_eq!(response.json()["endpoint"], origins[0].address.to_string());
 }
 
 #[tokio::test]
 async fn the_command_line_goes_before_the_file() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let yaml = scene.yaml("target: unheard-of.example\ntls: {mode: insecure_skip_verify}");
     let by_flags = Setup::new(&yaml)
         .argument(&format!("{ALIAS}={}", origins[0].address))
@@ -272,7 +272,7 @@ async fn the_command_line_goes_before_the_file() {
 #[tokio::test]
 async fn an_alias_of_another_protocol_needs_no_file_and_listens_on_its_targets_port() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let yaml = scene.yaml("").replace("    listen: [\"127.0.0.1:0\"]\n", "");
     let (of_target, named) = (loopback::port_of_its_own(), loopback::port_of_its_own());
     let target = SocketAddr::new(loopback::address(), of_target);

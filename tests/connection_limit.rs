@@ -50,13 +50,13 @@ async fn http2_requests_past_max_connections_all_wait_as_long_as_timeouts_connec
         let mut client = client.clone();
         waiting.spawn(async move {
             let since = Instant::now();
-            let answer = client.get("http://webscaler-manual/").await.unwrap();
-            (answer, since.elapsed())
+            let response = client.get("http://webscaler-manual/").await.unwrap();
+            (response, since.elapsed())
         });
     }
-    for (answer, waited) in waiting.join_all().await {
-        assert_eq!(answer.head.status, 503);
-        let status = answer.head.headers["proxy-status"].to_str().unwrap();
+    for (response, waited) in waiting.join_all().await {
+        assert_eq!(response.head.status, 503);
+        let status = response.head.headers["proxy-status"].to_str().unwrap();
         assert!(status.contains("connection_limit_reached"), "{status}");
         assert!(waited < CONNECT * 2, "a request waited {waited:?}");
     }
@@ -102,22 +102,22 @@ async fn a_stream_that_ends_makes_room_where_no_further_connection_may_be_made()
     let yaml = scene.yaml("pool: {max_connections: 1}");
     let proxy = Proxy::start(&format!("{yaml}workers: 1\n")).await;
     let client = H2::connect(proxy.address(ALIAS).await).await;
-    let mut answers = JoinSet::new();
+    let mut responses = JoinSet::new();
     for _ in 0..3 {
         let mut client = client.clone();
-        answers.spawn(async move { client.get("http://webscaler-manual/").await.unwrap() });
+        responses.spawn(async move { client.get("http://webscaler-manual/").await.unwrap() });
     }
     within("two streams", arriving.wait_for(|count| *count == 2)).await.unwrap();
     // The other stream goes on, so that the connection is never idle.
     release.send_replace(1);
-    let answer = within("the third request", async {
+    let response = within("the third request", async {
         arriving.wait_for(|count| *count == 3).await.unwrap();
         release.send_replace(3);
-        answers.join_next().await
+        responses.join_next().await
     });
-    assert_eq!(answer.await.unwrap().unwrap().head.status, 200);
-    for answer in answers.join_all().await {
-        assert_eq!(answer.head.status, 200);
+    assert_eq!(response.await.unwrap().unwrap().head.status, 200);
+    for response in responses.join_all().await {
+        assert_eq!(response.head.status, 200);
     }
     assert_eq!(origin.seen().connections, 1);
 }

@@ -75,13 +75,13 @@ struct Stage {
 impl Stage {
     async fn new(workers: usize) -> Self {
         let mut scene = Scene::new(1).await;
-        let origins = scene.script(scripts::answer);
+        let origins = scene.script(scripts::respond);
         let proxy = Proxy::start(&format!("{}workers: {workers}\n", scene.yaml(""))).await;
         let address = proxy.address(ALIAS).await;
         Self { proxy, address, workers, _origins: origins, _scene: scene }
     }
 
-    /// Connections, each of which has been answered: then it has arrived at its worker.
+    /// Connections with a response each, so that they have arrived at their workers.
     async fn connect(&self, count: usize) -> Vec<Peer> {
         let mut clients = Vec::with_capacity(count);
         for _ in 0..count {
@@ -101,7 +101,7 @@ impl Stage {
             }
         })
         .await;
-        // A worker that answers has done with what it was at before.
+        // A worker that responds has finished what it did before.
         for other in others {
             ask(other).await;
         }

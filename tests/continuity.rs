@@ -16,7 +16,7 @@ use truename::demo::dns::DnsResponse;
 #[tokio::test]
 async fn a_reload_while_dns_fails_leaves_the_last_good_answer_in_service() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let yaml = |keys: &str| with_admin(&scene.restless_yaml(keys));
     let (proxy, address) = stale(&scene, &yaml("")).await;
 
@@ -31,8 +31,8 @@ async fn a_reload_while_dns_fails_leaves_the_last_good_answer_in_service() {
     ] {
         proxy.rewrite(&after);
         proxy.reload().await;
-        let answer = client::get(address, ALIAS, "/").await;
-        assert_eq!(answer.status(), 200, "{after}\n{answer:?}");
+        let response = client::get(address, ALIAS, "/").await;
+        assert_eq!(response.status(), 200, "{after}\n{response:?}");
         let status = proxy.status().await;
         let aliases = status["aliases"].as_array().unwrap();
         let alias = aliases.iter().find(|alias| alias["alias"] == ALIAS).unwrap();
@@ -44,7 +44,7 @@ async fn a_reload_while_dns_fails_leaves_the_last_good_answer_in_service() {
 async fn an_alias_at_another_port_or_of_another_name_is_served_from_what_dns_has_said_of_its_target()
  {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let yaml = |alias: &str, keys: &str| {
         let yaml = scene.restless_yaml(&format!("{keys}\ntarget: httpbin.org:{}", scene.port));
         with_admin(&yaml.replace(ALIAS, alias))
@@ -68,14 +68,14 @@ async fn an_alias_at_another_port_or_of_another_name_is_served_from_what_dns_has
     assert_eq!(client::get(address, "renamed", "/").await.status(), 502);
 }
 
-/// Regression: an endpoint that does not answer was tried anew after each reload.
+/// Regression: an endpoint that does not respond was tried anew after each reload.
 #[tokio::test]
 async fn a_reload_leaves_ejected_endpoints_ejected_and_latencies_known() {
     let mut scene = Scene::new(2).await;
     let mut listeners = scene.take_listeners();
     drop(listeners.pop());
     let tls = trust::server_with_alpn(&[TRUE_NAME], &["http/1.1"]);
-    let _origin = RawOrigin::start(listeners.remove(0), Some(tls), scripts::answer);
+    let _origin = RawOrigin::start(listeners.remove(0), Some(tls), scripts::respond);
     let keys = "health: {passive: {failures: 1, eject: 1h, max_eject: 1h}}";
     let yaml = |further: &str| with_admin(&scene.restless_yaml(&format!("{keys}\n{further}")));
     let proxy = Proxy::start(&yaml("")).await;
@@ -111,7 +111,7 @@ async fn a_reload_leaves_ejected_endpoints_ejected_and_latencies_known() {
 #[tokio::test]
 async fn endpoints_that_tls_failed_at_are_tried_anew_once_tls_is_changed() {
     let mut scene = Scene::new(3).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let passive = "health: {passive: {failures: 1, eject: 1h, max_eject: 1h}}";
     let yaml = |files: &str| {
         let ca = format!("tls: {{ca: {{system: false, webpki: true, files: [{files}]}}}}");
@@ -140,7 +140,7 @@ async fn endpoints_that_tls_failed_at_are_tried_anew_once_tls_is_changed() {
 #[tokio::test]
 async fn a_limit_counts_what_was_in_flight_before_a_reload() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::never_answer);
+    let origins = scene.script(scripts::never_respond);
     let yaml = |requests: usize| {
         with_admin(&scene.restless_yaml(&format!("limits: {{requests: {requests}}}")))
     };
@@ -172,7 +172,7 @@ async fn a_limit_counts_what_was_in_flight_before_a_reload() {
 #[tokio::test]
 async fn reloads_in_a_row_while_dns_fails_leave_the_last_good_answer_in_service() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let here = format!("target: httpbin.org:{}", scene.port);
     let yaml = |aliases: &[&str]| {
         let listed = aliases.iter().map(|alias| {
@@ -208,7 +208,7 @@ async fn reloads_in_a_row_while_dns_fails_leave_the_last_good_answer_in_service(
 #[tokio::test]
 async fn an_allow_that_is_taken_back_while_dns_fails_leaves_the_last_good_answer_in_service() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let yaml = |keys: &str| with_admin(&scene.restless_yaml(keys));
     let (proxy, address) = stale(&scene, &yaml("")).await;
 
@@ -224,7 +224,7 @@ async fn an_allow_that_is_taken_back_while_dns_fails_leaves_the_last_good_answer
 #[tokio::test]
 async fn a_request_that_waits_for_a_connection_gets_one_once_there_is_no_limit_to_them() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::never_answer);
+    let origins = scene.script(scripts::never_respond);
     let yaml = |most: usize| {
         let keys = format!("pool: {{max_connections: {most}}}\ntimeouts: {{connect: 5m}}");
         with_admin(&scene.restless_yaml(&keys))

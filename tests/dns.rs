@@ -1,5 +1,5 @@
 //! DNS at its worst, with the whole proxy before it: dead servers, answers that flap, addresses
-//! that change with every answer, names at the limits of what is a name.
+//! that change with every response, names at the limits of what is a name.
 
 use std::{
     fs,
@@ -36,7 +36,7 @@ async fn a_dead_server_ahead_of_a_good_one_fails_no_request() {
     let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     for dead in [silent.local_addr().unwrap(), gone] {
         let mut scene = Scene::new(1).await;
-        let _origins = scene.script(scripts::answer);
+        let _origins = scene.script(scripts::respond);
         let servers = format!("servers: [\"{dead}\", ");
         let proxy = Proxy::start(&scene.restless_yaml("").replace("servers: [", &servers)).await;
         let address = proxy.address(ALIAS).await;
@@ -52,7 +52,7 @@ async fn a_dead_server_ahead_of_a_good_one_fails_no_request() {
 #[tokio::test]
 async fn a_server_that_dies_while_it_runs_is_followed_by_the_next() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let second = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
     second.zone([dns::cname(ALIAS_IN_DNS, 0, "second.example")]);
     second.zone([dns::address("second.example", 0, scene.addresses[0])]);
@@ -71,14 +71,14 @@ async fn a_server_that_dies_while_it_runs_is_followed_by_the_next() {
 #[tokio::test]
 async fn a_proxy_that_starts_before_dns_serves_as_soon_as_there_is_one() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let address = SocketAddr::new(loopback::address(), scene.dns.address().port());
     let yaml = scene.yaml("").replace(&scene.dns.address().to_string(), &address.to_string());
     let proxy = Proxy::start(&yaml).await;
     let listener = proxy.address(ALIAS).await;
-    let answer = client::get(listener, ALIAS, "/").await;
-    assert!([503, 504].contains(&answer.status()), "{}", answer.text());
-    assert_eq!(answer.json()["stage"], "resolve");
+    let response = client::get(listener, ALIAS, "/").await;
+    assert!([503, 504].contains(&response.status()), "{}", response.text());
+    assert_eq!(response.json()["stage"], "resolve");
 
     // As CoreDNS does: refused connections at first, then SERVFAIL until it has seen the cluster.
     let dns = DnsServer::start(address).await.unwrap();
@@ -87,8 +87,10 @@ async fn a_proxy_that_starts_before_dns_serves_as_soon_as_there_is_one() {
     dns.zone([dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)]);
     dns.zone([dns::address(TRUE_NAME, 60, scene.addresses[0])]);
     dns.restore(ALIAS_IN_DNS);
-    within("an answer", async { while client::get(listener, ALIAS, "/").await.status() != 200 {} })
-        .await;
+    within("a response", async {
+        while client::get(listener, ALIAS, "/").await.status() != 200 {}
+    })
+    .await;
 }
 
 /// Two servers at one port, as a line of resolv.conf has none.
@@ -157,18 +159,18 @@ async fn the_servers_of_a_changed_resolv_conf_are_asked_without_a_restart() {
     assert_eq!(get().await, TRUE_NAME, "the last good answer");
     assert_eq!(second.queries(ALIAS_IN_DNS, RecordType::A), 0, "nobody has named it yet");
     name_server(&second);
-    within("an answer from where the new server leads", async { while get().await != OTHER {} })
+    within("a response from where the new server leads", async { while get().await != OTHER {} })
         .await;
     old.assert_called(TRUE_NAME, &scene.authority(TRUE_NAME));
     new.assert_called(OTHER, &scene.authority(OTHER));
 }
 
 /// Regression: an emptied file sent requests of `prod` to the alias of the same name in `default`.
-/// Regression: DNS followed, and the alias went on answering to its names in the old namespace.
+/// Regression: DNS followed, but the alias still had its names in the old namespace.
 #[tokio::test]
 async fn an_alias_answers_to_its_names_in_the_namespace_that_resolv_conf_comes_to_say() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let other = "webscaler-manual.prod.svc.cluster.local";
     scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, TRUE_NAME), dns::cname(other, 0, TRUE_NAME)]);
     let proxy = following_resolv_conf(&scene, "").await;
@@ -190,7 +192,7 @@ async fn an_alias_answers_to_its_names_in_the_namespace_that_resolv_conf_comes_t
 #[tokio::test]
 async fn an_alias_whose_new_certificates_cannot_be_written_gets_its_new_names_later() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let other = "webscaler-manual.prod.svc.cluster.local";
     scene.dns.zone([dns::cname(other, 0, TRUE_NAME)]);
     let proxy = following_resolv_conf(&scene, "ca: {directory: \"$FOLDER/ca\"}\n").await;
@@ -279,8 +281,8 @@ async fn a_name_that_flaps_ends_where_dns_ends() {
             let mut peer = client::connect(address).await;
             while !over.load(Ordering::Relaxed) {
                 peer.send(GET).await;
-                let answer = peer.response().await;
-                assert_eq!(answer.status(), 200, "{}", answer.text());
+                let response = peer.response().await;
+                assert_eq!(response.status(), 200, "{}", response.text());
             }
         }
     });
@@ -293,7 +295,7 @@ async fn a_name_that_flaps_ends_where_dns_ends() {
     }
     over.store(true, Ordering::Relaxed);
     load.await.unwrap();
-    within("an answer from where DNS ended", async {
+    within("a response from where DNS ended", async {
         while client::get(address, ALIAS, "/").await.text() != OTHER {}
     })
     .await;
@@ -309,12 +311,13 @@ async fn a_name_that_flaps_ends_where_dns_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn addresses_that_change_with_every_answer_fail_no_request_and_pile_up_no_connections() {
+async fn addresses_that_change_with_every_dns_response_fail_no_request_and_pile_up_no_connections()
+{
     const SHOWN: usize = 8;
     const CLIENTS: usize = 4;
-    const ANSWERS: usize = 12;
+    const RESPONSES: usize = 12;
     let mut scene = Scene::new(100).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let show = |first: usize| {
         let shown = (first * SHOWN..).take(SHOWN).map(|n| scene.addresses[n % 100]);
         scene.dns.zone(shown.map(|ip| dns::address(TRUE_NAME, 0, ip)));
@@ -332,14 +335,14 @@ async fn addresses_that_change_with_every_answer_fail_no_request_and_pile_up_no_
             let mut peer = client::connect(address).await;
             while !over.load(Ordering::Relaxed) {
                 peer.send(GET).await;
-                let answer = peer.response().await;
-                assert_eq!(answer.status(), 200, "{}", answer.text());
+                let response = peer.response().await;
+                assert_eq!(response.status(), 200, "{}", response.text());
                 served.fetch_add(1, Ordering::Relaxed);
             }
         });
     }
-    for answer in 1..=ANSWERS {
-        show(answer);
+    for response in 1..=RESPONSES {
+        show(response);
         let asked = scene.dns.queries(TRUE_NAME, RecordType::A)
             + scene.dns.queries(ALIAS_IN_DNS, RecordType::A);
         within("the next question", async {
@@ -352,7 +355,7 @@ async fn addresses_that_change_with_every_answer_fail_no_request_and_pile_up_no_
         })
         .await;
         // And until somebody was served by what it brought.
-        let first = &origins[answer * SHOWN % 100..];
+        let first = &origins[response * SHOWN % 100..];
         within("a request to the new addresses", async {
             while first.iter().take(SHOWN).all(|origin| origin.seen().connections == 0) {
                 tokio::task::yield_now().await;
@@ -364,13 +367,13 @@ async fn addresses_that_change_with_every_answer_fail_no_request_and_pile_up_no_
     while let Some(client) = load.join_next().await {
         client.unwrap();
     }
-    assert!(served.load(Ordering::Relaxed) > ANSWERS * CLIENTS);
-    // What is open is to addresses of the last answer, and no more than there were clients.
+    assert!(served.load(Ordering::Relaxed) > RESPONSES * CLIENTS);
+    // What is open is to addresses of the last response, and no more than there were clients.
     within("connections to addresses that left to be closed", async {
         loop {
             let open = |origin: &RawOrigin| origin.seen().connections - origin.seen().ended;
             let total: usize = origins.iter().map(open).sum();
-            let last = ANSWERS * SHOWN;
+            let last = RESPONSES * SHOWN;
             let shown: usize = (last..last + SHOWN).map(|n| open(&origins[n % 100])).sum();
             if total == shown {
                 assert!(total <= SHOWN * CLIENTS, "{total} connections");
@@ -387,7 +390,7 @@ async fn addresses_that_change_with_every_answer_fail_no_request_and_pile_up_no_
 #[tokio::test]
 async fn dns_is_asked_once_a_ttl_however_many_workers_and_requests() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&format!("workers: 4\n{}", scene.yaml(""))).await;
     let address = proxy.address(ALIAS).await;
     for _ in 0..40 {
@@ -404,7 +407,7 @@ async fn the_shortest_ttl_of_the_chain_rules() {
     // The alias' own, an address', and all of them, as a cache in front of CoreDNS writes them.
     for (of_alias, of_addresses) in [(1, 86_400), (86_400, 1), (1, 1)] {
         let mut scene = Scene::new(1).await;
-        let _origins = scene.script(scripts::answer);
+        let _origins = scene.script(scripts::respond);
         scene.dns.zone([dns::cname(ALIAS_IN_DNS, of_alias, TRUE_NAME)]);
         scene.dns.zone([dns::address(TRUE_NAME, of_addresses, scene.addresses[0])]);
         scene.dns.zone([dns::address("next.example", 60, scene.addresses[0])]);
@@ -421,7 +424,7 @@ async fn the_shortest_ttl_of_the_chain_rules() {
 #[tokio::test]
 async fn a_service_that_was_patched_is_seen_though_a_cache_shows_a_ttl_of_thirty_seconds() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     scene.dns.zone([dns::cname(ALIAS_IN_DNS, 30, TRUE_NAME)]);
     scene.dns.zone([dns::address("next.example", 30, scene.addresses[0])]);
     let proxy = Proxy::start(&scene.yaml("").replace(", cluster_max_ttl: 1m", "")).await;
@@ -448,7 +451,7 @@ async fn while_requests_fail_dns_is_asked_about_every_second() {
 #[tokio::test]
 async fn sixty_addresses_that_fit_into_no_datagram_are_all_endpoints() {
     let mut scene = Scene::new(60).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let addresses = scene.addresses.iter().map(|ip| dns::address(TRUE_NAME, 60, *ip));
     let records = std::iter::once(dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)).chain(addresses);
     scene.dns.respond_to_type(
@@ -461,7 +464,7 @@ async fn sixty_addresses_that_fit_into_no_datagram_are_all_endpoints() {
     let endpoints = proxy.status().await["aliases"][0]["endpoints"].as_array().unwrap().len();
     assert_eq!(endpoints, 60);
     assert_eq!(scene.dns.queries(ALIAS_IN_DNS, RecordType::A), 2, "by UDP, then by TCP");
-    assert_eq!(scene.dns.queries(TRUE_NAME, RecordType::A), 0, "the CNAME left was the answer");
+    assert_eq!(scene.dns.queries(TRUE_NAME, RecordType::A), 0, "the CNAME left was the response");
 }
 
 /// An origin that proves `name`, where DNS leads by whatever spelling of it, and the proxy.
@@ -469,7 +472,7 @@ async fn leads_to(spelling: &str, name: &'static str, keys: &str) -> (RawOrigin,
     let mut scene = Scene::new(1).await;
     let tls = trust::server_with_alpn(&[name], &["http/1.1"]);
     let listener = scene.take_listeners().remove(0);
-    let origin = RawOrigin::start(listener, Some(tls), scripts::answer);
+    let origin = RawOrigin::start(listener, Some(tls), scripts::respond);
     scene.dns.zone([dns::cname(ALIAS_IN_DNS, 60, spelling)]);
     scene.dns.zone([dns::address(name, 60, scene.addresses[0])]);
     let proxy = Proxy::start(&scene.yaml(keys)).await;
@@ -489,8 +492,8 @@ async fn every_spelling_of_a_name_is_one_name_on_the_wire() {
     ] {
         let spelling = if spelling.is_empty() { name } else { spelling };
         let (origin, proxy, scene) = leads_to(spelling, name, keys).await;
-        let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-        assert_eq!(answer.status(), 200, "{spelling} {keys}: {}", answer.text());
+        let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+        assert_eq!(response.status(), 200, "{spelling} {keys}: {}", response.text());
         origin.assert_called(name, &scene.authority(name));
     }
 }
@@ -503,18 +506,18 @@ async fn the_longest_name_there_is_works_and_a_longer_one_is_explained() {
     assert_eq!(longest.len(), 253);
     let longest: &'static str = longest.leak();
     let (origin, proxy, scene) = leads_to(longest, longest, "").await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    assert_eq!(answer.status(), 200, "{}", answer.text());
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    assert_eq!(response.status(), 200, "{}", response.text());
     origin.assert_called(longest, &scene.authority(longest));
 
-    // CoreDNS does not answer at all for an `externalName` that no DNS message can hold.
+    // CoreDNS does not respond at all for an `externalName` that no DNS message can hold.
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     scene.dns.zone([dns::cname(ALIAS_IN_DNS, 60, &format!("{}.example", "a".repeat(64)))]);
     let proxy = Proxy::start(&scene.yaml("timeouts: {connect: 1s}")).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    assert!([503, 504].contains(&answer.status()), "{}", answer.text());
-    let problem = answer.json();
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    assert!([503, 504].contains(&response.status()), "{}", response.text());
+    let problem = response.json();
     assert_eq!(problem["stage"], "resolve", "{problem}");
     assert!(!problem["fix"].as_str().unwrap().is_empty(), "{problem}");
 }
@@ -534,7 +537,7 @@ async fn a_target_that_is_no_name_is_told_before_anything_starts() {
 #[tokio::test]
 async fn the_alias_is_found_by_any_case_port_and_dot_and_by_nothing_longer() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&scene.yaml("")).await;
     let address: SocketAddr = proxy.address(ALIAS).await;
     for host in [

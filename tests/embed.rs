@@ -23,7 +23,7 @@ use truename::{
 #[tokio::test]
 async fn a_request_to_the_alias_reaches_its_true_name() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let client = client(&scene);
 
     let response = client.send(get(&format!("http://{ALIAS}/a?b=%7c"))).await;
@@ -40,7 +40,7 @@ async fn a_request_to_the_alias_reaches_its_true_name() {
 #[tokio::test]
 async fn a_bare_path_is_enough_where_there_is_one_alias() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let client = client(&scene);
 
     assert_eq!(client.send(get("/a")).await.status(), StatusCode::OK);
@@ -50,7 +50,7 @@ async fn a_bare_path_is_enough_where_there_is_one_alias() {
 #[tokio::test]
 async fn connections_are_used_again() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let client = client(&scene);
 
     for _ in 0..3 {
@@ -92,9 +92,9 @@ async fn bodies_stream_both_ways() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_no_alias_is_answered_and_nobody_dialled() {
+async fn a_name_that_is_no_alias_gets_a_response_and_no_connection() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let client = client(&scene);
 
     let response = client.send(get("http://elsewhere/")).await;
@@ -109,7 +109,7 @@ async fn a_name_that_is_no_alias_is_answered_and_nobody_dialled() {
 #[tokio::test]
 async fn two_aliases_are_told_apart_by_the_uri() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let (mut config, _folder) = config(&scene);
     let mut other = config.aliases[0].clone();
     other.name = "other".to_owned();
@@ -128,7 +128,7 @@ async fn two_aliases_are_told_apart_by_the_uri() {
 #[tokio::test]
 async fn a_timeout_layer_gives_the_request_up() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::never_answer);
+    let origins = scene.script(scripts::never_respond);
     let layer = ServiceBuilder::new().timeout(Duration::from_millis(50));
     let service = layer.service(client(&scene));
 
@@ -154,7 +154,7 @@ async fn an_upgrade_is_not_asked_for() {
 #[tokio::test]
 async fn the_last_clone_takes_idle_connections_along() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let client = client(&scene);
     let clone = client.clone();
     assert_eq!(text(client.send(get("/")).await).await, "ok");
@@ -167,7 +167,7 @@ async fn the_last_clone_takes_idle_connections_along() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_under_way_outlives_its_client() {
+async fn a_response_that_is_under_way_outlives_its_client() {
     let mut scene = Scene::new(1).await;
     let listener = scene.take_listeners().remove(0);
     let (sender, body) = streamed();

@@ -136,7 +136,7 @@ async fn a_file_that_hangs_while_a_problem_s_place_is_looked_for_does_not_either
 #[tokio::test]
 async fn while_a_file_hangs_a_proxy_serves_is_alive_and_ends() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let users = "proxy: {listen: \"127.0.0.1:0\", credentials: $FOLDER/users}\n";
     let proxy =
         Setup::new(&(scene.restless_yaml("") + users)).file("users", "ann:one\n").start().await;
@@ -163,7 +163,7 @@ async fn while_a_file_hangs_a_proxy_serves_is_alive_and_ends() {
 #[tokio::test]
 async fn a_reload_whose_file_hangs_is_given_up_with_its_name_and_what_runs_stays() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Setup::new(&scene.yaml("")).file("other.pem", trust::authority().root_pem());
     let proxy = proxy.start().await;
     let address = proxy.address(ALIAS).await;
@@ -243,7 +243,7 @@ async fn connections_on_which_nothing_was_asked_do_not_delay_the_end() {
     assert_eq!(kept.response().await.status(), 200);
     idle.push(kept);
 
-    // What has been asked is answered, and who comes late is served.
+    // Requests that were sent get a response, and late clients are served.
     let mut slow = client::connect(address).await;
     slow.send(format!("GET /stream HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
     let stream = within("the stream", streams.recv()).await.unwrap();

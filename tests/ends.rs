@@ -33,9 +33,9 @@ async fn the_last_response_arrives_whole_whatever_comes_behind_its_request() {
     let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n");
     peer.send(format!("{request}{}", "behind".repeat(10_000))).await;
     // The proxy is done with it before anything is read.
-    let answered =
+    let responses =
         "truename_http_requests_total{alias=\"webscaler-manual\",method=\"GET\",code=\"200\"}";
-    until(&through.proxy, answered, 1.0).await;
+    until(&through.proxy, responses, 1.0).await;
     until(&through.proxy, IN_FLIGHT, 0.0).await;
     peer.try_send("more").await.unwrap();
     assert_eq!(peer.response().await.body.len(), LENGTH);
@@ -47,7 +47,7 @@ async fn the_last_response_arrives_whole_whatever_comes_behind_its_request() {
 async fn a_client_that_sends_all_of_a_refused_body_sees_why() {
     const BLOCK: usize = 1024 * 1024;
     const BLOCKS: usize = 48;
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for (host, fields, status) in [
         ("evil.example", "", 404),
         (ALIAS, "Transfer-Encoding: gzip\r\n", 400),
@@ -61,8 +61,8 @@ async fn a_client_that_sends_all_of_a_refused_body_sees_why() {
         for _ in 0..BLOCKS {
             peer.send(vec![b'x'; BLOCK]).await;
         }
-        let answer = peer.response().await;
-        assert_eq!((answer.status(), answer.field("Connection")), (status, Some("close")));
+        let response = peer.response().await;
+        assert_eq!((response.status(), response.field("Connection")), (status, Some("close")));
         assert_eq!(peer.rest().await.unwrap(), b"");
     }
     assert_eq!(through.origin.seen().connections, 0);
@@ -70,7 +70,7 @@ async fn a_client_that_sends_all_of_a_refused_body_sees_why() {
 
 #[tokio::test]
 async fn a_request_behind_an_early_response_is_served_or_the_response_says_close() {
-    /// Answers POST by its head alone, and leaves the body.
+    /// Responds to POST after its head, and does not read the body.
     async fn early(arrival: Arrival) {
         let mut conversation = arrival.open().await.unwrap();
         while let Some(head) = conversation.peer.head().await {
@@ -87,15 +87,15 @@ async fn a_request_behind_an_early_response_is_served_or_the_response_says_close
     // Little enough to be passed over.
     let mut peer = through.connect().await;
     peer.send(post("Content-Length: 300000")).await;
-    let answer = peer.response().await;
-    assert_eq!((answer.text(), answer.field("Connection")), ("early", None));
+    let response = peer.response().await;
+    assert_eq!((response.text(), response.field("Connection")), ("early", None));
     peer.send("x".repeat(300_000) + &get).await;
     assert_eq!(peer.response().await.text(), "early");
 
     // Refused by truename itself, the same.
     peer.send(post("Content-Length: 300000").replace(ALIAS, "evil.example")).await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.field("Connection")), (404, None));
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.field("Connection")), (404, None));
     peer.send("x".repeat(300_000) + &get).await;
     assert_eq!(peer.response().await.text(), "early");
 
@@ -103,9 +103,9 @@ async fn a_request_behind_an_early_response_is_served_or_the_response_says_close
     for framing in ["Content-Length: 30000000", "Transfer-Encoding: chunked"] {
         let mut peer = through.connect().await;
         peer.send(post(framing)).await;
-        let answer = peer.response().await;
+        let response = peer.response().await;
         assert_eq!(
-            (answer.text(), answer.field("Connection")),
+            (response.text(), response.field("Connection")),
             ("early", Some("close")),
             "{framing}"
         );
@@ -117,7 +117,7 @@ async fn a_request_behind_an_early_response_is_served_or_the_response_says_close
 #[tokio::test]
 async fn an_empty_line_is_no_request_and_gets_no_response() {
     let mut scene = Scene::new(1).await;
-    let _origin = scene.script(scripts::answer).remove(0);
+    let _origin = scene.script(scripts::respond).remove(0);
     let proxy = Proxy::start(&(scene.yaml("") + "listener: {header_timeout: 300ms}\n")).await;
     let address = proxy.address(ALIAS).await;
     let post = format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 3\r\n\r\nabc");
@@ -162,8 +162,8 @@ async fn a_refusal_reaches_the_client_though_its_origin_closes_while_the_body_fl
                 format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: {length}\r\n\r\n");
             peer.send(head).await;
             peer.send(vec![b'x'; length]).await;
-            let answer = peer.response().await;
-            assert_eq!((answer.status(), answer.text()), (413, "no!"), "{}", answer.text());
+            let response = peer.response().await;
+            assert_eq!((response.status(), response.text()), (413, "no!"), "{}", response.text());
         }
     }
 }

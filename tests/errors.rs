@@ -1,4 +1,4 @@
-//! What an application is told when truename answers in the target's place.
+//! What an application gets when truename responds in the target's place.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -28,9 +28,9 @@ use truename::demo::{
 
 #[tokio::test]
 async fn a_host_that_is_no_alias_is_told_which_ones_are() {
-    let (_scene, _origin, proxy) = with("", scripts::answer).await;
-    let answer = client::get(proxy.address(ALIAS).await, "evil.example", "/").await;
-    let problem = problem(&answer, 404, "destination_not_found", "route");
+    let (_scene, _origin, proxy) = with("", scripts::respond).await;
+    let response = client::get(proxy.address(ALIAS).await, "evil.example", "/").await;
+    let problem = problem(&response, 404, "destination_not_found", "route");
     tells(&problem, "detail", &["`evil.example`", ALIAS]);
     tells(&problem, "fix", &["`hosts`"]);
     for unknown in ["alias", "true_name", "chain", "endpoint"] {
@@ -40,10 +40,10 @@ async fn a_host_that_is_no_alias_is_told_which_ones_are() {
 
 #[tokio::test]
 async fn an_alias_that_dns_does_not_know_is_a_dns_error() {
-    let (scene, _origin, proxy) = with("", scripts::answer).await;
+    let (scene, _origin, proxy) = with("", scripts::respond).await;
     scene.dns.remove(ALIAS_IN_DNS);
-    let answer = get(&restarted(&scene, proxy, "").await).await;
-    let problem = problem(&answer, 503, "dns_error", "resolve");
+    let response = get(&restarted(&scene, proxy, "").await).await;
+    let problem = problem(&response, 503, "dns_error", "resolve");
     tells(&problem, "detail", &["NXDOMAIN", ALIAS_IN_DNS, &scene.dns.address().to_string()]);
     tells(&problem, "fix", &["`name:`", "`target:`"]);
     assert_eq!(problem["alias"], ALIAS);
@@ -52,11 +52,11 @@ async fn an_alias_that_dns_does_not_know_is_a_dns_error() {
 }
 
 #[tokio::test]
-async fn dns_that_does_not_answer_is_a_dns_timeout() {
-    let (scene, _origin, proxy) = with("", scripts::answer).await;
+async fn dns_that_does_not_respond_is_a_dns_timeout() {
+    let (scene, _origin, proxy) = with("", scripts::respond).await;
     scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Silence);
-    let answer = get(&restarted(&scene, proxy, "timeouts: {connect: 300ms}").await).await;
-    let problem = problem(&answer, 504, "dns_timeout", "resolve");
+    let response = get(&restarted(&scene, proxy, "timeouts: {connect: 300ms}").await).await;
+    let problem = problem(&response, 504, "dns_timeout", "resolve");
     tells(&problem, "fix", &["`dns.servers`"]);
 }
 
@@ -64,7 +64,7 @@ async fn dns_that_does_not_answer_is_a_dns_timeout() {
 #[tokio::test]
 async fn dns_that_cannot_be_asked_for_want_of_descriptors_names_the_limit() {
     let mut scene = Scene::new(1).await;
-    let _origin = scene.script(scripts::answer).remove(0);
+    let _origin = scene.script(scripts::respond).remove(0);
     let yaml =
         scene.restless_yaml("").replace("namespace: default", "namespace: default, stale: 0s");
     let proxy = Proxy::start(&yaml).await;
@@ -73,31 +73,31 @@ async fn dns_that_cannot_be_asked_for_want_of_descriptors_names_the_limit() {
     peer.send(&request).await;
     assert_eq!(peer.response().await.status(), 200);
     proxy.limit_open_files(Some(4));
-    let answer = within("a lookup that fails", async {
+    let response = within("a lookup that fails", async {
         loop {
             peer.send(&request).await;
-            let answer = peer.response().await;
-            if answer.status() != 200 {
-                break answer;
+            let response = peer.response().await;
+            if response.status() != 200 {
+                break response;
             }
         }
     })
     .await;
-    let problem = problem(&answer, 503, "dns_error", "resolve");
+    let problem = problem(&response, 503, "dns_error", "resolve");
     tells(&problem, "detail", &["Too many open files"]);
     tells(&problem, "fix", &["`ulimit -Hn`"]);
 }
 
 #[tokio::test]
 async fn a_dns_server_that_is_not_there_is_named_at_once() {
-    let (scene, _origin, proxy) = with("", scripts::answer).await;
+    let (scene, _origin, proxy) = with("", scripts::respond).await;
     let dns = scene.dns.address();
     let nobody = [loopback::listen_anywhere(), loopback::listen_anywhere()];
     let nobody = nobody.map(|socket| socket.local_addr().unwrap());
     drop(proxy);
     let servers = format!("{}\", \"{}", nobody[0], nobody[1]);
     let proxy = Proxy::start(&scene.yaml("").replace(&dns.to_string(), &servers)).await;
-    // The first answer, which no time-out went before.
+    // The first response, which no time-out went before.
     let problem = problem(&get(&proxy).await, 503, "dns_error", "resolve");
     let refused = format!("connection refused by nameservers {}, {}", nobody[0], nobody[1]);
     tells(&problem, "detail", &[&refused]);
@@ -106,7 +106,7 @@ async fn a_dns_server_that_is_not_there_is_named_at_once() {
 
 #[tokio::test]
 async fn a_dns_response_that_needs_tcp_where_tcp_is_refused_says_so() {
-    let (scene, _origin, proxy) = with("", scripts::answer).await;
+    let (scene, _origin, proxy) = with("", scripts::respond).await;
     drop(proxy);
     let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let dns = [scene.dns.address(), server.local_addr().unwrap()].map(|dns| dns.to_string());
@@ -136,8 +136,8 @@ async fn a_port_where_nobody_listens_refuses() {
     let mut scene = Scene::new(2).await;
     scene.take_listeners();
     let proxy = Proxy::start(&scene.yaml("")).await;
-    let answer = get(&proxy).await;
-    let problem = problem(&answer, 502, "connection_refused", "connect");
+    let response = get(&proxy).await;
+    let problem = problem(&response, 502, "connection_refused", "connect");
     assert_eq!(problem["true_name"], TRUE_NAME);
     assert_eq!(problem["chain"], json!([ALIAS_IN_DNS, TRUE_NAME]));
     let endpoints = scene.addresses.iter().map(|ip| SocketAddr::new(*ip, scene.port).to_string());
@@ -152,14 +152,14 @@ async fn an_address_without_a_way_to_it_is_unavailable() {
     let scene = Scene::new(1).await;
     let yaml = scene.yaml("target: 224.0.0.1").replace("127.0.0.0/8", "224.0.0.0/4");
     let proxy = Proxy::start(&yaml).await;
-    let answer = get(&proxy).await;
-    let problem = problem(&answer, 503, "destination_unavailable", "connect");
+    let response = get(&proxy).await;
+    let problem = problem(&response, 503, "destination_unavailable", "connect");
     assert_eq!(problem["endpoint"], format!("224.0.0.1:{}", scene.port));
-    assert_eq!(answer.field("retry-after"), Some("1"));
+    assert_eq!(response.field("retry-after"), Some("1"));
 }
 
 #[tokio::test]
-async fn a_connection_that_nobody_answers_times_out() {
+async fn a_connection_without_a_reply_times_out() {
     let scene = Scene::new(1).await;
     let hole = Blackhole::bind(SocketAddr::new(loopback::address(), 0));
     let keys = format!("target: \"{}\"\ntimeouts: {{connect: 300ms}}", hole.address);
@@ -171,7 +171,7 @@ async fn a_connection_that_nobody_answers_times_out() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_nobody_answers_times_out() {
+async fn a_handshake_without_a_reply_times_out() {
     let (_scene, _origin, proxy) =
         with("timeouts: {connect: 300ms}", scripts::never_shake_hands).await;
     let problem = problem(&get(&proxy).await, 504, "connection_timeout", "tls");
@@ -179,15 +179,15 @@ async fn a_handshake_that_nobody_answers_times_out() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_come_times_out() {
-    let (_scene, origin, proxy) = with("timeouts: {response: 300ms}", scripts::never_answer).await;
+async fn a_response_that_does_not_come_times_out() {
+    let (_scene, origin, proxy) = with("timeouts: {response: 300ms}", scripts::never_respond).await;
     let problem = problem(&get(&proxy).await, 504, "http_response_timeout", "response");
     tells(&problem, "fix", &["`timeouts.response`"]);
     assert_eq!(origin.seen().requests.len(), 1, "it was sent again");
 }
 
 #[tokio::test]
-async fn a_target_that_closes_instead_of_answering_is_told_so() {
+async fn a_target_that_closes_instead_of_responding_has_its_own_error() {
     let (_scene, origin, proxy) = with("", scripts::close_after_request).await;
     let problem = problem(&get(&proxy).await, 502, "connection_terminated", "response");
     assert_eq!(problem["endpoint"], origin.address.to_string());
@@ -256,8 +256,8 @@ async fn a_server_that_wants_a_client_certificate_is_told_which_key_has_it() {
     let leaf = trust::authority().issue(&[TRUE_NAME], &[], LeafOptions::default()).unwrap();
     let config = server_builder().with_client_cert_verifier(verifier);
     let config = config.with_single_cert(leaf.chain.clone(), leaf.key.clone_key()).unwrap();
-    let (proxy, answer) = answer_behind(Some(Arc::new(config)), "").await;
-    let problem = problem(&answer, 502, "tls_protocol_error", "tls");
+    let (proxy, response) = response_behind(Some(Arc::new(config)), "").await;
+    let problem = problem(&response, 502, "tls_protocol_error", "tls");
     tells(&problem, "detail", &["certificate_required", "requires a client certificate"]);
     tells(&problem, "fix", &["`tls.client_certificate:"]);
     assert_eq!(errors(&proxy, "tls_protocol_error").await, Some(1.0));
@@ -299,8 +299,8 @@ async fn a_plaintext_port_is_called_that() {
         conversation.peer.send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
     });
     let proxy = Proxy::start(&scene.yaml("")).await;
-    let answer = get(&proxy).await;
-    let problem = problem(&answer, 502, "tls_protocol_error", "tls");
+    let response = get(&proxy).await;
+    let problem = problem(&response, 502, "tls_protocol_error", "tls");
     tells(&problem, "detail", &["responded in plaintext"]);
     tells(&problem, "fix", &["`port`", "`tls.mode: plaintext`"]);
 }
@@ -316,14 +316,14 @@ async fn tls_without_a_version_in_common_is_told_with_the_key() {
         .with_single_cert(leaf.chain.clone(), leaf.key.clone_key())
         .unwrap();
     let keys = "tls: {min_version: \"1.3\", ca: {system: false, webpki: false, files: [\"$FOLDER/root.pem\"]}}";
-    let (_proxy, answer) = answer_behind(Some(Arc::new(config)), keys).await;
-    let problem = problem(&answer, 502, "tls_protocol_error", "tls");
+    let (_proxy, response) = response_behind(Some(Arc::new(config)), keys).await;
+    let problem = problem(&response, 502, "tls_protocol_error", "tls");
     tells(&problem, "detail", &["no TLS with `httpbin.org`", "1.3"]);
     tells(&problem, "fix", &["`tls.min_version: \"1.2\"`"]);
 }
 
 #[tokio::test]
-async fn a_request_past_the_limit_is_answered_at_once() {
+async fn a_request_past_the_limit_gets_its_response_at_once() {
     let mut scene = Scene::new(1).await;
     let listener = scene.take_listeners().remove(0);
     let (_origin, mut streams) = ServiceOrigin::streaming(listener, trust::server(&[TRUE_NAME]));
@@ -332,11 +332,11 @@ async fn a_request_past_the_limit_is_answered_at_once() {
     first.send(format!("GET /stream HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
     let stream = within("the stream", streams.recv()).await.unwrap();
 
-    let answer = get(&proxy).await;
-    let problem = problem(&answer, 503, "connection_limit_reached", "request");
+    let response = get(&proxy).await;
+    let problem = problem(&response, 503, "connection_limit_reached", "request");
     tells(&problem, "detail", &["1 requests", "`limits.requests`"]);
     tells(&problem, "fix", &["raise `limits.requests`"]);
-    assert_eq!(answer.field("retry-after"), Some("1"));
+    assert_eq!(response.field("retry-after"), Some("1"));
 
     drop(stream);
     assert_eq!(first.response().await.status(), 200);
@@ -350,7 +350,7 @@ async fn a_request_past_the_limit_is_answered_at_once() {
 
 #[tokio::test]
 async fn a_request_with_two_hosts_is_malformed() {
-    let (_scene, origin, proxy) = with("", scripts::answer).await;
+    let (_scene, origin, proxy) = with("", scripts::respond).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
     peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nHost: evil.example\r\n\r\n")).await;
     problem(&peer.response().await, 400, "http_request_error", "request");
@@ -359,7 +359,7 @@ async fn a_request_with_two_hosts_is_malformed() {
 
 #[tokio::test]
 async fn a_signature_over_the_host_is_not_broken_in_silence() {
-    let (_scene, origin, proxy) = with("", scripts::answer).await;
+    let (_scene, origin, proxy) = with("", scripts::respond).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
     peer.send(format!(
         "GET / HTTP/1.1\r\nHost: {ALIAS}\r\nAuthorization: AWS4-HMAC-SHA256 Credential=AK/20260101/\
@@ -374,23 +374,23 @@ async fn a_signature_over_the_host_is_not_broken_in_silence() {
 
 #[tokio::test]
 async fn an_application_of_http2_is_told_the_same() {
-    let (_scene, _origin, proxy) = with("", scripts::answer).await;
+    let (_scene, _origin, proxy) = with("", scripts::respond).await;
     let mut h2 = client::H2::connect(proxy.address(ALIAS).await).await;
-    let answer = h2.get("http://evil.example/").await.unwrap();
-    assert_eq!(answer.head.status, 404);
-    assert_eq!(answer.head.headers["content-type"], "application/problem+json");
-    let status = answer.head.headers["proxy-status"].to_str().unwrap();
+    let response = h2.get("http://evil.example/").await.unwrap();
+    assert_eq!(response.head.status, 404);
+    assert_eq!(response.head.headers["content-type"], "application/problem+json");
+    let status = response.head.headers["proxy-status"].to_str().unwrap();
     assert!(status.starts_with("truename; error=destination_not_found; "), "{status}");
-    let problem: Value = serde_json::from_slice(&answer.body).unwrap();
+    let problem: Value = serde_json::from_slice(&response.body).unwrap();
     assert_eq!(problem["status"], 404);
 }
 
 /// Checks what all problems have in common, and gives the body.
 #[track_caller]
-fn problem(answer: &Message, status: u16, error: &str, stage: &str) -> Value {
-    assert_eq!(answer.status(), status, "{}", String::from_utf8_lossy(&answer.body));
-    assert_eq!(answer.field("content-type"), Some("application/problem+json"));
-    let problem = answer.json();
+fn problem(response: &Message, status: u16, error: &str, stage: &str) -> Value {
+    assert_eq!(response.status(), status, "{}", String::from_utf8_lossy(&response.body));
+    assert_eq!(response.field("content-type"), Some("application/problem+json"));
+    let problem = response.json();
     assert_eq!(problem["type"], format!("urn:truename:error:{error}"), "{problem}");
     assert_eq!(problem["status"], status);
     assert_eq!(problem["stage"], stage, "{problem}");
@@ -413,7 +413,7 @@ fn problem(answer: &Message, status: u16, error: &str, stage: &str) -> Value {
     }
     // RFC 9209, with a string of RFC 8941 in it.
     let expected = format!("truename; error={error}; details=\"");
-    let proxy_status = answer.field("proxy-status").unwrap();
+    let proxy_status = response.field("proxy-status").unwrap();
     let details = proxy_status.strip_prefix(expected.as_str());
     let details = details.unwrap_or_else(|| panic!("{proxy_status}")).strip_suffix('"').unwrap();
     assert!(details.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{details}");
@@ -449,22 +449,22 @@ async fn restarted(scene: &Scene, old: Proxy, keys: &str) -> Proxy {
     Proxy::start(&scene.yaml(keys)).await
 }
 
-/// What a client is told of a target with this certificate.
+/// The response that a client gets for a target with this certificate.
 async fn refused_certificate(tls: Arc<ServerConfig>) -> (Proxy, Value) {
-    let (proxy, answer) = answer_behind(Some(tls), "").await;
-    let problem = problem(&answer, 502, "tls_certificate_error", "tls");
+    let (proxy, response) = response_behind(Some(tls), "").await;
+    let problem = problem(&response, 502, "tls_certificate_error", "tls");
     assert_eq!(errors(&proxy, "tls_certificate_error").await, Some(1.0));
     (proxy, problem)
 }
 
-async fn answer_behind(tls: Option<Arc<ServerConfig>>, keys: &str) -> (Proxy, Message) {
+async fn response_behind(tls: Option<Arc<ServerConfig>>, keys: &str) -> (Proxy, Message) {
     let mut scene = Scene::new(1).await;
     let listener = scene.take_listeners().remove(0);
-    let origin = RawOrigin::start(listener, tls, scripts::answer);
+    let origin = RawOrigin::start(listener, tls, scripts::respond);
     let proxy = Proxy::start(&scene.yaml(keys)).await;
-    let answer = get(&proxy).await;
+    let response = get(&proxy).await;
     assert_eq!(origin.seen().requests.len(), 0, "a request was sent");
-    (proxy, answer)
+    (proxy, response)
 }
 
 fn server_builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {

@@ -84,7 +84,7 @@ fn the_alias_unchanged_reaches_the_sidecar_on_ports_80_and_443() {
 }
 
 #[test]
-fn probes_ask_what_the_sidecar_answers_and_give_it_the_time() {
+fn probes_ask_for_paths_that_the_sidecar_serves_and_give_it_the_time() {
     let pod = manifest("Pod");
     let sidecar = sidecar(&pod);
     let config = pod_configuration();

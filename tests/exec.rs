@@ -118,7 +118,7 @@ fn succeeded(output: Output) -> String {
 }
 
 #[track_caller]
-fn is_answered(body: &str) {
+fn is_expected(body: &str) {
     let json: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{body}"));
     assert_eq!(json["args"]["test"], "value", "{body}");
 }
@@ -128,10 +128,10 @@ const URL: &str = "https://webscaler-manual/anything?test=value";
 #[tokio::test]
 async fn curl_verifies_the_alias_without_being_told_anything() {
     let stage = Stage::new().await;
-    is_answered(&stage.prints(&["curl", "-sS", URL]).await);
-    is_answered(&stage.prints(&["curl", "-sS", &URL.replace("https:", "http:")]).await);
+    is_expected(&stage.prints(&["curl", "-sS", URL]).await);
+    is_expected(&stage.prints(&["curl", "-sS", &URL.replace("https:", "http:")]).await);
     let long = URL.replace(ALIAS, "webscaler-manual.default.svc.cluster.local");
-    is_answered(&stage.prints(&["curl", "-sS", &long]).await);
+    is_expected(&stage.prints(&["curl", "-sS", &long]).await);
     assert_eq!(stage.leftovers(), Vec::<PathBuf>::new());
 }
 
@@ -159,10 +159,10 @@ async fn an_alias_with_its_target_needs_no_file() {
 async fn wget_gets_through() {
     let stage = Stage::new().await;
     let plain = URL.replace("https:", "http:");
-    is_answered(&stage.prints(&["wget", "-qO-", &plain]).await);
+    is_expected(&stage.prints(&["wget", "-qO-", &plain]).await);
     // GnuTLS, which Debian's wget has, knows no variable for its roots.
     let script = format!("wget -qO- --ca-certificate=\"$SSL_CERT_FILE\" '{URL}'");
-    is_answered(&stage.prints(&["sh", "-c", &script]).await);
+    is_expected(&stage.prints(&["sh", "-c", &script]).await);
 }
 
 #[tokio::test]
@@ -171,29 +171,29 @@ async fn python_gets_through() {
     let script = format!(
         "import urllib.request\nprint(urllib.request.urlopen('{URL}', timeout=20).read().decode())"
     );
-    is_answered(&stage.prints(&["python3", "-c", &script]).await);
+    is_expected(&stage.prints(&["python3", "-c", &script]).await);
     let python = tools::python();
     for library in ["requests", "httpx"] {
         let script = format!("import {library}\nprint({library}.get('{URL}', timeout=20).text)");
-        is_answered(&stage.prints(&[python.to_str().unwrap(), "-c", &script]).await);
+        is_expected(&stage.prints(&[python.to_str().unwrap(), "-c", &script]).await);
     }
 }
 
 #[tokio::test]
 async fn a_rust_client_gets_through() {
-    const ANSWER: &str = "ANSWER_OF_THE_RUST_CLIENT";
+    const RESPONSE: &str = "RESPONSE_OF_THE_RUST_CLIENT";
     // This very test is the client, too, when it runs under the command.
-    if let Some(file) = std::env::var_os(ANSWER) {
-        let answer = reqwest::get(URL).await.unwrap();
-        fs::write(file, answer.text().await.unwrap()).unwrap();
+    if let Some(file) = std::env::var_os(RESPONSE) {
+        let response = reqwest::get(URL).await.unwrap();
+        fs::write(file, response.text().await.unwrap()).unwrap();
         return;
     }
     let stage = Stage::new().await;
     let this = std::env::current_exe().unwrap();
     let mut command =
         stage.exec(&[this.to_str().unwrap(), "--exact", "exec::a_rust_client_gets_through"]);
-    let ran = succeeded(output(command.env(ANSWER, stage.path("answer"))).await);
-    is_answered(&fs::read_to_string(stage.path("answer")).expect(&ran));
+    let ran = succeeded(output(command.env(RESPONSE, stage.path("response"))).await);
+    is_expected(&fs::read_to_string(stage.path("response")).expect(&ran));
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn node_s_own_fetch_gets_through() {
         "const fail = e => {{ console.error(e); process.exit(1) }};
          fetch('{URL}').then(r => r.text()).then(body => console.log(body), fail);"
     );
-    is_answered(&stage.prints(&[tools::node().to_str().unwrap(), "-e", &fetch]).await);
+    is_expected(&stage.prints(&[tools::node().to_str().unwrap(), "-e", &fetch]).await);
 }
 
 #[tokio::test]
@@ -216,12 +216,12 @@ async fn a_node_of_any_age_gets_through_with_a_proxy_agent() {
          const connect = {{host: proxy.hostname, port: proxy.port, method: 'CONNECT',
              path: url.hostname + ':443'}};
          require('http').request(connect).on('connect', (_, socket) =>
-             require('https').get(url, {{socket, agent: false}}, answer => {{
+             require('https').get(url, {{socket, agent: false}}, response => {{
                  let body = '';
-                 answer.on('data', data => body += data).on('end', () => console.log(body));
+                 response.on('data', data => body += data).on('end', () => console.log(body));
              }}).on('error', fail)).on('error', fail).end();"
     );
-    is_answered(&stage.prints(&["node", "-e", &script]).await);
+    is_expected(&stage.prints(&["node", "-e", &script]).await);
 }
 
 #[tokio::test]
@@ -238,7 +238,7 @@ async fn java_gets_through() {
          }}"
     );
     fs::write(stage.path("Get.java"), source).unwrap();
-    is_answered(&stage.prints(&["java", "-Xshare:auto", "Get.java"]).await);
+    is_expected(&stage.prints(&["java", "-Xshare:auto", "Get.java"]).await);
 }
 
 #[tokio::test]
@@ -293,8 +293,8 @@ async fn the_file_s_listeners_are_not_bound() {
     let (mut one, mut two) =
         (stage.exec(&["sh", "-c", &script]), stage.exec(&["sh", "-c", &script]));
     let (one, two) = tokio::join!(output(&mut one), output(&mut two));
-    is_answered(&succeeded(one));
-    is_answered(&succeeded(two));
+    is_expected(&succeeded(one));
+    is_expected(&succeeded(two));
 }
 
 #[tokio::test]
@@ -304,7 +304,7 @@ async fn the_private_proxy_asks_for_no_credentials_whatever_the_file_says() {
     let yaml = stage.scene.yaml("");
     let proxy = "proxy: {listen: 3128, credentials: $FOLDER/credentials}";
     stage.configure(&format!("{yaml}\n{proxy}\n"));
-    is_answered(&stage.prints(&["curl", "-sS", URL]).await);
+    is_expected(&stage.prints(&["curl", "-sS", URL]).await);
 }
 
 #[tokio::test]
@@ -316,7 +316,7 @@ async fn no_proxy_of_the_shell_keeps_what_is_no_alias() {
     let (exempt, body) = printed.split_once('\n').unwrap();
     let expected = "localhost,127.0.0.1,::1,internal.example";
     assert_eq!(exempt, format!("{expected} {expected}"));
-    is_answered(body);
+    is_expected(body);
 }
 
 #[tokio::test]
@@ -324,13 +324,13 @@ async fn roots_that_the_shell_named_are_still_trusted() {
     let stage = Stage::new().await;
     let port = stage.scene.port;
     let address = stage.scene.addresses[0];
-    // Past the proxy, to an origin that only the file's authority vouches for.
+    // Past the proxy, to an origin whose certificate only the file's authority has issued.
     let connect = format!("{TRUE_NAME}:{port}:{address}");
     let url = format!("https://{TRUE_NAME}:{port}/get");
     let arguments =
         ["curl", "-sS", "-o", "/dev/null", "--noproxy", "*", "--resolve", &connect, &url];
     let status = output(&mut stage.exec(&arguments)).await.status;
-    assert_eq!(status.code(), Some(60), "without it, nobody vouches");
+    assert_eq!(status.code(), Some(60), "without it, no root is known");
     let mut command = stage.exec(&arguments);
     command.env("CURL_CA_BUNDLE", stage.path("root.pem"));
     succeeded(output(&mut command).await);

@@ -1,4 +1,4 @@
-//! `Expect: 100-continue`: the client sends its body when the origin wants it, and gets one answer.
+//! `Expect: 100-continue`: the client sends its body when the origin wants it, and gets one response.
 
 use crate::support::{
     curl::curl, peer::Peer, raw_origin::Arrival, scene::ALIAS, scripts, through::Through,
@@ -22,8 +22,8 @@ async fn the_client_is_told_to_go_on_when_the_origin_says_so() {
     let first = peer.response().await;
     assert_eq!(first.head, CONTINUE);
     peer.send("hello").await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.text()), (200, "thanks"));
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.text()), (200, "thanks"));
 }
 
 #[tokio::test]
@@ -32,19 +32,19 @@ async fn a_refusal_comes_instead_of_the_word_to_go_on() {
         let through = Through::new("", move |arrival: Arrival| async move {
             let mut conversation = arrival.open().await.unwrap();
             conversation.peer.head().await.unwrap();
-            let answer = format!("HTTP/1.1 {refusal}\r\nContent-Length: 2\r\n\r\nno");
-            conversation.peer.send(answer).await;
+            let response = format!("HTTP/1.1 {refusal}\r\nContent-Length: 2\r\n\r\nno");
+            conversation.peer.send(response).await;
             // No byte of the body is due, and none may come.
             assert_eq!(conversation.peer.some().await, b"");
         })
         .await;
         let mut peer = expecting(&through).await;
-        let answer = peer.response().await;
-        assert_eq!(answer.start_line(), format!("HTTP/1.1 {refusal}"));
-        assert_eq!(answer.text(), "no");
+        let response = peer.response().await;
+        assert_eq!(response.start_line(), format!("HTTP/1.1 {refusal}"));
+        assert_eq!(response.text(), "no");
         // The client goes, as it must where it keeps its body.
         peer.finish().await;
-        assert_eq!(peer.rest().await.unwrap_or_default(), b"", "one answer, and no more");
+        assert_eq!(peer.rest().await.unwrap_or_default(), b"", "one response, and no more");
         let seen = through.origin.until(|seen| seen.ended == 1).await;
         assert_eq!(seen.connections, 1);
     }
@@ -68,7 +68,7 @@ async fn a_client_that_sends_its_body_all_the_same_keeps_its_connection() {
 
 #[tokio::test]
 async fn an_origin_that_says_nothing_gets_the_body_all_the_same() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut peer = expecting(&through).await;
     assert_eq!(peer.response().await.head, CONTINUE);
     peer.send("hello").await;
@@ -89,11 +89,11 @@ async fn a_body_that_does_not_wait_is_sent_once() {
     .await;
     let mut peer = expecting(&through).await;
     peer.send("hello").await;
-    let mut answer = peer.response().await;
-    if answer.status() == 100 {
-        answer = peer.response().await;
+    let mut response = peer.response().await;
+    if response.status() == 100 {
+        response = peer.response().await;
     }
-    assert_eq!((answer.status(), answer.text()), (200, "thanks"));
+    assert_eq!((response.status(), response.text()), (200, "thanks"));
 }
 
 #[tokio::test]
@@ -108,12 +108,12 @@ async fn a_word_to_go_on_that_nobody_asked_for_is_not_passed_on_but_other_words_
         }
     })
     .await;
-    let answers = through.exchanges(&format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
-    assert_eq!(answers[0].head, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
-    assert_eq!((answers[1].status(), answers[1].text(), answers.len()), (200, "final", 2));
-    // RFC 9110, section 15.2: HTTP/1.0 has no such answers.
-    let answer = through.exchanges(&format!("GET / HTTP/1.0\r\nHost: {ALIAS}\r\n\r\n")).await;
-    assert_eq!((answer[0].status(), answer[0].text(), answer.len()), (200, "final", 1));
+    let responses = through.exchanges(&format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!(responses[0].head, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+    assert_eq!((responses[1].status(), responses[1].text(), responses.len()), (200, "final", 2));
+    // RFC 9110, section 15.2: HTTP/1.0 has no such responses.
+    let response = through.exchanges(&format!("GET / HTTP/1.0\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!((response[0].status(), response[0].text(), response.len()), (200, "final", 1));
 }
 
 /// It would stand in the midst of the response's body (RFC 9110, section 10.1.1).
@@ -146,14 +146,14 @@ async fn the_client_is_not_told_to_go_on_once_a_response_has_begun() {
 
 #[tokio::test]
 async fn curl_uploads_and_is_refused_as_it_expects() {
-    for (answer, status) in
+    for (response, status) in
         [(None, "200"), (Some("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), "403")]
     {
         let through = Through::new("", move |arrival: Arrival| async move {
             let mut conversation = arrival.open().await.unwrap();
-            if let Some(answer) = answer {
+            if let Some(response) = response {
                 conversation.peer.head().await.unwrap();
-                conversation.peer.send(answer).await;
+                conversation.peer.send(response).await;
                 assert_eq!(conversation.peer.some().await, b"");
                 return;
             }
@@ -182,7 +182,7 @@ async fn curl_uploads_and_is_refused_as_it_expects() {
             &format!("http://{}/", through.address),
         ])
         .await;
-        let uploaded = if answer.is_none() { "2000000" } else { "0" };
+        let uploaded = if response.is_none() { "2000000" } else { "0" };
         assert_eq!(said.stdout, format!("{status} {uploaded}"), "{}", said.stderr);
     }
 }

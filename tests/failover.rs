@@ -17,11 +17,11 @@ use truename::demo::dns::{self, DnsResponse};
 const FIRST: &str = "first.example";
 const SECOND: &str = "second.example";
 
-/// Regression: whichever target's DNS answered first got the traffic.
+/// Regression: whichever target's DNS responded first got the traffic.
 #[tokio::test]
 async fn the_first_target_is_waited_for_though_dns_knows_the_second_already() {
     let world = World::new(1).await;
-    let (first, second) = (world.first(scripts::answer), world.second());
+    let (first, second) = (world.first(scripts::respond), world.second());
     world.scene.dns.respond(FIRST, DnsResponse::Silence);
     let proxy = Proxy::start(&world.yaml("timeouts: {connect: 15s}")).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
@@ -35,7 +35,7 @@ async fn the_first_target_is_waited_for_though_dns_knows_the_second_already() {
 #[tokio::test]
 async fn a_first_target_that_dns_is_silent_about_is_waited_for_as_long_as_a_connection() {
     let world = World::new(1).await;
-    let (_first, _second) = (world.first(scripts::answer), world.second());
+    let (_first, _second) = (world.first(scripts::respond), world.second());
     world.scene.dns.respond(FIRST, DnsResponse::Silence);
     let proxy = Proxy::start(&world.yaml("timeouts: {connect: 500ms}")).await;
     assert_eq!(get(&proxy).await.text(), "second");
@@ -45,7 +45,7 @@ async fn a_first_target_that_dns_is_silent_about_is_waited_for_as_long_as_a_conn
 #[tokio::test]
 async fn a_request_reaches_the_second_target_where_the_name_of_the_first_is_unknown() {
     let world = World::new(1).await;
-    let (_first, _second) = (world.first(scripts::answer), world.second());
+    let (_first, _second) = (world.first(scripts::respond), world.second());
     world.scene.dns.respond(FIRST, DnsResponse::NxDomain);
     world.scene.dns.respond(SECOND, DnsResponse::Silence);
     let proxy = Proxy::start(&world.yaml("timeouts: {connect: 15s}")).await;
@@ -93,8 +93,8 @@ async fn new_requests_follow_after_one_that_failed_and_go_on_doing_so_over_a_rel
 
     proxy.rewrite(&world.yaml(&format!("{keys}\nhosts: [new.example]")));
     proxy.reload().await;
-    let answer = client::get(proxy.address(ALIAS).await, "new.example", "/").await;
-    assert_eq!(answer.text(), "second");
+    let response = client::get(proxy.address(ALIAS).await, "new.example", "/").await;
+    assert_eq!(response.text(), "second");
     assert_eq!(first.seen().connections, 1);
 }
 
@@ -111,7 +111,7 @@ async fn a_request_that_may_not_be_retried_moves_those_after_it() {
 
 /// Regression: all attempts were for the first.
 #[tokio::test]
-async fn the_last_attempt_is_for_the_second_target_also_where_the_first_has_answered_or_reset() {
+async fn the_last_attempt_is_for_the_second_target_also_where_the_first_has_responded_or_reset() {
     const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
     for endpoints in [1, 2] {
         let world = World::new(endpoints).await;
@@ -137,7 +137,7 @@ async fn a_new_limit_holds_for_endpoints_that_requests_from_before_it_come_to() 
     let world = World::new(1).await;
     let first = world.first(scripts::never_shake_hands);
     let tls = trust::server_with_alpn(&[SECOND], &["http/1.1"]);
-    let second = RawOrigin::start(listener(world.second), Some(tls), scripts::never_answer);
+    let second = RawOrigin::start(listener(world.second), Some(tls), scripts::never_respond);
     let yaml = |most: usize| {
         let passive = "health: {passive: {eject: 1h, max_eject: 1h}}\ntimeouts: {connect: 1s}";
         world.yaml(&format!("pool: {{max_connections: {most}}}\n{passive}"))
@@ -183,8 +183,8 @@ async fn requests_that_wait_for_the_same_connection_in_vain_reach_the_second_tar
         let (mut client, url) = (client.clone(), url.clone());
         following.spawn(async move { client.get(&url).await.unwrap() });
     }
-    for answer in following.join_all().await {
-        assert_eq!((answer.head.status.as_u16(), &answer.body[..]), (200, &b"second"[..]));
+    for response in following.join_all().await {
+        assert_eq!((response.head.status.as_u16(), &response.body[..]), (200, &b"second"[..]));
     }
     leading.abort();
 }
@@ -253,7 +253,7 @@ async fn get(proxy: &Proxy) -> Message {
 
 /// Waits until DNS has said where a target is.
 async fn resolved(proxy: &Proxy, target: usize) {
-    within("an answer of DNS", async {
+    within("a response of DNS", async {
         while proxy.status().await["aliases"][0]["targets"][target]["true_name"].is_null() {
             tokio::task::yield_now().await;
         }

@@ -52,7 +52,7 @@ impl World {
         origin
     }
 
-    /// Sends `head` to the forward proxy and reads the answer.
+    /// Sends `head` to the forward proxy and reads the response.
     async fn ask(&self, head: &str) -> Message {
         let mut peer = client::connect(self.address).await;
         peer.send(head).await;
@@ -63,9 +63,9 @@ impl World {
     async fn tunnel(&self, target: &str) -> Peer {
         let mut peer = client::connect(self.address).await;
         peer.send(connect_to(target)).await;
-        let answer = peer.response_to("CONNECT").await;
-        assert_eq!(answer.status(), 200, "{}{}", answer.head, answer.text());
-        assert_eq!(answer.fields(), [], "RFC 9110, section 9.3.6");
+        let response = peer.response_to("CONNECT").await;
+        assert_eq!(response.status(), 200, "{}{}", response.head, response.text());
+        assert_eq!(response.fields(), [], "RFC 9110, section 9.3.6");
         peer
     }
 
@@ -85,18 +85,18 @@ fn connect_to(target: &str) -> String {
 }
 
 #[track_caller]
-fn refused(answer: &Message, status: u16, error: &str) -> serde_json::Value {
-    assert_eq!(answer.status(), status, "{}{}", answer.head, answer.text());
-    assert_eq!(answer.field("content-type"), Some("application/problem+json"));
-    let proxy_status = answer.field("proxy-status").unwrap();
+fn refused(response: &Message, status: u16, error: &str) -> serde_json::Value {
+    assert_eq!(response.status(), status, "{}{}", response.head, response.text());
+    assert_eq!(response.field("content-type"), Some("application/problem+json"));
+    let proxy_status = response.field("proxy-status").unwrap();
     assert!(proxy_status.starts_with(&format!("truename; error={error}; ")), "{proxy_status}");
-    answer.json()
+    response.json()
 }
 
 #[tokio::test]
 async fn an_alias_is_reached_by_absolute_url_under_all_its_names_and_any_port() {
     let mut scene = Scene::new(1).await;
-    let origin = scene.script(scripts::answer).remove(0);
+    let origin = scene.script(scripts::respond).remove(0);
     let host = format!("{TRUE_NAME}:{}", scene.port);
     let world = World::new(scene, "").await;
     for name in [
@@ -117,7 +117,7 @@ async fn an_alias_is_reached_by_absolute_url_under_all_its_names_and_any_port() 
 }
 
 #[tokio::test]
-async fn https_to_an_alias_is_answered_in_its_own_name_by_http1_and_http2() {
+async fn https_to_an_alias_has_a_certificate_of_its_own_name_by_http1_and_http2() {
     let mut scene = Scene::new(1).await;
     let origins = scene.serve();
     let world = World::new(scene, "").await;
@@ -184,8 +184,8 @@ async fn inside_of_a_tunnel_the_alias_listener_has_the_say() {
 
     let mut peer = world.tunnel(&target).await;
     peer.send(connect_to(&target)).await;
-    let answer = peer.response_to("CONNECT").await;
-    refused(&answer, 405, "http_request_error");
+    let response = peer.response_to("CONNECT").await;
+    refused(&response, 405, "http_request_error");
 
     let mut peer = world.tunnel(&target).await;
     peer.send("no HTTP at all\r\n\r\n").await;
@@ -247,7 +247,7 @@ async fn an_open_tunnel_is_not_held_to_the_time_for_heads() {
 #[tokio::test]
 async fn another_host_is_asked_in_the_clear_as_the_client_asked() {
     let world = World::new(Scene::new(1).await, "").await;
-    let origin = world.elsewhere(scripts::answer);
+    let origin = world.elsewhere(scripts::respond);
     let host = format!("{OTHER}:{}", origin.address.port());
     let mut peer = client::connect(world.address).await;
     // One connection to the proxy, whoever is asked through it.
@@ -258,8 +258,8 @@ async fn another_host_is_asked_in_the_clear_as_the_client_asked() {
              Proxy-Secret: x\r\nAuthorization: Bearer theirs\r\nContent-Length: 4\r\n\r\nbody"
         ))
         .await;
-        let answer = peer.response().await;
-        assert_eq!((answer.status(), answer.text()), (200, "ok"));
+        let response = peer.response().await;
+        assert_eq!((response.status(), response.text()), (200, "ok"));
         let request = origin.seen().requests.pop().unwrap();
         assert_eq!(request.start_line(), "POST /a%2fb?c=d HTTP/1.1");
         assert_eq!(request.field("host"), Some(host.as_str()));
@@ -275,7 +275,7 @@ async fn another_host_is_asked_in_the_clear_as_the_client_asked() {
 #[tokio::test]
 async fn an_address_of_another_host_that_refuses_is_passed_over() {
     let world = World::new(Scene::new(1).await, "").await;
-    let origin = world.elsewhere(scripts::answer);
+    let origin = world.elsewhere(scripts::respond);
     // Nobody listens there at this port.
     let deaf = loopback::address();
     world.scene.dns.zone([
@@ -285,8 +285,8 @@ async fn an_address_of_another_host_that_refuses_is_passed_over() {
     let port = origin.address.port();
     for _ in 0..4 {
         let url = format!("http://two.example:{port}/");
-        let answer = world.ask(&format!("GET {url} HTTP/1.1\r\nHost: two.example\r\n\r\n")).await;
-        assert_eq!(answer.text(), "ok");
+        let response = world.ask(&format!("GET {url} HTTP/1.1\r\nHost: two.example\r\n\r\n")).await;
+        assert_eq!(response.text(), "ok");
     }
 }
 
@@ -321,7 +321,7 @@ async fn denied_passthrough_leaves_the_aliases_only() {
     let _origins = scene.serve();
     let keys = "proxy: {listen: \"127.0.0.1:0\", passthrough: deny}";
     let world = World::new(scene, keys).await;
-    let origin = world.elsewhere(scripts::answer);
+    let origin = world.elsewhere(scripts::respond);
     let target = format!("{OTHER}:{}", origin.address.port());
     for request in
         [connect_to(&target), format!("GET http://{target}/ HTTP/1.1\r\nHost: x\r\n\r\n")]
@@ -364,8 +364,8 @@ async fn what_is_forbidden_to_aliases_is_forbidden_to_other_hosts() {
     ] {
         // Not one of our own ports.
         let target = format!("{host}:1");
-        let answer = world.ask(&connect_to(&target)).await;
-        let problem = refused(&answer, 403, "destination_ip_prohibited");
+        let response = world.ask(&connect_to(&target)).await;
+        let problem = refused(&response, 403, "destination_ip_prohibited");
         assert_eq!(problem["stage"], "policy", "{target}");
         let url = format!("GET http://{target}/latest/meta-data HTTP/1.1\r\nHost: x\r\n\r\n");
         refused(&world.ask(&url).await, 403, "destination_ip_prohibited");
@@ -381,8 +381,8 @@ async fn its_own_listeners_are_refused_even_where_loopback_is_allowed() {
     let own = [world.address, world.proxy.address(ALIAS).await, world.proxy.admin().await];
     for port in own.map(|address| address.port()) {
         for host in ["127.0.0.1", "localhost", "loop.example", "0.0.0.0", "[::ffff:127.0.0.1]"] {
-            let answer = world.ask(&connect_to(&format!("{host}:{port}"))).await;
-            refused(&answer, 508, "proxy_loop_detected");
+            let response = world.ask(&connect_to(&format!("{host}:{port}"))).await;
+            refused(&response, 508, "proxy_loop_detected");
             let url = format!("GET http://{host}:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n");
             refused(&world.ask(&url).await, 508, "proxy_loop_detected");
         }
@@ -409,8 +409,8 @@ async fn what_names_nobody_clearly_is_a_bad_request() {
         "127.1:443",
         "a..b:443",
     ] {
-        let answer = world.ask(&connect_to(target)).await;
-        refused(&answer, 400, "http_request_error");
+        let response = world.ask(&connect_to(target)).await;
+        refused(&response, 400, "http_request_error");
     }
     for request in [
         "GET / HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n",
@@ -423,8 +423,8 @@ async fn what_names_nobody_clearly_is_a_bad_request() {
         // TLS to the proxy itself.
         "\x16\x03\x01\x00\x05hello\r\n\r\n",
     ] {
-        let answer = world.ask(request).await;
-        refused(&answer, 400, "http_request_error");
+        let response = world.ask(request).await;
+        refused(&response, 400, "http_request_error");
     }
 }
 
@@ -437,9 +437,9 @@ async fn a_very_long_host_is_not_repeated_in_full() {
         format!("GET http://{host}/ HTTP/1.1\r\nHost: x\r\n\r\n"),
         format!("CONNECT {host}:443 HTTP/1.1\r\nHost: x\r\n\r\n"),
     ] {
-        let answer = world.ask(&head).await;
-        let problem = refused(&answer, 400, "http_request_error");
-        assert!(answer.head.len() < 2048, "{} bytes of head", answer.head.len());
+        let response = world.ask(&head).await;
+        let problem = refused(&response, 400, "http_request_error");
+        assert!(response.head.len() < 2048, "{} bytes of head", response.head.len());
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.starts_with("`xxx") && detail.len() < 9000, "{detail}");
     }
@@ -450,8 +450,8 @@ async fn a_host_that_cannot_be_reached_is_told_before_the_tunnel_opens() {
     let world = World::new(Scene::new(1).await, "").await;
     let deaf = loopback::listen_anywhere().local_addr().unwrap();
     refused(&world.ask(&connect_to(&deaf.to_string())).await, 502, "connection_refused");
-    let answer = world.ask(&connect_to("nobody.example:443")).await;
-    let problem = refused(&answer, 503, "dns_error");
+    let response = world.ask(&connect_to("nobody.example:443")).await;
+    let problem = refused(&response, 503, "dns_error");
     assert!(problem["detail"].as_str().unwrap().contains("nobody.example"), "{problem}");
     assert!(!problem["title"].as_str().unwrap().contains("alias"), "{problem}");
 
@@ -466,7 +466,7 @@ async fn a_host_that_cannot_be_reached_is_told_before_the_tunnel_opens() {
 #[tokio::test]
 async fn a_service_of_the_cluster_passes_by_its_short_name() {
     let world = World::new(Scene::new(1).await, "").await;
-    let origin = world.elsewhere(scripts::answer);
+    let origin = world.elsewhere(scripts::respond);
     let (ip, port) = (origin.address.ip(), origin.address.port());
     world.scene.dns.zone([
         dns::address("payments.default.svc.cluster.local", 60, ip),
@@ -497,7 +497,7 @@ async fn an_alias_without_a_listener_is_reached_by_the_forward_proxy() {
 #[tokio::test]
 async fn a_reload_opens_and_closes_the_forward_proxy() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let without = format!("{}\nadmin: {{listen: \"127.0.0.1:0\"}}\n", scene.yaml(""));
     let proxy = Setup::new(&without).start().await;
     proxy.rewrite(&format!("{without}proxy: {{listen: \"127.0.0.1:0\"}}\n"));
@@ -535,7 +535,7 @@ async fn an_alias_that_leads_nowhere_is_explained_inside_of_its_tunnel() {
     let mut scene = Scene::new(1).await;
     // A certificate for somebody else.
     let tls = trust::server(&["elsewhere.example"]);
-    let _origin = RawOrigin::start(scene.take_listeners().remove(0), Some(tls), scripts::answer);
+    let _origin = RawOrigin::start(scene.take_listeners().remove(0), Some(tls), scripts::respond);
     let world = World::new(scene, "").await;
     let root = world.local_root();
     let arguments = ["--cacert", root.to_str().unwrap(), &format!("https://{ALIAS}/")];

@@ -24,7 +24,7 @@ use truename::{
 
 const IN_FLIGHT: &str = "truename_http_requests_in_flight{alias=\"webscaler-manual\"}";
 const AT_ONCE: usize = 16;
-/// A message that is not answered by then lacks its end.
+/// A message without a response by then lacks its end.
 const QUIET: Duration = Duration::from_millis(100);
 
 const REQUESTS: &[&str] = &[
@@ -181,7 +181,7 @@ fn read(bytes: &[u8], host: Option<&str>) -> Result<Option<usize>, String> {
         }
         without_body = lengths.is_empty() && codings.is_empty();
     } else {
-        // Whoever asks by HTTP/1.0 is answered so, and knows no chunks.
+        // A request with HTTP/1.0 gets a response with HTTP/1.0, without chunks.
         let old = start.strip_prefix("HTTP/1.0 ");
         if old.is_some() && !codings.is_empty() {
             return Err(format!("chunks in HTTP/1.0: {head:?}"));
@@ -324,14 +324,14 @@ async fn of_damaged_requests_only_such_leave_as_every_reader_reads_alike() {
             let mut peer = client::connect(address).await;
             // It may be refused half way.
             peer.try_send(damage.case(case)).await.ok();
-            let mut answers = until_quiet(&mut peer).await;
-            // HTTP/2's answers are its own parser's.
+            let mut responses = until_quiet(&mut peer).await;
+            // HTTP/2's responses have another parser.
             if damage.case(case).starts_with(b"PRI * HTTP/2.0") {
                 return;
             }
             loop {
-                match read(&answers, None) {
-                    Ok(Some(end)) => drop(answers.drain(..end)),
+                match read(&responses, None) {
+                    Ok(Some(end)) => drop(responses.drain(..end)),
                     Ok(None) => return,
                     Err(what) => damage.show(case, &what),
                 }
@@ -346,7 +346,7 @@ async fn of_damaged_requests_only_such_leave_as_every_reader_reads_alike() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_damaged_answers_the_client_sees_one_and_can_tell_where_it_ends() {
+async fn of_damaged_responses_the_client_sees_one_and_can_tell_where_it_ends() {
     let mut scene = Scene::new(1).await;
     let damage = Arc::new(Damage::to(RESPONSES));
     let _origin = RawOrigin::start(scene.take_listeners().remove(0), None, {
@@ -378,15 +378,15 @@ async fn of_damaged_answers_the_client_sees_one_and_can_tell_where_it_ends() {
             let request =
                 format!("GET /{case} HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n");
             peer.send(request).await;
-            let mut answer = peer.rest().await.unwrap_or_default();
+            let mut response = peer.rest().await.unwrap_or_default();
             loop {
-                match read(&answer, None) {
+                match read(&response, None) {
                     Ok(Some(end)) => {
-                        let interim = answer.starts_with(b"HTTP/1.1 1");
-                        answer.drain(..end);
-                        if !interim && !answer.is_empty() {
-                            let rest = String::from_utf8_lossy(&answer).into_owned();
-                            damage.show(case, &format!("behind the answer: {rest:?}"));
+                        let interim = response.starts_with(b"HTTP/1.1 1");
+                        response.drain(..end);
+                        if !interim && !response.is_empty() {
+                            let rest = String::from_utf8_lossy(&response).into_owned();
+                            damage.show(case, &format!("behind the response: {rest:?}"));
                         }
                     }
                     Ok(None) => return,
@@ -403,7 +403,7 @@ async fn of_damaged_answers_the_client_sees_one_and_can_tell_where_it_ends() {
 async fn no_frames_of_http2_end_the_proxy() {
     let mut scene = Scene::new(1).await;
     let listener = scene.take_listeners().remove(0);
-    let _origin = RawOrigin::start(listener, None, scripts::answer);
+    let _origin = RawOrigin::start(listener, None, scripts::respond);
     let proxy = Proxy::start(&yaml(&scene, "http: {version: \"1.1\"}")).await;
     let address = proxy.address(ALIAS).await;
     let damage = Arc::new(Damage::to(&[]));

@@ -12,7 +12,7 @@ use crate::support::{
 
 #[tokio::test]
 async fn a_request_goes_out_as_it_came_but_for_its_host() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let request = "GET / HTTP/1.1\r\nX-fIRST: 1\r\nhOSt: webscaler-manual\r\nx-twice: b\r\nX-TWICE: a\r\n\
                    User-Agent: odd/1\r\nX-Empty:\r\nx-Twice: c\r\naccept: */*\r\n\r\n";
     let sent = through.sent(request).await;
@@ -37,15 +37,15 @@ async fn a_request_goes_out_as_it_came_but_for_its_host() {
 }
 
 #[tokio::test]
-async fn an_answer_comes_back_as_it_went_out() {
-    let answer = "HTTP/1.1 299 Odd But Fine\r\nx-LOWER: 1\r\nSet-Cookie: b=1\r\nset-cookie: a=2\r\n\
+async fn a_response_comes_back_as_it_went_out() {
+    let response = "HTTP/1.1 299 Odd But Fine\r\nx-LOWER: 1\r\nSet-Cookie: b=1\r\nset-cookie: a=2\r\n\
                   Content-Length: 2\r\nSet-Cookie: c=3\r\nvia: 1.1 origin\r\n\r\nok";
-    let through = Through::new("", move |arrival| scripts::always(arrival, answer)).await;
-    let answer = through.exchange(&get("/")).await;
+    let through = Through::new("", move |arrival| scripts::always(arrival, response)).await;
+    let response = through.exchange(&get("/")).await;
 
-    assert_eq!(answer.start_line(), "HTTP/1.1 299 Odd But Fine");
-    assert_eq!(answer.text(), "ok");
-    let mut fields = answer.fields();
+    assert_eq!(response.start_line(), "HTTP/1.1 299 Odd But Fine");
+    assert_eq!(response.text(), "ok");
+    let mut fields = response.fields();
     fields.sort_by_key(|(name, _)| name.to_ascii_lowercase());
     let cookies = [("Set-Cookie", "b=1"), ("set-cookie", "a=2"), ("Set-Cookie", "c=3")];
     assert_eq!(fields[0], ("Content-Length", "2"));
@@ -55,7 +55,7 @@ async fn an_answer_comes_back_as_it_went_out() {
 
 #[tokio::test]
 async fn what_concerns_the_applications_connection_ends_there() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let sent = through
         .sent(
             "GET / HTTP/1.1\r\nHost: webscaler-manual\r\nConnection: close, X-Mine\r\n\
@@ -75,20 +75,20 @@ async fn what_concerns_the_applications_connection_ends_there() {
 
 #[tokio::test]
 async fn what_concerns_the_origins_connection_ends_there() {
-    let answer = "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Mine\r\nX-Mine: 1\r\nX-Kept: 2\r\n\
+    let response = "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Mine\r\nX-Mine: 1\r\nX-Kept: 2\r\n\
                   Keep-Alive: timeout=30\r\nProxy-Connection: keep-alive\r\nUpgrade: h2\r\n\
                   Proxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n";
-    let through = Through::new("", move |arrival| scripts::always(arrival, answer)).await;
-    let answer = through.exchange(&get("/")).await;
+    let through = Through::new("", move |arrival| scripts::always(arrival, response)).await;
+    let response = through.exchange(&get("/")).await;
 
-    let mut fields = answer.fields();
+    let mut fields = response.fields();
     fields.sort();
     assert_eq!(fields, [("Content-Length", "0"), ("X-Kept", "2")]);
 }
 
 #[tokio::test]
 async fn nothing_is_said_of_the_application_unless_asked_for() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let sent =
         through.sent(&get_with("/", "X-Forwarded-For: 192.0.2.1\r\nForwarded: for=x\r\n")).await;
     // What the application says itself is its own affair.
@@ -102,7 +102,7 @@ async fn nothing_is_said_of_the_application_unless_asked_for() {
 
 #[tokio::test]
 async fn x_forwarded_appends_who_asked_for_what() {
-    let through = Through::new("forwarded: x-forwarded", scripts::answer).await;
+    let through = Through::new("forwarded: x-forwarded", scripts::respond).await;
     let sent = through.sent(&get_with("/", "X-Forwarded-For: 192.0.2.1\r\n")).await;
     assert_eq!(sent.field("X-Forwarded-For"), Some("192.0.2.1, 127.0.0.1"));
     assert_eq!(sent.field("X-Forwarded-Host"), Some(ALIAS));
@@ -112,7 +112,7 @@ async fn x_forwarded_appends_who_asked_for_what() {
 
 #[tokio::test]
 async fn forwarded_appends_who_asked_for_what() {
-    let through = Through::new("forwarded: rfc7239", scripts::answer).await;
+    let through = Through::new("forwarded: rfc7239", scripts::respond).await;
     let sent = through.sent(&get_with("/", "Forwarded: for=192.0.2.1\r\n")).await;
     let expected = "for=192.0.2.1, for=127.0.0.1;host=\"webscaler-manual\";proto=http";
     assert_eq!(sent.field("Forwarded"), Some(expected));
@@ -121,7 +121,7 @@ async fn forwarded_appends_who_asked_for_what() {
 
 #[tokio::test]
 async fn locations_at_the_target_come_back_in_the_alias_name() {
-    let through = Through::new("", answer_as_asked).await;
+    let through = Through::new("", respond_as_asked).await;
     let true_host = through.true_host();
     let host = format!("{ALIAS}:{}", through.address.port());
     for (location, expected) in [
@@ -145,14 +145,14 @@ async fn locations_at_the_target_come_back_in_the_alias_name() {
         (format!("https://{true_host}.evil/"), format!("https://{true_host}.evil/")),
         (format!("https://{true_host}@evil/"), format!("https://{true_host}@evil/")),
     ] {
-        let answer = through.exchange(&ask(&host, &format!("Location: {location}"))).await;
-        assert_eq!(answer.field("Location"), Some(expected.as_str()), "{location}");
+        let response = through.exchange(&ask(&host, &format!("Location: {location}"))).await;
+        assert_eq!(response.field("Location"), Some(expected.as_str()), "{location}");
     }
 }
 
 #[tokio::test]
 async fn every_field_that_leads_to_the_target_leads_to_the_alias() {
-    let through = Through::new("", answer_as_asked).await;
+    let through = Through::new("", respond_as_asked).await;
     let own = format!("https://{}", through.true_host());
     let alias = format!("http://{ALIAS}");
     let style = "</style.css>; rel=preload";
@@ -172,23 +172,23 @@ async fn every_field_that_leads_to_the_target_leads_to_the_alias() {
             format!("<https://cdn.example/a>; title=\"<{own}/>\""),
         ),
     ] {
-        let answer = through.exchange(&ask(ALIAS, &field)).await;
+        let response = through.exchange(&ask(ALIAS, &field)).await;
         let name = field.split(':').next().unwrap();
-        assert_eq!(answer.field(name), Some(expected.as_str()), "{field}");
+        assert_eq!(response.field(name), Some(expected.as_str()), "{field}");
     }
 }
 
 #[tokio::test]
 async fn a_target_that_insists_on_tls_does_not_do_so_in_the_alias_name() {
-    let through = Through::new("", answer_as_asked).await;
+    let through = Through::new("", respond_as_asked).await;
     let hsts = "Strict-Transport-Security: max-age=31536000; includeSubDomains";
-    let answer = through.exchange(&ask(ALIAS, hsts)).await;
-    assert_eq!(answer.field("Strict-Transport-Security"), None);
+    let response = through.exchange(&ask(ALIAS, hsts)).await;
+    assert_eq!(response.field("Strict-Transport-Security"), None);
 }
 
 #[tokio::test]
 async fn cookies_for_the_target_become_cookies_for_the_alias() {
-    let through = Through::new("", answer_as_asked).await;
+    let through = Through::new("", respond_as_asked).await;
     for (cookie, expected) in [
         ("a=1; Domain=httpbin.org; Path=/; Secure", "a=1; Path=/; Secure"),
         ("a=1; domain=.HTTPBIN.org", "a=1"),
@@ -199,19 +199,19 @@ async fn cookies_for_the_target_become_cookies_for_the_alias() {
         ("Domain=httpbin.org; Path=/", "Domain=httpbin.org; Path=/"),
         ("a=1", "a=1"),
     ] {
-        let answer = through.exchange(&ask(ALIAS, &format!("Set-Cookie: {cookie}"))).await;
-        assert_eq!(answer.field("Set-Cookie"), Some(expected), "{cookie}");
+        let response = through.exchange(&ask(ALIAS, &format!("Set-Cookie: {cookie}"))).await;
+        assert_eq!(response.field("Set-Cookie"), Some(expected), "{cookie}");
     }
 }
 
 #[tokio::test]
 async fn an_allowed_origin_comes_back_as_the_page_knows_it() {
-    let through = Through::new("", answer_as_asked).await;
+    let through = Through::new("", respond_as_asked).await;
     let own = format!("https://{}", through.true_host());
     let ask_for = |origin: &str, allowed: &str| {
         format!(
             "GET / HTTP/1.1\r\nHost: {ALIAS}:8080\r\nOrigin: {origin}\r\n\
-             X-Answer: Access-Control-Allow-Origin: {allowed}\r\n\r\n"
+             X-Response: Access-Control-Allow-Origin: {allowed}\r\n\r\n"
         )
     };
     let alias = format!("http://{ALIAS}:8080");
@@ -224,14 +224,14 @@ async fn an_allowed_origin_comes_back_as_the_page_knows_it() {
         ("https://page.example", "*", "*"),
         ("null", "null", "null"),
     ] {
-        let answer = through.exchange(&ask_for(origin, allowed)).await;
-        assert_eq!(answer.field("Access-Control-Allow-Origin"), Some(expected), "{origin}");
+        let response = through.exchange(&ask_for(origin, allowed)).await;
+        assert_eq!(response.field("Access-Control-Allow-Origin"), Some(expected), "{origin}");
     }
 }
 
 #[tokio::test]
 async fn the_origin_sees_origin_and_referer_in_its_own_name() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let own = format!("https://{}", through.true_host());
     for alias in ["webscaler-manual", "webscaler-manual:8080", "WebScaler-Manual.default.svc"] {
         let fields = format!("Origin: http://{alias}\r\nReferer: http://{alias}/page?a=b\r\n");
@@ -248,14 +248,14 @@ async fn the_origin_sees_origin_and_referer_in_its_own_name() {
 
 #[tokio::test]
 async fn alternative_services_are_not_the_applications_to_use() {
-    let through = Through::new("", answer_as_asked).await;
-    let answer = through.exchange(&ask(ALIAS, "Alt-Svc: h3=\":443\"")).await;
-    assert_eq!(answer.field("Alt-Svc"), None);
+    let through = Through::new("", respond_as_asked).await;
+    let response = through.exchange(&ask(ALIAS, "Alt-Svc: h3=\":443\"")).await;
+    assert_eq!(response.field("Alt-Svc"), None);
 }
 
 #[tokio::test]
 async fn nothing_is_translated_where_repair_is_off() {
-    let through = Through::new("repair: false", answer_as_asked).await;
+    let through = Through::new("repair: false", respond_as_asked).await;
     let own = format!("https://{}", through.true_host());
     for field in [
         format!("Location: {own}/a"),
@@ -268,8 +268,8 @@ async fn nothing_is_translated_where_repair_is_off() {
         format!("Content-Location: {own}/a"),
     ] {
         let (name, value) = field.split_once(": ").unwrap();
-        let answer = through.exchange(&ask(ALIAS, &field)).await;
-        assert_eq!(answer.field(name), Some(value));
+        let response = through.exchange(&ask(ALIAS, &field)).await;
+        assert_eq!(response.field(name), Some(value));
     }
     let alias = format!("http://{ALIAS}");
     let fields = format!("Origin: {alias}\r\nReferer: {alias}\r\n");
@@ -279,18 +279,18 @@ async fn nothing_is_translated_where_repair_is_off() {
 
 #[tokio::test]
 async fn a_host_told_outright_is_the_name_that_repair_translates() {
-    let through = Through::new("host: vendor.example", answer_as_asked).await;
+    let through = Through::new("host: vendor.example", respond_as_asked).await;
     let request = format!(
         "GET / HTTP/1.1\r\nHost: {ALIAS}\r\nOrigin: http://{ALIAS}\r\n\
-         X-Answer: Location: https://vendor.example/a\r\n\r\n"
+         X-Response: Location: https://vendor.example/a\r\n\r\n"
     );
-    let answer = through.exchange(&request).await;
-    assert_eq!(answer.field("Location"), Some(&*format!("http://{ALIAS}/a")));
+    let response = through.exchange(&request).await;
+    assert_eq!(response.field("Location"), Some(&*format!("http://{ALIAS}/a")));
     let sent = through.last_request();
     assert_eq!(sent.field("Host"), Some("vendor.example"));
     assert_eq!(sent.field("Origin"), Some("https://vendor.example"));
-    let answer = through.exchange(&ask(ALIAS, "Set-Cookie: a=1; Domain=vendor.example")).await;
-    assert_eq!(answer.field("Set-Cookie"), Some("a=1"));
+    let response = through.exchange(&ask(ALIAS, "Set-Cookie: a=1; Domain=vendor.example")).await;
+    assert_eq!(response.field("Set-Cookie"), Some("a=1"));
 }
 
 #[tokio::test]
@@ -299,7 +299,7 @@ async fn curl_follows_redirects_and_keeps_cookies_at_the_alias() {
         let Some(mut conversation) = arrival.open().await else { return };
         while let Some(request) = conversation.request().await {
             let host = request.field("Host").unwrap();
-            let answer = match request.start_line().split(' ').nth(1).unwrap() {
+            let response = match request.start_line().split(' ').nth(1).unwrap() {
                 "/login" => format!(
                     "302 Found\r\nLocation: https://{host}/home\r\n\
                      Set-Cookie: session=1; Domain={TRUE_NAME}; Path=/\r\nContent-Length: 0\r\n\r\n"
@@ -309,7 +309,7 @@ async fn curl_follows_redirects_and_keeps_cookies_at_the_alias() {
                     format!("200 OK\r\nContent-Length: {}\r\n\r\n{said}", said.len())
                 }
             };
-            conversation.peer.send(format!("HTTP/1.1 {answer}")).await;
+            conversation.peer.send(format!("HTTP/1.1 {response}")).await;
         }
     })
     .await;
@@ -329,16 +329,16 @@ const SIGNED_QUERY: &str = "/o?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-SignedHead
 
 #[tokio::test]
 async fn a_signature_over_the_alias_host_is_refused_and_explained() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for request in [get_with("/o", SIGNATURE), get(SIGNED_QUERY)] {
-        let answer = through.exchange(&request).await;
-        assert_eq!(answer.status(), 502);
-        assert_eq!(answer.field("Content-Type"), Some("application/problem+json"));
-        let problem = answer.json();
+        let response = through.exchange(&request).await;
+        assert_eq!(response.status(), 502);
+        assert_eq!(response.field("Content-Type"), Some("application/problem+json"));
+        let problem = response.json();
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains("Signature") && detail.contains(&through.true_host()), "{detail}");
         assert!(problem["fix"].as_str().unwrap().contains("host: preserve"), "{problem}");
-        let status = answer.field("Proxy-Status").unwrap();
+        let status = response.field("Proxy-Status").unwrap();
         assert!(status.starts_with("truename; error=http_request_denied;"), "{status}");
     }
     assert_eq!(through.origin.seen().requests, []);
@@ -346,7 +346,7 @@ async fn a_signature_over_the_alias_host_is_refused_and_explained() {
 
 #[tokio::test]
 async fn a_signature_that_stays_good_passes() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let host = through.true_host();
     let other = SIGNATURE.replace("host;", "");
     for request in [
@@ -357,28 +357,28 @@ async fn a_signature_that_stays_good_passes() {
     ] {
         assert_eq!(through.sent(&request).await.field("Host"), Some(&*host));
     }
-    let through = Through::new("host: preserve", scripts::answer).await;
+    let through = Through::new("host: preserve", scripts::respond).await;
     for request in [get_with("/o", SIGNATURE), get(SIGNED_QUERY)] {
         assert_eq!(through.sent(&request).await.field("Host"), Some(ALIAS));
     }
 }
 
-/// Answers with the field that the request asks for.
-async fn answer_as_asked(arrival: Arrival) {
+/// Responds with the field that the request asks for.
+async fn respond_as_asked(arrival: Arrival) {
     let Some(mut conversation) = arrival.open().await else { return };
     while let Some(request) = conversation.request().await {
         let field = field_asked(&request);
-        let answer = format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 0\r\n\r\n");
-        conversation.peer.send(answer).await;
+        let response = format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 0\r\n\r\n");
+        conversation.peer.send(response).await;
     }
 }
 
 fn field_asked(request: &Message) -> String {
-    request.field("X-Answer").map(|field| format!("{field}\r\n")).unwrap_or_default()
+    request.field("X-Response").map(|field| format!("{field}\r\n")).unwrap_or_default()
 }
 
 fn ask(host: &str, field: &str) -> String {
-    format!("GET / HTTP/1.1\r\nHost: {host}\r\nX-Answer: {field}\r\n\r\n")
+    format!("GET / HTTP/1.1\r\nHost: {host}\r\nX-Response: {field}\r\n\r\n")
 }
 
 fn get(target: &str) -> String {

@@ -15,8 +15,8 @@ use truename::demo::{authority::LeafOptions, dns::DnsResponse};
 
 #[tokio::test]
 async fn server_name_certificate_and_host_are_the_true_name() {
-    // The origin's certificate is for the true name alone: an answer at all is its verification.
-    let through = Through::new("", scripts::answer).await;
+    // The origin's certificate is for the true name alone: a response at all is its verification.
+    let through = Through::new("", scripts::respond).await;
     let sent = through.sent(&get("/")).await;
     assert_eq!(sent.field("Host"), Some(through.true_host().as_str()));
     assert_eq!(through.origin.seen().server_names, [Some(TRUE_NAME.to_owned())]);
@@ -31,14 +31,14 @@ async fn a_target_of_digits_is_verified_by_them_and_sent_no_server_name() {
         let endpoint = listener.local_addr().unwrap();
         let leaf = trust::authority().issue(&[], &[address], LeafOptions::default()).unwrap();
         let tls = leaf.server_config(&["http/1.1"]).unwrap();
-        let origin = RawOrigin::start(listener, Some(tls), scripts::answer);
+        let origin = RawOrigin::start(listener, Some(tls), scripts::respond);
         let scene = Scene::new(1).await;
         let yaml = scene.yaml(&format!("target: \"{endpoint}\""));
         let yaml = yaml.replace("\"127.0.0.0/8\"", "\"127.0.0.0/8\", \"::1/128\"");
         let proxy = Proxy::start(&yaml).await;
 
-        let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-        assert_eq!(answer.status(), 200, "{}", answer.text());
+        let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+        assert_eq!(response.status(), 200, "{}", response.text());
         let seen = origin.seen();
         assert_eq!(seen.server_names, [None]);
         assert_eq!(seen.requests[0].field("Host"), Some(endpoint.to_string().as_str()));
@@ -48,7 +48,7 @@ async fn a_target_of_digits_is_verified_by_them_and_sent_no_server_name() {
 #[tokio::test]
 async fn a_request_by_the_true_name_waits_for_dns_to_say_that_name() {
     let mut scene = Scene::new(1).await;
-    let origin = scene.script(scripts::answer).remove(0);
+    let origin = scene.script(scripts::respond).remove(0);
     scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Silence);
     let proxy = Proxy::start(&scene.yaml("")).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
@@ -60,7 +60,7 @@ async fn a_request_by_the_true_name_waits_for_dns_to_say_that_name() {
 
 #[tokio::test]
 async fn a_preserved_host_is_sent_as_it_came() {
-    let through = Through::new("host: preserve", scripts::answer).await;
+    let through = Through::new("host: preserve", scripts::respond).await;
     for host in ["webscaler-manual", "WebScaler-Manual.default:8080"] {
         let sent = through.sent(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         assert_eq!(sent.field("Host"), Some(host));
@@ -71,7 +71,7 @@ async fn a_preserved_host_is_sent_as_it_came() {
 
 #[tokio::test]
 async fn a_host_told_outright_is_sent_as_told() {
-    let through = Through::new("host: \"vendor.example:8443\"", scripts::answer).await;
+    let through = Through::new("host: \"vendor.example:8443\"", scripts::respond).await;
     let sent = through.sent(&get("/")).await;
     assert_eq!(sent.field("Host"), Some("vendor.example:8443"));
     assert_eq!(through.origin.seen().server_names, [Some(TRUE_NAME.to_owned())]);
@@ -79,7 +79,7 @@ async fn a_host_told_outright_is_sent_as_told() {
 
 #[tokio::test]
 async fn an_alias_answers_to_all_its_names() {
-    let through = Through::new("hosts: [\"api.example\"]", scripts::answer).await;
+    let through = Through::new("hosts: [\"api.example\"]", scripts::respond).await;
     let own = through.address.to_string();
     for host in [
         "webscaler-manual",
@@ -104,7 +104,7 @@ async fn an_alias_answers_to_all_its_names() {
 
 #[tokio::test]
 async fn any_other_name_is_refused_and_the_names_served_are_told() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for host in [
         "evil.example",
         "webscaler-manual.other",
@@ -115,12 +115,12 @@ async fn any_other_name_is_refused_and_the_names_served_are_told() {
         "[::1]",
         "*",
     ] {
-        let answer = through.exchange(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
-        assert_eq!(answer.status(), 404, "{host}");
-        assert_eq!(answer.field("Content-Type"), Some("application/problem+json"));
-        let status = answer.field("Proxy-Status").unwrap();
+        let response = through.exchange(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(response.status(), 404, "{host}");
+        assert_eq!(response.field("Content-Type"), Some("application/problem+json"));
+        let status = response.field("Proxy-Status").unwrap();
         assert!(status.starts_with("truename; error=destination_not_found;"), "{status}");
-        let problem = answer.json();
+        let problem = response.json();
         assert_eq!((&problem["status"], &problem["stage"]), (&404.into(), &"route".into()));
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains(host) && detail.contains(ALIAS), "{detail}");
@@ -131,7 +131,7 @@ async fn any_other_name_is_refused_and_the_names_served_are_told() {
 
 #[tokio::test]
 async fn a_star_answers_to_any_name() {
-    let through = Through::new("hosts: [\"*\"]", scripts::answer).await;
+    let through = Through::new("hosts: [\"*\"]", scripts::respond).await;
     for host in ["evil.example", "192.0.2.1:80", "webscaler-manual"] {
         let sent = through.sent(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         assert_eq!(sent.field("Host"), Some(through.true_host().as_str()), "{host}");
@@ -141,7 +141,7 @@ async fn a_star_answers_to_any_name() {
 #[tokio::test]
 async fn aliases_that_share_a_listener_are_told_apart_by_host_alone() {
     let mut scene = Scene::new(1).await;
-    let origin = scene.script(scripts::answer).remove(0);
+    let origin = scene.script(scripts::respond).remove(0);
     let yaml = scene.yaml("");
     let second = format!("  - name: second\n{}", yaml.split_once(&format!("{ALIAS}\n")).unwrap().1)
         .replacen("    listen", "    target: second.example\n    listen", 1);
@@ -158,12 +158,12 @@ async fn aliases_that_share_a_listener_are_told_apart_by_host_alone() {
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
     assert_eq!(client::get(address, "httpbin.org", "/").await.status(), 200);
     // It leads to a name that nobody knows.
-    let answer = client::get(address, "second", "/").await;
-    assert_eq!((answer.status(), &answer.json()["alias"]), (503, &"second".into()));
+    let response = client::get(address, "second", "/").await;
+    assert_eq!((response.status(), &response.json()["alias"]), (503, &"second".into()));
     for host in ["localhost", &shared.to_string(), "other"] {
-        let answer = client::get(address, host, "/").await;
-        assert_eq!(answer.status(), 404, "{host}");
-        let problem = answer.json();
+        let response = client::get(address, host, "/").await;
+        assert_eq!(response.status(), 404, "{host}");
+        let problem = response.json();
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains(ALIAS) && detail.contains("second"), "{detail}");
     }
@@ -172,7 +172,7 @@ async fn aliases_that_share_a_listener_are_told_apart_by_host_alone() {
 
 #[tokio::test]
 async fn a_request_with_no_host_or_two_is_refused() {
-    let through = Through::new("hosts: [\"*\"]", scripts::answer).await;
+    let through = Through::new("hosts: [\"*\"]", scripts::respond).await;
     for fields in [
         "",
         "Host:\r\n",
@@ -181,23 +181,23 @@ async fn a_request_with_no_host_or_two_is_refused() {
         "Host: u@a\r\n",
         "Host: :80\r\n",
     ] {
-        let answer = through.exchange(&format!("GET / HTTP/1.1\r\n{fields}\r\n")).await;
-        assert_eq!(answer.status(), 400, "{fields:?}");
-        assert_eq!(answer.field("Content-Type"), Some("application/problem+json"));
-        let status = answer.field("Proxy-Status").unwrap();
+        let response = through.exchange(&format!("GET / HTTP/1.1\r\n{fields}\r\n")).await;
+        assert_eq!(response.status(), 400, "{fields:?}");
+        assert_eq!(response.field("Content-Type"), Some("application/problem+json"));
+        let status = response.field("Proxy-Status").unwrap();
         assert!(status.starts_with("truename; error=http_request_error;"), "{status}");
-        assert_eq!(answer.json()["stage"], "request");
+        assert_eq!(response.json()["stage"], "request");
     }
     assert_eq!(through.origin.seen().connections, 0);
 }
 
 #[tokio::test]
 async fn http_1_0_needs_no_host() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut peer = through.connect().await;
     peer.send("GET /old HTTP/1.0\r\n\r\n").await;
-    let answer = peer.response().await;
-    assert_eq!((answer.start_line(), answer.text()), ("HTTP/1.0 200 OK", "ok"));
+    let response = peer.response().await;
+    assert_eq!((response.start_line(), response.text()), ("HTTP/1.0 200 OK", "ok"));
     peer.closed().await;
     let sent = through.last_request();
     assert_eq!(sent.start_line(), "GET /old HTTP/1.1");
@@ -206,16 +206,16 @@ async fn http_1_0_needs_no_host() {
 
 #[tokio::test]
 async fn http_1_0_is_spared_chunks() {
-    let through = Through::new("", answer_by_path).await;
+    let through = Through::new("", respond_by_path).await;
     let mut peer = through.connect().await;
     peer.send(format!("GET /chunked HTTP/1.0\r\nHost: {ALIAS}\r\n\r\n")).await;
-    let answer = peer.response().await;
-    assert_eq!((answer.start_line(), answer.text()), ("HTTP/1.0 200 OK", "abcde"));
-    assert_eq!(answer.field("Transfer-Encoding"), None);
+    let response = peer.response().await;
+    assert_eq!((response.start_line(), response.text()), ("HTTP/1.0 200 OK", "abcde"));
+    assert_eq!(response.field("Transfer-Encoding"), None);
 }
 
 #[tokio::test]
-async fn requests_sent_at_once_are_answered_in_their_order() {
+async fn requests_sent_at_once_get_their_responses_in_order() {
     let through = Through::new("", |arrival: Arrival| async move {
         let Some(mut conversation) = arrival.open().await else { return };
         while let Some(request) = conversation.request().await {
@@ -234,7 +234,7 @@ async fn requests_sent_at_once_are_answered_in_their_order() {
 #[tokio::test]
 async fn a_listener_on_ipv6_answers_to_its_address() {
     let mut scene = Scene::new(1).await;
-    let _origin = scene.script(scripts::answer).remove(0);
+    let _origin = scene.script(scripts::respond).remove(0);
     let proxy =
         Proxy::start(&scene.yaml("").replace("127.0.0.1:0\"]\n    port", "[::1]:0\"]\n    port"))
             .await;
@@ -248,12 +248,12 @@ async fn a_listener_on_ipv6_answers_to_its_address() {
 
 #[tokio::test]
 async fn connect_is_for_a_forward_proxy() {
-    let through = Through::new("", scripts::answer).await;
-    let answer = through
+    let through = Through::new("", scripts::respond).await;
+    let response = through
         .exchange("CONNECT webscaler-manual:443 HTTP/1.1\r\nHost: webscaler-manual:443\r\n\r\n")
         .await;
-    assert_eq!(answer.status(), 405);
-    assert!(answer.json()["detail"].as_str().unwrap().contains("forward proxy"));
+    assert_eq!(response.status(), 405);
+    assert!(response.json()["detail"].as_str().unwrap().contains("forward proxy"));
     assert_eq!(through.origin.seen().connections, 0);
 }
 
@@ -261,7 +261,7 @@ async fn connect_is_for_a_forward_proxy() {
 /// cut.
 #[tokio::test]
 async fn a_request_line_of_another_protocol_or_a_wrong_preface_is_refused_without_a_response() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for bytes in [
         "OPTIONS rtsp://webscaler-manual/ RTSP/1.0\r\nCSeq: 1\r\n\r\n",
         "INVALID CONNECTION PREFACE\r\n\r\n",
@@ -271,15 +271,15 @@ async fn a_request_line_of_another_protocol_or_a_wrong_preface_is_refused_withou
         let mut peer = through.connect().await;
         peer.send(bytes).await;
         peer.finish().await;
-        let answer = peer.rest().await.unwrap_or_default();
-        assert!(!answer.starts_with(b"HTTP/"), "{bytes:?}");
+        let response = peer.rest().await.unwrap_or_default();
+        assert!(!response.starts_with(b"HTTP/"), "{bytes:?}");
     }
     assert_eq!(through.origin.seen().connections, 0);
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_http_are_answered_with_400_and_the_end() {
-    let through = Through::new("", scripts::answer).await;
+async fn bytes_that_are_no_http_get_400_and_the_end() {
+    let through = Through::new("", scripts::respond).await;
     for garbage in [
         "GET / HTTP/3.7\r\n\r\n",
         "hello\r\n\r\n",
@@ -291,16 +291,16 @@ async fn bytes_that_are_no_http_are_answered_with_400_and_the_end() {
     ] {
         let mut peer = through.connect().await;
         peer.send(garbage).await;
-        let answer = peer.response().await;
-        assert_eq!(answer.status(), 400, "{garbage:?}");
+        let response = peer.response().await;
+        assert_eq!(response.status(), 400, "{garbage:?}");
         peer.closed().await;
     }
     assert_eq!(through.origin.seen().connections, 0);
 }
 
 #[tokio::test]
-async fn a_head_beyond_the_limit_is_answered_with_431() {
-    let through = Through::new("", scripts::answer).await;
+async fn a_head_beyond_the_limit_gets_431() {
+    let through = Through::new("", scripts::respond).await;
     let most = "x".repeat(60 * 1024);
     let sent = through.sent(&get_with("/", &format!("X-Most: {most}\r\n"))).await;
     assert_eq!(sent.field("X-Most"), Some(most.as_str()));
@@ -312,7 +312,7 @@ async fn a_head_beyond_the_limit_is_answered_with_431() {
 
 #[tokio::test]
 async fn path_and_query_keep_their_bytes() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for target in [
         "//a%2Fb/./%61?x=%20&&",
         "/../a/..;b/%2e%2E/",
@@ -333,7 +333,7 @@ async fn path_and_query_keep_their_bytes() {
 
 #[tokio::test]
 async fn an_absolute_target_rules_over_the_host_and_is_sent_as_a_path() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for (target, path) in [
         ("http://webscaler-manual/a?b=%20", "/a?b=%20"),
         ("http://webscaler-manual:8080", "/"),
@@ -351,7 +351,7 @@ async fn an_absolute_target_rules_over_the_host_and_is_sent_as_a_path() {
 
 #[tokio::test]
 async fn any_method_passes() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for method in ["DELETE", "PATCH", "PROPFIND", "M-SEARCH", "TRACE", "get", "X"] {
         let sent = through.sent(&format!("{method} / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
         assert_eq!(sent.start_line(), format!("{method} / HTTP/1.1"));
@@ -375,14 +375,14 @@ async fn any_method_passes() {
 /// `http::Uri` drops a fragment unseen, so that the origin would be asked for something else.
 #[tokio::test]
 async fn a_fragment_in_a_target_is_refused_and_not_cut() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for target in
         ["/a#b", "/#", "/a?b#c", "http://webscaler-manual/a#b", "http://webscaler-manual#"]
     {
-        let answer = through.exchange(&get(target)).await;
-        assert_eq!(answer.status(), 400, "{target}");
-        assert!(answer.json()["detail"].as_str().unwrap().contains("`#`"), "{}", answer.text());
-        assert!(answer.json()["fix"].as_str().unwrap().contains("%23"), "{}", answer.text());
+        let response = through.exchange(&get(target)).await;
+        assert_eq!(response.status(), 400, "{target}");
+        assert!(response.json()["detail"].as_str().unwrap().contains("`#`"), "{}", response.text());
+        assert!(response.json()["fix"].as_str().unwrap().contains("%23"), "{}", response.text());
     }
     assert_eq!(through.origin.seen().connections, 0);
     assert_eq!(through.sent(&get("/a%23b")).await.start_line(), "GET /a%23b HTTP/1.1");
@@ -390,7 +390,7 @@ async fn a_fragment_in_a_target_is_refused_and_not_cut() {
 
 #[tokio::test]
 async fn requests_keep_their_framing() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let empty = through.sent(&post("Content-Length: 0\r\n", "")).await;
     assert_eq!(
         (empty.field("Content-Length"), empty.field("Transfer-Encoding")),
@@ -415,13 +415,13 @@ async fn requests_keep_their_framing() {
 /// RFC 9112, section 6.1: served by the coding, and nothing more is read from who sends such things.
 #[tokio::test]
 async fn a_request_with_length_and_coding_is_the_last_on_its_connection() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut peer = through.connect().await;
     let fields = "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n";
     let request = post(fields, "3\r\nabc\r\n0\r\n\r\n");
     peer.send(format!("{request}{}", get("/smuggled"))).await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.field("Connection")), (200, Some("close")));
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.field("Connection")), (200, Some("close")));
     peer.finish().await;
     assert_eq!(peer.rest().await.unwrap_or_default(), b"");
     let [sent] = &through.origin.seen().requests[..] else { panic!("more than one request") };
@@ -431,9 +431,9 @@ async fn a_request_with_length_and_coding_is_the_last_on_its_connection() {
 
 #[tokio::test]
 async fn responses_keep_their_framing() {
-    let through = Through::new("", answer_by_path).await;
-    let answer = through.exchange(&format!("HEAD /ok HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
-    assert_eq!((answer.status(), answer.field("Content-Length")), (200, Some("2")));
+    let through = Through::new("", respond_by_path).await;
+    let response = through.exchange(&format!("HEAD /ok HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
+    assert_eq!((response.status(), response.field("Content-Length")), (200, Some("2")));
 
     let mut peer = through.connect().await;
     for (path, status, length, body) in [
@@ -450,16 +450,16 @@ async fn responses_keep_their_framing() {
     ] {
         // One after another on one connection: each ends where it should.
         peer.send(get(path)).await;
-        let answer = peer.response().await;
-        assert_eq!((answer.status(), answer.text()), (status, body), "{path}");
-        assert_eq!(answer.field("Content-Length"), length, "{path}");
-        assert_eq!(answer.field("Date").or(answer.field("Server")), None);
+        let response = peer.response().await;
+        assert_eq!((response.status(), response.text()), (status, body), "{path}");
+        assert_eq!(response.field("Content-Length"), length, "{path}");
+        assert_eq!(response.field("Date").or(response.field("Server")), None);
     }
 }
 
 #[tokio::test]
 async fn a_response_with_two_lengths_is_the_last_on_its_connection() {
-    let through = Through::new("", answer_by_path).await;
+    let through = Through::new("", respond_by_path).await;
     let mut peer = through.connect().await;
     for path in ["/ok", "/both", "/ok", "/ok"] {
         peer.send(get(path)).await;
@@ -472,14 +472,14 @@ async fn a_response_with_two_lengths_is_the_last_on_its_connection() {
 async fn a_switch_of_protocols_that_nobody_asked_for_is_the_origins_error() {
     let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
     let through = Through::new("", move |arrival| scripts::always(arrival, switch)).await;
-    let answer = through.exchange(&get("/")).await;
-    assert_eq!(answer.status(), 502);
-    let status = answer.field("Proxy-Status").unwrap();
+    let response = through.exchange(&get("/")).await;
+    assert_eq!(response.status(), 502);
+    let status = response.field("Proxy-Status").unwrap();
     assert!(status.starts_with("truename; error=http_upgrade_failed;"), "{status}");
 }
 
-/// Answers by the request's path, with what the framing of responses has to offer.
-async fn answer_by_path(arrival: Arrival) {
+/// Responds by the request's path, with what the framing of responses has to offer.
+async fn respond_by_path(arrival: Arrival) {
     let Some(mut conversation) = arrival.open().await else { return };
     while let Some(request) = conversation.request().await {
         let (head, body) = match request.start_line().split(' ').nth(1).unwrap() {

@@ -35,9 +35,9 @@ async fn http_2_stays_http_2_and_its_authority_becomes_the_true_name() {
         .header("cookie", "b=2")
         .body(Bytes::from("body").into())
         .unwrap();
-    let answer = client.send(request).await.unwrap();
-    assert_eq!((answer.head.status, answer.body), (StatusCode::OK, Bytes::from("ok")));
-    let mut fields: Vec<_> = answer.head.headers.keys().map(HeaderName::as_str).collect();
+    let response = client.send(request).await.unwrap();
+    assert_eq!((response.head.status, response.body), (StatusCode::OK, Bytes::from("ok")));
+    let mut fields: Vec<_> = response.head.headers.keys().map(HeaderName::as_str).collect();
     fields.sort();
     assert_eq!(fields, ["content-length", "date"], "the date is the origin's own");
 
@@ -54,9 +54,9 @@ async fn http_2_stays_http_2_and_its_authority_becomes_the_true_name() {
 #[tokio::test]
 async fn http_2_becomes_http_1_1_where_the_origin_has_no_other() {
     let through = Through::new("", |arrival| {
-        let answer = "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=9\r\n\
+        let response = "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=9\r\n\
                       X-Mixed: Case\r\nContent-Length: 2\r\n\r\nok";
-        scripts::always(arrival, answer)
+        scripts::always(arrival, response)
     })
     .await;
     let mut client = H2::connect(through.address).await;
@@ -64,10 +64,10 @@ async fn http_2_becomes_http_1_1_where_the_origin_has_no_other() {
         .header("cookie", "a=1")
         .header("cookie", "b=2")
         .header("te", "trailers");
-    let answer = client.send(request.body(Bytes::new().into()).unwrap()).await.unwrap();
-    assert_eq!((answer.head.status, answer.body), (StatusCode::OK, Bytes::from("ok")));
-    assert_eq!(answer.head.headers["x-mixed"], "Case");
-    assert_eq!(answer.head.headers.len(), 2, "{:?}", answer.head.headers);
+    let response = client.send(request.body(Bytes::new().into()).unwrap()).await.unwrap();
+    assert_eq!((response.head.status, response.body), (StatusCode::OK, Bytes::from("ok")));
+    assert_eq!(response.head.headers["x-mixed"], "Case");
+    assert_eq!(response.head.headers.len(), 2, "{:?}", response.head.headers);
     let sent = through.last_request();
     assert_eq!(sent.start_line(), "GET /a?b HTTP/1.1");
     assert_eq!(sent.field("Host"), Some(through.true_host().as_str()));
@@ -78,7 +78,7 @@ async fn http_2_becomes_http_1_1_where_the_origin_has_no_other() {
 
 #[tokio::test]
 async fn a_post_of_nothing_over_http_2_says_so_in_http_1_1() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut client = H2::connect(through.address).await;
     let request = Request::post(format!("http://{ALIAS}/")).body(Bytes::new().into()).unwrap();
     assert_eq!(client.send(request).await.unwrap().head.status, 200);
@@ -89,7 +89,7 @@ async fn a_post_of_nothing_over_http_2_says_so_in_http_1_1() {
 async fn http_1_1_becomes_http_2_where_the_alias_says_so() {
     let pair = Pair::new("http: {version: \"2\"}", async |request: Request<Incoming>| {
         let body = request.into_body().collect().await.unwrap().to_bytes();
-        Response::builder().header("X-Answer", "1").body(service_origin::whole(body)).unwrap()
+        Response::builder().header("X-Handle", "1").body(service_origin::whole(body)).unwrap()
     })
     .await;
     let mut peer = client::connect(pair.address).await;
@@ -99,9 +99,9 @@ async fn http_1_1_becomes_http_2_where_the_alias_says_so() {
     );
     for _ in 0..2 {
         peer.send(&request).await;
-        let answer = peer.response().await;
-        assert_eq!((answer.start_line(), answer.text()), ("HTTP/1.1 200 OK", "body"));
-        assert_eq!(answer.field("x-answer"), Some("1"));
+        let response = peer.response().await;
+        assert_eq!((response.start_line(), response.text()), ("HTTP/1.1 200 OK", "body"));
+        assert_eq!(response.field("x-response"), Some("1"));
     }
     let seen = pair.seen();
     assert_eq!(seen.version, Version::HTTP_2);
@@ -134,8 +134,8 @@ async fn http_2_stays_http_2_where_a_connection_of_http_1_1_is_idle() {
     let proxy = Proxy::start(&format!("{}workers: 1\n", scene.yaml(""))).await;
     let address = proxy.address(ALIAS).await;
     assert_eq!(client::get(address, ALIAS, "/get").await.status(), 200);
-    let answer = H2::connect(address).await.get(&format!("http://{ALIAS}/get")).await.unwrap();
-    assert_eq!(answer.head.status, 200);
+    let response = H2::connect(address).await.get(&format!("http://{ALIAS}/get")).await.unwrap();
+    assert_eq!(response.head.status, 200);
 
     let versions: Vec<Version> = origin.visits().iter().map(|visit| visit.version).collect();
     assert_eq!(versions, [Version::HTTP_11, Version::HTTP_2]);
@@ -143,20 +143,20 @@ async fn http_2_stays_http_2_where_a_connection_of_http_1_1_is_idle() {
 
 #[tokio::test]
 async fn an_authority_and_a_host_that_differ_are_refused() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut client = H2::connect(through.address).await;
     let request = Request::get(format!("http://{ALIAS}/")).header("host", "httpbin.org");
-    let answer = client.send(request.body(Bytes::new().into()).unwrap()).await.unwrap();
-    assert_eq!(answer.head.status, 400);
-    assert_eq!(answer.head.headers["content-type"], "application/problem+json");
-    let answer = client.get("http://evil.example/").await.unwrap();
-    assert_eq!(answer.head.status, 404);
+    let response = client.send(request.body(Bytes::new().into()).unwrap()).await.unwrap();
+    assert_eq!(response.head.status, 400);
+    assert_eq!(response.head.headers["content-type"], "application/problem+json");
+    let response = client.get("http://evil.example/").await.unwrap();
+    assert_eq!(response.head.status, 404);
     assert_eq!(through.origin.seen().connections, 0);
 }
 
 #[tokio::test]
 async fn truenames_own_response_to_head_has_no_content() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut client = H2::connect(through.address).await;
     let get = client.get("http://evil.example/").await.unwrap();
     let head = Request::head("http://evil.example/").body(Bytes::new().into()).unwrap();
@@ -184,9 +184,9 @@ async fn grpc_streams_both_ways_and_ends_with_its_status() {
     .await;
     let mut client = Streams::connect(pair.address).await;
     let (upload, body) = service_origin::streamed();
-    let answer = client.send(grpc(body)).await;
-    assert_eq!(answer.headers()["content-type"], "application/grpc");
-    let mut body = answer.into_body();
+    let response = client.send(grpc(body)).await;
+    assert_eq!(response.headers()["content-type"], "application/grpc");
+    let mut body = response.into_body();
     for message in ["one", "two", "three"] {
         // The next goes only after this has come back: neither side may wait for more.
         assert!(upload.data(message).await);
@@ -211,10 +211,10 @@ async fn a_grpc_error_may_be_trailers_only() {
     .await;
     let mut client = Streams::connect(pair.address).await;
     let (_upload, body) = service_origin::streamed();
-    let answer = client.send(grpc(body)).await;
-    assert_eq!(answer.headers()["grpc-status"], "16");
-    assert_eq!(answer.headers().get("content-length"), None);
-    let whole = within("the body", answer.into_body().collect()).await.unwrap();
+    let response = client.send(grpc(body)).await;
+    assert_eq!(response.headers()["grpc-status"], "16");
+    assert_eq!(response.headers().get("content-length"), None);
+    let whole = within("the body", response.into_body().collect()).await.unwrap();
     assert!(whole.to_bytes().is_empty());
 }
 
@@ -229,29 +229,29 @@ async fn a_clients_trailers_reach_the_origin() {
     let mut client = Streams::connect(pair.address).await;
     let (upload, body) = service_origin::streamed();
     let request = Request::post(format!("http://{ALIAS}/")).body(body).unwrap();
-    let (answer, ()) = tokio::join!(client.send(request), async {
+    let (response, ()) = tokio::join!(client.send(request), async {
         upload.data("body").await;
         upload.trailers(trailers([("x-sum", "42")])).await;
     });
-    let whole = within("the body", answer.into_body().collect()).await.unwrap();
+    let whole = within("the body", response.into_body().collect()).await.unwrap();
     assert_eq!(whole.to_bytes(), "42");
 }
 
 #[tokio::test]
 async fn trailers_of_http_1_1_arrive_over_http_2() {
-    let answer =
+    let response =
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 42\r\n\r\n";
-    let through = Through::new("", move |arrival| scripts::always(arrival, answer)).await;
+    let through = Through::new("", move |arrival| scripts::always(arrival, response)).await;
     let mut client = H2::connect(through.address).await;
-    let answer = client.get(&format!("http://{ALIAS}/")).await.unwrap();
-    assert_eq!(answer.body, "ok");
-    assert_eq!(answer.trailers.unwrap()["x-sum"], "42");
+    let response = client.get(&format!("http://{ALIAS}/")).await.unwrap();
+    assert_eq!(response.body, "ok");
+    assert_eq!(response.trailers.unwrap()["x-sum"], "42");
 }
 
 #[tokio::test]
 async fn many_streams_are_served_at_once() {
     const STREAMS: usize = 150;
-    // Nobody is answered before everybody has asked.
+    // There is no response before all requests are there.
     let barrier = Arc::new(Barrier::new(STREAMS));
     let pair = Pair::new("", move |request: Request<Incoming>| {
         let barrier = barrier.clone();
@@ -263,17 +263,17 @@ async fn many_streams_are_served_at_once() {
     .await;
     // One connection may have a hundred.
     let clients = [H2::connect(pair.address).await, H2::connect(pair.address).await];
-    let mut answers = tokio::task::JoinSet::new();
+    let mut responses = tokio::task::JoinSet::new();
     for number in 0..STREAMS {
         let mut client = clients[number % clients.len()].clone();
-        answers.spawn(async move {
+        responses.spawn(async move {
             let path = format!("/{number}");
-            let answer = client.get(&format!("http://{ALIAS}{path}")).await.unwrap();
-            assert_eq!((answer.head.status, answer.body), (StatusCode::OK, path.into()));
+            let response = client.get(&format!("http://{ALIAS}{path}")).await.unwrap();
+            assert_eq!((response.head.status, response.body), (StatusCode::OK, path.into()));
         });
     }
-    for answer in answers.join_all().await {
-        answer
+    for response in responses.join_all().await {
+        response
     }
 }
 
@@ -304,8 +304,8 @@ async fn a_stream_given_up_ends_at_the_origin_and_leaves_its_siblings() {
     assert_eq!(frame(&mut body).await.into_data().unwrap(), "first");
     drop(body);
     within("the origin to notice", left.wait_for(|left| *left)).await.unwrap();
-    let answer = client.send(request("/quick")).await.into_body();
-    assert_eq!(within("a sibling", answer.collect()).await.unwrap().to_bytes(), "quick");
+    let response = client.send(request("/quick")).await.into_body();
+    assert_eq!(within("a sibling", response.collect()).await.unwrap().to_bytes(), "quick");
     assert_eq!(pair.connections().await, 1.0);
 }
 
@@ -313,14 +313,14 @@ async fn a_stream_given_up_ends_at_the_origin_and_leaves_its_siblings() {
 async fn a_websocket_over_http_2_becomes_an_upgrade() {
     let through = Through::new("", scripts::upgrade_and_echo).await;
     let mut client = Streams::connect(through.address).await;
-    let mut answer = client.send(extended_connect()).await;
-    assert_eq!(answer.status(), 200);
+    let mut response = client.send(extended_connect()).await;
+    assert_eq!(response.status(), 200);
     let hop: Vec<_> = ["upgrade", "connection", "sec-websocket-accept"]
         .into_iter()
-        .filter(|name| answer.headers().contains_key(*name))
+        .filter(|name| response.headers().contains_key(*name))
         .collect();
     assert_eq!(hop, [""; 0]);
-    let tunnel = within("a tunnel", hyper::upgrade::on(&mut answer)).await.unwrap();
+    let tunnel = within("a tunnel", hyper::upgrade::on(&mut response)).await.unwrap();
     let mut tunnel = TokioIo::new(tunnel);
     tunnel.write_all(b"hello").await.unwrap();
     let mut back = [0; 5];
@@ -348,42 +348,43 @@ async fn a_websocket_over_http_2_that_the_origin_refuses_is_no_tunnel() {
         })
         .await;
         let mut client = Streams::connect(through.address).await;
-        let answer = client.send(extended_connect()).await;
-        assert_eq!(answer.status(), expected);
+        let response = client.send(extended_connect()).await;
+        assert_eq!(response.status(), expected);
         if expected == 502 {
-            let status = answer.headers()["proxy-status"].to_str().unwrap();
+            let status = response.headers()["proxy-status"].to_str().unwrap();
             assert!(status.starts_with("truename; error=http_upgrade_failed;"), "{status}");
         }
     }
 }
 
 #[tokio::test]
-async fn answers_without_a_body_stay_so_between_versions() {
-    let answer = async |request: Request<Incoming>| {
-        let answer = Response::builder();
-        let answer = match request.uri().path() {
-            "/204" => answer.status(204),
-            "/304" => answer.status(304).header("etag", "\"1\""),
-            _ => answer.header("content-length", "5"),
+async fn responses_without_a_body_stay_so_between_versions() {
+    let response = async |request: Request<Incoming>| {
+        let response = Response::builder();
+        let response = match request.uri().path() {
+            "/204" => response.status(204),
+            "/304" => response.status(304).header("etag", "\"1\""),
+            _ => response.header("content-length", "5"),
         };
-        answer.body(service_origin::whole("")).unwrap()
+        response.body(service_origin::whole("")).unwrap()
     };
     for keys in ["", "http: {version: \"2\"}", "http: {version: \"1.1\"}"] {
-        let pair = Pair::new(keys, answer).await;
+        let pair = Pair::new(keys, response).await;
         let mut old = client::connect(pair.address).await;
         let mut new = H2::connect(pair.address).await;
         for (method, path, status, length) in
             [("HEAD", "/", 200, Some("5")), ("GET", "/204", 204, None), ("GET", "/304", 304, None)]
         {
             old.send(format!("{method} {path} HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
-            let answer = old.response_to(method).await;
-            assert_eq!((answer.status(), answer.field("Content-Length")), (status, length));
+            let response = old.response_to(method).await;
+            assert_eq!((response.status(), response.field("Content-Length")), (status, length));
 
             let request = Request::builder().method(method).uri(format!("http://{ALIAS}{path}"));
-            let answer = new.send(request.body(Bytes::new().into()).unwrap()).await.unwrap();
-            let said = answer.head.headers.get("content-length").map(|said| said.to_str().unwrap());
-            assert_eq!((answer.head.status.as_u16(), said), (status, length), "{keys} {path}");
-            assert!(answer.body.is_empty());
+            let response = new.send(request.body(Bytes::new().into()).unwrap()).await.unwrap();
+            let said =
+                response.head.headers.get("content-length").map(|said| said.to_str().unwrap());
+            assert_eq!((response.head.status.as_u16(), said), (status, length), "{keys} {path}");
+            assert!(response.body.is_empty());
         }
     }
 }
@@ -395,8 +396,8 @@ async fn a_question_to_the_server_as_a_whole_passes_to_http_2() {
             .await;
     let mut peer = client::connect(pair.address).await;
     peer.send(format!("OPTIONS * HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
-    let answer = peer.response().await;
-    assert_eq!(answer.status(), 200, "{}", answer.text());
+    let response = peer.response().await;
+    assert_eq!(response.status(), 200, "{}", response.text());
     assert!(pair.seen().uri.ends_with('*'), "{}", pair.seen().uri);
 }
 
@@ -440,9 +441,9 @@ struct Seen {
 }
 
 impl Pair {
-    async fn new<Answer, Run>(keys: &str, answer: Answer) -> Self
+    async fn new<Handle, Run>(keys: &str, handle: Handle) -> Self
     where
-        Answer: Fn(Request<Incoming>) -> Run + Clone + Send + Sync + 'static,
+        Handle: Fn(Request<Incoming>) -> Run + Clone + Send + Sync + 'static,
         Run: Future<Output = Response<Body>> + Send + 'static,
     {
         let mut scene = Scene::new(1).await;
@@ -455,7 +456,7 @@ impl Pair {
                 uri: request.uri().to_string(),
                 headers: request.headers().clone(),
             });
-            answer(request)
+            handle(request)
         });
         let proxy = Proxy::start(&scene.yaml(keys)).await;
         let address = proxy.address(ALIAS).await;
@@ -488,14 +489,14 @@ impl Streams {
         let io = TokioIo::new(client::connect(address).await.into_wire());
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
-        // The first answer shows that the proxy's settings have come.
+        // The first response shows that the proxy's settings have come.
         let hello = Request::get("http://nobody/").body(service_origin::whole("")).unwrap();
         within("settings", sender.send_request(hello)).await.unwrap();
         Self(sender)
     }
 
     async fn send(&mut self, request: Request<Body>) -> Response<Incoming> {
-        within("an answer", self.0.send_request(request)).await.unwrap()
+        within("a response", self.0.send_request(request)).await.unwrap()
     }
 }
 

@@ -25,7 +25,7 @@ const BLOCK: usize = 64 * 1024;
 /// As one is that reads only when it asks for something.
 #[tokio::test]
 async fn a_client_that_does_not_reply_to_a_goaway_is_told_its_last_stream_and_let_go() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut frames = Frames::connect(through.address).await;
     let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", ALIAS)];
     frames.get(1, &fields).await;
@@ -115,13 +115,13 @@ async fn uploads_that_nobody_reads_stop_no_other_on_their_connection() {
 #[tokio::test]
 async fn an_upload_goes_on_though_its_client_reads_nothing_of_the_response_yet() {
     const UPLOAD: usize = 16 * 1024 * 1024;
-    const ANSWER: usize = 1024 * 1024;
+    const RESPONSE: usize = 1024 * 1024;
     let through = Through::new("", |arrival: Arrival| async move {
         let mut conversation = arrival.open().await.unwrap();
         conversation.peer.head().await.unwrap();
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {ANSWER}\r\n\r\n");
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {RESPONSE}\r\n\r\n");
         conversation.peer.send(head).await;
-        conversation.peer.send(vec![b'x'; ANSWER]).await;
+        conversation.peer.send(vec![b'x'; RESPONSE]).await;
         let mut left = UPLOAD;
         while left > 0 {
             left -= conversation.peer.some().await.len();
@@ -140,7 +140,7 @@ async fn an_upload_goes_on_though_its_client_reads_nothing_of_the_response_yet()
     })
     .await;
     upload.send_data(Bytes::new(), true).unwrap();
-    assert_eq!(within("the response", read(&mut body)).await.unwrap(), ANSWER);
+    assert_eq!(within("the response", read(&mut body)).await.unwrap(), RESPONSE);
 }
 
 #[tokio::test]
@@ -335,7 +335,7 @@ async fn a_client_of_http_2_is_told_to_go_on_and_of_other_things_ahead_of_the_re
 /// It would otherwise wait for a body of which its client waits to be told that it is wanted.
 #[tokio::test]
 async fn a_client_of_http_2_is_told_to_go_on_though_its_origin_says_nothing() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut client = connect(&through, &Builder::new()).await;
     let (mut response, mut upload) = expecting(&mut client).await;
     assert_eq!(informational(&mut response).await.status(), 100);

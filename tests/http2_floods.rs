@@ -17,7 +17,7 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 
 #[tokio::test]
 async fn a_client_that_floods_its_connection_with_frames_is_cut_off() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     for (kind, payload) in [
         (PING, &[0; 8][..]),
         (Frames::SETTINGS, &[]),
@@ -39,7 +39,7 @@ async fn a_client_that_floods_its_connection_with_frames_is_cut_off() {
 /// Some clients send one whenever an upload is flushed.
 #[tokio::test]
 async fn a_client_may_send_many_empty_frames_in_its_uploads() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut frames = Frames::connect(through.address).await;
     let fields = Frames::fields(&[
         (":method", "POST"),
@@ -67,7 +67,7 @@ async fn a_client_may_send_many_empty_frames_in_its_uploads() {
 
 #[tokio::test]
 async fn a_client_that_gives_up_many_requests_at_once_keeps_its_connection() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut frames = Frames::connect(through.address).await;
     let fields = Frames::fields(&[
         (":method", "GET"),
@@ -95,7 +95,7 @@ async fn a_client_that_gives_up_many_requests_at_once_keeps_its_connection() {
 /// What was on its way of an upload when that was refused is no fault of the client's.
 #[tokio::test]
 async fn a_client_may_have_any_number_of_its_uploads_refused() {
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut frames = Frames::connect(through.address).await;
     let nobody =
         [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "nobody")];
@@ -155,7 +155,7 @@ async fn interim_responses_that_a_client_does_not_read_take_no_memory() {
 /// One after the other, so that none of them waits to be accepted.
 #[tokio::test]
 async fn a_client_that_resets_most_of_its_streams_at_once_is_cut_off() {
-    let through = Through::new("", scripts::never_answer).await;
+    let through = Through::new("", scripts::never_respond).await;
     let mut frames = Frames::connect(through.address).await;
     let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", ALIAS)];
     let (fields, ends) = (Frames::fields(&fields), Frames::END_HEADERS | Frames::END_STREAM);

@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 
 use crate::{
     http2_upstream::{
-        DATA, END_HEADERS, END_STREAM, Frames, HEADERS, OK, PING, RST_STREAM, SETTINGS, answering,
-        get, through,
+        DATA, END_HEADERS, END_STREAM, Frames, HEADERS, OK, PING, RST_STREAM, SETTINGS, get,
+        responding, through,
     },
     support::client,
 };
@@ -27,7 +27,7 @@ async fn a_connection_outlives_any_number_of_downloads_that_are_given_up() {
     const DOWNLOADS: usize = 1500;
     let served = Arc::new(AtomicUsize::new(0));
     let count = served.clone();
-    let through = answering("", move |_request, mut respond| {
+    let through = responding("", move |_request, mut respond| {
         let served = count.clone();
         async move {
             served.fetch_add(1, Ordering::SeqCst);
@@ -88,8 +88,8 @@ async fn what_was_under_way_of_downloads_that_were_given_up_does_not_end_their_c
         peer.head().await.unwrap();
         assert!(!peer.some().await.is_empty());
     }
-    let answer = through.exchange(&get("/")).await;
-    assert_eq!(answer.status(), 200, "{}", answer.text());
+    let response = through.exchange(&get("/")).await;
+    assert_eq!(response.status(), 200, "{}", response.text());
     assert_eq!(through.origin.seen().connections, 1);
 }
 
@@ -121,7 +121,7 @@ async fn an_origin_that_floods_its_connection_with_frames_gets_no_more_requests_
 /// What flushes a response that has nothing to say yet sends such a frame, with some servers.
 #[tokio::test]
 async fn a_connection_outlives_any_number_of_empty_frames_in_its_responses() {
-    let through = answering("", |_request, mut respond| async move {
+    let through = responding("", |_request, mut respond| async move {
         let mut body = respond.send_response(Response::new(()), false).unwrap();
         for _ in 0..10 {
             body.send_data("".into(), false).unwrap();

@@ -44,19 +44,19 @@ where
     Through { proxy, address, origin, scene }
 }
 
-/// The same, with an origin that does `answer` to each request.
-pub(crate) async fn answering<Answer, Run>(keys: &str, answer: Answer) -> Through
+/// The same, with an origin that handles each request with `handle`.
+pub(crate) async fn responding<Handle, Run>(keys: &str, handle: Handle) -> Through
 where
-    Answer: Fn(Request<h2::RecvStream>, SendResponse<Bytes>) -> Run + Clone + Send + Sync + 'static,
+    Handle: Fn(Request<h2::RecvStream>, SendResponse<Bytes>) -> Run + Clone + Send + Sync + 'static,
     Run: Future<Output = ()> + Send + 'static,
 {
     through(keys, move |arrival| {
-        let answer = answer.clone();
+        let handle = handle.clone();
         async move {
             let mut connection = serve(arrival).await;
-            let mut answers = JoinSet::new();
+            let mut streams = JoinSet::new();
             while let Some(Ok((request, respond))) = connection.accept().await {
-                answers.spawn(answer(request, respond));
+                streams.spawn(handle(request, respond));
             }
         }
     })
@@ -150,7 +150,7 @@ async fn a_response_that_is_not_as_long_as_it_says_is_not_whole() {
     }
 }
 
-/// RFC 9113, section 8.1: so an origin says that it wants no more of a request that it has answered.
+/// RFC 9113, section 8.1: an origin that has responded so says that it wants no more of the request.
 #[tokio::test]
 async fn a_response_is_whole_whose_origin_then_wants_no_more_of_the_request() {
     let through = through("", |arrival| async move {
@@ -165,8 +165,8 @@ async fn a_response_is_whole_whose_origin_then_wants_no_more_of_the_request() {
     .await;
     let mut peer = through.connect().await;
     peer.send(post("Content-Length: 1000000")).await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.text()), (200, "enough"));
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.text()), (200, "enough"));
 }
 
 /// RFC 9113, section 6.5.2: it may allow some later.
@@ -219,7 +219,7 @@ async fn requests_to_an_origin_that_allows_no_streams_wait_together_and_not_for_
 #[tokio::test]
 async fn an_upload_that_breaks_off_is_reset_and_does_not_end() {
     let (ended, mut end) = watch::channel(None);
-    let through = answering("", move |mut request, _respond| {
+    let through = responding("", move |mut request, _respond| {
         let ended = ended.clone();
         async move {
             let end = loop {
@@ -246,7 +246,7 @@ async fn a_request_that_its_client_gives_up_is_reset_at_the_origin() {
     let (resets, mut reset) = watch::channel(Vec::new());
     let (asked, mut asks) = watch::channel(0);
     let asked = Arc::new(asked);
-    let through = answering("", move |_request, mut respond| {
+    let through = responding("", move |_request, mut respond| {
         let resets = resets.clone();
         asked.send_modify(|asked| *asked += 1);
         async move {
@@ -270,7 +270,7 @@ async fn a_request_that_its_client_gives_up_is_reset_at_the_origin() {
 
 #[tokio::test]
 async fn interim_responses_of_an_origin_of_http_2_reach_a_client_of_http_1_1() {
-    let through = answering("", |_request, mut respond| async move {
+    let through = responding("", |_request, mut respond| async move {
         for link in ["</a>", "</b>"] {
             let early = Response::builder().status(StatusCode::EARLY_HINTS).header("link", link);
             respond.send_informational(early.body(()).unwrap()).unwrap();
@@ -278,8 +278,8 @@ async fn interim_responses_of_an_origin_of_http_2_reach_a_client_of_http_1_1() {
         respond.send_response(Response::new(()), true).unwrap();
     })
     .await;
-    let answers = through.exchanges(&get("/")).await;
-    let heads: Vec<_> = answers.iter().map(|answer| answer.head.as_str()).collect();
+    let responses = through.exchanges(&get("/")).await;
+    let heads: Vec<_> = responses.iter().map(|response| response.head.as_str()).collect();
     assert_eq!(heads[0], "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
     assert_eq!(heads[1], "HTTP/1.1 103 Early Hints\r\nlink: </b>\r\n\r\n");
     assert!(heads[2].starts_with("HTTP/1.1 200 OK\r\n"), "{heads:?}");
@@ -296,14 +296,14 @@ async fn a_switch_of_protocols_over_http_2_is_refused() {
         frames.0.hold().await;
     })
     .await;
-    let answer = through.exchange(&get("/")).await;
-    assert_eq!(answer.status(), 502);
-    assert_eq!(answer.json()["type"], "urn:truename:error:http_protocol_error");
+    let response = through.exchange(&get("/")).await;
+    assert_eq!(response.status(), 502);
+    assert_eq!(response.json()["type"], "urn:truename:error:http_protocol_error");
 }
 
 #[tokio::test]
 async fn a_client_is_told_to_go_on_when_an_origin_of_http_2_says_so() {
-    let through = answering("", |mut request, mut respond| async move {
+    let through = responding("", |mut request, mut respond| async move {
         assert_eq!(request.headers()["expect"], "100-continue");
         let go_on = Response::builder().status(StatusCode::CONTINUE).body(()).unwrap();
         respond.send_informational(go_on).unwrap();
@@ -315,13 +315,13 @@ async fn a_client_is_told_to_go_on_when_an_origin_of_http_2_says_so() {
     peer.send(post("Expect: 100-continue\r\nContent-Length: 5")).await;
     assert_eq!(peer.response().await.head, "HTTP/1.1 100 Continue\r\n\r\n");
     peer.send("hello").await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.text()), (200, "hello"));
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.text()), (200, "hello"));
 }
 
 #[tokio::test]
 async fn a_refusal_by_http_2_comes_instead_of_the_word_to_go_on() {
-    let through = answering("", |_request, mut respond| async move {
+    let through = responding("", |_request, mut respond| async move {
         let refusal = Response::builder().status(StatusCode::UNAUTHORIZED).body(()).unwrap();
         respond.send_response(refusal, true).unwrap();
     })
@@ -336,7 +336,7 @@ async fn clients_that_do_not_read_leave_the_others_of_their_connection_alone() {
     const STALLED: usize = 20;
     let stalled = Arc::new(watch::Sender::new(0));
     let mut all = stalled.subscribe();
-    let through = answering("", move |request, mut respond| {
+    let through = responding("", move |request, mut respond| {
         let stalled = stalled.clone();
         async move {
             let mut body = respond.send_response(Response::new(()), false).unwrap();
@@ -369,15 +369,15 @@ async fn clients_that_do_not_read_leave_the_others_of_their_connection_alone() {
         peers.push(peer);
     }
     within("all to stall", all.wait_for(|stalled| *stalled >= STALLED)).await.unwrap();
-    let answer = through.exchange(&get("/")).await;
-    assert_eq!((answer.status(), answer.text().len()), (200, 1_000_000));
+    let response = through.exchange(&get("/")).await;
+    assert_eq!((response.status(), response.text().len()), (200, 1_000_000));
     assert_eq!(through.origin.seen().connections, 1, "all of them share one");
 }
 
 #[tokio::test]
 async fn an_origin_of_http_2_that_stops_reading_is_given_up_and_its_client_told() {
     let (reset, mut resets) = watch::channel(None);
-    let through = answering("timeouts: {idle: 1s}", move |request, mut respond| {
+    let through = responding("timeouts: {idle: 1s}", move |request, mut respond| {
         let reset = reset.clone();
         async move {
             // Nothing of it is read, so that its window never opens again.
@@ -390,10 +390,10 @@ async fn an_origin_of_http_2_that_stops_reading_is_given_up_and_its_client_told(
     peer.send(post("Content-Length: 64000000")).await;
     let sent = async { while peer.try_send(vec![b'x'; 64 * 1024]).await.is_ok() {} };
     tokio::time::timeout(Duration::from_millis(700), sent).await.unwrap_err();
-    let answer = peer.response().await;
-    assert_eq!(answer.status(), 504, "{}", answer.text());
-    assert_eq!(answer.json()["type"], "urn:truename:error:http_response_timeout");
-    assert_eq!(answer.json()["fix"], "raise `timeouts.idle`");
+    let response = peer.response().await;
+    assert_eq!(response.status(), 504, "{}", response.text());
+    assert_eq!(response.json()["type"], "urn:truename:error:http_response_timeout");
+    assert_eq!(response.json()["fix"], "raise `timeouts.idle`");
     let reset = within("the reset", resets.wait_for(Option::is_some)).await.unwrap();
     assert_eq!(*reset, Some(Reason::CANCEL));
 }
@@ -404,7 +404,7 @@ async fn a_retry_on_a_status_over_http_2_sends_the_whole_body() {
     const PIECES: usize = 50;
     let (arrived, mut arrivals) = watch::channel(0);
     let keys = "retry: {attempts: 1, when: [503]}";
-    let through = answering(keys, move |mut request, mut respond| {
+    let through = responding(keys, move |mut request, mut respond| {
         let arrived = arrived.clone();
         async move {
             arrived.send_modify(|count| *count += 1);
@@ -440,8 +440,8 @@ async fn a_retry_on_a_status_over_http_2_sends_the_whole_body() {
         whole.push_str(&piece);
     }
     peer.send("0\r\n\r\n").await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.text()), (200, whole.as_str()));
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.text()), (200, whole.as_str()));
 }
 
 #[tokio::test]
@@ -481,7 +481,7 @@ async fn a_connection_that_its_origin_shuts_down_gets_no_more_requests_and_ends_
 
 #[tokio::test]
 async fn trailers_pass_between_http_1_1_and_an_origin_of_http_2_both_ways() {
-    let through = answering("", |mut request, mut respond| async move {
+    let through = responding("", |mut request, mut respond| async move {
         let body = request.body_mut();
         while let Some(Ok(data)) = body.data().await {
             let _ = body.flow_control().release_capacity(data.len());
@@ -497,9 +497,9 @@ async fn trailers_pass_between_http_1_1_and_an_origin_of_http_2_both_ways() {
     let mut peer = through.connect().await;
     peer.send(post("Transfer-Encoding: chunked\r\nTE: trailers")).await;
     peer.send("4\r\nbody\r\n0\r\nX-Sum: 42\r\n\r\n").await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.text()), (200, "ok"));
-    assert_eq!(answer.trailers, [("x-back".to_owned(), "42".to_owned())]);
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.text()), (200, "ok"));
+    assert_eq!(response.trailers, [("x-back".to_owned(), "42".to_owned())]);
 }
 
 /// A frame behind GOAWAY's last stream, and all the ways in which a connection ends.
@@ -518,8 +518,8 @@ async fn a_request_beyond_the_last_that_a_dying_origin_took_is_sent_again() {
         frames.0.hold().await;
     })
     .await;
-    let answer = through.exchange(&format!("{}hello", post("Content-Length: 5"))).await;
-    assert_eq!(answer.status(), 200, "{}", answer.text());
+    let response = through.exchange(&format!("{}hello", post("Content-Length: 5"))).await;
+    assert_eq!(response.status(), 200, "{}", response.text());
     assert_eq!(through.origin.seen().connections, 2);
 }
 

@@ -37,9 +37,9 @@ async fn it_starts_while_all_is_down_and_mends_itself_when_dns_comes_up() {
 
     let proxy = Proxy::start(&yaml).await;
     let address = proxy.address(ALIAS).await;
-    let answer = client::get(address, ALIAS, "/").await;
-    assert!([503, 504].contains(&answer.status()), "{answer:?}");
-    let problem = answer.json();
+    let response = client::get(address, ALIAS, "/").await;
+    assert!([503, 504].contains(&response.status()), "{response:?}");
+    let problem = response.json();
     assert_eq!(problem["stage"], "resolve");
     assert!(problem["detail"].as_str().unwrap().contains(&dns_address.to_string()), "{problem}");
     assert!(problem["fix"].as_str().unwrap().contains("dns.servers"), "{problem}");
@@ -47,7 +47,7 @@ async fn it_starts_while_all_is_down_and_mends_itself_when_dns_comes_up() {
     let dns = DnsServer::start(dns_address).await.unwrap();
     dns.zone([dns::cname(ALIAS_IN_DNS, 60, TRUE_NAME)]);
     dns.zone([dns::address(TRUE_NAME, 60, addresses[0])]);
-    let _origin = RawOrigin::start(listener, Some(trust::server(&[TRUE_NAME])), scripts::answer);
+    let _origin = RawOrigin::start(listener, Some(trust::server(&[TRUE_NAME])), scripts::respond);
     within("the proxy to mend itself", async {
         while client::get(address, ALIAS, "/").await.status() != 200 {
             tokio::task::yield_now().await;
@@ -57,7 +57,7 @@ async fn it_starts_while_all_is_down_and_mends_itself_when_dns_comes_up() {
 }
 
 #[tokio::test]
-async fn a_signal_lets_a_slow_answer_end_and_serves_those_who_still_come() {
+async fn a_signal_lets_a_slow_response_end_and_serves_those_who_still_come() {
     let (_scene, _origin, mut streams, proxy) = streaming("").await;
     let address = proxy.address(ALIAS).await;
     let (mut slow, stream) = begin(address, &mut streams).await;
@@ -134,9 +134,9 @@ async fn a_proxy_that_drains_says_so_to_whoever_asks_for_a_reload() {
     for _ in 0..2 {
         let mut peer = client::connect(admin).await;
         peer.send("POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n").await;
-        let answer = peer.response_to("POST").await;
-        assert_eq!(answer.status(), 409);
-        assert!(answer.text().contains("is draining"), "{}", answer.text());
+        let response = peer.response_to("POST").await;
+        assert_eq!(response.status(), 409);
+        assert!(response.text().contains("is draining"), "{}", response.text());
     }
     assert!(!proxy.log().contains("rejected"), "{}", proxy.log());
     drop(stream);
@@ -169,7 +169,7 @@ async fn a_taken_port_is_named_with_the_way_out() {
 #[tokio::test]
 async fn a_request_is_one_line_of_the_log_without_its_query() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&scene.yaml("")).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -301,7 +301,7 @@ async fn failures_that_an_alias_change_ends_are_reported_with_their_count() {
 #[tokio::test]
 async fn where_no_more_files_may_be_opened_it_is_said_once_and_no_endpoint_is_blamed() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(|arrival| scripts::answer_times(arrival, 1));
+    let _origins = scene.script(|arrival| scripts::respond_times(arrival, 1));
     let yaml = scene.yaml("retry: {attempts: 0}") + "log: {access: false}\n";
     let proxy = Setup::new(&yaml).shell("ulimit -n 60; ").start().await;
     let address = proxy.address(ALIAS).await;
@@ -333,7 +333,7 @@ async fn where_no_more_files_may_be_opened_it_is_said_once_and_no_endpoint_is_bl
 #[tokio::test]
 async fn a_listener_that_comes_while_no_more_files_may_be_opened_is_served_once_they_may() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let address = loopback::listen_anywhere().local_addr().unwrap();
     // Far more than may find a descriptor: some that are open now may be closed by then.
     let yaml = scene.yaml("") + "workers: 24\nadmin: {listen: \"127.0.0.1:0\"}\n";
@@ -382,7 +382,7 @@ async fn failures_are_counted_in_the_log_while_it_drains() {
 #[tokio::test]
 async fn the_access_log_can_be_silenced() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&(scene.yaml("") + "log: {access: false}\n")).await;
     assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
     proxy.signal(Signal::SIGTERM);
@@ -394,7 +394,7 @@ async fn the_access_log_can_be_silenced() {
 #[tokio::test]
 async fn a_terminal_gets_lines_for_people() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Setup::new(&(scene.yaml("") + "log: {format: text}\n")).start().await;
     assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
     let line = proxy.logged("path=").await;
@@ -407,7 +407,7 @@ async fn a_terminal_gets_lines_for_people() {
 #[tokio::test]
 async fn connections_past_the_limit_wait_and_are_served_when_there_is_room() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&(scene.yaml("") + "listener: {max_connections: 1}\n")).await;
     let address = proxy.address(ALIAS).await;
     let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n");
@@ -421,7 +421,7 @@ async fn connections_past_the_limit_wait_and_are_served_when_there_is_room() {
         first.send(&request).await;
         assert_eq!(first.response().await.status(), 200);
     }
-    // A connection is counted with its first byte, well before its request is answered.
+    // A connection is counted with its first byte, well before its request has a response.
     let connections = format!(
         "truename_downstream_connections_total{{alias=\"{ALIAS}\",protocol=\"http/1.1\",\
          tls=\"false\"}}"
@@ -434,7 +434,7 @@ async fn connections_past_the_limit_wait_and_are_served_when_there_is_room() {
 #[tokio::test]
 async fn a_connection_that_does_not_finish_its_head_is_closed() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&(scene.yaml("") + "listener: {header_timeout: 300ms}\n")).await;
     let address = proxy.address(ALIAS).await;
     for words in ["", "GET / HTTP/1.1\r\nHo", "PRI * HTT"] {
@@ -442,14 +442,14 @@ async fn a_connection_that_does_not_finish_its_head_is_closed() {
         peer.send(words).await;
         peer.closed().await;
     }
-    // While a request takes its time to be answered, nothing is late.
+    // While a response takes its time, nothing is late.
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curl_sees_the_answer_and_the_explanation() {
+async fn curl_shows_the_response_and_the_explanation() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&scene.yaml("")).await;
     let address = proxy.address(ALIAS).await;
     let curl = |host: &str| {

@@ -28,7 +28,7 @@ const FILES: &str =
 #[tokio::test]
 async fn it_is_replaced_as_a_pair_at_every_swap_and_no_request_notices() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let secret = Secret::new();
     let first = leaf(&[ALIAS]);
     secret.publish(&first.chain_pem, &first.key_pem);
@@ -106,7 +106,7 @@ async fn names_that_it_does_not_bear_are_said_at_load_and_when_it_changes() {
 #[tokio::test]
 async fn it_serves_every_name_of_the_listener_the_true_name_and_any_host_included() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let everything = leaf(&[ALIAS, "*.pay.example", TRUE_NAME]);
     let proxy = Setup::new(&format!("{FILES}{}", scene.yaml("hosts: [\"*\"]")))
         .file("tls.crt", everything.chain_pem.clone())
@@ -127,7 +127,7 @@ async fn it_serves_every_name_of_the_listener_the_true_name_and_any_host_include
 #[tokio::test]
 async fn it_is_shown_to_clients_without_sni_and_for_every_name_that_it_is_valid_for() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let ip = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
     let names = [ALIAS, "elsewhere.example"];
     let leaf = trust::authority().issue(&names, &ip, LeafOptions::default()).unwrap();
@@ -169,7 +169,7 @@ async fn files_that_are_no_pair_are_bad_configuration_and_a_reload_to_them_is_re
 #[tokio::test]
 async fn a_reload_between_the_halves_of_a_new_pair_keeps_the_former_one() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let (one, other) = (leaf(&[ALIAS]), leaf(&[ALIAS]));
     let yaml = |keys: &str| format!("{FILES}{}", scene.yaml(keys));
     let setup = Setup::new(&yaml("")).file("tls.crt", one.chain_pem.clone());

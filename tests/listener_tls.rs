@@ -36,8 +36,8 @@ async fn plaintext_and_tls_share_a_port() {
         (ALIAS_IN_DNS, &["--http2"]),
         (ALIAS, &["--tls-max", "1.2"]),
     ] {
-        let answer = world.curl(name, arguments).await;
-        assert_eq!((answer.code, answer.stdout.as_str()), (0, "ok"), "{name}: {answer:?}");
+        let response = world.curl(name, arguments).await;
+        assert_eq!((response.code, response.stdout.as_str()), (0, "ok"), "{name}: {response:?}");
     }
     world.origin.assert_called(TRUE_NAME, &world.scene.authority(TRUE_NAME));
     let count = |protocol: &str, tls: bool| {
@@ -56,7 +56,7 @@ async fn the_sni_chooses_among_the_aliases_of_a_listener() {
     let mut listeners = scene.take_listeners();
     let serve = |listener, name: &str| {
         let tls = trust::server_with_alpn(&[name], &["http/1.1"]);
-        RawOrigin::start(listener, Some(tls), scripts::answer)
+        RawOrigin::start(listener, Some(tls), scripts::respond)
     };
     let second = serve(listeners.pop().unwrap(), "other.example");
     let first = serve(listeners.pop().unwrap(), TRUE_NAME);
@@ -120,9 +120,9 @@ async fn both_versions_of_tls_are_spoken_and_resume_their_sessions() {
             let mut tls = world.handshake(ALIAS, &config).await.unwrap();
             let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n");
             tls.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = Vec::new();
-            within("the answer", tls.read_to_end(&mut answer)).await.unwrap();
-            assert!(answer.ends_with(b"ok"));
+            let mut response = Vec::new();
+            within("the response", tls.read_to_end(&mut response)).await.unwrap();
+            assert!(response.ends_with(b"ok"));
             let session = tls.get_ref().1;
             assert_eq!(session.protocol_version(), Some(version.version));
             // In TLS 1.3, a client with a key share that is not the server's first choice is asked
@@ -154,7 +154,7 @@ async fn who_asks_for_a_stranger_is_told_by_an_alert_and_the_log() {
 #[tokio::test]
 async fn who_names_no_server_is_shown_a_certificate_for_the_address_and_the_names() {
     let mut scene = Scene::new(1).await;
-    let origin = scene.script(scripts::answer).remove(0);
+    let origin = scene.script(scripts::respond).remove(0);
     let yaml = scene.yaml("");
     let listen = "listen: [\"127.0.0.1:0\", \"127.0.7.1:0\"]";
     let proxy = Proxy::start(&yaml.replace("listen: [\"127.0.0.1:0\"]", listen)).await;
@@ -185,7 +185,7 @@ async fn localhost_is_a_name_of_a_listener_with_one_alias() {
 #[tokio::test]
 async fn who_names_no_server_reaches_the_first_alias_of_a_listener() {
     let mut scene = Scene::new(1).await;
-    let _origin = scene.script(scripts::answer);
+    let _origin = scene.script(scripts::respond);
     let yaml = scene.yaml("");
     let (_, alias) = yaml.split_once("aliases:\n").unwrap();
     let proxy = Proxy::start(&format!("{yaml}{}", alias.replace(ALIAS, "other"))).await;
@@ -283,9 +283,9 @@ async fn a_client_hello_may_come_in_any_two_pieces() {
                 assert_ne!(count, 0, "closed after a cut at {} from the end", rest.len());
                 session.read_tls(&mut &bytes[..count]).unwrap();
                 session.process_new_packets().unwrap();
-                let mut answer = Vec::new();
-                session.write_tls(&mut answer).unwrap();
-                tcp.write_all(&answer).await.unwrap();
+                let mut response = Vec::new();
+                session.write_tls(&mut response).unwrap();
+                tcp.write_all(&response).await.unwrap();
             }
         })
         .await;
@@ -317,15 +317,15 @@ async fn a_client_hello_may_come_byte_by_byte() {
     let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n");
     tls.write_all(request.as_bytes()).await.unwrap();
     tls.flush().await.unwrap();
-    let mut answer = Vec::new();
-    within("the answer", tls.read_to_end(&mut answer)).await.unwrap();
-    assert!(answer.ends_with(b"ok"));
+    let mut response = Vec::new();
+    within("the response", tls.read_to_end(&mut response)).await.unwrap();
+    assert!(response.ends_with(b"ok"));
 }
 
 #[tokio::test]
 async fn a_ticket_of_a_former_life_is_no_obstacle() {
     let mut scene = Scene::new(1).await;
-    let _origin = scene.script(scripts::answer);
+    let _origin = scene.script(scripts::respond);
     let authority = tempfile::tempdir().unwrap();
     let yaml = format!("{}ca: {{directory: {:?}}}\n", scene.yaml(""), authority.path());
     let mut config = None;
@@ -348,9 +348,9 @@ async fn a_ticket_of_a_former_life_is_no_obstacle() {
             let mut tls = within("a handshake", handshake).await.unwrap();
             let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n");
             tls.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = Vec::new();
-            within("the answer", tls.read_to_end(&mut answer)).await.unwrap();
-            assert!(answer.ends_with(b"ok"));
+            let mut response = Vec::new();
+            within("the response", tls.read_to_end(&mut response)).await.unwrap();
+            assert!(response.ends_with(b"ok"));
             let kind = tls.get_ref().1.handshake_kind();
             assert_eq!(kind == Some(HandshakeKind::Resumed), resumed, "{kind:?}");
         }
@@ -394,8 +394,8 @@ async fn ten_thousand_half_open_handshakes_do_not_keep_others_from_being_served(
         tcp.write_all(&hello[..1 + number % (hello.len() - 1)]).await.unwrap();
         open.push(tcp);
         if number % 1000 == 999 {
-            let answer = world.curl(ALIAS, &[]).await;
-            assert_eq!(answer.stdout, "ok", "{answer:?}");
+            let response = world.curl(ALIAS, &[]).await;
+            assert_eq!(response.stdout, "ok", "{response:?}");
         }
     }
     let each = (world.proxy.peak_memory() - before) / HALF_OPEN;
@@ -452,12 +452,12 @@ async fn redirects_and_cookies_of_a_tls_listener_are_https() {
     let mut peer = client::connect_tls(address, ALIAS, roots, &["http/1.1"]).await.unwrap();
     let authority = format!("{ALIAS}:{}", address.port());
     peer.send(format!("GET / HTTP/1.1\r\nHost: {authority}\r\n\r\n")).await;
-    let answer = peer.response().await;
-    assert_eq!(answer.field("location"), Some(format!("https://{authority}/next").as_str()));
-    assert!(answer.field("set-cookie").unwrap().contains("Secure"), "{}", answer.head);
+    let response = peer.response().await;
+    assert_eq!(response.field("location"), Some(format!("https://{authority}/next").as_str()));
+    assert!(response.field("set-cookie").unwrap().contains("Secure"), "{}", response.head);
 }
 
-/// A proxy with one alias that answers `ok`, and the root that its authority had made.
+/// A proxy with one alias that responds `ok`, and the root that its authority had made.
 struct World {
     scene: Scene,
     origin: RawOrigin,
@@ -474,7 +474,7 @@ impl World {
     /// `top` are further lines of the configuration.
     async fn with(top: &str, keys: &str) -> Self {
         let mut scene = Scene::new(1).await;
-        let origin = scene.script(scripts::answer).remove(0);
+        let origin = scene.script(scripts::respond).remove(0);
         let proxy = Proxy::start(&format!("{top}{}", scene.yaml(keys))).await;
         let address = proxy.address(ALIAS).await;
         Self { scene, origin, proxy, address }

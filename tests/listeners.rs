@@ -59,15 +59,15 @@ async fn a_listener_narrows_and_no_client_is_reset_that_waits_for_its_turn() {
     until_refused(SocketAddr::from(([127, 0, 0, 2], port))).await;
     drop(served);
     // Whose turn it is decides chance.
-    let mut answers = tokio::task::JoinSet::new();
+    let mut responses = tokio::task::JoinSet::new();
     for mut peer in waiting {
-        answers.spawn(async move {
+        responses.spawn(async move {
             peer.send(format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\nConnection: close\r\n\r\n"))
                 .await;
             peer.response().await.text().to_owned()
         });
     }
-    assert_eq!(answers.join_all().await, ["ok"; 5]);
+    assert_eq!(responses.join_all().await, ["ok"; 5]);
 }
 
 #[tokio::test]
@@ -142,8 +142,8 @@ async fn a_kept_connection_follows_its_listener_to_another_address() {
     for addresses in [[two, one], [free_address(), two], [one, two]] {
         world.reload(&placed(addresses[0], addresses[1])).await;
         assert_eq!(ask(&mut peer, "/").await.text(), "ok", "{addresses:?}");
-        let answer = h2.get(&format!("http://{ALIAS}/")).await.unwrap();
-        assert_eq!(answer.body, "ok", "{addresses:?}");
+        let response = h2.get(&format!("http://{ALIAS}/")).await.unwrap();
+        assert_eq!(response.body, "ok", "{addresses:?}");
     }
 }
 
@@ -198,8 +198,8 @@ async fn kept_connections_of_a_listener_that_is_removed_are_closed() {
     world.reload(&world.listening(&[&one.to_string()])).await;
     goes.closed().await;
     within("the end of an HTTP/2 connection", async {
-        while let Ok(answer) = h2.get(&url).await {
-            assert_eq!(answer.body, "ok");
+        while let Ok(response) = h2.get(&url).await {
+            assert_eq!(response.body, "ok");
         }
     })
     .await;
@@ -348,18 +348,18 @@ async fn a_port_that_cannot_be_had_is_explained_by_who_has_it() {
     let world = World::start("127.0.0.1:0").await;
     let foreign = loopback::listen_anywhere();
     let foreign = foreign.local_addr().unwrap();
-    let answer = world.try_reload(&world.listening(&[&foreign.to_string()])).await;
-    assert_eq!(answer.status(), 422);
-    assert!(answer.text().contains("another process has it"), "{}", answer.text());
+    let response = world.try_reload(&world.listening(&[&foreign.to_string()])).await;
+    assert_eq!(response.status(), 422);
+    assert!(response.text().contains("another process has it"), "{}", response.text());
 
     // The admin listener moves at the next start only.
     let admin = world.proxy.admin().await;
     let moved = world
         .listening(&[&admin.to_string()])
         .replace("admin: {listen: \"127.0.0.1:0\"}", "admin: {listen: null}");
-    let answer = world.try_reload(&moved).await;
-    assert_eq!(answer.status(), 422);
-    assert!(answer.text().contains("this proxy's admin listener has it"), "{}", answer.text());
+    let response = world.try_reload(&moved).await;
+    assert_eq!(response.status(), 422);
+    assert!(response.text().contains("this proxy's admin listener has it"), "{}", response.text());
 }
 
 /// An alias with an origin, and a proxy that is reloaded.
@@ -377,7 +377,7 @@ impl World {
     /// The same with further keys of the configuration.
     async fn with(listen: &str, keys: &str) -> Self {
         let mut scene = Scene::new(1).await;
-        let origins = scene.script(scripts::answer);
+        let origins = scene.script(scripts::respond);
         let proxy = Setup::new(&(listening(&scene, &[listen]) + keys)).start().await;
         Self { scene, proxy, _origins: origins }
     }
@@ -391,8 +391,8 @@ impl World {
     fn reload(&self, yaml: &str) -> impl Future<Output = ()> {
         let reload = self.try_reload(yaml);
         within("a reload", async move {
-            let answer = reload.await;
-            assert_eq!(answer.text(), "reloaded\n");
+            let response = reload.await;
+            assert_eq!(response.text(), "reloaded\n");
         })
     }
 

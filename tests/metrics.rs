@@ -23,7 +23,7 @@ async fn every_metric_is_there_once_and_parses() {
     let mut listeners = scene.take_listeners();
     // The second address refuses, which makes for a retry; the first has all the requests.
     listeners.truncate(1);
-    let origin = RawOrigin::start(listeners.remove(0), Some(tls), scripts::answer);
+    let origin = RawOrigin::start(listeners.remove(0), Some(tls), scripts::respond);
     let keys = "allow: [httpbin.org, other.example]\nbalance: round_robin\n";
     let down = format!(
         "  - name: down\n    listen: [\"127.0.0.1:0\"]\n    target: {}\n    retry: {{attempts: 0}}\n",
@@ -46,9 +46,9 @@ async fn every_metric_is_there_once_and_parses() {
     assert_eq!(ask(&proxy, "POST", "/reload", "").await.status(), 200);
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
 
-    let answer = ask(&proxy, "GET", "/metrics", "").await;
-    assert_eq!(answer.field("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
-    let metrics = Metrics::parse(answer.text());
+    let response = ask(&proxy, "GET", "/metrics", "").await;
+    assert_eq!(response.field("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let metrics = Metrics::parse(response.text());
     let endpoint = origin.address;
     for (series, value) in [
         (r#"truename_http_requests_total{alias="webscaler-manual",code="200",method="GET"}"#, 5.0),
@@ -68,7 +68,7 @@ async fn every_metric_is_there_once_and_parses() {
         (r#"truename_config_reloads_total{result="ok"}"#, 1.0),
         (r#"truename_build_info{version="0.1.0"}"#, 1.0),
     ] {
-        assert_eq!(metrics.value(series), value, "{series} in\n{}", answer.text());
+        assert_eq!(metrics.value(series), value, "{series} in\n{}", response.text());
     }
     for series in [
         r#"truename_downstream_connections_active{alias="webscaler-manual"}"#.to_owned(),
@@ -104,7 +104,7 @@ async fn every_metric_is_there_once_and_parses() {
 #[tokio::test]
 async fn what_left_leaves_the_metrics_too() {
     let mut scene = Scene::new(2).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&scene.restless_yaml("")).await;
     let [stays, leaves] = [0, 1].map(|n| {
         let endpoint = std::net::SocketAddr::new(scene.addresses[n], scene.port);
@@ -126,20 +126,20 @@ async fn what_left_leaves_the_metrics_too() {
 #[tokio::test]
 async fn targets_that_share_an_address_do_not_share_a_series_twice() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let port = origins[0].address.port();
     let proxy = Proxy::start(&scene.yaml(&format!("failover: [\"httpbin.org:{port}\"]"))).await;
     assert_eq!(client::get(proxy.address(ALIAS).await, ALIAS, "/").await.status(), 200);
     // The parser refuses what is there twice.
-    let answer = ask(&proxy, "GET", "/metrics", "").await;
+    let response = ask(&proxy, "GET", "/metrics", "").await;
     let series = format!("truename_true_name_info{{alias=\"{ALIAS}\",true_name=\"{TRUE_NAME}\"}}");
-    assert_eq!(Metrics::parse(answer.text()).value(&series), 1.0);
+    assert_eq!(Metrics::parse(response.text()).value(&series), 1.0);
 }
 
 #[tokio::test]
 async fn connections_to_a_shared_listener_count_for_the_alias_that_they_ask_for() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let listen = std::net::SocketAddr::new(loopback::address(), scene.port);
     let yaml = scene.yaml("").replace("127.0.0.1:0", &listen.to_string());
     let yaml = yaml
@@ -213,7 +213,7 @@ async fn every_counter_of_an_alias_begins_at_0() {
 #[tokio::test]
 async fn a_server_that_is_silent_about_one_family_shows_in_the_lookups() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     for name in [ALIAS_IN_DNS, TRUE_NAME] {
         scene.dns.respond_to_type(name, RecordType::AAAA, DnsResponse::Silence);
     }
@@ -227,9 +227,9 @@ async fn a_server_that_is_silent_about_one_family_shows_in_the_lookups() {
 #[tokio::test]
 async fn a_removed_alias_takes_its_series_along_and_begins_at_0_when_it_comes_back() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let one = scene.yaml("");
-    let origin = RawOrigin::start(loopback::listen_anywhere(), None, scripts::answer);
+    let origin = RawOrigin::start(loopback::listen_anywhere(), None, scripts::respond);
     let other = format!(
         "  - name: other\n    listen: [\"127.0.0.1:0\"]\n    target: \"{}\"\n    \
          tls: {{mode: plaintext}}\n",
@@ -254,7 +254,7 @@ async fn a_removed_alias_takes_its_series_along_and_begins_at_0_when_it_comes_ba
 #[tokio::test]
 async fn what_was_counted_survives_new_settings_of_the_alias() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&with_admin(&scene.yaml(""))).await;
     for drain in ["5s", "6s"] {
         let address = proxy.addresses(ALIAS, 1).await[0];
@@ -352,7 +352,7 @@ async fn what_passes_through_the_forward_proxy_counts_without_an_alias() {
     let yaml = scene.yaml("") + "\nproxy: {listen: \"127.0.0.1:0\"}\n";
     let proxy = Proxy::start(&yaml).await;
     let address = proxy.forward_proxy().await;
-    let host = RawOrigin::start(loopback::listen_anywhere(), None, scripts::answer);
+    let host = RawOrigin::start(loopback::listen_anywhere(), None, scripts::respond);
     let origin = host.address;
     let mut peer = client::connect(address).await;
     peer.send(format!("GET http://{origin}/ HTTP/1.1\r\nHost: {origin}\r\n\r\n")).await;
@@ -382,7 +382,7 @@ async fn what_passes_through_the_forward_proxy_counts_without_an_alias() {
 #[tokio::test]
 async fn a_tunnel_to_an_alias_counts_as_the_connection_inside_of_it() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let yaml = scene.yaml("") + "\nproxy: {listen: \"127.0.0.1:0\"}\n";
     let proxy = Proxy::start(&yaml).await;
     let mut tunnel = client::connect(proxy.forward_proxy().await).await;

@@ -44,20 +44,20 @@ async fn failover_targets_stand_in_by_order_and_step_back() {
     let yaml = yaml.replace(&format!("port: {}", scene.port), &format!("port: {port}"));
     let proxy = Proxy::start(&yaml).await;
     let address = proxy.address(ALIAS).await;
-    until_answered(address, "second.example").await;
+    until_response(address, "second.example").await;
     second.assert_called("second.example", &format!("second.example:{port}"));
     assert_eq!(third.seen().connections, 0, "the third came before its turn");
 
     let first = SocketAddr::new(addresses[0], port);
     let first = start(TcpListener::bind(first).await.unwrap(), names[0]);
-    until_answered(address, "first.example").await;
+    until_response(address, "first.example").await;
     drop((first, second));
-    until_answered(address, "third.example").await;
+    until_response(address, "third.example").await;
 }
 
 #[tokio::test]
 async fn a_refused_move_keeps_the_last_good_name_and_is_told() {
-    let (scene, old, new) = two_targets(&["good.example.com"], scripts::answer).await;
+    let (scene, old, new) = two_targets(&["good.example.com"], scripts::respond).await;
     scene.dns.zone([
         dns::address("good.example.com", 0, scene.addresses[0]),
         dns::cname(ALIAS_IN_DNS, 0, "good.example.com"),
@@ -81,7 +81,7 @@ async fn a_refused_move_keeps_the_last_good_name_and_is_told() {
 #[tokio::test]
 async fn a_silent_dns_server_delays_no_request() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&scene.restless_yaml("")).await;
     let address = proxy.address(ALIAS).await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
@@ -91,7 +91,7 @@ async fn a_silent_dns_server_delays_no_request() {
     let asked = asked.iter().sum::<usize>();
     within("a question", scene.dns.wait_for_queries(ALIAS_IN_DNS, asked + 2)).await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
-    // The question that nobody answers is still open: the request did not wait for its end.
+    // The query without a response is still open: the request did not wait for its end.
     let target = &proxy.status().await["aliases"][0]["targets"][0];
     assert_eq!(target["error"], json!(null));
 }
@@ -100,7 +100,7 @@ async fn a_silent_dns_server_delays_no_request() {
 async fn while_dns_fails_the_last_good_answer_serves_for_stale() {
     async fn serves(failure: DnsResponse, name: &str) {
         let mut scene = Scene::new(1).await;
-        let _origins = scene.script(scripts::answer);
+        let _origins = scene.script(scripts::respond);
         let proxy = Proxy::start(&with_dns(&scene, "stale: 3s, nxdomain_hold: 0s")).await;
         let address = proxy.address(ALIAS).await;
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
@@ -130,7 +130,7 @@ async fn while_dns_fails_the_last_good_answer_serves_for_stale() {
 #[tokio::test]
 async fn a_name_that_was_deleted_serves_for_nxdomain_hold() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&with_dns(&scene, "nxdomain_hold: 2s")).await;
     let address = proxy.address(ALIAS).await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
@@ -138,8 +138,8 @@ async fn a_name_that_was_deleted_serves_for_nxdomain_hold() {
     scene.dns.remove(ALIAS_IN_DNS);
     proxy.logged("serving the last good answer").await;
     assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
-    let answer = until_status(address, [503, 503]).await;
-    let problem = answer.json();
+    let response = until_status(address, [503, 503]).await;
+    let problem = response.json();
     assert!(problem["detail"].as_str().unwrap().contains("NXDOMAIN"), "{problem}");
     // `externalName: 10.0.0.1` looks like this, too.
     assert!(problem["fix"].as_str().unwrap().contains("`target:`"), "{problem}");
@@ -149,7 +149,7 @@ async fn a_name_that_was_deleted_serves_for_nxdomain_hold() {
 async fn a_name_that_comes_to_lead_nowhere_serves_for_nxdomain_hold() {
     async fn serves(gone: &str, denial: DnsResponse, told: &str) {
         let mut scene = Scene::new(1).await;
-        let _origins = scene.script(scripts::answer);
+        let _origins = scene.script(scripts::respond);
         let proxy = Proxy::start(&with_dns(&scene, "nxdomain_hold: 2s")).await;
         let address = proxy.address(ALIAS).await;
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
@@ -181,7 +181,7 @@ async fn a_name_that_comes_to_lead_nowhere_serves_for_nxdomain_hold() {
 
 #[tokio::test]
 async fn when_the_true_name_moves_requests_move_and_idle_connections_are_closed() {
-    let (scene, old, new) = two_targets(&[TRUE_NAME], scripts::answer).await;
+    let (scene, old, new) = two_targets(&[TRUE_NAME], scripts::respond).await;
     let proxy = Proxy::start(&scene.restless_yaml("")).await;
     let address = proxy.address(ALIAS).await;
     let mut peer = client::connect(address).await;
@@ -333,15 +333,15 @@ async fn a_rotated_address_keeps_its_open_connections_and_gets_no_new_ones() {
 
 #[tokio::test]
 async fn a_request_that_a_change_cuts_off_is_told_that_the_alias_leads_elsewhere() {
-    let (scene, old, new) = two_targets(&[TRUE_NAME], scripts::never_answer).await;
+    let (scene, old, new) = two_targets(&[TRUE_NAME], scripts::never_respond).await;
     let proxy = Proxy::start(&scene.restless_yaml("on_change: close")).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;
     peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 1\r\n\r\n1")).await;
     old.until(|seen| !seen.requests.is_empty()).await;
     point(&scene, OTHER);
-    let answer = peer.response().await;
-    assert_eq!(answer.status(), 502, "{}", answer.text());
-    let problem = answer.json();
+    let response = peer.response().await;
+    assert_eq!(response.status(), 502, "{}", response.text());
+    let problem = response.json();
     assert_eq!(problem["type"], "urn:truename:error:connection_terminated", "{problem}");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("no longer leads to") && detail.contains(TRUE_NAME), "{detail}");
@@ -395,9 +395,9 @@ impl Open {
         let address = self.proxy.address(ALIAS).await;
         within("a request to the new name", async {
             while new.seen().requests.is_empty() {
-                let answer = client::get(address, ALIAS, "/").await;
+                let response = client::get(address, ALIAS, "/").await;
                 // One that was on the old connection when it was closed is no fault of its client's.
-                assert!([200, 502].contains(&answer.status()), "{answer:?}");
+                assert!([200, 502].contains(&response.status()), "{response:?}");
             }
         })
         .await;
@@ -416,7 +416,7 @@ impl Open {
     }
 }
 
-/// `/stream` is answered with `ha`, then `lf` and `of` as the gate lets it pass; an upgrade echoes.
+/// `/stream` returns `ha`, then `lf` and `of` as the gate lets it pass; an upgrade echoes.
 fn gated(
     gate: Arc<Semaphore>,
 ) -> impl Fn(Arrival) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Clone {
@@ -479,11 +479,11 @@ fn with_dns(scene: &Scene, keys: &str) -> String {
     scene.restless_yaml("").replace("namespace: default", &format!("namespace: default, {keys}"))
 }
 
-async fn until_answered(address: SocketAddr, text: &str) {
-    within(&format!("an answer from {text}"), async {
+async fn until_response(address: SocketAddr, text: &str) {
+    within(&format!("a response from {text}"), async {
         loop {
-            let answer = client::get(address, ALIAS, "/").await;
-            if answer.status() == 200 && answer.text() == text {
+            let response = client::get(address, ALIAS, "/").await;
+            if response.status() == 200 && response.text() == text {
                 return;
             }
         }
@@ -494,9 +494,9 @@ async fn until_answered(address: SocketAddr, text: &str) {
 async fn until_status(address: SocketAddr, wished: [u16; 2]) -> Message {
     within(&format!("one of {wished:?}"), async {
         loop {
-            let answer = client::get(address, ALIAS, "/").await;
-            if wished.contains(&answer.status()) {
-                return answer;
+            let response = client::get(address, ALIAS, "/").await;
+            if wished.contains(&response.status()) {
+                return response;
             }
         }
     })

@@ -24,7 +24,7 @@ const OTHER: &str = "other.example";
 #[tokio::test]
 async fn the_true_name_is_the_first_outside_the_cluster_and_no_later_one() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let middle = "middle.default.svc.cluster.local";
     scene.dns.zone([
         dns::cname(ALIAS_IN_DNS, 60, middle),
@@ -72,9 +72,9 @@ async fn a_true_name_that_no_certificate_can_be_valid_for_is_a_tls_error() {
     let until = |status: u16| {
         within("the alias to move", async move {
             loop {
-                let answer = client::get(address, ALIAS, "/").await;
-                if answer.status() == status {
-                    return answer;
+                let response = client::get(address, ALIAS, "/").await;
+                if response.status() == status {
+                    return response;
                 }
             }
         })
@@ -85,10 +85,10 @@ async fn a_true_name_that_no_certificate_can_be_valid_for_is_a_tls_error() {
         dns::cname(ALIAS_IN_DNS, 60, "web-.example.com"),
         dns::address("web-.example.com", 60, scene.addresses[0]),
     ]);
-    let answer = until(502).await;
-    let proxy_status = answer.field("proxy-status").unwrap();
+    let response = until(502).await;
+    let proxy_status = response.field("proxy-status").unwrap();
     assert!(proxy_status.contains("error=tls_certificate_error"), "{proxy_status}");
-    let problem = answer.json();
+    let problem = response.json();
     assert_eq!(problem["stage"], "tls");
     let told = problem["detail"].as_str().unwrap();
     assert!(told.contains("no certificate can be valid for `web-.example.com`"), "{problem}");
@@ -105,26 +105,26 @@ async fn a_true_name_that_no_certificate_can_be_valid_for_is_a_tls_error() {
 #[tokio::test]
 async fn a_chain_that_stays_in_the_cluster_has_no_true_name() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     scene.dns.zone([dns::address(ALIAS_IN_DNS, 60, scene.addresses[0])]);
     let proxy = Proxy::start(&scene.yaml("")).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    assert_eq!(answer.status(), 503);
-    let fix = answer.json()["fix"].as_str().unwrap().to_owned();
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    assert_eq!(response.status(), 503);
+    let fix = response.json()["fix"].as_str().unwrap().to_owned();
     assert!(fix.contains("server_name") && fix.contains("plaintext"), "{fix}");
 }
 
 #[tokio::test]
 async fn a_chain_that_loops_is_shown() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let ring =
         [dns::cname(ALIAS_IN_DNS, 60, "a.example"), dns::cname("a.example", 60, ALIAS_IN_DNS)];
     scene.dns.respond(ALIAS_IN_DNS, DnsResponse::Records(ring.to_vec()));
     let proxy = Proxy::start(&scene.yaml("")).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    assert_eq!((answer.status(), &answer.json()["stage"]), (503, &json!("resolve")));
-    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    assert_eq!((response.status(), &response.json()["stage"]), (503, &json!("resolve")));
+    let detail = response.json()["detail"].as_str().unwrap().to_owned();
     assert!(detail.contains(&format!("{ALIAS_IN_DNS} → a.example → {ALIAS_IN_DNS}")), "{detail}");
 }
 
@@ -168,11 +168,11 @@ async fn a_configured_target_may_be_a_name_or_an_address_each_with_or_without_po
 #[tokio::test]
 async fn a_true_name_that_is_not_allowed_is_refused_from_the_start() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&scene.yaml("allow: [\"*.example.com\"]")).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    assert_eq!(answer.status(), 403);
-    let problem = answer.json();
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    assert_eq!(response.status(), 403);
+    let problem = response.json();
     assert_eq!(problem["type"], "urn:truename:error:http_request_denied");
     assert_eq!(problem["stage"], "policy");
     assert_eq!(problem["chain"], json!([ALIAS_IN_DNS, TRUE_NAME]));
@@ -215,9 +215,9 @@ async fn an_alias_that_leads_to_the_proxy_itself_is_a_loop_not_a_storm() {
 
     // `scene.yaml` allows all of 127.0.0.0/8: that is not meant for the proxy itself.
     let proxy = Proxy::start(&yaml("target: loop.example")).await;
-    let answer = client::get(own, ALIAS, "/").await;
-    assert_eq!(answer.status(), 508, "{}", answer.text());
-    let problem = answer.json();
+    let response = client::get(own, ALIAS, "/").await;
+    assert_eq!(response.status(), 508, "{}", response.text());
+    let problem = response.json();
     assert_eq!(problem["type"], "urn:truename:error:proxy_loop_detected");
     assert_eq!(problem["endpoint"], own.to_string());
     let total = "truename_downstream_connections_total{alias=\"webscaler-manual\",\
@@ -249,8 +249,8 @@ async fn the_proxy_is_known_behind_two_names_another_alias_and_a_mapped_address(
     }
     let proxy = Proxy::start(&yaml).await;
     for (listener, alias) in [(own, ALIAS), (others, "mapped"), (own, "third")] {
-        let answer = client::get(listener, alias, "/").await;
-        assert_eq!(answer.status(), 508, "{alias}: {}", answer.text());
+        let response = client::get(listener, alias, "/").await;
+        assert_eq!(response.status(), 508, "{alias}: {}", response.text());
         let series = "truename_downstream_connections_total";
         let total = format!("{series}{{alias=\"{alias}\",protocol=\"http/1.1\",tls=\"false\"}}");
         assert_eq!(proxy.metric(&total).await, Some(1.0), "{alias}: it called itself");
@@ -274,9 +274,9 @@ async fn a_wildcard_listener_is_known_by_any_address_of_its_host() {
     let yaml = scene.yaml(&keys).replace("127.0.0.1:0", &own.to_string());
     let _proxy = Proxy::start(&format!("allow_non_loopback: true\n{yaml}")).await;
     let at_loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), own.port());
-    let answer = client::get(at_loopback, ALIAS, "/").await;
-    assert_eq!(answer.status(), 508, "{}", answer.text());
-    assert_eq!(answer.json()["endpoint"], SocketAddr::new(host, own.port()).to_string());
+    let response = client::get(at_loopback, ALIAS, "/").await;
+    assert_eq!(response.status(), 508, "{}", response.text());
+    assert_eq!(response.json()["endpoint"], SocketAddr::new(host, own.port()).to_string());
 }
 
 #[tokio::test]
@@ -302,14 +302,14 @@ async fn chain_match_server_name_and_allow_go_together() {
         ]);
         let keys = format!("{}\nallow: [{allow}]", tls(&tls_keys));
         let proxy = Proxy::start(&scene.yaml(&keys)).await;
-        let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+        let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
         match leads_to {
             Some(name) => {
-                assert_eq!(answer.status(), 200, "{keys}: {}", answer.text());
+                assert_eq!(response.status(), 200, "{keys}: {}", response.text());
                 origin.assert_called(name, &scene.authority(name));
             }
             None => {
-                assert_eq!(answer.status(), 403, "{keys}: {}", answer.text());
+                assert_eq!(response.status(), 403, "{keys}: {}", response.text());
                 assert_eq!(origin.seen().connections, 0, "{keys}");
             }
         }
@@ -319,7 +319,7 @@ async fn chain_match_server_name_and_allow_go_together() {
 #[tokio::test]
 async fn an_ipv4_mapped_address_is_dialled() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let IpAddr::V4(v4) = scene.addresses[0] else { panic!("not on 127.0.0.0/8") };
     scene.dns.remove(TRUE_NAME);
     scene.dns.zone([dns::address(TRUE_NAME, 60, v4.to_ipv6_mapped())]);
@@ -350,9 +350,9 @@ async fn no_form_of_a_denied_address_is_dialled() {
         let ip: IpAddr = ip.parse().unwrap();
         scene.dns.zone([dns::address(TRUE_NAME, 60, ip)]);
         let proxy = Proxy::start(&scene.yaml("")).await;
-        let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-        assert_eq!(answer.status(), 403, "{ip}: {}", answer.text());
-        let problem = answer.json();
+        let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+        assert_eq!(response.status(), 403, "{ip}: {}", response.text());
+        let problem = response.json();
         assert_eq!(problem["type"], "urn:truename:error:destination_ip_prohibited", "{problem}");
         assert_eq!(problem["endpoint"], SocketAddr::new(ip, scene.port).to_string());
     }
@@ -361,7 +361,7 @@ async fn no_form_of_a_denied_address_is_dialled() {
 #[tokio::test]
 async fn a_name_that_comes_to_a_denied_address_is_not_followed_there() {
     let mut scene = Scene::new(2).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let [good, denied] = [scene.addresses[0], scene.addresses[1]];
     let show = |ips: &[IpAddr]| {
         scene.dns.zone(ips.iter().map(|ip| dns::address(TRUE_NAME, 0, *ip)));
@@ -384,7 +384,7 @@ async fn a_name_that_comes_to_a_denied_address_is_not_followed_there() {
     .await;
     // Beside an address that is allowed, it costs nobody a request.
     show(&[denied, good]);
-    within("an answer", async { while client::get(address, ALIAS, "/").await.status() != 200 {} })
+    within("a response", async { while client::get(address, ALIAS, "/").await.status() != 200 {} })
         .await;
     for _ in 0..20 {
         assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
@@ -409,13 +409,13 @@ async fn sixteen_links_are_followed_and_a_seventeenth_is_explained() {
         }
         scene.dns.zone([dns::address(&owner, 60, scene.addresses[0])]);
         let proxy = Proxy::start(&scene.yaml("")).await;
-        let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+        let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
         if links == 16 {
-            assert_eq!(answer.status(), 200, "{}", answer.text());
+            assert_eq!(response.status(), 200, "{}", response.text());
             origin.assert_called("1.example", &scene.authority("1.example"));
         } else {
-            assert_eq!(answer.status(), 503, "{}", answer.text());
-            let problem = answer.json();
+            assert_eq!(response.status(), 503, "{}", response.text());
+            let problem = response.json();
             assert_eq!(problem["stage"], "resolve");
             assert!(problem["detail"].as_str().unwrap().contains("16"), "{problem}");
         }
@@ -425,12 +425,12 @@ async fn sixteen_links_are_followed_and_a_seventeenth_is_explained() {
 #[tokio::test]
 async fn an_address_that_policy_denies_is_not_dialled() {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let yaml = scene.yaml("").replace("127.0.0.0/8", "10.0.0.0/8");
     let proxy = Proxy::start(&yaml).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    assert_eq!(answer.status(), 403);
-    let problem = answer.json();
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    assert_eq!(response.status(), 403);
+    let problem = response.json();
     assert_eq!(problem["type"], "urn:truename:error:destination_ip_prohibited");
     assert_eq!(problem["stage"], "policy");
     let ip = scene.addresses[0].to_string();

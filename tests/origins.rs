@@ -1,5 +1,5 @@
 //! Origins that close, stall, babble and lie: whatever they do, the client sees either the whole
-//! of an answer or that there is none.
+//! of a response or that there is none.
 
 use crate::support::{
     client, loopback,
@@ -20,30 +20,30 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
 const IMPATIENT: &str = "timeouts: {connect: 300ms, response: 300ms, idle: 300ms}";
 const IN_FLIGHT: &str = "truename_http_requests_in_flight{alias=\"webscaler-manual\"}";
 
-/// An origin that gives this answer to the first request of each connection, and then waits.
-async fn saying(keys: &str, answer: impl Into<Vec<u8>>) -> Through {
-    let answer = answer.into();
+/// An origin that gives this response to the first request of each connection, and then waits.
+async fn saying(keys: &str, response: impl Into<Vec<u8>>) -> Through {
+    let response = response.into();
     Through::new(keys, move |arrival: Arrival| {
-        let answer = answer.clone();
+        let response = response.clone();
         async move {
             let Some(mut conversation) = arrival.open().await else { return };
             conversation.request().await;
-            conversation.peer.try_send(answer).await.ok();
+            conversation.peer.try_send(response).await.ok();
             conversation.peer.hold().await;
         }
     })
     .await
 }
 
-/// The same, with the end of the connection right behind the answer.
-async fn last_words(keys: &str, answer: impl Into<Vec<u8>>) -> Through {
-    let answer = answer.into();
+/// The same, with the end of the connection right behind the response.
+async fn last_words(keys: &str, response: impl Into<Vec<u8>>) -> Through {
+    let response = response.into();
     Through::new(keys, move |arrival: Arrival| {
-        let answer = answer.clone();
+        let response = response.clone();
         async move {
             let Some(mut conversation) = arrival.open().await else { return };
             conversation.request().await;
-            conversation.peer.try_send(answer).await.ok();
+            conversation.peer.try_send(response).await.ok();
             conversation.peer.finish().await;
         }
     })
@@ -52,18 +52,18 @@ async fn last_words(keys: &str, answer: impl Into<Vec<u8>>) -> Through {
 
 /// An explanation of this status and error, which says something.
 #[track_caller]
-fn problem(answer: &Message, status: u16, error: &str) -> Value {
-    assert_eq!(answer.status(), status, "{}\n{}", answer.head, answer.text());
-    assert_eq!(answer.field("content-type"), Some("application/problem+json"));
-    let problem = answer.json();
+fn problem(response: &Message, status: u16, error: &str) -> Value {
+    assert_eq!(response.status(), status, "{}\n{}", response.head, response.text());
+    assert_eq!(response.field("content-type"), Some("application/problem+json"));
+    let problem = response.json();
     assert_eq!(problem["type"], format!("urn:truename:error:{error}"), "{problem}");
     assert!(!problem["detail"].as_str().unwrap().is_empty());
     problem
 }
 
-/// Reads all there is of an answer that does not come to its end, and holds that this shows.
+/// Reads all there is of a response that does not come to its end, and holds that this shows.
 async fn assert_broken(mut peer: Peer, begins: &str) {
-    let head = peer.head().await.expect("the head of an answer");
+    let head = peer.head().await.expect("the head of a response");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     let body = match peer.rest().await {
         // A reset is as clear as can be.
@@ -89,7 +89,7 @@ async fn no_request_is_in_flight(proxy: &Proxy) {
 }
 
 #[tokio::test]
-async fn an_origin_that_closes_or_resets_before_it_answers_is_told_so() {
+async fn an_origin_that_closes_or_resets_before_it_responds_has_its_own_error() {
     async fn told<Script, Run>(script: Script, stages: &[&str])
     where
         Script: Fn(Arrival) -> Run + Clone + Send + Sync + 'static,
@@ -110,7 +110,7 @@ async fn an_origin_that_closes_or_resets_before_it_answers_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_stall_before_the_answer_ends_with_a_504_that_names_the_phase() {
+async fn a_stall_before_the_response_ends_with_a_504_that_names_the_phase() {
     let mut scene = Scene::new(1).await;
     let hole = loopback::Blackhole::bind((loopback::address(), 0).into());
     scene.take_listeners();
@@ -118,39 +118,39 @@ async fn a_stall_before_the_answer_ends_with_a_504_that_names_the_phase() {
     let port = format!("port: {}", scene.port);
     let yaml = scene.yaml(IMPATIENT).replace(&port, &format!("port: {}", hole.address.port()));
     let proxy = Proxy::start(&yaml).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    assert_eq!(problem(&answer, 504, "connection_timeout")["stage"], "connect");
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    assert_eq!(problem(&response, 504, "connection_timeout")["stage"], "connect");
 
     let through = Through::new(IMPATIENT, scripts::never_shake_hands).await;
-    let answer = through.exchange(GET).await;
-    assert_eq!(problem(&answer, 504, "connection_timeout")["stage"], "tls");
+    let response = through.exchange(GET).await;
+    assert_eq!(problem(&response, 504, "connection_timeout")["stage"], "tls");
 
-    let through = Through::new(IMPATIENT, scripts::never_answer).await;
-    let answer = through.exchange(GET).await;
-    assert_eq!(problem(&answer, 504, "http_response_timeout")["stage"], "response");
-    // The connection has an answer on its way that nobody wants any more.
+    let through = Through::new(IMPATIENT, scripts::never_respond).await;
+    let response = through.exchange(GET).await;
+    assert_eq!(problem(&response, 504, "http_response_timeout")["stage"], "response");
+    // The connection has a response on its way that nobody wants any more.
     through.origin.until(|seen| seen.ended == 1).await;
 
     let through = saying(IMPATIENT, "HTTP/1.1 200 OK\r\nContent-Le").await;
-    let answer = through.exchange(GET).await;
-    assert_eq!(problem(&answer, 504, "http_response_timeout")["stage"], "response");
+    let response = through.exchange(GET).await;
+    assert_eq!(problem(&response, 504, "http_response_timeout")["stage"], "response");
     through.origin.until(|seen| seen.ended == 1).await;
 
     let through = saying(IMPATIENT, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n").await;
-    let answer = through.exchange(GET).await;
-    assert_eq!(problem(&answer, 504, "http_response_timeout")["stage"], "response");
+    let response = through.exchange(GET).await;
+    assert_eq!(problem(&response, 504, "http_response_timeout")["stage"], "response");
     no_request_is_in_flight(&through.proxy).await;
 }
 
 #[tokio::test]
 async fn a_stall_within_the_body_ends_both_connections_after_timeouts_idle() {
-    for answer in [
+    for response in [
         "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhalf",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
         "HTTP/1.1 200 OK\r\n\r\nhalf",
     ] {
-        let through = saying(IMPATIENT, answer).await;
+        let through = saying(IMPATIENT, response).await;
         let mut peer = through.connect().await;
         peer.send(GET).await;
         assert_broken(peer, "half").await;
@@ -161,7 +161,7 @@ async fn a_stall_within_the_body_ends_both_connections_after_timeouts_idle() {
 
 #[tokio::test]
 async fn half_a_body_is_never_a_whole_one() {
-    for answer in [
+    for response in [
         "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhalf",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
@@ -175,7 +175,7 @@ async fn half_a_body_is_never_a_whole_one() {
          10000000000000004\r\nmore\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalfmore\r\n0\r\n\r\n",
     ] {
-        let through = last_words("", answer).await;
+        let through = last_words("", response).await;
         let mut peer = through.connect().await;
         peer.send(GET).await;
         assert_broken(peer, "half").await;
@@ -187,17 +187,17 @@ async fn half_a_body_is_never_a_whole_one() {
 async fn a_body_that_resets_half_way_is_broken_for_the_client_too() {
     for framing in ["Content-Length: 100", "Transfer-Encoding: chunked", "Connection: close"] {
         let body = if framing.contains("chunked") { "64\r\nhalf" } else { "half" };
-        let answer = format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n{body}");
+        let response = format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n{body}");
         let (arrived, mut wait) = tokio::sync::mpsc::unbounded_channel::<()>();
         let gate = std::sync::Arc::new(tokio::sync::Notify::new());
         let through = Through::new("", {
             let gate = gate.clone();
             move |arrival: Arrival| {
-                let (gate, answer, arrived) = (gate.clone(), answer.clone(), arrived.clone());
+                let (gate, response, arrived) = (gate.clone(), response.clone(), arrived.clone());
                 async move {
                     let Some(mut conversation) = arrival.open().await else { return };
                     conversation.request().await;
-                    conversation.peer.send(answer).await;
+                    conversation.peer.send(response).await;
                     arrived.send(()).unwrap();
                     gate.notified().await;
                     conversation.peer.reset();
@@ -207,7 +207,7 @@ async fn a_body_that_resets_half_way_is_broken_for_the_client_too() {
         .await;
         let mut peer = through.connect().await;
         peer.send(GET).await;
-        within("the answer's first half", wait.recv()).await.unwrap();
+        within("the response's first half", wait.recv()).await.unwrap();
         let head = peer.head().await.unwrap();
         let chunked = head.to_lowercase().contains("chunked");
         // A chunk's size comes ahead of it.
@@ -225,7 +225,7 @@ async fn a_body_that_resets_half_way_is_broken_for_the_client_too() {
 async fn what_is_no_http_is_refused_and_explained() {
     let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(1024 * 1024));
     let many = format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X: 1\r\n".repeat(5000));
-    for answer in [
+    for response in [
         "\0\u{ff}this is no HTTP\r\n\r\n",
         "SSH-2.0-OpenSSH_9.6\r\n",
         "HTTP/2.0 200 OK\r\n\r\n",
@@ -242,70 +242,70 @@ async fn what_is_no_http_is_refused_and_explained() {
         &long,
         &many,
     ] {
-        let through = saying("", answer).await;
-        let shown = &answer[..answer.len().min(70)];
-        let answer = through.exchange(GET).await;
-        assert_eq!(answer.status(), 502, "{shown:?}: {}", answer.text());
-        problem(&answer, 502, "http_protocol_error");
-        // What else it may say is nobody's answer.
+        let through = saying("", response).await;
+        let shown = &response[..response.len().min(70)];
+        let response = through.exchange(GET).await;
+        assert_eq!(response.status(), 502, "{shown:?}: {}", response.text());
+        problem(&response, 502, "http_protocol_error");
+        // What else it sends is no response to a request.
         through.origin.until(|seen| seen.ended == 1).await;
     }
 }
 
 #[tokio::test]
-async fn an_answer_with_length_and_coding_is_read_by_its_coding_and_passed_on_with_one() {
-    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n\
+async fn a_response_with_length_and_coding_is_read_by_its_coding_and_passed_on_with_one() {
+    let response = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n\
                   2\r\nok\r\n0\r\n\r\n";
-    let through = saying("", answer).await;
+    let through = saying("", response).await;
     // The reader of tests panics at two framings.
-    let answer = through.exchange(GET).await;
-    assert_eq!((answer.status(), answer.text()), (200, "ok"));
+    let response = through.exchange(GET).await;
+    assert_eq!((response.status(), response.text()), (200, "ok"));
     through.origin.until(|seen| seen.ended == 1).await;
 }
 
 #[tokio::test]
-async fn what_comes_behind_an_answer_reaches_nobody() {
+async fn what_comes_behind_a_response_reaches_nobody() {
     for (behind, method) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret", "GET"),
         ("secret without a head", "GET"),
         ("secret without a head", "HEAD"),
     ] {
-        let answer = format!(
+        let response = format!(
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}{behind}",
             if method == "HEAD" { "" } else { "ok" }
         );
-        let through = saying("", answer).await;
+        let through = saying("", response).await;
         let mut peer = through.connect().await;
         for _ in 0..2 {
             peer.send(GET.replace("GET", method)).await;
-            let answer = peer.response_to(method).await;
-            assert_eq!(answer.status(), 200);
-            assert_eq!(answer.text(), if method == "HEAD" { "" } else { "ok" });
+            let response = peer.response_to(method).await;
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.text(), if method == "HEAD" { "" } else { "ok" });
         }
         assert_eq!(through.origin.seen().connections, 2, "{behind}");
-        assert!(!peer.has_arrived(), "more than the answer");
+        assert!(!peer.has_arrived(), "more than the response");
     }
 }
 
 #[tokio::test]
-async fn a_204_or_304_with_a_body_does_not_shift_the_answers() {
+async fn a_204_or_304_with_a_body_does_not_shift_the_responses() {
     for status in ["204 No Content", "304 Not Modified"] {
-        let answer =
+        let response =
             format!("HTTP/1.1 {status}\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret");
-        let through = saying("", answer).await;
+        let through = saying("", response).await;
         let mut peer = through.connect().await;
         for _ in 0..2 {
             peer.send(GET).await;
-            let answer = peer.response().await;
-            assert!(answer.start_line().contains(&status[..3]), "{}", answer.head);
+            let response = peer.response().await;
+            assert!(response.start_line().contains(&status[..3]), "{}", response.head);
         }
         assert_eq!(through.origin.seen().connections, 2);
     }
 }
 
 #[tokio::test]
-async fn an_answer_ahead_of_the_request_on_a_new_connection_is_not_the_next_clients() {
-    // It may be taken for the answer to the request that the connection was made for, as every
+async fn a_response_ahead_of_the_request_on_a_new_connection_is_not_the_next_clients() {
+    // It may be taken for the response to the request that the connection was made for, as every
     // HTTP/1 client would; what comes second must not be taken for the next one's.
     let through = Through::new("", |arrival: Arrival| async move {
         let Some(mut conversation) = arrival.open().await else { return };
@@ -318,11 +318,11 @@ async fn an_answer_ahead_of_the_request_on_a_new_connection_is_not_the_next_clie
     .await;
     for n in 0..4 {
         let request = GET.replace("GET /", &format!("GET /{n}"));
-        let answer = through.exchange(&request).await;
-        if answer.status() == 200 {
-            assert_eq!(answer.text(), "early", "an answer to another request");
+        let response = through.exchange(&request).await;
+        if response.status() == 200 {
+            assert_eq!(response.text(), "early", "a response to another request");
         } else {
-            problem(&answer, 502, "http_protocol_error");
+            problem(&response, 502, "http_protocol_error");
         }
     }
     assert!(through.origin.seen().connections >= 4, "a connection out of step was used again");
@@ -338,12 +338,12 @@ async fn a_response_of_hundreds_of_fields_passes_and_one_of_thousands_is_refused
         let response = response(count);
         let through =
             Through::new("", move |arrival| scripts::always(arrival, response.clone())).await;
-        let answer = through.exchange(GET).await;
-        assert_eq!(answer.status(), status, "{count}");
+        let response = through.exchange(GET).await;
+        assert_eq!(response.status(), status, "{count}");
         if status == 200 {
             let sent: Vec<_> =
                 (0..count).map(|n| (format!("X-Field-{n}"), n.to_string())).collect();
-            let fields = answer.fields();
+            let fields = response.fields();
             let fields = fields.iter().filter(|(name, _)| name.starts_with("X-Field-"));
             let came: Vec<_> =
                 fields.map(|(name, value)| (name.to_string(), value.to_string())).collect();
@@ -353,32 +353,32 @@ async fn a_response_of_hundreds_of_fields_passes_and_one_of_thousands_is_refused
 }
 
 #[tokio::test]
-async fn hundreds_of_interim_answers_come_before_the_one_that_counts() {
+async fn hundreds_of_interim_responses_come_before_the_final_one() {
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n";
     let (going, processing) = ("HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 102 Processing\r\n\r\n");
     for (interim, passed_on) in [(hints, 500), (going, 0), (processing, 500)] {
-        let answer = interim.repeat(500) + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        let response = interim.repeat(500) + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         let through =
-            Through::new("", move |arrival| scripts::always(arrival, answer.clone())).await;
+            Through::new("", move |arrival| scripts::always(arrival, response.clone())).await;
         let mut peer = through.connect().await;
         for _ in 0..2 {
             peer.send(GET).await;
-            let mut answer = peer.response().await;
+            let mut response = peer.response().await;
             let mut heads = 0;
-            while answer.status() < 200 {
-                assert_eq!(answer.head, interim);
+            while response.status() < 200 {
+                assert_eq!(response.head, interim);
                 heads += 1;
-                answer = peer.response().await;
+                response = peer.response().await;
             }
-            assert_eq!((answer.status(), answer.text(), heads), (200, "ok", passed_on));
+            assert_eq!((response.status(), response.text(), heads), (200, "ok", passed_on));
         }
     }
 }
 
 #[tokio::test]
 async fn an_origin_that_says_close_and_does_not_is_left_all_the_same() {
-    let answer = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
-    let through = saying("", answer).await;
+    let response = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+    let through = saying("", response).await;
     let mut peer = through.connect().await;
     for nth in 1..=2 {
         peer.send(GET).await;
@@ -394,14 +394,14 @@ async fn http_1_0_keeps_its_connection_only_where_it_says_so() {
     for (fields, connections) in
         [("Content-Length: 2", 2), ("Connection: keep-alive\r\nContent-Length: 2", 1)]
     {
-        let answer = format!("HTTP/1.0 200 OK\r\n{fields}\r\n\r\nok");
+        let response = format!("HTTP/1.0 200 OK\r\n{fields}\r\n\r\nok");
         let through =
-            Through::new("", move |arrival| scripts::always(arrival, answer.clone())).await;
+            Through::new("", move |arrival| scripts::always(arrival, response.clone())).await;
         let mut peer = through.connect().await;
         for _ in 0..2 {
             peer.send(GET).await;
-            let answer = peer.response().await;
-            assert_eq!((answer.start_line(), answer.text()), ("HTTP/1.1 200 OK", "ok"));
+            let response = peer.response().await;
+            assert_eq!((response.start_line(), response.text()), ("HTTP/1.1 200 OK", "ok"));
         }
         assert_eq!(through.origin.seen().connections, connections, "{fields}");
     }
@@ -417,11 +417,11 @@ async fn http_1_0_keeps_its_connection_only_where_it_says_so() {
 #[tokio::test]
 async fn bare_line_feeds_do_not_reach_the_client() {
     let through = saying("", "HTTP/1.1 200 OK\nX-A: 1\nContent-Length: 2\n\nok").await;
-    let answer = through.exchange(GET).await;
+    let response = through.exchange(GET).await;
     // Read as RFC 9112 §2.2 permits, it goes on as lines that everybody reads alike.
-    assert_eq!((answer.status(), answer.text()), (200, "ok"));
-    assert!(!answer.head.replace("\r\n", "").contains(['\r', '\n']), "{:?}", answer.head);
-    assert_eq!(answer.field("x-a"), Some("1"));
+    assert_eq!((response.status(), response.text()), (200, "ok"));
+    assert!(!response.head.replace("\r\n", "").contains(['\r', '\n']), "{:?}", response.head);
+    assert_eq!(response.field("x-a"), Some("1"));
 }
 
 #[tokio::test]
@@ -436,7 +436,7 @@ async fn an_endpoint_without_another_beside_it_is_not_tried_again_in_vain() {
     let denied =
         scene.yaml("").replace("allow_addresses: [\"127.0.0.0/8\"]", "allow_addresses: []");
     let proxy = Proxy::start(&denied).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    problem(&answer, 403, "destination_ip_prohibited");
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    problem(&response, 403, "destination_ip_prohibited");
     assert_eq!(proxy.metric(RETRIES).await.unwrap_or_default(), 0.0);
 }

@@ -51,7 +51,7 @@ where
     (origin, proxy, address, scene)
 }
 
-/// Whether the second of two requests, after an answer like this, needs a connection of its own.
+/// Whether the second of two requests, after a response like this, needs a connection of its own.
 async fn takes_a_new_connection_after(response: &'static str) -> bool {
     let (origin, _proxy, address, _scene) =
         start("", move |arrival| scripts::always(arrival, response)).await;
@@ -66,7 +66,7 @@ async fn takes_a_new_connection_after(response: &'static str) -> bool {
 
 #[tokio::test]
 async fn a_connection_is_kept_for_the_next_request_whoever_sends_it() {
-    let (origin, proxy, address, _scene) = start("", scripts::answer).await;
+    let (origin, proxy, address, _scene) = start("", scripts::respond).await;
     for _ in 0..5 {
         let mut peer = client::connect(address).await;
         assert_eq!(ask(&mut peer, GET).await.status(), 200);
@@ -78,7 +78,7 @@ async fn a_connection_is_kept_for_the_next_request_whoever_sends_it() {
 }
 
 #[tokio::test]
-async fn a_connection_is_not_used_again_after_an_answer_that_forbids_it() {
+async fn a_connection_is_not_used_again_after_a_response_that_forbids_it() {
     assert!(
         !takes_a_new_connection_after("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await,
         "the control"
@@ -94,7 +94,7 @@ async fn a_connection_is_not_used_again_after_an_answer_that_forbids_it() {
 
 #[tokio::test]
 async fn a_connection_is_not_used_again_while_a_request_body_is_left_on_it() {
-    // Answers as soon as it has seen a head, and reads no body.
+    // Responds as soon as it has seen a head, and reads no body.
     let early = |arrival: Arrival| async {
         let Some(mut conversation) = arrival.open().await else { return };
         if conversation.peer.head().await.is_some() {
@@ -113,10 +113,10 @@ async fn a_connection_is_not_used_again_while_a_request_body_is_left_on_it() {
 }
 
 #[tokio::test]
-async fn a_connection_is_not_used_again_when_the_client_left_within_the_answer() {
+async fn a_connection_is_not_used_again_when_the_client_left_within_the_response() {
     let half = |arrival: Arrival| async {
         if arrival.nth > 0 {
-            return scripts::answer(arrival).await;
+            return scripts::respond(arrival).await;
         }
         let Some(mut conversation) = arrival.open().await else { return };
         conversation.request().await;
@@ -140,7 +140,7 @@ async fn connections_to_the_old_true_name_are_closed_and_not_used_again() {
     let tls = trust::server_with_alpn(&[TRUE_NAME, "example.org"], &["http/1.1"]);
     let origins: Vec<_> = listeners
         .into_iter()
-        .map(|listener| RawOrigin::start(listener, Some(tls.clone()), scripts::answer))
+        .map(|listener| RawOrigin::start(listener, Some(tls.clone()), scripts::respond))
         .collect();
     use truename::demo::dns;
     let first = [dns::address(TRUE_NAME, 1, scene.addresses[0])];
@@ -163,7 +163,7 @@ async fn connections_to_the_old_true_name_are_closed_and_not_used_again() {
 #[tokio::test]
 async fn a_connection_idle_for_longer_than_idle_timeout_is_closed() {
     let (origin, proxy, address, _scene) =
-        start("pool: {idle_timeout: 100ms}", scripts::answer).await;
+        start("pool: {idle_timeout: 100ms}", scripts::respond).await;
     assert_eq!(ask(&mut client::connect(address).await, GET).await.status(), 200);
     origin.until(|seen| seen.ended == 1).await;
     assert_eq!(proxy.metric(IDLE).await, Some(0.0));
@@ -172,7 +172,7 @@ async fn a_connection_idle_for_longer_than_idle_timeout_is_closed() {
 #[tokio::test]
 async fn a_connection_older_than_max_lifetime_is_closed() {
     let (origin, _proxy, address, _scene) =
-        start("pool: {max_lifetime: 100ms}", scripts::answer).await;
+        start("pool: {max_lifetime: 100ms}", scripts::respond).await;
     assert_eq!(ask(&mut client::connect(address).await, GET).await.status(), 200);
     origin.until(|seen| seen.ended == 1).await;
 }
@@ -194,7 +194,7 @@ async fn a_connection_is_closed_before_the_origin_would_close_it() {
 #[tokio::test]
 async fn a_connection_that_the_origin_closed_is_no_longer_counted_as_idle() {
     let (origin, proxy, address, _scene) =
-        start("", |arrival| scripts::answer_times(arrival, 1)).await;
+        start("", |arrival| scripts::respond_times(arrival, 1)).await;
     assert_eq!(ask(&mut client::connect(address).await, GET).await.status(), 200);
     origin.until(|seen| seen.ended == 1).await;
     within("the reaper", async {
@@ -205,8 +205,8 @@ async fn a_connection_that_the_origin_closed_is_no_longer_counted_as_idle() {
     .await;
 }
 
-/// Answers when as many requests are there as the gate wants: each has a connection of its own.
-async fn answer_together(arrival: Arrival, gate: Arc<Barrier>) {
+/// Responds when as many requests are there as the gate wants: each has a connection of its own.
+async fn respond_together(arrival: Arrival, gate: Arc<Barrier>) {
     let Some(mut conversation) = arrival.open().await else { return };
     while conversation.request().await.is_some() {
         gate.wait().await;
@@ -216,11 +216,11 @@ async fn answer_together(arrival: Arrival, gate: Arc<Barrier>) {
     }
 }
 
-/// The load that a proxy can just bear must not be answered with a handshake for each request.
+/// At the highest load that a proxy can carry, there must not be a handshake for each request.
 #[tokio::test]
 async fn connections_of_a_burst_over_max_idle_serve_the_next_one_at_once() {
     let gate = Arc::new(Barrier::new(20));
-    let script = move |arrival| answer_together(arrival, gate.clone());
+    let script = move |arrival| respond_together(arrival, gate.clone());
     let (origin, _proxy, address, _scene) = start("pool: {max_idle: 2}", script).await;
     for _ in 0..3 {
         let mut clients = JoinSet::new();
@@ -240,7 +240,7 @@ async fn connections_of_a_burst_over_max_idle_serve_the_next_one_at_once() {
 #[tokio::test]
 async fn no_more_than_max_idle_are_kept() {
     let gate = Arc::new(Barrier::new(5));
-    let script = move |arrival| answer_together(arrival, gate.clone());
+    let script = move |arrival| respond_together(arrival, gate.clone());
     let (origin, proxy, address, _scene) = start("pool: {max_idle: 2}", script).await;
     let mut clients = JoinSet::new();
     for _ in 0..5 {
@@ -308,8 +308,8 @@ async fn requests_past_max_connections_wait_for_one_on_whichever_worker() {
         clients.spawn(async move {
             let mut peer = client::connect(address).await;
             for _ in 0..10 {
-                let answer = ask(&mut peer, GET).await;
-                assert_eq!(answer.status(), 200, "{}", answer.text());
+                let response = ask(&mut peer, GET).await;
+                assert_eq!(response.status(), 200, "{}", response.text());
             }
         });
     }
@@ -329,12 +329,12 @@ async fn an_idle_http2_connection_makes_way_for_a_request_that_cannot_use_it() {
     let mut http2 = H2::connect(address).await;
     assert_eq!(http2.get("http://webscaler-manual/get").await.unwrap().head.status, 200);
     let get = "GET /get HTTP/1.1\r\nHost: webscaler-manual\r\n\r\n";
-    let answer = ask(&mut client::connect(address).await, get).await;
-    assert_eq!(answer.status(), 200, "{}", answer.text());
+    let response = ask(&mut client::connect(address).await, get).await;
+    assert_eq!(response.status(), 200, "{}", response.text());
     assert_eq!(origins[0].counts().connections, 2);
 }
 
-/// So many requests at once to an origin that allows so many streams, and answers none before all
+/// So many requests at once to an origin that allows so many streams, and responds to none before all
 /// are there: how many connections that takes.
 async fn http2_burst(streams: u32, requests: usize) -> usize {
     let arrived = Arc::new(watch::Sender::new(0));
@@ -360,13 +360,13 @@ async fn http2_burst(streams: u32, requests: usize) -> usize {
     });
     let proxy = Proxy::start(&format!("{}workers: 1\n", scene.yaml(""))).await;
     let client = H2::connect(proxy.address(ALIAS).await).await;
-    let mut answers = JoinSet::new();
+    let mut responses = JoinSet::new();
     for _ in 0..requests {
         let mut client = client.clone();
-        answers.spawn(async move { client.get("http://webscaler-manual/").await.unwrap() });
+        responses.spawn(async move { client.get("http://webscaler-manual/").await.unwrap() });
     }
-    for answer in answers.join_all().await {
-        assert_eq!(answer.head.status, 200);
+    for response in responses.join_all().await {
+        assert_eq!(response.head.status, 200);
     }
     origin.seen().connections
 }
@@ -398,25 +398,25 @@ async fn an_origin_without_http2_gets_http1_and_dials_are_not_one_after_the_othe
                 dialled.send_modify(|count| *count += 1);
                 dialling.wait_for(|count| *count >= BURST - 1).await.ok();
             }
-            scripts::answer(arrival).await;
+            scripts::respond(arrival).await;
         }
     });
     let proxy = Proxy::start(&format!("{}workers: 1\n", scene.yaml(""))).await;
     let client = H2::connect(proxy.address(ALIAS).await).await;
-    let mut answers = JoinSet::new();
+    let mut responses = JoinSet::new();
     for _ in 0..BURST {
         let mut client = client.clone();
-        answers.spawn(async move { client.get("http://webscaler-manual/").await.unwrap() });
+        responses.spawn(async move { client.get("http://webscaler-manual/").await.unwrap() });
     }
-    for answer in answers.join_all().await {
-        assert_eq!((answer.head.status.as_u16(), &*answer.body), (200, b"ok".as_slice()));
+    for response in responses.join_all().await {
+        assert_eq!((response.head.status.as_u16(), &*response.body), (200, b"ok".as_slice()));
     }
     assert_eq!(origin.seen().requests.len(), BURST);
 }
 
 #[tokio::test]
 async fn a_stream_that_was_refused_is_sent_again_whatever_its_method() {
-    // The first stream of the origin is refused; a POST that comes again is answered.
+    // The first stream of the origin is refused; a POST that comes again gets its response.
     let mut scene = Scene::new(1).await;
     let tls = trust::server_with_alpn(&[TRUE_NAME], &["h2"]);
     let listener = scene.take_listeners().remove(0);
@@ -439,8 +439,8 @@ async fn a_stream_that_was_refused_is_sent_again_whatever_its_method() {
     let mut client = H2::connect(proxy.address(ALIAS).await).await;
     let post =
         || Request::post("http://webscaler-manual/").body(Full::new(Bytes::from("body"))).unwrap();
-    let answer = client.send(post()).await.unwrap();
-    assert_eq!(answer.head.status, 200, "{:?}", answer.body);
+    let response = client.send(post()).await.unwrap();
+    assert_eq!(response.head.status, 200, "{:?}", response.body);
     assert_eq!(origin.seen().connections, 2);
 }
 
@@ -503,8 +503,8 @@ async fn http2_goes_out_in_the_clear_where_the_application_speaks_it() {
     let proxy = Proxy::start(&scene.yaml("tls: {mode: plaintext}")).await;
     let mut client = H2::connect(proxy.address(ALIAS).await).await;
     let echo = Request::post("http://webscaler-manual/").body(Full::new(Bytes::from("echo")));
-    let answer = client.send(echo.unwrap()).await.unwrap();
-    assert_eq!(&*answer.body, b"echo");
+    let response = client.send(echo.unwrap()).await.unwrap();
+    assert_eq!(&*response.body, b"echo");
     assert_eq!(origin.seen().connections, 1);
 }
 
@@ -517,7 +517,7 @@ async fn http1_applications_share_http2_where_the_configuration_says_so() {
         Response::new(whole(format!("{:?}", request.version())))
     });
     let proxy = Proxy::start(&scene.yaml("http: {version: \"2\"}")).await;
-    let answer = ask(&mut client::connect(proxy.address(ALIAS).await).await, GET).await;
-    assert_eq!(answer.text(), "HTTP/2.0");
+    let response = ask(&mut client::connect(proxy.address(ALIAS).await).await, GET).await;
+    assert_eq!(response.text(), "HTTP/2.0");
     drop(origin);
 }

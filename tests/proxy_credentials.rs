@@ -31,7 +31,7 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        Self::with("127.0.0.1:0", scripts::answer).await
+        Self::with("127.0.0.1:0", scripts::respond).await
     }
 
     async fn with<Script, Run>(listen: &str, script: Script) -> Self
@@ -100,14 +100,14 @@ fn connect_to(target: &str, fields: &str) -> String {
 }
 
 #[track_caller]
-fn refused(answer: &Message) -> serde_json::Value {
-    assert_eq!(answer.status(), 407, "{}{}", answer.head, answer.text());
-    let challenge = answer.field("proxy-authenticate");
+fn refused(response: &Message) -> serde_json::Value {
+    assert_eq!(response.status(), 407, "{}{}", response.head, response.text());
+    let challenge = response.field("proxy-authenticate");
     assert_eq!(challenge, Some("Basic realm=\"truename\", charset=\"UTF-8\""));
-    assert_eq!(answer.field("content-type"), Some("application/problem+json"));
-    let status = answer.field("proxy-status").unwrap();
+    assert_eq!(response.field("content-type"), Some("application/problem+json"));
+    let status = response.field("proxy-status").unwrap();
     assert!(status.starts_with("truename; error=http_request_denied; "), "{status}");
-    let problem = answer.json();
+    let problem = response.json();
     assert_eq!((&problem["status"], &problem["stage"]), (&407.into(), &"request".into()));
     assert!(problem["fix"].as_str().unwrap().contains("proxy.credentials"), "{problem}");
     problem
@@ -141,8 +141,8 @@ async fn whoever_has_none_or_others_is_asked_for_them_and_nobody_is_called() {
                 format!("GET / HTTP/1.1\r\nHost: {target}\r\n{fields}\r\n"),
             ] {
                 peer.send(&request).await;
-                let answer = peer.response_to(request.split(' ').next().unwrap()).await;
-                let problem = refused(&answer);
+                let response = peer.response_to(request.split(' ').next().unwrap()).await;
+                let problem = refused(&response);
                 let given = fields.starts_with("Proxy-");
                 let detail = problem["detail"].as_str().unwrap();
                 assert_eq!(detail.ends_with("none that are valid"), given, "{request}{detail}");
@@ -254,7 +254,7 @@ async fn a_refused_body_does_not_become_the_next_request() {
     let close =
         format!("GET http://{target}/ HTTP/1.1\r\nHost: x\r\n{user}Connection: close\r\n\r\n");
     if peer.try_send(close).await.is_ok() {
-        // Where the connection is kept, the next answer is to the next request.
+        // Where the connection is kept, the next response is to the next request.
         let rest = String::from_utf8(peer.rest().await.unwrap_or_default()).unwrap();
         assert!(rest.matches("HTTP/1.1").count() <= 1, "{rest}");
     }
@@ -271,8 +271,8 @@ proxy, user, root, other = sys.argv[1:]
 for url in 'http://webscaler-manual/', 'https://webscaler-manual/', other:
     proxies = dict.fromkeys(['http', 'https'], 'http://' + user + proxy)
     try:
-        answer = requests.get(url, proxies=proxies, verify=root, timeout=15)
-        print(answer.status_code)
+        response = requests.get(url, proxies=proxies, verify=root, timeout=15)
+        print(response.status_code)
     except requests.exceptions.ProxyError as error:
         print('407' if '407' in str(error) else error)
 ";
@@ -342,7 +342,7 @@ async fn a_broken_file_keeps_the_old_credentials_and_is_said() {
 #[tokio::test]
 async fn a_reload_that_asks_for_credentials_asks_on_open_connections_too() {
     let mut scene = Scene::new(1).await;
-    let _origin = scene.script(scripts::answer);
+    let _origin = scene.script(scripts::respond);
     let open = format!(
         "{}\nproxy: {{listen: \"127.0.0.1:0\"}}\nadmin: {{listen: \"127.0.0.1:0\"}}\n",
         scene.yaml("")
@@ -395,8 +395,8 @@ async fn a_file_that_cannot_be_used_is_a_problem_of_the_configuration_and_a_relo
     proxy.signal(Signal::SIGHUP);
     proxy.logged("new configuration rejected; the running one stays in effect").await;
     let address = proxy.forward_proxy().await;
-    let answer = client::get(address, "x", &format!("http://{ALIAS}/")).await;
-    refused(&answer);
+    let response = client::get(address, "x", &format!("http://{ALIAS}/")).await;
+    refused(&response);
 }
 
 #[tokio::test]

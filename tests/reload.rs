@@ -194,9 +194,9 @@ async fn a_file_that_cannot_be_put_to_work_changes_nothing() {
 
     let listen = format!("hosts: [new.example]\nlisten: [\"127.0.0.1:0\", \"{taken_address}\"]");
     proxy.rewrite(&without_listen(&yaml(&scene, &listen)));
-    let answer = post(&proxy, "/reload").await;
-    assert_eq!(answer.status(), 422);
-    assert!(answer.text().contains(&format!("cannot listen on {taken_address}")), "{answer:?}");
+    let response = post(&proxy, "/reload").await;
+    assert_eq!(response.status(), 422);
+    assert!(response.text().contains(&format!("cannot listen on {taken_address}")), "{response:?}");
     assert_eq!(client::get(address, "new.example", "/").await.status(), 404);
     assert_eq!(client::get(address, ALIAS, "/").await.text(), "ok");
 }
@@ -364,7 +364,7 @@ async fn an_alias_that_is_removed_is_not_asked_for_while_its_tunnel_goes_on() {
     assert_eq!(peer.exactly(4).await, b"open");
 }
 
-/// Regression: until DNS had answered for the new name, or not in time, requests went on to the other tenant's target.
+/// Regression: until DNS had responded for the new name, or not in time, requests went on to the other tenant's target.
 #[tokio::test]
 async fn another_namespace_ends_the_service_of_the_former_one_at_once() {
     let (scene, origins, proxy) = running().await;
@@ -400,15 +400,15 @@ async fn listeners_come_and_go_with_the_file() {
 async fn whoever_posts_a_reload_hears_what_came_of_it() {
     let (scene, _origins, proxy) = running().await;
     proxy.rewrite(&yaml(&scene, "hosts: [new.example]"));
-    let answer = post(&proxy, "/reload").await;
-    assert_eq!((answer.status(), answer.text()), (200, "reloaded\n"));
+    let response = post(&proxy, "/reload").await;
+    assert_eq!((response.status(), response.text()), (200, "reloaded\n"));
     assert_eq!(client::get(proxy.address(ALIAS).await, "new.example", "/").await.text(), "ok");
 
     proxy.rewrite(&yaml(&scene, "balance: fastest\nlisen: []"));
-    let answer = post(&proxy, "/reload").await;
-    assert_eq!(answer.status(), 422);
+    let response = post(&proxy, "/reload").await;
+    assert_eq!(response.status(), 422);
     for problem in ["did you mean `listen`?", "`fastest`", "truename.yaml:"] {
-        assert!(answer.text().contains(problem), "{problem} is not in {}", answer.text());
+        assert!(response.text().contains(problem), "{problem} is not in {}", response.text());
     }
     assert_eq!(reloads(&proxy, "error").await, 1.0);
 }
@@ -429,7 +429,7 @@ async fn keys_that_need_a_restart_are_named() {
 
 async fn running() -> (Scene, Vec<RawOrigin>, Proxy) {
     let mut scene = Scene::new(1).await;
-    let origins = scene.script(scripts::answer);
+    let origins = scene.script(scripts::respond);
     let proxy = Proxy::start(&yaml(&scene, "")).await;
     (scene, origins, proxy)
 }

@@ -77,7 +77,7 @@ impl Ledger {
     }
 }
 
-/// Answers, keeps the connection for a time of the order of what its client waits, and ends it
+/// Responds, keeps the connection for a time of the order of what its client waits, and ends it
 /// whatever has come meanwhile.
 async fn close_at_reuse(arrival: Arrival, ending: Ending, ledger: Arc<Ledger>) {
     let Some(mut conversation) = arrival.open().await else { return };
@@ -118,7 +118,7 @@ async fn close_at_reuse(arrival: Arrival, ending: Ending, ledger: Arc<Ledger>) {
 
 struct Storm {
     ledger: Arc<Ledger>,
-    /// Requests that were answered with something else than the origin's 200.
+    /// Requests whose response was not the origin's 200.
     failed: HashSet<String>,
     proxy: Proxy,
 }
@@ -148,9 +148,9 @@ async fn storm(method: &str, ending: Ending, requests: usize) -> Storm {
                     "POST" => post(&id, &id),
                     _ => get(&id),
                 };
-                let answer = ask(&mut peer, &request).await;
-                if (answer.status(), answer.text()) != (200, "ok") {
-                    failed.push((id, answer.text().to_owned()));
+                let response = ask(&mut peer, &request).await;
+                if (response.status(), response.text()) != (200, "ok") {
+                    failed.push((id, response.text().to_owned()));
                 }
                 sleep(Duration::from_micros(fastrand::u64(0..1_000))).await;
             }
@@ -158,8 +158,8 @@ async fn storm(method: &str, ending: Ending, requests: usize) -> Storm {
         });
     }
     let failed: Vec<_> = clients.join_all().await.into_iter().flatten().collect();
-    if let Some((id, answer)) = failed.first() {
-        eprintln!("{} failed, such as {id}: {answer}", failed.len());
+    if let Some((id, response)) = failed.first() {
+        eprintln!("{} failed, such as {id}: {response}", failed.len());
     }
     let failed = failed.into_iter().map(|(id, _)| id).collect();
     Storm { ledger, failed, proxy }
@@ -207,14 +207,14 @@ async fn no_get_fails_whatever_origins_do_at_reuse() {
     assert!(storm.failed.is_empty(), "{} failed", storm.failed.len());
 }
 
-/// Answers the first request of a connection; `second` says what becomes of the next. Connections
-/// after the first answer everything.
+/// Responds to the first request of a connection; `second` says what becomes of the next. Connections
+/// after the first respond to everything.
 async fn at_the_second<Run>(arrival: Arrival, second: impl FnOnce(Peer) -> Run)
 where
     Run: Future<Output = ()>,
 {
     if arrival.nth > 0 {
-        return scripts::answer(arrival).await;
+        return scripts::respond(arrival).await;
     }
     let Some(mut conversation) = arrival.open().await else { return };
     conversation.request().await.unwrap();
@@ -249,10 +249,10 @@ async fn a_post_that_was_read_is_not_sent_again_when_the_origin_resets() {
         one_origin("retry: {when: [connect, reset]}", script).await;
     let mut peer = client::connect(address).await;
     assert_eq!(ask(&mut peer, &post("1", "x")).await.status(), 200);
-    let answer = ask(&mut peer, &post("2", "x")).await;
+    let response = ask(&mut peer, &post("2", "x")).await;
     assert_eq!(lines(&origin), ["POST /1 HTTP/1.1", "POST /2 HTTP/1.1"]);
-    assert_eq!(answer.status(), 502, "{}", answer.text());
-    let problem = answer.json();
+    assert_eq!(response.status(), 502, "{}", response.text());
+    let problem = response.json();
     assert!(problem["fix"].as_str().unwrap().contains("`pool.idle_timeout`"), "{problem}");
 }
 
@@ -263,9 +263,9 @@ async fn a_post_that_was_read_is_not_sent_again_when_the_origin_closes() {
         one_origin("retry: {when: [connect, reset]}", script).await;
     let mut peer = client::connect(address).await;
     assert_eq!(ask(&mut peer, &post("1", "x")).await.status(), 200);
-    let answer = ask(&mut peer, &post("2", "x")).await;
+    let response = ask(&mut peer, &post("2", "x")).await;
     assert_eq!(lines(&origin), ["POST /1 HTTP/1.1", "POST /2 HTTP/1.1"]);
-    assert_eq!(answer.status(), 502, "{}", answer.text());
+    assert_eq!(response.status(), 502, "{}", response.text());
 }
 
 #[tokio::test]
@@ -279,9 +279,9 @@ async fn a_post_that_was_read_is_not_sent_again_when_the_origin_says_close_notif
     let (origin, _proxy, address, _scene) = one_origin("", script).await;
     let mut peer = client::connect(address).await;
     assert_eq!(ask(&mut peer, &post("1", "x")).await.status(), 200);
-    let answer = ask(&mut peer, &post("2", "x")).await;
+    let response = ask(&mut peer, &post("2", "x")).await;
     assert_eq!(lines(&origin), ["POST /1 HTTP/1.1", "POST /2 HTTP/1.1"]);
-    assert_eq!(answer.status(), 502, "{}", answer.text());
+    assert_eq!(response.status(), 502, "{}", response.text());
 }
 
 /// As servers do that give notice of an idle time-out, such as HAProxy and Apache, and those that
@@ -295,18 +295,18 @@ const LATE: &str =
     "HTTP/1.1 408 Request Timeout\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlate";
 
 #[tokio::test]
-async fn a_post_answered_408_on_a_kept_connection_is_not_sent_again() {
+async fn a_post_with_the_response_408_on_a_kept_connection_is_not_sent_again() {
     let script = |arrival| at_the_second(arrival, late);
     let (origin, _proxy, address, _scene) = one_origin("", script).await;
     let mut peer = client::connect(address).await;
     assert_eq!(ask(&mut peer, &post("1", "x")).await.status(), 200);
-    let answer = ask(&mut peer, &post("2", "x")).await;
+    let response = ask(&mut peer, &post("2", "x")).await;
     assert_eq!(lines(&origin), ["POST /1 HTTP/1.1", "POST /2 HTTP/1.1"]);
-    assert_eq!((answer.status(), answer.text()), (408, "late"));
+    assert_eq!((response.status(), response.text()), (408, "late"));
 }
 
 #[tokio::test]
-async fn a_get_answered_408_on_a_kept_connection_is_sent_once_more() {
+async fn a_get_with_the_response_408_on_a_kept_connection_is_sent_once_more() {
     let script = |arrival| at_the_second(arrival, late);
     let (origin, _proxy, address, _scene) = one_origin("", script).await;
     let mut peer = client::connect(address).await;
@@ -335,7 +335,7 @@ async fn an_empty_chunked_body_is_sent_again_with_its_end_where_a_503_is_a_reaso
     let script = |arrival: Arrival| async {
         match arrival.nth {
             0 => scripts::always(arrival, BUSY).await,
-            _ => scripts::answer(arrival).await,
+            _ => scripts::respond(arrival).await,
         }
     };
     let (origin, _proxy, address, _scene) = one_origin("retry: {when: [503]}", script).await;
@@ -351,9 +351,9 @@ async fn a_body_whose_trailers_have_gone_is_not_sent_again_without_them() {
     let mut peer = client::connect(address).await;
     let body = "0\r\nX-Sum: 0\r\n\r\n";
     assert_eq!(ask(&mut peer, &put_chunked("1", body)).await.status(), 200);
-    let answer = ask(&mut peer, &put_chunked("2", body)).await;
+    let response = ask(&mut peer, &put_chunked("2", body)).await;
     assert_eq!(lines(&origin), ["PUT /1 HTTP/1.1", "PUT /2 HTTP/1.1"]);
-    assert_eq!(answer.status(), 502, "{}", answer.text());
+    assert_eq!(response.status(), 502, "{}", response.text());
 }
 
 #[tokio::test]
@@ -367,7 +367,7 @@ async fn a_get_on_a_kept_connection_that_ends_is_sent_once_more() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_again_after_a_byte_of_the_answer() {
+async fn nothing_is_sent_again_after_a_byte_of_the_response() {
     let script = |arrival| {
         at_the_second(arrival, async |mut peer: Peer| {
             peer.send("HTTP/1.1 200 OK\r\nContent-Le").await;
@@ -391,19 +391,19 @@ async fn half_a_head_on_a_new_connection_is_not_asked_for_again() {
     assert_eq!(lines(&origin), ["GET /1 HTTP/1.1"]);
 }
 
-/// Closes each connection after its first answer, without saying so in the answer.
-async fn answer_once(arrival: Arrival) {
-    scripts::answer_times(arrival, 1).await;
+/// Closes each connection after its first response, without saying so in the response.
+async fn respond_once(arrival: Arrival) {
+    scripts::respond_times(arrival, 1).await;
 }
 
 #[tokio::test]
 async fn a_body_of_any_size_goes_out_again_whole_where_the_kept_connection_was_closed() {
-    let (origin, _proxy, address, _scene) = one_origin("", answer_once).await;
+    let (origin, _proxy, address, _scene) = one_origin("", respond_once).await;
     let mut peer = client::connect(address).await;
     for (n, size) in [1, 60_000, 70_000, 3_000_000].into_iter().enumerate() {
         let body = "b".repeat(size);
-        let answer = ask(&mut peer, &post(&n.to_string(), &body)).await;
-        assert_eq!(answer.status(), 200, "{size}: {}", answer.text());
+        let response = ask(&mut peer, &post(&n.to_string(), &body)).await;
+        assert_eq!(response.status(), 200, "{size}: {}", response.text());
         let seen = origin.until(|seen| seen.requests.len() == n + 1).await;
         assert_eq!(seen.requests[n].body.len(), size);
         origin.until(|seen| seen.ended == n + 1).await;
@@ -411,14 +411,14 @@ async fn a_body_of_any_size_goes_out_again_whole_where_the_kept_connection_was_c
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_asked_for_reaches_no_client() {
+async fn a_response_that_nobody_asked_for_reaches_no_client() {
     let twice = [OK, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret"].concat();
     let script = move |arrival: Arrival| {
         let twice = twice.clone();
         async move {
             match arrival.nth {
                 0 => scripts::always(arrival, twice).await,
-                _ => scripts::answer(arrival).await,
+                _ => scripts::respond(arrival).await,
             }
         }
     };
@@ -431,7 +431,7 @@ async fn an_answer_that_nobody_asked_for_reaches_no_client() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_sent_at_the_moment_of_reuse_is_not_taken_for_the_next_ones() {
+async fn a_response_sent_at_the_moment_of_reuse_is_not_taken_for_the_next_ones() {
     async fn time_out(arrival: Arrival) {
         let Some(mut conversation) = arrival.open().await else { return };
         if conversation.request().await.is_none() || conversation.peer.try_send(OK).await.is_err() {
@@ -462,8 +462,8 @@ async fn an_answer_sent_at_the_moment_of_reuse_is_not_taken_for_the_next_ones() 
         clients.spawn(async move {
             let mut peer = client::connect(address).await;
             for n in 0..200 {
-                let answer = ask(&mut peer, &get(&n.to_string())).await;
-                assert_eq!((answer.status(), answer.text()), (200, "ok"));
+                let response = ask(&mut peer, &get(&n.to_string())).await;
+                assert_eq!((response.status(), response.text()), (200, "ok"));
                 sleep(Duration::from_micros(fastrand::u64(200..1_000))).await;
             }
         });

@@ -60,7 +60,7 @@ impl Volume {
     }
 }
 
-/// An origin whose certificate may change, and which answers with the certificate that it was
+/// An origin whose certificate may change, and which responds with the certificate that it was
 /// shown itself.
 struct Gatekeeper {
     tls: Arc<ArcSwap<ServerConfig>>,
@@ -81,8 +81,8 @@ impl Gatekeeper {
                     let shown = stream.get_ref().1.peer_certificates().map(|chain| mark(&chain[0]));
                     let mut peer = Peer::tls_server(stream);
                     while peer.request().await.is_some() {
-                        let answer = scripts::ok(shown.as_deref().unwrap_or("nobody"));
-                        peer.try_send(answer).await.ok();
+                        let response = scripts::ok(shown.as_deref().unwrap_or("nobody"));
+                        peer.try_send(response).await.ok();
                     }
                 });
             }
@@ -117,9 +117,9 @@ async fn get(address: SocketAddr) -> Message {
 async fn until(address: SocketAddr, what: &str, wished: impl Fn(&Message) -> bool) -> Message {
     within(what, async {
         loop {
-            let answer = get(address).await;
-            if wished(&answer) {
-                return answer;
+            let response = get(address).await;
+            if wished(&response) {
+                return response;
             }
         }
     })
@@ -187,10 +187,10 @@ async fn a_client_certificate_changes_with_its_key_or_not_at_all() {
         publish(&mut volume, &pair(&next.chain_pem, &next.key_pem));
         let wished = mark(&next.chain[0]);
         let old = mark(&now.chain[0]);
-        until(address, "the new certificate", |answer| {
+        until(address, "the new certificate", |response| {
             // No request falls between the two.
-            assert!([&old, &wished].contains(&&answer.text().to_owned()), "{}", answer.head);
-            answer.text() == wished
+            assert!([&old, &wished].contains(&&response.text().to_owned()), "{}", response.head);
+            response.text() == wished
         })
         .await;
         now = next;
@@ -224,18 +224,18 @@ async fn roots_change_with_their_file_and_stay_while_it_is_broken() {
         origin.tls.store(server(round));
         assert_eq!(get(address).await.status(), 502, "round {round}");
         volume.publish(&[("ca.crt", next)]);
-        until(address, "the new root", |answer| answer.status() == 200).await;
+        until(address, "the new root", |response| response.status() == 200).await;
     }
 }
 
-/// Regression: whatever the file held at one look was taken, and what its rest vouches for was refused.
+/// Regression: whatever the file held at one look was taken, and what the rest of it would have verified was refused.
 /// Regression: changes of these were not followed.
 #[tokio::test]
 async fn roots_of_the_system_change_with_the_variables_files() {
     let others = Authority::new("another root").unwrap();
     for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
         let mut scene = Scene::new(1).await;
-        let _origins = scene.script(scripts::answer);
+        let _origins = scene.script(scripts::respond);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("roots.pem");
         fs::write(&file, others.root_pem()).unwrap();
@@ -251,11 +251,11 @@ async fn roots_of_the_system_change_with_the_variables_files() {
         if variable == "SSL_CERT_FILE" {
             fs::rename(&beside, &file).unwrap();
         }
-        until(address, "the new root", |answer| answer.status() == 200).await;
+        until(address, "the new root", |response| response.status() == 200).await;
         let new = if beside.exists() { &beside } else { &file };
         fs::write(folder.path().join(".beside"), others.root_pem()).unwrap();
         fs::rename(folder.path().join(".beside"), new).unwrap();
-        until(address, "the old root", |answer| answer.status() == 502).await;
+        until(address, "the old root", |response| response.status() == 502).await;
     }
 }
 
@@ -302,12 +302,12 @@ async fn a_revocation_counts_as_soon_as_its_list_is_there() {
     assert_eq!(get(address).await.status(), 200);
 
     volume.publish(&[("list.pem", &it)]);
-    let answer = until(address, "the revocation", |answer| answer.status() == 502).await;
-    assert!(answer.json()["detail"].as_str().unwrap().contains("revoked"), "{}", answer.text());
+    let response = until(address, "the revocation", |response| response.status() == 502).await;
+    assert!(response.json()["detail"].as_str().unwrap().contains("revoked"), "{}", response.text());
     // A list that is cut short is no pardon.
     volume.publish(&[("list.pem", &nobody[..nobody.len() / 2])]);
     refused(&proxy, 1).await;
     assert_eq!(get(address).await.status(), 502);
     volume.publish(&[("list.pem", &nobody)]);
-    until(address, "the pardon", |answer| answer.status() == 200).await;
+    until(address, "the pardon", |response| response.status() == 200).await;
 }

@@ -14,8 +14,8 @@ const IMPATIENT: &str = "timeouts: {idle: 1s}";
 const LONG: usize = 64 * 1024 * 1024;
 const BLOCK: usize = 1024 * 1024;
 
-/// Answers with as much as is taken.
-async fn long_answer(arrival: Arrival) {
+/// Responds with as much as is taken.
+async fn long_response(arrival: Arrival) {
     let mut conversation = arrival.open().await.unwrap();
     conversation.request().await.unwrap();
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n");
@@ -32,7 +32,8 @@ async fn never_read(arrival: Arrival) {
 
 #[tokio::test]
 async fn a_client_that_stops_reading_is_given_up_and_holds_nothing() {
-    let through = Through::new(&format!("{IMPATIENT}\nlimits: {{requests: 1}}"), long_answer).await;
+    let through =
+        Through::new(&format!("{IMPATIENT}\nlimits: {{requests: 1}}"), long_response).await;
     let mut peer = through.connect().await;
     peer.send(get()).await;
     peer.head().await.unwrap();
@@ -50,10 +51,10 @@ async fn a_client_that_stops_reading_is_given_up_and_holds_nothing() {
 async fn an_origin_that_stops_reading_is_given_up_and_its_client_told() {
     let through = Through::new(IMPATIENT, never_read).await;
     let mut peer = uploading(&through).await;
-    let answer = peer.response().await;
-    assert_eq!(answer.status(), 504, "{}", answer.text());
-    assert_eq!(answer.json()["type"], "urn:truename:error:http_response_timeout");
-    assert_eq!(answer.json()["fix"], "raise `timeouts.idle`");
+    let response = peer.response().await;
+    assert_eq!(response.status(), 504, "{}", response.text());
+    assert_eq!(response.json()["type"], "urn:truename:error:http_response_timeout");
+    assert_eq!(response.json()["fix"], "raise `timeouts.idle`");
     through.origin.until(|seen| seen.ended == 1).await;
 }
 
@@ -70,14 +71,14 @@ async fn a_client_that_stops_sending_in_a_body_is_given_up_and_told() {
     {
         let mut peer = through.connect().await;
         peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\n{framing}\r\n\r\n{part}")).await;
-        let answer = peer.response().await;
-        assert_eq!((answer.status(), answer.field("Connection")), (408, Some("close")));
+        let response = peer.response().await;
+        assert_eq!((response.status(), response.field("Connection")), (408, Some("close")));
         assert!(
-            answer.json()["detail"].as_str().unwrap().contains("`timeouts.idle`"),
+            response.json()["detail"].as_str().unwrap().contains("`timeouts.idle`"),
             "{}",
-            answer.text()
+            response.text()
         );
-        assert_eq!(answer.json()["fix"], "raise `timeouts.idle`");
+        assert_eq!(response.json()["fix"], "raise `timeouts.idle`");
     }
     through.origin.until(|seen| seen.ended == 2).await;
 }
@@ -99,8 +100,8 @@ async fn a_client_of_http_2_that_stops_sending_in_a_body_is_given_up_and_told() 
             .unwrap()
     };
     tokio::spawn(connection);
-    let answer = within("an answer", sender.send_request(request)).await.unwrap();
-    assert_eq!(answer.status(), 408);
+    let response = within("a response", sender.send_request(request)).await.unwrap();
+    assert_eq!(response.status(), 408);
     through.origin.until(|seen| seen.ended == 1).await;
     // The connection serves on.
     drop(H2::connect(through.address).await);
@@ -117,7 +118,7 @@ async fn a_client_that_leaves_while_its_upload_is_held_up_is_noticed() {
 
 #[tokio::test]
 async fn whoever_reads_slowly_gets_all() {
-    let through = Through::new("timeouts: {idle: 2s}", long_answer).await;
+    let through = Through::new("timeouts: {idle: 2s}", long_response).await;
     let mut peer = through.connect().await;
     peer.send(get()).await;
     peer.head().await.unwrap();
@@ -195,8 +196,8 @@ async fn a_client_may_rest_between_two_requests_for_longer_than_within_a_body() 
     // It is waited for.
     tokio::time::sleep(Duration::from_millis(100)).await;
     peer.send("world").await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.text()), (200, "whole"));
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.text()), (200, "whole"));
 }
 
 #[tokio::test]
@@ -238,7 +239,7 @@ async fn a_client_that_has_asked_ahead_and_leaves_is_noticed() {
 #[tokio::test]
 async fn tcp_asks_a_silent_peer_on_either_side_whether_it_is_there() {
     for (keys, seconds) in [("", 60), ("timeouts: {keepalive: 7s}", 7)] {
-        let through = Through::new(keys, scripts::answer).await;
+        let through = Through::new(keys, scripts::respond).await;
         let mut peer = through.connect().await;
         peer.send(get()).await;
         assert_eq!(peer.response().await.status(), 200);

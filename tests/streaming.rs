@@ -10,7 +10,7 @@ use socket2::SockRef;
 use tokio::{sync::watch, time::sleep};
 
 #[tokio::test]
-async fn the_first_chunk_of_an_answer_arrives_before_the_second_is_sent() {
+async fn the_first_chunk_of_a_response_arrives_before_the_second_is_sent() {
     let (go_on, gone_on) = watch::channel(false);
     let through = Through::new("", move |arrival: Arrival| {
         let mut gone_on = gone_on.clone();
@@ -34,8 +34,8 @@ async fn the_first_chunk_of_an_answer_arrives_before_the_second_is_sent() {
 }
 
 #[tokio::test]
-async fn what_a_client_takes_to_send_its_request_is_not_the_targets_time_to_answer() {
-    let through = Through::new("timeouts: {response: 500ms}", scripts::answer).await;
+async fn what_a_client_takes_to_send_its_request_is_not_the_targets_time_to_respond() {
+    let through = Through::new("timeouts: {response: 500ms}", scripts::respond).await;
     let mut peer = through.connect().await;
     peer.send(format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: 4\r\n\r\n")).await;
     for byte in ["a", "b", "c", "d"] {
@@ -47,7 +47,7 @@ async fn what_a_client_takes_to_send_its_request_is_not_the_targets_time_to_answ
 }
 
 #[tokio::test]
-async fn what_a_target_takes_to_read_its_request_is_not_its_time_to_answer() {
+async fn what_a_target_takes_to_read_its_request_is_not_its_time_to_respond() {
     const PIECE: usize = 64 * 1024;
     const PIECES: usize = 48;
     let through = Through::new("timeouts: {response: 500ms}", |mut arrival: Arrival| async move {
@@ -68,8 +68,8 @@ async fn what_a_target_takes_to_read_its_request_is_not_its_time_to_answer() {
         format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: {length}\r\n\r\n{body}");
     let mut peer = through.connect().await;
     peer.send(request).await;
-    let answer = peer.response().await;
-    assert_eq!(answer.status(), 200, "{}", answer.text());
+    let response = peer.response().await;
+    assert_eq!(response.status(), 200, "{}", response.text());
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn the_origin_reads_the_first_chunk_before_the_second_is_sent() {
 }
 
 #[tokio::test]
-async fn an_answer_may_flow_while_the_request_still_does() {
+async fn a_response_may_flow_while_the_request_still_does() {
     let through = Through::new("", |arrival: Arrival| async move {
         let mut conversation = arrival.open().await.unwrap();
         conversation.peer.head().await.unwrap();
@@ -150,13 +150,13 @@ async fn an_answer_may_flow_while_the_request_still_does() {
 }
 
 #[tokio::test]
-async fn an_answer_ahead_of_the_bodys_end_reaches_the_client() {
-    let answer =
+async fn a_response_ahead_of_the_bodys_end_reaches_the_client() {
+    let response =
         "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nno!";
     let through = Through::new("", move |arrival: Arrival| async move {
         let mut conversation = arrival.open().await.unwrap();
         conversation.peer.head().await.unwrap();
-        conversation.peer.send(answer).await;
+        conversation.peer.send(response).await;
         // It takes what comes, as servers that mean well do for a while.
         conversation.peer.finish().await;
         conversation.peer.hold().await;
@@ -164,8 +164,8 @@ async fn an_answer_ahead_of_the_bodys_end_reaches_the_client() {
     .await;
     let mut peer = through.connect().await;
     peer.send(post("Content-Length: 1000000", &"x".repeat(10_000))).await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.text()), (413, "no!"));
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.text()), (413, "no!"));
 }
 
 #[tokio::test]
@@ -216,16 +216,16 @@ async fn a_request_that_breaks_off_does_not_look_whole() {
 
 #[tokio::test]
 async fn trailers_pass_both_ways_where_they_are_wanted() {
-    let answer = "HTTP/1.1 200 OK\r\nTrailer: X-Sum, X-Other\r\nTransfer-Encoding: chunked\r\n\r\n\
+    let response = "HTTP/1.1 200 OK\r\nTrailer: X-Sum, X-Other\r\nTransfer-Encoding: chunked\r\n\r\n\
                   2\r\nok\r\n0\r\nX-Sum: 42\r\nX-Other: b\r\n\r\n";
-    let through = Through::new("", move |arrival| scripts::always(arrival, answer)).await;
+    let through = Through::new("", move |arrival| scripts::always(arrival, response)).await;
     let request = post(
         "TE: trailers\r\nConnection: TE\r\nTrailer: X-Check\r\nTransfer-Encoding: chunked",
         "3\r\nabc\r\n0\r\nX-Check: 7\r\n\r\n",
     );
-    let answer = through.exchange(&request).await;
+    let response = through.exchange(&request).await;
     let named: Vec<_> =
-        answer.trailers.iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
+        response.trailers.iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
     let expected =
         [("x-sum".to_owned(), &"42".to_owned()), ("x-other".to_owned(), &"b".to_owned())];
     assert_eq!(named, expected);
@@ -236,8 +236,8 @@ async fn trailers_pass_both_ways_where_they_are_wanted() {
     assert_eq!(sent.field("Trailer"), Some("X-Check"));
 
     // RFC 9110, section 6.5.1: who does not want them gets the body without.
-    let answer = through.exchange(&get("/")).await;
-    assert_eq!((answer.text(), answer.trailers.len()), ("ok", 0));
+    let response = through.exchange(&get("/")).await;
+    assert_eq!((response.text(), response.trailers.len()), ("ok", 0));
 }
 
 /// What recipients that merge trailers into the head would be led astray by, and what this hop alone is
@@ -252,12 +252,12 @@ async fn trailers_that_frame_route_or_authenticate_do_not_pass() {
     let trailers = format!("{harmful}X-Sum: 42\r\n");
     let fields = "TE: trailers\r\nConnection: TE, X-Nominated\r\nTransfer-Encoding: chunked";
     let body = format!("2\r\nok\r\n0\r\n{trailers}\r\n");
-    let answer =
+    let response =
         format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n{body}", fields.replace("TE: trailers\r\n", ""));
-    let through = Through::new("", move |arrival| scripts::always(arrival, answer.clone())).await;
-    let answer = through.exchange(&post(fields, &body)).await;
+    let through = Through::new("", move |arrival| scripts::always(arrival, response.clone())).await;
+    let response = through.exchange(&post(fields, &body)).await;
     let sent = through.last_request();
-    for message in [&answer, &sent] {
+    for message in [&response, &sent] {
         let [(name, value)] = message.trailers.as_slice() else { panic!("{message:?}") };
         assert!(name.eq_ignore_ascii_case("x-sum") && value == "42", "{message:?}");
         assert_eq!(message.text(), "ok");
@@ -265,8 +265,8 @@ async fn trailers_that_frame_route_or_authenticate_do_not_pass() {
 
     // An HTTP/2 client would refuse the whole response for its `Connection`.
     let mut client = client::H2::connect(through.address).await;
-    let answer = client.get(&format!("http://{ALIAS}/")).await.unwrap();
-    let trailers = answer.trailers.unwrap();
+    let response = client.get(&format!("http://{ALIAS}/")).await.unwrap();
+    let trailers = response.trailers.unwrap();
     assert_eq!((trailers.len(), trailers["x-sum"].as_bytes()), (1, &b"42"[..]));
 }
 
@@ -277,7 +277,7 @@ const MOST_MEMORY: usize = 8 * 1024 * 1024;
 const BLOCK: usize = 1024 * 1024;
 
 #[tokio::test]
-async fn a_long_answer_to_a_slow_reader_takes_little_memory() {
+async fn a_long_response_to_a_slow_reader_takes_little_memory() {
     let through = Through::new("", |arrival: Arrival| async move {
         let mut conversation = arrival.open().await.unwrap();
         conversation.request().await.unwrap();
@@ -355,7 +355,7 @@ async fn a_client_that_leaves_is_not_waited_for_by_the_origin() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_does_not_look_whole() {
+async fn a_response_that_breaks_off_does_not_look_whole() {
     for script in ["length", "chunked"] {
         let through = Through::new("", move |arrival: Arrival| async move {
             match script {

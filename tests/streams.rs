@@ -68,7 +68,7 @@ fn a_command_whose_output_is_lost_ends_quietly_or_says_so() {
 #[tokio::test]
 async fn a_log_that_nobody_reads_stops_no_request_and_what_was_dropped_is_counted_and_said() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let (mut proxy, log) = Unread::start(&scene).await;
     // As long as a path may well be, so that they fill any buffer: 16 MiB.
     let path = "x".repeat(8 * 1024);
@@ -94,7 +94,7 @@ async fn a_log_that_nobody_reads_stops_no_request_and_what_was_dropped_is_counte
 #[tokio::test]
 async fn a_log_that_nobody_reads_does_not_keep_a_process_from_its_end() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let (mut proxy, _log) = Unread::start(&scene).await;
     let path = "x".repeat(8 * 1024);
     let mut peer = client::connect(proxy.address).await;
@@ -137,7 +137,7 @@ fn help_that_cannot_be_written_is_a_failure() {
 #[tokio::test]
 async fn a_log_that_may_grow_no_further_stops_no_request() {
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let folder = tempfile::tempdir().unwrap();
     let log = fs::File::create(folder.path().join("log")).unwrap();
     let mut proxy = Unread::with(&scene, "ulimit -f 1024; ", log).await;

@@ -28,7 +28,7 @@ use truename::{
 
 #[tokio::test]
 async fn a_request_is_noted_as_it_was_on_the_wire() {
-    let origin = origin(scripts::answer);
+    let origin = origin(scripts::respond);
     let mut peer = open(&origin).await;
 
     let request = "POST //a%2Fb/./%61?x=%20 HTTP/1.1\r\nhOSt:httpbin.org\r\nX-Twice: 1\r\nx-twice:  2 \r\n\
@@ -49,7 +49,7 @@ async fn a_request_is_noted_as_it_was_on_the_wire() {
 
 #[tokio::test]
 async fn origins_misbehave_as_told() {
-    let quitter = origin(|arrival| scripts::answer_times(arrival, 2));
+    let quitter = origin(|arrival| scripts::respond_times(arrival, 2));
     let mut peer = open(&quitter).await;
     for _ in 0..2 {
         peer.send(GET).await;
@@ -116,9 +116,9 @@ async fn a_stream_reaches_its_client_bit_by_bit_and_ends_with_trailers() {
     );
     let roots = authority().roots();
     let peer = client::connect_tls(origin.address, "httpbin.org", roots, &["h2"]).await.unwrap();
-    let answer = H2::over(peer).await.get("https://httpbin.org/").await.unwrap();
-    assert_eq!(answer.body, "one two");
-    assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
+    let response = H2::over(peer).await.get("https://httpbin.org/").await.unwrap();
+    assert_eq!(response.body, "one two");
+    assert_eq!(response.trailers.unwrap()["grpc-status"], "0");
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_scene_leads_from_the_alias_to_origins_that_prove_the_true_name() {
 }
 
 #[tokio::test]
-async fn a_black_hole_neither_answers_nor_refuses() {
+async fn a_black_hole_neither_responds_nor_refuses() {
     let hole = Blackhole::bind((loopback::address(), 0).into());
     let dial = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(hole.address));
     assert!(dial.await.is_err());

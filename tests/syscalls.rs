@@ -15,15 +15,15 @@ use crate::support::{
 };
 
 /// Calls of one request, and what each is for: plaintext HTTP/1.1 in, TLS 1.3 out, no body, an
-/// answer in one piece, on connections that are there already, with the access log off.
+/// response in one piece, on connections that are there already, with the access log off.
 const TABLE: [(&str, Ending, u32, &[&str]); 4] = [
-    ("recvfrom", Ending::Done, 2, &["the request", "the answer"]),
+    ("recvfrom", Ending::Done, 2, &["the request", "the response"]),
     ("recvfrom", Ending::WouldBlock, 1, &["the kept connection has not been closed by the origin"]),
-    ("sendto", Ending::Done, 2, &["the request", "the answer"]),
-    ("getsockopt", Ending::Done, 1, &["the origin had the request before it answered (TCP_INFO)"]),
+    ("sendto", Ending::Done, 2, &["the request", "the response"]),
+    ("getsockopt", Ending::Done, 1, &["the origin had the request before it responded (TCP_INFO)"]),
 ];
 
-/// The worker sleeps this often a request: until it is there, and until its answer is. Where one of
+/// The worker sleeps this often a request: until it is there, and until its response is. Where one of
 /// them is there already it does not.
 const MOST_WAITS: u32 = 2;
 
@@ -52,7 +52,7 @@ enum Ending {
 async fn a_keep_alive_request_makes_the_system_calls_of_the_table_and_no_other() {
     assert_that_processes_can_be_traced();
     let mut scene = Scene::new(1).await;
-    let _origins = scene.script(scripts::answer);
+    let _origins = scene.script(scripts::respond);
     let yaml = format!("{}workers: 1\nlog: {{access: false}}\n", scene.yaml(""));
     // One file a thread: what two do at once does not interrupt either's lines.
     let setup = Setup::new(&yaml).shell("exec strace -ff -qq -o calls \"$0\" \"$@\"; ");

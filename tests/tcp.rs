@@ -353,8 +353,8 @@ async fn an_alias_that_a_reload_removes_is_served_no_more_and_its_connections_en
     through.proxy.rewrite(&with_admin(&other));
     through.proxy.reload().await;
     assert_eq!(peer.rest().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-    let answer = client::get(through.proxy.address("another").await, "another", "/").await;
-    assert_ne!(answer.status(), 404);
+    let response = client::get(through.proxy.address("another").await, "another", "/").await;
+    assert_ne!(response.status(), 404);
 }
 
 #[tokio::test]
@@ -489,9 +489,9 @@ async fn the_forward_proxy_opens_tunnels_to_it_and_sends_it_no_requests() {
         let seen = origin.seen().connections;
         let mut peer = client::connect(proxy.forward_proxy().await).await;
         peer.send(format!("GET http://{ALIAS}/ HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n")).await;
-        let answer = peer.response().await;
-        assert_eq!(answer.status(), 400);
-        assert!(answer.text().contains("CONNECT"), "{}", answer.text());
+        let response = peer.response().await;
+        assert_eq!(response.status(), 400);
+        assert!(response.text().contains("CONNECT"), "{}", response.text());
         assert_eq!(origin.seen().connections, seen);
     }
 }

@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn a_server_of_tls_1_0_only_is_told_to_lack_1_2() {
-    let problem = answer_of(&["-tls1", "-cipher", "DEFAULT:@SECLEVEL=0"]).await;
+    let problem = response_of(&["-tls1", "-cipher", "DEFAULT:@SECLEVEL=0"]).await;
     assert_eq!(problem["status"], 502);
     assert_eq!(problem["type"], "urn:truename:error:tls_protocol_error");
     assert_eq!(problem["stage"], "tls");
@@ -32,7 +32,7 @@ async fn a_server_of_tls_1_0_only_is_told_to_lack_1_2() {
 
 #[tokio::test]
 async fn a_server_with_rsa_key_exchange_only_is_told_to_lack_forward_secrecy() {
-    let problem = answer_of(&["-tls1_2", "-cipher", "AES128-GCM-SHA256"]).await;
+    let problem = response_of(&["-tls1_2", "-cipher", "AES128-GCM-SHA256"]).await;
     assert_eq!(problem["status"], 502);
     assert_eq!(problem["type"], "urn:truename:error:tls_protocol_error");
     let detail = problem["detail"].as_str().unwrap();
@@ -50,15 +50,15 @@ async fn a_chain_of_four_intermediates_is_followed() {
 async fn a_server_that_leaves_out_its_intermediates_has_an_unknown_issuer() {
     let (root, config) = chain(1, false);
     let (_scene, _origin, proxy) = behind(config, &root).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    let problem: Value = serde_json::from_str(answer.text()).unwrap();
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    let problem: Value = serde_json::from_str(response.text()).unwrap();
     assert_eq!(problem["type"], "urn:truename:error:tls_certificate_error");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("intermediate 0"), "the issuer is named: {detail}");
 }
 
 /// What a client hears of `openssl s_server` with these arguments.
-async fn answer_of(arguments: &[&str]) -> Value {
+async fn response_of(arguments: &[&str]) -> Value {
     let mut scene = Scene::new(1).await;
     drop(scene.take_listeners());
     let folder = tempfile::tempdir().unwrap();
@@ -96,8 +96,8 @@ async fn answer_of(arguments: &[&str]) -> Value {
     })
     .await;
     let proxy = Proxy::start(&scene.yaml("")).await;
-    let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-    serde_json::from_str(answer.text()).unwrap()
+    let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+    serde_json::from_str(response.text()).unwrap()
 }
 
 struct Killed(Child);
@@ -113,7 +113,7 @@ impl Drop for Killed {
 async fn behind(config: Arc<ServerConfig>, root: &str) -> (Scene, RawOrigin, Proxy) {
     let mut scene = Scene::new(1).await;
     let listener = scene.take_listeners().remove(0);
-    let origin = RawOrigin::start(listener, Some(config), scripts::answer);
+    let origin = RawOrigin::start(listener, Some(config), scripts::respond);
     let yaml = scene.yaml("").replace("root.pem", "chain.pem");
     let proxy = Setup::new(&yaml).file("chain.pem", root).start().await;
     (scene, origin, proxy)

@@ -45,13 +45,13 @@ async fn get(proxy: &Proxy) -> Message {
     client::get(proxy.address(ALIAS).await, ALIAS, "/get").await
 }
 
-/// Asserts that the answer is truename's own, and gives it.
+/// Asserts that the response is truename's own, and gives it.
 #[track_caller]
-fn problem(answer: &Message, status: u16, error: &str) -> Value {
-    assert_eq!(answer.status(), status, "{}", answer.text());
-    let told = answer.field("proxy-status").expect("an answer of the proxy's own");
+fn problem(response: &Message, status: u16, error: &str) -> Value {
+    assert_eq!(response.status(), status, "{}", response.text());
+    let told = response.field("proxy-status").expect("a response of the proxy's own");
     assert!(told.contains(&format!("error={error}")), "{told}");
-    answer.json()
+    response.json()
 }
 
 fn leaf(options: LeafOptions) -> Leaf {
@@ -132,9 +132,9 @@ async fn a_session_is_not_resumed_after_its_certificate_has_expired() {
         let proxy = Proxy::start(&scene.yaml("pool: {max_idle: 0}")).await;
         let refused = within("the certificate to expire", async {
             loop {
-                let answer = get(&proxy).await;
-                if answer.status() != 200 {
-                    return answer;
+                let response = get(&proxy).await;
+                if response.status() != 200 {
+                    return response;
                 }
             }
         });
@@ -174,10 +174,10 @@ async fn an_expired_root_is_warned_of_and_verifies_nothing() {
         let proxy = Setup::new(&yaml).file("bundle.pem", bundle).start().await;
         let warned = proxy.logged("certificate expired").await;
         assert!(warned.contains("Root of 2020") && warned.contains("bundle.pem"), "{warned}");
-        let answer = get(&proxy).await;
-        assert_eq!(answer.status(), status, "{}", answer.text());
+        let response = get(&proxy).await;
+        assert_eq!(response.status(), status, "{}", response.text());
         if status == 502 {
-            let problem = problem(&answer, 502, "tls_certificate_error");
+            let problem = problem(&response, 502, "tls_certificate_error");
             let told = problem["detail"].as_str().unwrap();
             assert!(told.contains("Root of 2020") && told.contains("expired"), "{problem}");
         }
@@ -285,7 +285,7 @@ async fn insecure_skip_verify_takes_any_certificate_and_says_so() {
 async fn plaintext_speaks_no_tls_and_still_names_the_true_name() {
     let mut scene = Scene::new(1).await;
     let listener = scene.take_listeners().remove(0);
-    let origin = RawOrigin::start(listener, None, scripts::answer);
+    let origin = RawOrigin::start(listener, None, scripts::respond);
     let proxy = Proxy::start(&scene.yaml("tls: {mode: plaintext}")).await;
     assert_eq!(get(&proxy).await.text(), "ok");
     let seen = origin.seen();
@@ -321,11 +321,11 @@ async fn one_of_the_pins_must_be_in_the_chain() {
         let mut scene = Scene::new(1).await;
         let origin = serve(&mut scene, leaf.server_config(&["http/1.1"]).unwrap());
         let proxy = Proxy::start(&scene.yaml(&tls(&format!("pins: [\"{pins}\"]")))).await;
-        let answer = get(&proxy).await;
+        let response = get(&proxy).await;
         if trusted {
-            assert_eq!(answer.status(), 200, "{}", answer.text());
+            assert_eq!(response.status(), 200, "{}", response.text());
         } else {
-            problem(&answer, 502, "tls_certificate_error");
+            problem(&response, 502, "tls_certificate_error");
             assert_eq!(origin.counts().requests, 0);
         }
     }
@@ -340,13 +340,13 @@ async fn a_revoked_certificate_is_refused_and_another_of_the_same_issuer_is_not(
         let origin = serve(&mut scene, leaf.server_config(&["http/1.1"]).unwrap());
         let yaml = scene.yaml(&tls("crls: [\"$FOLDER/list.pem\"]"));
         let proxy = Setup::new(&yaml).file("list.pem", list.clone()).start().await;
-        let answer = get(&proxy).await;
+        let response = get(&proxy).await;
         if revoked {
-            let problem = problem(&answer, 502, "tls_certificate_error");
+            let problem = problem(&response, 502, "tls_certificate_error");
             assert!(problem["detail"].as_str().unwrap().contains("revoked"), "{problem}");
             assert_eq!(origin.counts().requests, 0);
         } else {
-            assert_eq!(answer.status(), 200, "{}", answer.text());
+            assert_eq!(response.status(), 200, "{}", response.text());
         }
     }
 }
@@ -381,9 +381,9 @@ async fn the_client_certificate_is_shown_to_a_server_that_asks() {
     let mut scene = Scene::new(1).await;
     let origin = serve(&mut scene, server);
     let proxy = Proxy::start(&scene.yaml(&tls(""))).await;
-    let answer = get(&proxy).await;
-    assert_eq!(answer.status(), 502, "{}", answer.text());
-    let problem = answer.json();
+    let response = get(&proxy).await;
+    assert_eq!(response.status(), 502, "{}", response.text());
+    let problem = response.json();
     assert!(problem["fix"].as_str().unwrap().contains("tls.client_certificate"), "{problem}");
     assert_eq!(origin.counts().requests, 0);
 }
@@ -427,8 +427,8 @@ async fn a_wrong_certificate_at_one_of_four_addresses_costs_no_request() {
     let mut listeners = scene.take_listeners();
     let wrong = trust::server_with_alpn(&["example.org"], &["http/1.1"]);
     let right = trust::server_with_alpn(&[TRUE_NAME], &["http/1.1"]);
-    let misconfigured = RawOrigin::start(listeners.remove(0), Some(wrong), scripts::answer);
-    let start = |listener| RawOrigin::start(listener, Some(right.clone()), scripts::answer);
+    let misconfigured = RawOrigin::start(listeners.remove(0), Some(wrong), scripts::respond);
+    let start = |listener| RawOrigin::start(listener, Some(right.clone()), scripts::respond);
     let origins: Vec<_> = listeners.into_iter().map(start).collect();
     let proxy = Proxy::start(&scene.yaml("balance: round_robin")).await;
     let mut peer = client::connect(proxy.address(ALIAS).await).await;

@@ -20,11 +20,14 @@ async fn a_websocket_carries_bytes_both_ways() {
     let through = Through::new("", scripts::upgrade_and_echo).await;
     let mut peer = through.connect().await;
     peer.send(websocket("")).await;
-    let answer = peer.response().await;
-    assert_eq!(answer.status(), 101);
-    assert_eq!(answer.field("Upgrade"), Some("websocket"));
-    assert!(answer.field("Connection").unwrap().eq_ignore_ascii_case("upgrade"));
-    assert_eq!((answer.field("Content-Length"), answer.field("Transfer-Encoding")), (None, None));
+    let response = peer.response().await;
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.field("Upgrade"), Some("websocket"));
+    assert!(response.field("Connection").unwrap().eq_ignore_ascii_case("upgrade"));
+    assert_eq!(
+        (response.field("Content-Length"), response.field("Transfer-Encoding")),
+        (None, None)
+    );
     for message in [&b"\x81\x05hello"[..], &[0; 100_000], b"bye"] {
         peer.send(message).await;
         assert_eq!(peer.exactly(message.len()).await, message);
@@ -131,7 +134,7 @@ async fn an_upgrade_goes_by_http_1_1_where_the_origin_would_choose_http_2() {
 }
 
 #[tokio::test]
-async fn a_refused_upgrade_is_an_answer_like_any_other() {
+async fn a_refused_upgrade_is_a_response_like_any_other() {
     let through = Through::new("", |arrival: Arrival| async move {
         let mut conversation = arrival.open().await.unwrap();
         while let Some(request) = conversation.request().await {
@@ -139,16 +142,16 @@ async fn a_refused_upgrade_is_an_answer_like_any_other() {
                 Some(_) => "426 Upgrade Required\r\nUpgrade: other",
                 None => "200 OK",
             };
-            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
-            conversation.peer.send(answer).await;
+            let response = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
+            conversation.peer.send(response).await;
         }
     })
     .await;
     let mut peer = through.connect().await;
     for (fields, status) in [("X-Want: other\r\n", 426), ("", 200), ("X-Want: x\r\n", 426)] {
         peer.send(websocket(fields)).await;
-        let answer = peer.response().await;
-        assert_eq!((answer.status(), answer.text()), (status, "no"));
+        let response = peer.response().await;
+        assert_eq!((response.status(), response.text()), (status, "no"));
     }
     assert_eq!(through.origin.seen().connections, 1, "the connection serves on");
 }
@@ -158,13 +161,13 @@ async fn any_protocol_may_be_upgraded_to_but_for_http_2_in_the_clear() {
     let through = Through::new("", scripts::upgrade_and_echo).await;
     let mut peer = through.connect().await;
     peer.send(upgrade("POST /containers/x/attach", "tcp", "")).await;
-    let answer = peer.response().await;
-    assert_eq!((answer.status(), answer.field("Upgrade")), (101, Some("tcp")));
+    let response = peer.response().await;
+    assert_eq!((response.status(), response.field("Upgrade")), (101, Some("tcp")));
     peer.send("raw").await;
     assert_eq!(peer.exactly(3).await, b"raw");
 
     // h2c is between two neighbours; this neighbour declines, and HTTP/1.1 goes on.
-    let through = Through::new("", scripts::answer).await;
+    let through = Through::new("", scripts::respond).await;
     let mut peer = through.connect().await;
     let settings = "Connection: HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n";
     peer.send(upgrade("GET /", "h2c", settings)).await;
@@ -254,8 +257,8 @@ async fn what_a_client_sent_before_it_was_reset_arrives_at_the_origin() {
 async fn open(through: &Through) -> Peer {
     let mut peer = through.connect().await;
     peer.send(websocket("")).await;
-    let answer: Message = peer.response().await;
-    assert_eq!(answer.status(), 101);
+    let response: Message = peer.response().await;
+    assert_eq!(response.status(), 101);
     peer
 }
 

@@ -82,17 +82,17 @@ async fn it_waits_for_a_proxy_that_starts_later() {
 }
 
 #[tokio::test]
-async fn it_asks_again_when_the_answer_is_not_200() {
+async fn it_asks_again_when_the_response_is_not_200() {
     let listener = loopback::listen_anywhere();
     let admin = listener.local_addr().unwrap().to_string();
     let mut command = wait(&[PATIENT, "--admin", &admin]);
     let output = tokio::spawn(async move { command.output().await.unwrap() });
-    answer_next(&listener, "HTTP/1.1 503 Service Unavailable\r\n\r\n").await;
-    answer_next(&listener, "HTTP/1.1 2000 Nearly\r\n\r\n").await;
-    answer_next(&listener, "220 mail.example.com ESMTP\r\n").await;
-    answer_next(&listener, "").await;
+    respond_next(&listener, "HTTP/1.1 503 Service Unavailable\r\n\r\n").await;
+    respond_next(&listener, "HTTP/1.1 2000 Nearly\r\n\r\n").await;
+    respond_next(&listener, "220 mail.example.com ESMTP\r\n").await;
+    respond_next(&listener, "").await;
     assert!(!output.is_finished());
-    let request = answer_next(&listener, "HTTP/1.1 200 OK\r\n\r\n").await;
+    let request = respond_next(&listener, "HTTP/1.1 200 OK\r\n\r\n").await;
     assert!(request.starts_with("GET /readyz HTTP/1.1\r\n"), "{request}");
     assert!(request.contains(&format!("\r\nHost: {admin}\r\n")), "{request}");
     let output = within("the wait to end", output).await.unwrap();
@@ -100,13 +100,13 @@ async fn it_asks_again_when_the_answer_is_not_200() {
 }
 
 #[tokio::test]
-async fn a_listener_that_never_answers_is_asked_anew() {
+async fn a_listener_that_never_responds_is_asked_anew() {
     let listener = loopback::listen_anywhere();
     let admin = listener.local_addr().unwrap().to_string();
     let mut command = wait(&[PATIENT, "--admin", &admin]);
     let output = tokio::spawn(async move { command.output().await.unwrap() });
     let _hung = within("the first try", listener.accept()).await.unwrap();
-    answer_next(&listener, "HTTP/1.1 200 OK\r\n\r\n").await;
+    respond_next(&listener, "HTTP/1.1 200 OK\r\n\r\n").await;
     assert_eq!(told(&within("the wait to end", output).await.unwrap()).0, Some(0));
 }
 
@@ -118,7 +118,7 @@ async fn an_endless_status_line_is_not_read_to_its_end() {
     let output = tokio::spawn(async move { command.output().await.unwrap() });
     let (mut stream, _) = within("the first try", listener.accept()).await.unwrap();
     within("it to hang up", async { while stream.write_all(&[b'a'; 4096]).await.is_ok() {} }).await;
-    answer_next(&listener, "HTTP/1.1 200 OK\r\n\r\n").await;
+    respond_next(&listener, "HTTP/1.1 200 OK\r\n\r\n").await;
     assert_eq!(told(&within("the wait to end", output).await.unwrap()).0, Some(0));
 }
 
@@ -146,8 +146,8 @@ async fn a_file_that_hangs_is_waited_for_no_longer_than_all_else() {
 }
 
 #[tokio::test]
-async fn the_line_says_what_another_server_answered() {
-    for (answer, told) in [
+async fn the_line_says_what_another_server_responded() {
+    for (response, told) in [
         ("HTTP/1.1 404 Not Found\x1b[2J\r\n\r\n", "GET /readyz returned `404 Not Found[2J`"),
         ("220 mail.example.com ESMTP\r\n", "does not speak HTTP"),
     ] {
@@ -155,7 +155,7 @@ async fn the_line_says_what_another_server_answered() {
         let admin = listener.local_addr().unwrap();
         let server = tokio::spawn(async move {
             loop {
-                answer_next(&listener, answer).await;
+                respond_next(&listener, response).await;
             }
         });
         let said = gives_up("300ms", admin).await;
@@ -226,15 +226,15 @@ async fn asked_and_closed() -> (Other, mpsc::UnboundedReceiver<()>) {
     (Other { address, task }, asked)
 }
 
-/// Reads one request, gives it this answer, and hangs up.
-async fn answer_next(listener: &TcpListener, answer: &str) -> String {
+/// Reads one request, gives it this response, and hangs up.
+async fn respond_next(listener: &TcpListener, response: &str) -> String {
     let (mut stream, _): (TcpStream, _) = within("a try", listener.accept()).await.unwrap();
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
         let read = within("the request", stream.read_buf(&mut request)).await.unwrap();
         assert!(read > 0, "it hung up within its request");
     }
-    stream.write_all(answer.as_bytes()).await.unwrap();
+    stream.write_all(response.as_bytes()).await.unwrap();
     String::from_utf8(request).unwrap()
 }
 

@@ -481,7 +481,7 @@ mod tests {
 
     /// Regression: a Service that came back just as the hold expired was noticed half a minute later.
     #[tokio::test]
-    async fn dns_is_asked_at_once_when_the_last_good_answer_has_served_its_time() {
+    async fn dns_is_queried_at_once_when_the_last_good_answer_has_expired() {
         const ALIAS: &str = "db.default.svc.cluster.local";
         let server = DnsServer::start(([127, 0, 0, 1], 0).into()).await.unwrap();
         server.zone([cname(ALIAS, 5, "db.example"), address("db.example", 5, Ipv4Addr::LOCALHOST)]);

@@ -141,7 +141,7 @@ async fn a_lone_cname_is_explained_by_its_target() {
 }
 
 #[tokio::test]
-async fn a_lone_cname_whose_target_answers_for_itself() {
+async fn a_lone_cname_whose_target_has_addresses_of_its_own() {
     let server = server().await;
     let alone = DnsResponse::Records(vec![cname(ALIAS, 5, "httpbin.org")]);
     server.respond(ALIAS, alone);
@@ -538,7 +538,7 @@ async fn new_settings_keep_what_resolv_conf_has_said() {
 
 /// Regression: until the query for the new name was answered or timed out, the answer for the old one was used.
 #[tokio::test]
-async fn a_resolv_conf_of_another_namespace_ends_the_service_of_the_former_one_before_dns_answers()
+async fn a_resolv_conf_of_another_namespace_ends_the_service_of_the_former_one_before_dns_responds()
 {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("resolv.conf");

@@ -59,7 +59,7 @@ pub fn handshake(
 #[track_caller]
 pub fn get(address: SocketAddr, host: &str, target: &str) -> impl Future<Output = Message> {
     let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    within("an answer", async move {
+    within("a response", async move {
         let mut peer = connect(address).await;
         peer.send(request).await;
         peer.response().await
@@ -74,7 +74,7 @@ pub struct H2 {
 
 /// A whole HTTP/2 response.
 #[derive(Clone, Debug)]
-pub struct H2Answer {
+pub struct H2Response {
     /// Status and header fields.
     pub head: response::Parts,
     /// All data.
@@ -98,24 +98,24 @@ impl H2 {
         Self { sender }
     }
 
-    /// Sends a request (the URI's authority is `:authority`) and reads the answer whole.
+    /// Sends a request (the URI's authority is `:authority`) and reads the response whole.
     #[track_caller]
     pub fn send(
         &mut self,
         request: Request<Full<Bytes>>,
-    ) -> impl Future<Output = hyper::Result<H2Answer>> {
-        within("an HTTP/2 answer", async move {
+    ) -> impl Future<Output = hyper::Result<H2Response>> {
+        within("an HTTP/2 response", async move {
             self.sender.ready().await?;
             let (head, body) = self.sender.send_request(request).await?.into_parts();
             let body = body.collect().await?;
             let trailers = body.trailers().cloned();
-            Ok(H2Answer { head, body: body.to_bytes(), trailers })
+            Ok(H2Response { head, body: body.to_bytes(), trailers })
         })
     }
 
     /// A GET of a whole `http://authority/path`.
     #[track_caller]
-    pub fn get(&mut self, uri: &str) -> impl Future<Output = hyper::Result<H2Answer>> {
+    pub fn get(&mut self, uri: &str) -> impl Future<Output = hyper::Result<H2Response>> {
         self.send(Request::get(uri).body(Full::default()).unwrap())
     }
 }

@@ -42,9 +42,9 @@ pub fn port_of_its_own() -> u16 {
     (61_000 + number % 4_500) as u16
 }
 
-/// An address at which connecting neither succeeds nor fails: the SYN goes unanswered.
+/// An address at which connecting neither succeeds nor fails: the SYN gets no reply.
 pub struct Blackhole {
-    /// Where not to get an answer.
+    /// Where not to get a response.
     pub address: SocketAddr,
     _full_backlog: Vec<Socket>,
 }

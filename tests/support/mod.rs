@@ -5,7 +5,7 @@
 //! * [`raw_origin`] and [`scripts`]: upstreams that misbehave, or that note every byte
 //! * [`service_origin`]: upstreams with a response of the test's own making, trailers included
 //! * [`client`]: the application's side; [`curl`]: the one that users have
-//! * [`trust`]: certificates, and the root that vouches for them
+//! * [`trust`]: certificates, and the root that signed them
 //! * [`ca`]: folders of local certificate authorities
 //! * [`proxy`]: the binary under test; [`process`]: one that a test starts by itself; [`tools`]: other people's that `./test` installs
 //!
@@ -16,10 +16,10 @@
 //!
 //! ```ignore
 //! let mut scene = Scene::new(2).await;
-//! let origins = scene.script(scripts::answer);
+//! let origins = scene.script(scripts::respond);
 //! let proxy = Proxy::start(&scene.yaml("retry: {attempts: 1}")).await;
-//! let answer = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
-//! assert_eq!(answer.text(), "ok");
+//! let response = client::get(proxy.address(ALIAS).await, ALIAS, "/").await;
+//! assert_eq!(response.text(), "ok");
 //! ```
 
 pub mod ca;

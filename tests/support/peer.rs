@@ -21,7 +21,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 /// More than this in one message is a test that went wrong.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
-/// One end of a connection; dropping it closes without a TLS farewell, as a crash would.
+/// One end of a connection; dropping it closes without `close_notify`, as a crash would.
 pub struct Peer {
     wire: Box<dyn Wire>,
     /// The same socket again, for what no stream of bytes can do.

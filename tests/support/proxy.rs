@@ -183,15 +183,15 @@ impl Proxy {
 
     /// What `/status` says.
     pub async fn status(&self) -> Value {
-        let answer = client::get(self.admin().await, "localhost", "/status").await;
-        assert_eq!(answer.status(), 200, "{}", answer.text());
-        answer.json()
+        let response = client::get(self.admin().await, "localhost", "/status").await;
+        assert_eq!(response.status(), 200, "{}", response.text());
+        response.json()
     }
 
     /// The value of one series of `/metrics`, as in `truename_endpoints{alias="a",state="active"}`.
     pub async fn metric(&self, series: &str) -> Option<f64> {
-        let answer = client::get(self.admin().await, "localhost", "/metrics").await;
-        let lines = answer.text().lines();
+        let response = client::get(self.admin().await, "localhost", "/metrics").await;
+        let lines = response.text().lines();
         let found = lines.filter_map(|line| line.rsplit_once(' ')).find(|(key, _)| *key == series);
         found.map(|(_, value)| value.parse().unwrap())
     }

@@ -57,7 +57,7 @@ impl RawOrigin {
         tasks.spawn(async move {
             let mut scripts = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
-                // Else an answer may wait for the acknowledgement of TLS' session tickets.
+                // Else a response may wait for the acknowledgement of TLS' session tickets.
                 tcp.set_nodelay(true).unwrap();
                 let nth = notes.borrow().connections;
                 notes.send_modify(|seen| seen.connections += 1);

@@ -24,7 +24,7 @@ pub const TRUE_NAME: &str = "httpbin.org";
 /// Seconds: long enough that only a test that asks for it sees a refresh.
 const TTL: u32 = 60;
 
-/// DNS, and a port on each address of the true name, where nobody answers yet.
+/// DNS, and a port on each address of the true name, where nothing listens yet.
 pub struct Scene {
     /// The cluster's DNS.
     pub dns: DnsServer,

@@ -3,17 +3,17 @@
 
 use super::raw_origin::Arrival;
 
-/// Answers every request with 200 and `ok`, and keeps the connection.
-pub async fn answer(arrival: Arrival) {
-    answer_times(arrival, usize::MAX).await;
+/// Responds to every request with 200 and `ok`, and keeps the connection.
+pub async fn respond(arrival: Arrival) {
+    respond_times(arrival, usize::MAX).await;
 }
 
-/// Answers `times` requests as a server that keeps the connection would, then closes it.
-pub async fn answer_times(arrival: Arrival, times: usize) {
+/// Responds to `times` requests as a server that keeps the connection would, then closes it.
+pub async fn respond_times(arrival: Arrival, times: usize) {
     reply(arrival, ok("ok"), times).await;
 }
 
-/// Answers every request with exactly these bytes.
+/// Responds to every request with exactly these bytes.
 pub async fn always(arrival: Arrival, response: impl Into<Vec<u8>>) {
     reply(arrival, response.into(), usize::MAX).await;
 }
@@ -47,8 +47,8 @@ pub async fn reset_after_request(arrival: Arrival) {
     conversation.peer.reset();
 }
 
-/// Reads a request and never answers.
-pub async fn never_answer(arrival: Arrival) {
+/// Reads a request and never responds.
+pub async fn never_respond(arrival: Arrival) {
     let Some(mut conversation) = arrival.open().await else { return };
     conversation.request().await;
     conversation.peer.hold().await;
@@ -70,7 +70,7 @@ pub async fn half_a_chunk(arrival: Arrival) {
     reply(arrival, response, 1).await;
 }
 
-/// Answers with what is no HTTP.
+/// Responds with something that is not HTTP.
 pub async fn garbage(arrival: Arrival) {
     reply(arrival, b"\x00\xffthis is no HTTP\r\n\r\n".to_vec(), 1).await;
 }

@@ -28,10 +28,10 @@ pub struct ServiceOrigin {
 }
 
 impl ServiceOrigin {
-    /// Answers every request with `answer`.
-    pub fn start<Answer, Run>(listener: TcpListener, tls: Arc<ServerConfig>, answer: Answer) -> Self
+    /// Responds to every request with the result of `handle`.
+    pub fn start<Handle, Run>(listener: TcpListener, tls: Arc<ServerConfig>, handle: Handle) -> Self
     where
-        Answer: Fn(Request<Incoming>) -> Run + Clone + Send + Sync + 'static,
+        Handle: Fn(Request<Incoming>) -> Run + Clone + Send + Sync + 'static,
         Run: Future<Output = Response<Body>> + Send + 'static,
     {
         let address = listener.local_addr().unwrap();
@@ -40,13 +40,13 @@ impl ServiceOrigin {
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
-                connections.spawn(serve(tcp, tls.clone(), answer.clone()));
+                connections.spawn(serve(tcp, tls.clone(), handle.clone()));
             }
         });
         Self { address, _tasks: tasks }
     }
 
-    /// Answers `/stream` with a body whose sending end comes out of the channel, and anything else
+    /// Responds to `/stream` with a body whose sending end comes out of the channel, and anything else
     /// with `ok`.
     pub fn streaming(
         listener: TcpListener,
@@ -68,17 +68,17 @@ impl ServiceOrigin {
     }
 }
 
-async fn serve<Answer, Run>(tcp: TcpStream, tls: TlsAcceptor, answer: Answer)
+async fn serve<Handle, Run>(tcp: TcpStream, tls: TlsAcceptor, handle: Handle)
 where
-    Answer: Fn(Request<Incoming>) -> Run + Clone + Send + 'static,
+    Handle: Fn(Request<Incoming>) -> Run + Clone + Send + 'static,
     Run: Future<Output = Response<Body>> + Send + 'static,
 {
     let Ok(stream) = tls.accept(tcp).await else { return };
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let io = TokioIo::new(stream);
     let service = service_fn(move |request| {
-        let answer = answer.clone();
-        async move { Ok::<_, Infallible>(answer(request).await) }
+        let handle = handle.clone();
+        async move { Ok::<_, Infallible>(handle(request).await) }
     });
     // What the proxy does to the connection is for the test to say, at the other end.
     if is_h2 {

@@ -42,30 +42,30 @@ impl Through {
         client::connect(self.address).await
     }
 
-    /// Sends a request, on a connection of its own, that has no body in its answer's way.
+    /// Sends a request, on a connection of its own, without a body before its response.
     pub async fn exchange(&self, request: &str) -> Message {
         self.exchanges(request).await.pop().unwrap()
     }
 
-    /// The same with all that comes ahead of the answer.
+    /// The same with all that comes ahead of the response.
     pub async fn exchanges(&self, request: &str) -> Vec<Message> {
         let mut peer = self.connect().await;
         peer.send(request).await;
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         loop {
-            let answer = peer.response_to(request.split(' ').next().unwrap()).await;
-            let last = answer.status() == 101 || answer.status() >= 200;
-            answers.push(answer);
+            let response = peer.response_to(request.split(' ').next().unwrap()).await;
+            let last = response.status() == 101 || response.status() >= 200;
+            responses.push(response);
             if last {
-                return answers;
+                return responses;
             }
         }
     }
 
-    /// Sends a request that is answered by the origin, and gives it as the origin read it.
+    /// Sends a request that the origin responds to, and returns it as the origin read it.
     pub async fn sent(&self, request: &str) -> Message {
-        let answer = self.exchange(request).await;
-        assert!(answer.status() < 400, "{}\n{}", answer.head, answer.text());
+        let response = self.exchange(request).await;
+        assert!(response.status() < 400, "{}\n{}", response.head, response.text());
         self.last_request()
     }
 

@@ -10,7 +10,7 @@ use super::*;
 use crate::demo::authority::{Authority, LeafOptions};
 
 #[tokio::test]
-async fn http1_is_answered_and_counted() {
+async fn http1_gets_a_response_and_is_counted() {
     let (origin, tls) = start(&["http/1.1"]).await;
 
     for _ in 0..2 {
@@ -37,7 +37,7 @@ async fn http1_is_answered_and_counted() {
 }
 
 #[tokio::test]
-async fn http2_is_answered_where_alpn_chose_it() {
+async fn http2_gets_a_response_where_alpn_chose_it() {
     let (origin, tls) = start(&["h2", "http/1.1"]).await;
     let (mut sender, connection) =
         client::conn::http2::handshake(TokioExecutor::new(), connect(&origin, &tls).await)
