@@ -53,7 +53,7 @@
 //! [`demo`] has a cluster's DNS, a certificate authority and HTTPS servers on loopback: a world in which to test
 //! programs that use truename, as `examples/embed.rs` does.
 
-// They panic where nobody reads: `telemetry::say` does not.
+// They panic if the output cannot be written. `telemetry::say` does not.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod config;

@@ -53,7 +53,7 @@ struct Stamp {
 }
 
 impl Followed {
-    /// Follows these files; those larger than `limit` are not usable. A folder stands for the files in it.
+    /// Follows these files; those larger than `limit` are not usable. For a folder, the files in it are followed.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>, limit: usize) -> Self {
         let file = |path| FollowedFile { path, stamp: None, hash: None, looks: 0 };
         Self { files: paths.into_iter().map(file).collect(), limit }

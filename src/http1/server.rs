@@ -116,7 +116,7 @@ impl<S: ByteStream> ServerConnection<S> {
         Ok(())
     }
 
-    /// Has the connection end with a reset, whoever ends it: nothing else shows the client that a response is
+    /// Makes the connection end with a reset in any case: nothing else shows the client that a response is
     /// incomplete.
     pub fn reset_on_close(&self) {
         if let Some(socket) = self.stream.as_ref().and_then(ByteStream::socket) {

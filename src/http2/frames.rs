@@ -205,8 +205,8 @@ impl Frames {
         self.streams
     }
 
-    /// Whether there were too many of a kind, for so many streams, whoever opened them. `sent`: DATA frames
-    /// that the peer was sent.
+    /// Whether there were too many frames of a kind for the number of streams from both sides. `sent`: DATA frames
+    /// sent to the peer.
     pub fn flood(&self, streams: u64, sent: u64) -> Option<Flood> {
         if self.priorities > PRIORITIES * (1 + streams) {
             return Some(Flood::Priorities);

@@ -92,7 +92,7 @@ impl Http2 {
         limit: Duration,
     ) -> Result<Response<()>, http2::ExchangeError> {
         let mark = self.info.wire.mark();
-        // From here on, whoever is told counts this stream too.
+        // From here on, notifications take this stream into account.
         let barred = self.streams.barred.notified();
         let exchange = self.exchange.insert(Box::new(self.client.begin(head, body)?));
         let head = tokio::select! {

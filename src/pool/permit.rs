@@ -154,7 +154,7 @@ impl EndpointConnections {
     /// Says that an HTTP/2 connection of `worker` may have room for one more stream; `is_idle`: it has none.
     pub(super) fn has_room(&self, worker: usize, is_idle: bool) {
         if !self.wake(worker) && is_idle {
-            // Whoever waits elsewhere closes it, and is let in.
+            // A request that waits on another worker may close it and get its permit.
             let _ = (0..self.waiting.len()).any(|worker| self.wake(worker));
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// The longest interval between retries while DNS fails.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// The same while there is nothing to use: whoever fixes the Service waits for the proxy to notice.
+/// The same while there is nothing to use, so that a fix of the Service takes effect quickly.
 const LONGEST_RETRY_UNSERVED: Duration = Duration::from_secs(5);
 
 /// The answers to one question over time.

@@ -104,7 +104,7 @@ fn expected(aliases: &[Alias], listener: SocketAddr, host: &str) -> Option<usize
 
 proptest! {
     #[test]
-    fn a_host_leads_to_the_alias_that_bears_it_and_any_other_nowhere(
+    fn a_host_leads_to_the_alias_with_that_name_and_any_other_nowhere(
         aliases in vec(alias(), 0..5),
         hosts in vec(host(), 8),
     ) {

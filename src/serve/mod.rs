@@ -441,7 +441,7 @@ enum End {
     Done,
     /// With a response that the client may not have read yet, and it may still be sending.
     Lingers,
-    /// By a failure: the client is to be reset, so that it does not take this for the end of the data.
+    /// By a failure: the connection must be reset, so that the client does not take this for the end of the data.
     Reset,
 }
 

@@ -1,9 +1,9 @@
 //! How many requests may be sent again: a share of those of the last ten seconds, and a few more, so that an
 //! alias with little traffic can retry at all.
 //!
-//! A retry that the share covers is granted from it; any other is granted while fewer than
-//! [`BESIDES`] of these were granted in the second at hand. So when everything fails, a target gets
-//! its requests, the share of them once more, and three more a second.
+//! A retry is granted from the share if it is not used up; others are granted while fewer than
+//! [`BESIDES`] of them were granted in the current second. So when everything fails, a target gets
+//! its requests, the share of them again, and three more per second.
 
 use std::{
     array,

@@ -151,7 +151,7 @@ impl Alias {
         }
     }
 
-    /// A target is none of the alias' any more: what is open to it ends as `on_change` says.
+    /// A target was removed from the alias: its connections and requests end according to `on_change`.
     pub(super) fn leave(&self, target: &Target) {
         target.ask_no_more();
         for generation in target.generations() {
@@ -242,7 +242,7 @@ impl Alias {
         }
     }
 
-    /// Logs the failures that go on, for these settings end: other settings may have ended their cause.
+    /// Logs the current failures before the settings are replaced, because other settings may fix their cause.
     pub(super) fn report_ended_failures(&self) {
         for report in self.state.failures.take() {
             let kind = report.kind.as_ref();

@@ -314,8 +314,8 @@ impl Lease {
         self.reused
     }
 
-    /// What the origin had of a request that `error` was met with; of one whose response was sent
-    /// before it was there, where there is none. May take a second.
+    /// How much of a request the origin has read, if the request failed with `error`, or, without an error, if its
+    /// response was sent before the request had arrived. May take a second.
     pub async fn verdict(&self, error: Option<&SendError>) -> Verdict {
         let said = error.map_or(Verdict::Unknown, SendError::verdict);
         match &self.connection {

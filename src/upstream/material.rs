@@ -113,7 +113,7 @@ impl Material {
             return Ok(false);
         }
         let tls = load();
-        // They were read once more for that.
+        // They have changed while they were loaded.
         if files.look() != now {
             return Ok(false);
         }
@@ -157,7 +157,7 @@ mod tests {
         assert!(material.reload().unwrap() && !is_first());
         assert!(!material.reload().unwrap());
 
-        // What could not be read for want of descriptors is taken by the next look.
+        // A file that could not be read without descriptors is loaded by the next check.
         fs::write(&file, &two).unwrap();
         assert!(!material.reload().unwrap());
         let missing =

@@ -10,15 +10,15 @@
 //!   the request is still sent. A client that reads nothing for `timeouts.idle` is given up.
 //! * **A stalled exchange**: if neither the response nor the rest of the request moves for `timeouts.idle`, the
 //!   response breaks off.
-//! * **A response that breaks off**: what arrived of it is still passed on, and the client is told that it is
+//! * **A response that breaks off**: what arrived of it is still passed on, and the client is shown that it is
 //!   incomplete.
 //! * **The end**: once the client's side has accepted the end of the response, the connection to the origin is
-//!   given back and the request's record is written. So whoever has read a response finds it recorded.
+//!   given back and the request's record is written. So a response that was read completely has a record.
 //! * **A switch of protocols**: after a `101`, the task continues with both connections as a tunnel.
 //!
-//! The two sides know how: a [`ClientSide`] what its version of HTTP has for all this, and the
-//! [`OriginSide`](super::origin::OriginSide) where the response and the rest of the request stand. A program that
-//! calls the library is a client's side of its own, and polls the origin's through the [`Body`].
+//! The two sides implement this: a [`ClientSide`] for its version of HTTP, and the
+//! [`OriginSide`](super::origin::OriginSide) for the response and the rest of the request. A program that
+//! uses the library is its own client side, and polls the origin's through the [`Body`].
 //!
 //! Before the head, an exchange is a request on its way ([`super::request`]), which the loop runs, with
 //! `timeouts.connect` and `timeouts.response`. Its `1xx` go to the client's side as they come

@@ -14,7 +14,8 @@ use crate::{
     upstream::{Alias, Generation},
 };
 
-/// Of what happened, so much is told in a problem document, and in a header: clients and proxies limit the size of a head.
+/// The length limits of an error's details in a problem document and in a header: clients and proxies limit the size of
+/// a head.
 const LONGEST_DETAIL: usize = 8 * 1024;
 const LONGEST_DETAIL_IN_HEADER: usize = 1024;
 

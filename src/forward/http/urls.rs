@@ -60,8 +60,8 @@ pub(super) fn link(value: &[u8], client: &ClientView, target: TargetView<'_>) ->
 
 /// What follows the target's own origin in a URL; `None` for any other origin.
 ///
-/// A target behind TLS may not know of it and write `http` URLs for itself: whoever followed those would
-/// bypass the alias, and TLS.
+/// A target behind a TLS proxy may write `http` URLs for itself. A client that follows them would
+/// bypass the alias and TLS.
 pub(super) fn strip_target<'a>(url: &'a [u8], target: TargetView<'_>) -> Option<&'a [u8]> {
     let (scheme, authority, rest) = split_origin(url)?;
     let https = target.scheme == "https";

@@ -18,7 +18,7 @@ pub(super) const TRUSTSTORE: &str = "truststore.p12";
 
 pub(super) const FILES: [&str; 3] = [ROOTS, BUNDLE, TRUSTSTORE];
 
-/// The most attempts: changes by other processes come to an end, too.
+/// The most attempts: changes by other processes stop at some point, too.
 const ROUNDS: usize = 1000;
 
 impl Store {
