@@ -1,12 +1,14 @@
 //! Origins that close, stall, babble and lie: whatever they do, the client sees either the whole
 //! of a response or that there is none.
 
+use std::time::Duration;
+
 use crate::support::{
     client, loopback,
     message::Message,
     peer::Peer,
     proxy::Proxy,
-    raw_origin::Arrival,
+    raw_origin::{Arrival, RawOrigin},
     scene::{ALIAS, Scene},
     scripts,
     through::Through,
@@ -219,6 +221,41 @@ async fn a_body_that_resets_half_way_is_broken_for_the_client_too() {
             assert!(chunked || head.contains("100"), "an end that looks like one: {head}");
         }
     }
+}
+
+/// Nothing but the reset shows that there was more of it: there is neither a length nor TLS.
+#[tokio::test]
+async fn a_response_is_incomplete_whose_reset_the_upload_notices_first() {
+    let mut scene = Scene::new(1).await;
+    let (reset, mut was_reset) = tokio::sync::mpsc::unbounded_channel::<()>();
+    let script = move |arrival: Arrival| {
+        let reset = reset.clone();
+        async move {
+            let mut conversation = arrival.open().await.unwrap();
+            conversation.peer.head().await.unwrap();
+            conversation.peer.send("HTTP/1.1 200 OK\r\n\r\n").await;
+            // Until the client has no room for more, so that the proxy reads no more of it.
+            let block = vec![b'x'; 64 * 1024];
+            let pause = Duration::from_millis(300);
+            while tokio::time::timeout(pause, conversation.peer.try_send(&block)).await.is_ok() {}
+            conversation.peer.reset();
+            reset.send(()).unwrap();
+        }
+    };
+    let _origin = RawOrigin::start(scene.take_listeners().remove(0), None, script);
+    let proxy = Proxy::start(&scene.yaml("tls: {mode: plaintext}")).await;
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    let head = format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nTransfer-Encoding: chunked\r\n\r\n");
+    peer.send(head).await;
+    within("the reset", was_reset.recv()).await.unwrap();
+    // The proxy finds out when it sends this on.
+    peer.send("5\r\nhello\r\n").await;
+    if let Ok(response) = peer.rest().await {
+        assert!(response.starts_with(b"HTTP/1.1 200") && response.len() > 64 * 1024);
+        assert!(!response.ends_with(b"0\r\n\r\n"), "the last chunk");
+    }
+    let line = proxy.logged("\"status\":200").await;
+    assert!(line.contains("\"error\":\"http_response_incomplete\""), "{line}");
 }
 
 #[tokio::test]

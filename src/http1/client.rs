@@ -71,6 +71,9 @@ pub struct ClientConnection<S> {
     reusable: bool,
     /// An error of the request that happened while the response's body was not being read. Reported when it is.
     lost: Option<ExchangeError>,
+    /// A write has noticed that the peer reset the connection. The kernel reports that once only: to a read, it then
+    /// looks as if the peer had ended its side.
+    was_reset: bool,
 }
 
 /// A request's body that is being sent.
@@ -92,6 +95,7 @@ impl<S: ByteStream> ClientConnection<S> {
             idle: None,
             reusable: true,
             lost: None,
+            was_reset: false,
         }
     }
 
@@ -244,7 +248,11 @@ impl<S: ByteStream> ClientConnection<S> {
             }
             let error = match self.outbox.poll_flush(cx, &mut self.stream) {
                 Poll::Ready(Ok(())) => continue,
-                Poll::Ready(Err(error)) => ExchangeError::Write(error),
+                Poll::Ready(Err(error)) => {
+                    // After a FIN it would be `BrokenPipe`.
+                    self.was_reset |= error.kind() == io::ErrorKind::ConnectionReset;
+                    ExchangeError::Write(error)
+                }
                 Poll::Pending => {
                     let Some(idle) = self.idle else { return Poll::Pending };
                     ready!(self.outbox.poll_idle(cx, idle, &self.stream));
@@ -283,6 +291,10 @@ impl<S: ByteStream> ClientConnection<S> {
                 Ok(None) => {}
             }
             match ready!(self.inbox.poll_fill(cx, &mut self.stream)) {
+                Ok(0) if self.was_reset => {
+                    let error = io::ErrorKind::ConnectionReset.into();
+                    return self.broken(ExchangeError::Read(error));
+                }
                 Ok(0) => match self.response.end() {
                     Ok(()) => return Poll::Ready(None),
                     Err(error) => return self.broken(ExchangeError::Body(error)),
