@@ -92,7 +92,7 @@ impl Bound {
     ) -> Result<Self, BindError> {
         let error = |source| BindError { address: configured, source, is_of_admin: false };
         let ipv6_only = ipv6_only && configured.ip() == Ipv6Addr::UNSPECIFIED;
-        let together = Together::new(ours, configured.port());
+        let together = Together::new(ours, configured);
         let socket = bind(configured, ipv6_only, together.has_others()).map_err(error)?;
         Ok(Self {
             id: ListenSocketId::unique(),
@@ -106,7 +106,7 @@ impl Bound {
 
     /// Starts listening. Connections to more specific addresses of `ours` still go to those sockets.
     pub fn listen(&self, ours: &[Arc<Self>]) -> Result<(), BindError> {
-        let together = Together::new(ours, self.address.port());
+        let together = Together::new(ours, self.address);
         let socket = SockRef::from(&self.socket);
         let shared = socket.set_reuse_port(together.has_others());
         let listening = shared.and_then(|()| socket.listen(BACKLOG));
@@ -169,14 +169,15 @@ fn bind(address: SocketAddr, ipv6_only: bool, shares: bool) -> io::Result<StdLis
     Ok(socket.into())
 }
 
-/// Lets sockets of ours share a port until it is dropped. No longer, because another process of the same user
-/// could share it too.
+/// Lets sockets of ours whose addresses overlap share their port until it is dropped. No longer, because another process
+/// of the same user could share it too. And no others: thousands of aliases may have the same port, each at an address
+/// of its own.
 struct Together<'a>(Vec<&'a Bound>);
 
 impl<'a> Together<'a> {
-    fn new(ours: &'a [Arc<Bound>], port: u16) -> Self {
-        let at_port = ours.iter().map(Arc::as_ref).filter(|bound| bound.address.port() == port);
-        let together = Self(at_port.collect());
+    fn new(ours: &'a [Arc<Bound>], address: SocketAddr) -> Self {
+        let overlap = |bound: &&Bound| overlap(bound.address, address);
+        let together = Self(ours.iter().map(Arc::as_ref).filter(overlap).collect());
         together.share(true);
         together
     }
@@ -199,9 +200,38 @@ impl Drop for Together<'_> {
     }
 }
 
+/// Whether a connection could come to either.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let (one_ip, other_ip) = (one.ip().to_canonical(), other.ip().to_canonical());
+    one.port() == other.port()
+        && (one_ip == other_ip || one_ip.is_unspecified() || other_ip.is_unspecified())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_sockets_whose_addresses_overlap_share_a_port() {
+        let bind = |ip: &str, port| {
+            let address = SocketAddr::new(ip.parse().unwrap(), port);
+            Arc::new(Bound::new(address, false, &[]).unwrap())
+        };
+        let first = bind("127.0.0.1", 0);
+        let port = first.address.port();
+        let ours = [first, bind("127.0.0.2", port), bind("127.0.0.3", port)];
+        let sharing = |ip: &str, port| {
+            let _together = Together::new(&ours, SocketAddr::new(ip.parse().unwrap(), port));
+            ours.each_ref().map(|bound| SockRef::from(&bound.socket).reuse_port().unwrap())
+        };
+        assert_eq!(sharing("127.0.0.2", port), [false, true, false]);
+        assert_eq!(sharing("::ffff:127.0.0.1", port), [true, false, false]);
+        assert_eq!(sharing("127.0.0.4", port), [false; 3]);
+        for wide in ["0.0.0.0", "::"] {
+            assert_eq!(sharing(wide, port), [true; 3], "{wide}");
+            assert_eq!(sharing(wide, port ^ 1), [false; 3], "{wide}");
+        }
+    }
 
     #[test]
     fn a_bind_error_says_how_to_fix_it() {
