@@ -62,6 +62,13 @@ pub struct TcpState {
     _min_rtt: u32,
 }
 
+impl TcpState {
+    /// Whether the peer's kernel has acknowledged everything written, or never will.
+    fn is_delivered(&self) -> bool {
+        self.state == STATE_CLOSED || self.unacknowledged == 0 && self.unsent == 0
+    }
+}
+
 /// States of the kernel's machine (`net/tcp_states.h`) in which the peer has ended its side:
 /// `TIME_WAIT`, `CLOSE`, `CLOSE_WAIT`, `LAST_ACK`, `CLOSING`.
 const STATES_PEER_LEFT: [u8; 5] = [6, 7, 8, 9, 11];
@@ -212,14 +219,19 @@ impl Socket {
 
     /// Whether the peer's kernel has acknowledged everything written, or never will.
     pub fn is_delivered(&self) -> bool {
-        getsockopt(self.stream(), TcpInfo).is_ok_and(|info| {
-            info.state == STATE_CLOSED || info.unacknowledged == 0 && info.unsent == 0
-        })
+        getsockopt(self.stream(), TcpInfo).is_ok_and(|info| info.is_delivered())
     }
 
     /// How much the peer's kernel has acknowledged.
     pub fn acknowledged(&self) -> u64 {
         getsockopt(self.stream(), TcpInfo).map_or(0, |info| info.acknowledged)
+    }
+
+    /// How much the peer's kernel has acknowledged, as long as that is not everything written. This shows that a slow
+    /// peer reads: the socket becomes writable only after much of its buffer has drained.
+    pub fn acknowledged_so_far(&self) -> Option<u64> {
+        let info = getsockopt(self.stream(), TcpInfo).ok()?;
+        (!info.is_delivered()).then_some(info.acknowledged)
     }
 
     /// Turns closing into a reset, so that a cut-off response does not look complete.

@@ -9,6 +9,7 @@ use crate::support::{
 };
 
 const IN_FLIGHT: &str = "truename_http_requests_in_flight{alias=\"webscaler-manual\"}";
+const TUNNEL: &str = "protocol: tcp\ntls_in: false\ntimeouts: {idle: 2s}";
 const IMPATIENT: &str = "timeouts: {idle: 1s}";
 /// More than all kernels on the way take.
 const LONG: usize = 64 * 1024 * 1024;
@@ -131,6 +132,60 @@ async fn whoever_reads_slowly_gets_all() {
     for _ in 0..LONG / BLOCK - 6 {
         peer.exactly(BLOCK).await;
     }
+}
+
+/// A socket becomes writable only after a third of its buffer has drained, which takes such a client longer.
+#[tokio::test]
+async fn a_client_that_reads_slowly_from_a_tunnel_is_not_idle() {
+    let through = Through::new(TUNNEL, |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        while conversation.peer.try_send(vec![b'x'; BLOCK]).await.is_ok() {}
+    });
+    let through = through.await;
+    let mut peer = through.connect().await;
+    read_slowly(&mut peer).await;
+    for _ in 0..8 {
+        peer.exactly(BLOCK).await;
+    }
+}
+
+/// Not even once the client has ended its side, and everything it sent waits in kernels on the way.
+#[tokio::test]
+async fn a_target_that_reads_slowly_from_a_tunnel_is_not_idle() {
+    let through = Through::new(TUNNEL, |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        read_slowly(&mut conversation.peer).await;
+        conversation.peer.rest().await.unwrap();
+        conversation.peer.send("all of it").await;
+        conversation.peer.finish().await;
+    });
+    let through = through.await;
+    let mut peer = through.connect().await;
+    peer.send(vec![b'x'; 8 * BLOCK]).await;
+    peer.finish().await;
+    assert_eq!(peer.rest().await.unwrap(), b"all of it");
+}
+
+/// Reads for longer than the peers of [`TUNNEL`] may be idle.
+async fn read_slowly(peer: &mut Peer) {
+    let mut pace = tokio::time::interval(Duration::from_millis(100));
+    for _ in 0..50 {
+        pace.tick().await;
+        peer.exactly(BLOCK / 32).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_from_a_tunnel_is_idle() {
+    let through = Through::new(TUNNEL, |arrival: Arrival| async move {
+        let mut conversation = arrival.open().await.unwrap();
+        while conversation.peer.try_send(vec![b'x'; BLOCK]).await.is_ok() {}
+    });
+    let through = through.await;
+    let mut peer = through.connect().await;
+    peer.exactly(1).await;
+    through.proxy.logged("\"end\":\"idle\"").await;
+    through.origin.until(|seen| seen.ended == 1).await;
 }
 
 /// While the one side sends the other may be silent.

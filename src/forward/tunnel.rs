@@ -29,6 +29,10 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// `Instant`s cannot be arbitrarily far away, and `timeouts.idle` can.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
+/// How many times within an idle timeout it is checked whether a peer reads: one that is slow must not be taken for one
+/// that has stopped.
+const LOOKS: u32 = 4;
+
 /// Buffers grow with the bytes copied. An idle tunnel has none.
 const SIZES: [(u64, usize); 3] = [(0, 4 * 1024), (64 * 1024, 16 * 1024), (1024 * 1024, 64 * 1024)];
 
@@ -122,6 +126,7 @@ where
     let mut kill = pin!(kill);
     let (mut downstream, mut upstream) = (Shared::new(downstream), Shared::new(upstream));
     let moved = Moved::default();
+    let reading = || [downstream.acknowledged_so_far(), upstream.acknowledged_so_far()];
     let end = {
         let onward = pump(&downstream.stream, &upstream.stream, &traffic.bytes_in, &moved);
         let back = pump(&upstream.stream, &downstream.stream, &traffic.bytes_out, &moved);
@@ -129,8 +134,8 @@ where
             // First: a connection that was cut reads as if it had ended.
             biased;
             () = &mut kill => End::Killed,
-            end = both(onward, back, &moved, idle) => end,
-            () = until_idle(&moved, idle) => End::Idle,
+            end = both(onward, back, &moved, idle, &reading) => end,
+            () = until_idle(&moved, idle, &reading) => End::Idle,
         }
     };
     if matches!(end, End::Broken(..)) {
@@ -147,7 +152,13 @@ where
 }
 
 /// Runs both directions to their end.
-async fn both<O, B>(onward: O, back: B, moved: &Moved, idle: Duration) -> End
+async fn both<O, B>(
+    onward: O,
+    back: B,
+    moved: &Moved,
+    idle: Duration,
+    reading: &impl Fn() -> Reading,
+) -> End
 where
     O: Future<Output = Result<(), Break>>,
     B: Future<Output = Result<(), Break>>,
@@ -178,7 +189,7 @@ where
             .map_err(|broken| broken.end(from, other))
             .and(second.map_err(|broken| broken.end(other, from)))
             .map(|()| End::Closed),
-        () = until_idle(moved, rest.min(idle)) => {
+        () = until_idle(moved, rest.min(idle), reading) => {
             first.map_err(|broken| broken.end(from, other)).map(|()| End::HalfClosed)
         }
     };
@@ -195,6 +206,10 @@ struct Shared<S: ByteStream> {
 impl<S: ByteStream> Shared<S> {
     fn new(stream: S) -> Self {
         Self { stream: Mutex::new(stream), has_ended: false }
+    }
+
+    fn acknowledged_so_far(&self) -> Option<u64> {
+        self.stream.lock().socket().and_then(Socket::acknowledged_so_far)
     }
 }
 
@@ -277,12 +292,18 @@ async fn pump<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
 }
 
 /// Waits until the peer's kernel has acknowledged everything written, because a reset discards the rest. The
-/// kernel does not report this, so it is polled, and only for a limited time.
+/// kernel does not report this, so it is polled, as long as the peer reads some of it from time to time.
 async fn delivered(socket: Option<&Socket>) {
     let Some(socket) = socket else { return };
-    let deadline = Instant::now() + HALF_CLOSED;
+    let mut deadline = Instant::now() + HALF_CLOSED;
     let mut pause = Duration::from_millis(1);
-    while !socket.is_delivered() && Instant::now() < deadline {
+    let mut before = None;
+    while let acknowledged @ Some(_) = socket.acknowledged_so_far()
+        && Instant::now() < deadline
+    {
+        if acknowledged != before {
+            (before, deadline) = (acknowledged, Instant::now() + HALF_CLOSED);
+        }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
     }
@@ -312,11 +333,21 @@ impl Moved {
     }
 }
 
-async fn until_idle(moved: &Moved, idle: Duration) {
+/// What each side has acknowledged of what was written to it, while that is not everything.
+type Reading = [Option<u64>; 2];
+
+/// Waits until no bytes have moved for `idle`, and nobody has read any of those on the way.
+async fn until_idle(moved: &Moved, idle: Duration, reading: &impl Fn() -> Reading) {
+    let mut before = reading();
     loop {
-        let deadline = moved.last() + idle;
-        sleep_until(deadline).await;
-        if moved.last() + idle <= deadline {
+        let end = moved.last() + idle;
+        sleep_until(end.min(Instant::now() + idle / LOOKS)).await;
+        let now = reading();
+        if before.iter().zip(&now).any(|(before, now)| before.is_some() && before != now) {
+            moved.now();
+        }
+        before = now;
+        if moved.last() + idle <= Instant::now() {
             return;
         }
     }
