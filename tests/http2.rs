@@ -89,7 +89,7 @@ async fn a_post_of_nothing_over_http_2_says_so_in_http_1_1() {
 async fn http_1_1_becomes_http_2_where_the_alias_says_so() {
     let pair = Pair::new("http: {version: \"2\"}", async |request: Request<Incoming>| {
         let body = request.into_body().collect().await.unwrap().to_bytes();
-        Response::builder().header("X-Handle", "1").body(service_origin::whole(body)).unwrap()
+        Response::builder().header("X-Response", "1").body(service_origin::whole(body)).unwrap()
     })
     .await;
     let mut peer = client::connect(pair.address).await;

@@ -411,7 +411,7 @@ async fn the_shells_limit_of_open_files_is_raised_as_far_as_it_may_be() {
         let (soft, hard) = proxy.file_limit();
         assert_eq!(soft, hard);
         assert_ne!(soft, "256");
-        assert_eq!(proxy.log().contains("fewer files than `listener.max_connections`"), warned);
+        assert_eq!(proxy.log().contains("is lower than `listener.max_connections`"), warned);
     }
 }
 
