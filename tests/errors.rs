@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use crate::support::{
     client,
+    curl::curl,
     loopback::{self, Blackhole},
     message::Message,
     proxy::Proxy,
@@ -266,16 +267,9 @@ async fn a_server_that_wants_a_client_certificate_is_told_which_key_has_it() {
 /// Regression: the message said only that the connection had ended, and not how to fix it.
 #[tokio::test]
 async fn a_server_of_http2_that_wants_a_client_certificate_is_told_as_well() {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let roots = trust::authority().roots();
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build().unwrap();
-    let leaf = trust::authority().issue(&[TRUE_NAME], &[], LeafOptions::default()).unwrap();
-    let config = server_builder().with_client_cert_verifier(verifier);
-    let mut config = config.with_single_cert(leaf.chain.clone(), leaf.key.clone_key()).unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
     let mut scene = Scene::new(1).await;
     let listener = scene.take_listeners().remove(0);
+    let acceptor = requiring_client_certificates();
     tokio::spawn(async move {
         let mut refused = Vec::new();
         while let Ok((tcp, _)) = listener.accept().await {
@@ -287,6 +281,40 @@ async fn a_server_of_http2_that_wants_a_client_certificate_is_told_as_well() {
     let problem = problem(&get(&proxy).await, 502, "tls_protocol_error", "tls");
     tells(&problem, "detail", &["certificate_required", "requires a client certificate"]);
     tells(&problem, "fix", &["`tls.client_certificate:"]);
+}
+
+/// Regression: one in ten uploads met the closed connection before the alert, and the message did not mention it.
+#[tokio::test]
+async fn a_server_of_http2_that_closes_during_an_upload_is_told_as_well() {
+    let mut scene = Scene::new(1).await;
+    let listener = scene.take_listeners().remove(0);
+    let acceptor = requiring_client_certificates();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            drop(acceptor.accept(tcp).await);
+        }
+    });
+    let body = tempfile::NamedTempFile::new().unwrap();
+    body.as_file().set_len(1 << 20).unwrap();
+    let data = format!("@{}", body.path().display());
+    let proxy = Proxy::start(&scene.yaml("http: {version: \"2\"}")).await;
+    let url = format!("http://{}/", proxy.address(ALIAS).await);
+    for _ in 0..30 {
+        let host = format!("Host: {ALIAS}");
+        let told = curl(&["-H", &host, "-H", "Expect:", "--data-binary", &data, &url]).await;
+        assert!(told.stdout.contains("certificate_required"), "{told:?}");
+    }
+}
+
+fn requiring_client_certificates() -> TlsAcceptor {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let roots = trust::authority().roots();
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build().unwrap();
+    let leaf = trust::authority().issue(&[TRUE_NAME], &[], LeafOptions::default()).unwrap();
+    let config = server_builder().with_client_cert_verifier(verifier);
+    let mut config = config.with_single_cert(leaf.chain.clone(), leaf.key.clone_key()).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
 }
 
 #[tokio::test]

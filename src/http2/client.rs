@@ -68,6 +68,7 @@ pub async fn handshake<S: ByteStream>(
     streams: usize,
 ) -> Result<(ClientConnection, Connection<S>, OriginKeepAlive), ExchangeError> {
     let (io, writer) = coalesced(Inspected::new(io, Frames::of_origin()));
+    writer.read_to_end();
     let window = ReceiveWindow::upstream();
     let mut builder = Builder::new();
     builder

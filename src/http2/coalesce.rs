@@ -3,6 +3,9 @@
 //! `h2` writes each DATA frame of 256 bytes or more by itself, and flushes. With many streams that is a system
 //! call, and under TLS a record, for each of them. So its writes are collected here, a flush does nothing, and
 //! the connection's driver [writes everything](Writer::poll_driven) once `h2` has no more.
+//!
+//! `h2` gives up when a write fails, and reads no more. But a server that closes a connection may have said why: with
+//! a TLS alert, a GOAWAY or a response. So an origin's connection is [read to its end](Writer::read_to_end) first.
 
 use std::{
     io::{self, IoSlice},
@@ -14,12 +17,18 @@ use std::{
 
 use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 
 use crate::idle::IdleTimer;
 
 /// How much is collected before it is written anyway.
 const CAPACITY: usize = 64 * 1024;
+
+/// For how long what was received is read after a write has failed. If the connection is lost, its end follows at once.
+const REST: Duration = Duration::from_secs(1);
 
 /// A buffer that has grown larger than this is not kept.
 const KEPT: usize = 16 * 1024;
@@ -32,6 +41,8 @@ pub fn coalesced<S>(stream: S) -> (Coalesced<S>, Writer<S>) {
         is_held_up: false,
         unwritten: IdleTimer::default(),
         moved: 0,
+        reads_to_end: false,
+        lost: None,
     }));
     (Coalesced(buffered.clone()), Writer(buffered))
 }
@@ -54,6 +65,25 @@ struct Buffered<S> {
     unwritten: IdleTimer,
     /// Bytes read and written.
     moved: u64,
+    /// Whether a failed write leaves what was received to be read.
+    reads_to_end: bool,
+    /// Set once a write has failed. From then on, what `h2` writes goes nowhere.
+    lost: Option<Lost>,
+}
+
+/// A write that failed.
+#[derive(Debug)]
+struct Lost {
+    error: io::Error,
+    /// How long is left to read the rest.
+    rest: Pin<Box<Sleep>>,
+}
+
+impl<S> Writer<S> {
+    /// Has what was received be read before `h2` learns that a write failed.
+    pub fn read_to_end(&self) {
+        self.0.lock().reads_to_end = true;
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
@@ -63,6 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
         cx: &mut Context<'_>,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<io::Result<T>> {
+        let mut was_lost = false;
         loop {
             if let Poll::Ready(end) = poll(cx) {
                 return Poll::Ready(Ok(end));
@@ -70,8 +101,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
             let mut buffered = self.0.lock();
             let was_held_up = std::mem::take(&mut buffered.is_held_up);
             ready!(buffered.poll_flush(cx))?;
-            if !was_held_up {
-                return Poll::Pending;
+            match &mut buffered.lost {
+                None if was_held_up => {}
+                None => return Poll::Pending,
+                Some(lost) if was_lost => {
+                    ready!(lost.rest.as_mut().poll(cx));
+                    return Poll::Ready(Err(lost.error()));
+                }
+                Some(_) => was_lost = true,
             }
         }
     }
@@ -116,12 +153,13 @@ impl<S: AsyncWrite + Unpin> Buffered<S> {
     /// Writes until less than `left` is in the buffer.
     fn poll_drain(&mut self, cx: &mut Context<'_>, left: usize) -> Poll<io::Result<()>> {
         while self.buffer.len() >= left {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.buffer))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.buffer)) {
+                Ok(0) => return Poll::Ready(self.lose(io::ErrorKind::WriteZero.into())),
+                Ok(written) => {
                     self.buffer.advance(written);
                     self.moved += written as u64;
                 }
+                Err(error) => return Poll::Ready(self.lose(error)),
             }
             self.unwritten.moved();
         }
@@ -138,7 +176,32 @@ impl<S: AsyncWrite + Unpin> Buffered<S> {
         } else {
             self.buffer.clear();
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match self.lost {
+            Some(_) => Poll::Ready(Ok(())),
+            None => match ready!(Pin::new(&mut self.stream).poll_flush(cx)) {
+                Ok(()) => Poll::Ready(Ok(())),
+                Err(error) => Poll::Ready(self.lose(error)),
+            },
+        }
+    }
+
+    /// A write has failed.
+    fn lose(&mut self, error: io::Error) -> io::Result<()> {
+        if !self.reads_to_end {
+            return Err(error);
+        }
+        self.buffer.clear();
+        self.lost = Some(Lost { error, rest: Box::pin(sleep(REST)) });
+        Ok(())
+    }
+
+    /// Adds as much of `bytes` as there is `room` for, and gives how much that was.
+    fn take(&mut self, bytes: &[u8], room: usize) -> usize {
+        let length = bytes.len().min(room);
+        if self.lost.is_none() {
+            self.buffer.extend_from_slice(&bytes[..length]);
+        }
+        length
     }
 
     /// Ready with how much may be added.
@@ -152,6 +215,16 @@ impl<S: AsyncWrite + Unpin> Buffered<S> {
     }
 }
 
+impl Lost {
+    /// The error, which may be reported twice.
+    fn error(&self) -> io::Error {
+        match self.error.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(self.error.kind(), self.error.to_string()),
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Coalesced<S> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -160,9 +233,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Coalesced<S> {
     ) -> Poll<io::Result<()>> {
         let mut buffered = self.0.lock();
         let before = buf.filled().len();
-        let read = Pin::new(&mut buffered.stream).poll_read(cx, buf);
-        buffered.moved += (buf.filled().len() - before) as u64;
-        read
+        let read = ready!(Pin::new(&mut buffered.stream).poll_read(cx, buf));
+        let length = buf.filled().len() - before;
+        buffered.moved += length as u64;
+        Poll::Ready(match (read, &buffered.lost) {
+            // What TLS says of it, such as an alert, is the reason.
+            (Err(error), Some(_)) if error.kind() == io::ErrorKind::InvalidData => Err(error),
+            (Err(_), Some(lost)) => Err(lost.error()),
+            (Ok(()), Some(lost)) if length == 0 => Err(lost.error()),
+            (read, _) => read,
+        })
     }
 }
 
@@ -173,9 +253,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Coalesced<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut buffered = self.0.lock();
-        let length = ready!(buffered.poll_room(cx))?.min(bytes.len());
-        buffered.buffer.extend_from_slice(&bytes[..length]);
-        Poll::Ready(Ok(length))
+        let room = ready!(buffered.poll_room(cx))?;
+        Poll::Ready(Ok(buffered.take(bytes, room)))
     }
 
     fn poll_write_vectored(
@@ -187,8 +266,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Coalesced<S> {
         let mut room = ready!(buffered.poll_room(cx))?;
         let mut taken = 0;
         for slice in slices {
-            let length = slice.len().min(room);
-            buffered.buffer.extend_from_slice(&slice[..length]);
+            let length = buffered.take(slice, room);
             taken += length;
             room -= length;
         }
@@ -222,15 +300,26 @@ mod tests {
     struct Socket {
         takes: VecDeque<usize>,
         written: Vec<Vec<u8>>,
+        /// What was received before the peer closed it; then nothing can be written.
+        received: Option<VecDeque<Poll<io::Result<&'static [u8]>>>>,
     }
 
     impl AsyncRead for Socket {
         fn poll_read(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            _: &mut ReadBuf<'_>,
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            Poll::Pending
+            let Some(received) = &mut self.received else { return Poll::Pending };
+            match received.pop_front() {
+                Some(Poll::Ready(read)) => buf.put_slice(read?),
+                Some(Poll::Pending) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                None => {}
+            }
+            Poll::Ready(Ok(()))
         }
     }
 
@@ -240,6 +329,9 @@ mod tests {
             _: &mut Context<'_>,
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
+            if self.received.is_some() {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
             let Some(takes) = self.takes.pop_front() else { return Poll::Pending };
             let bytes = &bytes[..takes.min(bytes.len())];
             self.written.push(bytes.to_vec());
@@ -256,7 +348,7 @@ mod tests {
     }
 
     fn takes(takes: impl IntoIterator<Item = usize>) -> Socket {
-        Socket { takes: takes.into_iter().collect(), written: Vec::new() }
+        Socket { takes: takes.into_iter().collect(), written: Vec::new(), received: None }
     }
 
     fn noop() -> Context<'static> {
@@ -304,6 +396,49 @@ mod tests {
         assert!(writer.is_flushed());
         let written = writer.with_stream(|socket| socket.written.concat().len());
         assert_eq!(written, 3 * CAPACITY);
+    }
+
+    /// Regression: of ten targets that demanded a client certificate of a large upload, one had its alert ignored.
+    #[tokio::test]
+    async fn what_was_received_is_read_after_a_write_has_failed() {
+        let frame = || Poll::Ready(Ok(&b"a frame"[..]));
+        let fails = |kind, what: &str| Poll::Ready(Err(io::Error::new(kind, what.to_owned())));
+        let alert = || fails(io::ErrorKind::InvalidData, "an alert");
+        for (received, reason) in [
+            (vec![frame(), alert()], "an alert"),
+            (vec![Poll::Pending, frame(), Poll::Pending, alert()], "an alert"),
+            (vec![Poll::Pending, frame()], "broken pipe"),
+            (vec![frame(), fails(io::ErrorKind::UnexpectedEof, "no close_notify")], "broken pipe"),
+            (vec![], "broken pipe"),
+        ] {
+            let is_frame = |read: &Poll<io::Result<_>>| matches!(read, Poll::Ready(Ok(_)));
+            let frames = received.iter().filter(|read| is_frame(read)).count();
+            let mut socket = takes([]);
+            socket.received = Some(received.into());
+            let (mut h2, writer) = coalesced(socket);
+            writer.read_to_end();
+            let (mut read, mut is_written) = (Vec::new(), false);
+            // As `h2` does: it reads, and then writes.
+            let mut poll = |cx: &mut Context<'_>| {
+                while is_written {
+                    let mut bytes = [0; 100];
+                    let mut buf = ReadBuf::new(&mut bytes);
+                    match ready!(Pin::new(&mut h2).poll_read(cx, &mut buf)) {
+                        Ok(()) => read.push(buf.filled().to_vec()),
+                        Err(error) => return Poll::Ready(error),
+                    }
+                }
+                is_written = true;
+                for _ in 0..2 {
+                    let written = Pin::new(&mut h2).poll_write(cx, &[0; CAPACITY]);
+                    assert!(matches!(written, Poll::Ready(Ok(_))), "{written:?}");
+                }
+                Poll::Pending
+            };
+            let error = poll_fn(|cx| writer.poll_driven(cx, &mut poll)).await.unwrap();
+            assert_eq!(error.to_string(), reason);
+            assert_eq!(read, vec![b"a frame".to_vec(); frames]);
+        }
     }
 
     #[tokio::test]
