@@ -23,12 +23,12 @@ use self::{
     signature::{Signed, Verdict, split},
 };
 use super::{
+    error::{TlsConfigError, TlsFault},
     failure::Reason,
     leaf::Date,
     pem::read_up_to,
     shared::{Digest, Shared},
 };
-use crate::tls::{TlsConfigError, TlsFault};
 
 const KEY: &str = "tls.crls";
 

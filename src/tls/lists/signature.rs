@@ -7,7 +7,7 @@ use rustls::{
 };
 use x509_parser::{asn1_rs::Any, certificate::X509Certificate, prelude::FromDer};
 
-use crate::tls::failure::Reason;
+use super::super::failure::Reason;
 
 /// The most keys of one name that are cached. A CA has one or two.
 const KEYS: usize = 16;
