@@ -33,28 +33,42 @@ const MAX_THREADS: usize = 8;
 
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// The files that are being read, by which thread and since when.
-static READING: Mutex<Vec<(ThreadId, Instant, PathBuf)>> = Mutex::new(Vec::new());
+/// The files that are being read or written, by which thread and since when.
+static IN_USE: Mutex<Vec<Access>> = Mutex::new(Vec::new());
 
-/// Files were not read in time.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{} could not be read within {READ_TIMEOUT:?}: the volume or pipe it is on does not respond",
-    What(.file)
-)]
-pub struct Stuck {
-    /// The file that hangs, if it is known.
-    pub file: Option<PathBuf>,
+/// A thread's use of a file.
+#[derive(Clone, Debug)]
+struct Access {
+    thread: ThreadId,
+    since: Instant,
+    file: PathBuf,
+    /// What it does, in the passive: "read", "written".
+    done: &'static str,
 }
 
-struct What<'a>(&'a Option<PathBuf>);
+/// Files were not read or written in time.
+#[derive(Debug, thiserror::Error)]
+pub struct Stuck {
+    /// The file that hangs, if it is known.
+    hanging: Option<Access>,
+}
 
-impl fmt::Display for What<'_> {
+impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(file) => write!(f, "`{}`", file.display()),
-            None => f.write_str("the configuration's files"),
-        }
+        let done = match &self.hanging {
+            Some(access) => {
+                write!(f, "`{}`", access.file.display())?;
+                access.done
+            }
+            None => {
+                f.write_str("the configuration's files")?;
+                "read"
+            }
+        };
+        write!(
+            f,
+            " could not be {done} within {READ_TIMEOUT:?}: the volume or pipe it is on does not respond"
+        )
     }
 }
 
@@ -74,8 +88,7 @@ pub async fn work<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, WorkError> {
     let Some(slot) = Slot::take() else {
-        let file = READING.lock().first().map(|(_, _, file)| file.clone());
-        return Err(Stuck { file }.into());
+        return Err(Stuck { hanging: IN_USE.lock().first().cloned() }.into());
     };
     let (done, mut result) = oneshot::channel();
     let thread = thread::Builder::new().name("files".into()).spawn(move || {
@@ -94,36 +107,47 @@ pub async fn work<T: Send + 'static>(
         }
         let hangs = hanging(thread.thread().id());
         if hangs.is_some() || begun.elapsed() > LIMIT {
-            return Err(Stuck { file: hangs }.into());
+            return Err(Stuck { hanging: hangs }.into());
         }
     }
 }
 
-/// The file that `reader` has been reading for too long.
-fn hanging(reader: ThreadId) -> Option<PathBuf> {
-    let reading = READING.lock();
-    let mut hanging = reading.iter().filter(|(_, since, _)| since.elapsed() > READ_TIMEOUT);
-    hanging.find(|(other, ..)| *other == reader).map(|(_, _, file)| file.clone())
+/// The file that `thread` has been reading or writing for too long.
+fn hanging(thread: ThreadId) -> Option<Access> {
+    let in_use = IN_USE.lock();
+    let mut hanging = in_use.iter().filter(|access| access.since.elapsed() > READ_TIMEOUT);
+    hanging.find(|access| access.thread == thread).cloned()
 }
 
 /// Registers the file that is being read, until the value is dropped.
-pub fn reading(file: &Path) -> Reading {
-    let reader = thread::current().id();
-    READING.lock().push((reader, Instant::now(), file.to_owned()));
-    Reading { reader }
+pub fn reading(file: &Path) -> InUse {
+    InUse::new(file, "read")
 }
 
-/// See [`reading`].
+/// Registers the file that is being written, until the value is dropped.
+pub fn writing(file: &Path) -> InUse {
+    InUse::new(file, "written")
+}
+
+/// See [`reading`] and [`writing`].
 #[must_use]
-pub struct Reading {
-    reader: ThreadId,
+pub struct InUse {
+    thread: ThreadId,
 }
 
-impl Drop for Reading {
+impl InUse {
+    fn new(file: &Path, done: &'static str) -> Self {
+        let thread = thread::current().id();
+        IN_USE.lock().push(Access { thread, since: Instant::now(), file: file.to_owned(), done });
+        Self { thread }
+    }
+}
+
+impl Drop for InUse {
     fn drop(&mut self) {
-        let mut reading = READING.lock();
-        if let Some(index) = reading.iter().rposition(|(reader, ..)| *reader == self.reader) {
-            reading.remove(index);
+        let mut in_use = IN_USE.lock();
+        if let Some(index) = in_use.iter().rposition(|access| access.thread == self.thread) {
+            in_use.remove(index);
         }
     }
 }

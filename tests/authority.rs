@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     os::unix::fs::{PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -307,6 +307,25 @@ fn the_authority_of_a_former_version_is_no_longer_trusted() {
     assert!(!fs::read_to_string(directory.join("ca.pem")).unwrap().contains(&old));
     assert_derived(&directory);
     assert_eq!(fs::read_to_string(directory.join("ca-key.pem")).unwrap(), old, "not ours to lose");
+}
+
+/// Regression: no file can have such a name, and the message asked for another folder.
+#[test]
+fn a_certificate_is_issued_for_the_longest_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (directory, out) = (folder.path().join("ca"), folder.path().join("out"));
+    let labels = ["a", "b", "c"].map(|letter| letter.repeat(63));
+    let long = format!("{}.{}", labels.join("."), "d".repeat(61));
+    init(&directory, &[&long]);
+    let issued = truename_ca(&["issue", &long, "--out", out.to_str().unwrap()], &directory);
+    assert!(issued.status.success(), "{issued:?}");
+    let printed = text(&issued.stdout);
+    let file = |what: &str| {
+        let line = printed.lines().find_map(|line| line.strip_prefix(what)).unwrap();
+        PathBuf::from(line.trim())
+    };
+    assert_eq!(verify(&directory.join("ca.pem"), &file("certificate"), &long), 0);
+    assert_eq!(mode(&file("key")), 0o600);
 }
 
 #[test]

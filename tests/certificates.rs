@@ -294,6 +294,75 @@ async fn a_temporary_folder_survives_a_reload_and_goes_with_the_proxy() {
     assert_eq!(folders(), [] as [PathBuf; 0]);
 }
 
+/// Regression: all aliases moved to new authorities in a temporary folder, and a reload that added an alias was refused.
+#[tokio::test]
+async fn with_a_full_state_folder_aliases_keep_their_authorities_and_new_ones_wait_in_memory() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::respond);
+    let state = tempfile::tempdir().unwrap();
+    let setup =
+        |yaml: &str| Setup::new(yaml).variable("XDG_STATE_HOME", state.path().to_str().unwrap());
+    let yaml = scene.yaml("");
+    drop(setup(&yaml).start().await);
+    let directory = state.path().join("truename");
+    let (before, roots) = (files(&directory), directory.join("ca.pem"));
+
+    let (_, alias) = yaml.split_once("aliases:\n").unwrap();
+    let more = |names: &[&str]| {
+        let more: String = names.iter().map(|name| alias.replace(ALIAS, name)).collect();
+        format!("{yaml}{more}")
+    };
+    let full = setup(&more(&["payments"])).shell("ulimit -S -f 0; ").start().await;
+    let line = full.logged("in memory until they can be written").await;
+    assert!(line.contains("payments") && line.contains("set `ca.directory`"), "{line}");
+    full.rewrite(&more(&["payments", "orders"]));
+    full.signal(Signal::SIGHUP);
+    full.logged("configuration reloaded").await;
+    for (name, code) in [(ALIAS, 0), ("payments", 60), ("orders", 60)] {
+        assert_eq!(fetch(&roots, name, full.address(name).await).await.code, code, "{name}");
+    }
+    assert_eq!(files(&directory), before);
+
+    full.free_disk();
+    full.logged("new local certificate authorities").await;
+    for name in ["payments", "orders"] {
+        let address = full.address(name).await;
+        within(name, async { while fetch(&roots, name, address).await.code != 0 {} }).await;
+        assert_eq!(ids(&directory, name).len(), 1, "{name}");
+    }
+    assert_derived(&directory);
+}
+
+/// Regression: another authority was created, which no application trusted yet.
+#[tokio::test]
+async fn a_start_that_cannot_read_an_authority_just_now_fails_and_creates_no_other() {
+    let world = World::new().await;
+    let state = world.folder.path().join("state");
+    let setup = |yaml: &str| Setup::new(yaml).variable("XDG_STATE_HOME", state.to_str().unwrap());
+    let yamls = [world.yaml(ALIAS), world.scene.yaml("")];
+    for (yaml, folder) in yamls.iter().zip([world.directory(), state.join("truename")]) {
+        drop(setup(yaml).start().await);
+        let (before, [id]) = (files(&folder), ids(&folder, ALIAS).try_into().unwrap());
+        let trusted = fs::read(folder.join("ca.pem")).unwrap();
+        for kind in ["key", "root"] {
+            let file = folder.join(format!("{ALIAS}.{id}.{kind}.pem"));
+            let away = world.folder.path().join("away");
+            fs::rename(&file, &away).unwrap();
+            // It has no first byte: EIO.
+            symlink("/proc/self/mem", &file).unwrap();
+            let proxy = setup(yaml).spawn();
+            assert_eq!(proxy.exit().await.code(), Some(2));
+            let line = proxy.logged("no other is created").await;
+            assert!(line.contains(file.to_str().unwrap()), "{line}");
+            fs::rename(&away, &file).unwrap();
+            assert_eq!(files(&folder), before);
+            assert_eq!(fs::read(folder.join("ca.pem")).unwrap(), trusted);
+        }
+        drop(setup(yaml).start().await);
+        assert_eq!(ids(&folder, ALIAS), [id]);
+    }
+}
+
 #[tokio::test]
 async fn what_init_makes_is_what_run_serves() {
     let world = World::new().await;

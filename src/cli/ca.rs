@@ -17,7 +17,7 @@ use crate::{
     telemetry,
     tls::{
         authority::{self, AuthorityError, Subject, names::LOCALHOST, pem},
-        store::{Serving, Store, StoreError, write_new},
+        store::{Serving, Store, StoreError, alias_part, write_new},
     },
 };
 
@@ -237,8 +237,9 @@ fn issue(
         store.add_issued(first, &issued)?;
         return Ok(write!(out, "{certificate}{}", issued.key_pem)?);
     };
-    let certificate_file = folder.join(format!("{first}.pem"));
-    let key_file = folder.join(format!("{first}-key.pem"));
+    let file_name = alias_part(first);
+    let certificate_file = folder.join(format!("{file_name}.pem"));
+    let key_file = folder.join(format!("{file_name}-key.pem"));
     let unwritten = |path: &Path| {
         let path = path.to_owned();
         move |source| CaError::Out { path, source }

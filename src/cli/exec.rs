@@ -165,7 +165,7 @@ impl Exec {
     /// Starts the proxy and prepares the command. Blocking, because files are read.
     fn prepare(&self) -> Result<Ready, ExecError> {
         let folder = Store::temporary().map_err(|error| match error {
-            StoreError::Io { source, .. } => ExecError::Folder(source),
+            StoreError::Write { source, .. } => ExecError::Folder(source),
             error => error.into(),
         })?;
         let config = self.configuration(folder.directory())?;

@@ -418,9 +418,16 @@ mod tests {
             let (mut h2, writer) = coalesced(socket);
             writer.read_to_end();
             let (mut read, mut is_written) = (Vec::new(), false);
-            // As `h2` does: it reads, and then writes.
+            // `h2` writes, and reads when it is polled again.
             let mut poll = |cx: &mut Context<'_>| {
-                while is_written {
+                if !std::mem::replace(&mut is_written, true) {
+                    for _ in 0..2 {
+                        let written = Pin::new(&mut h2).poll_write(cx, &[0; CAPACITY]);
+                        assert!(matches!(written, Poll::Ready(Ok(_))), "{written:?}");
+                    }
+                    return Poll::Pending;
+                }
+                loop {
                     let mut bytes = [0; 100];
                     let mut buf = ReadBuf::new(&mut bytes);
                     match ready!(Pin::new(&mut h2).poll_read(cx, &mut buf)) {
@@ -428,12 +435,6 @@ mod tests {
                         Err(error) => return Poll::Ready(error),
                     }
                 }
-                is_written = true;
-                for _ in 0..2 {
-                    let written = Pin::new(&mut h2).poll_write(cx, &[0; CAPACITY]);
-                    assert!(matches!(written, Poll::Ready(Ok(_))), "{written:?}");
-                }
-                Poll::Pending
             };
             let error = poll_fn(|cx| writer.poll_driven(cx, &mut poll)).await.unwrap();
             assert_eq!(error.to_string(), reason);

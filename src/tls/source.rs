@@ -93,12 +93,17 @@ impl Source {
         if let Some(directory) = directory {
             return Ok(open(Store::at(directory))?);
         }
-        let temporary = || Store::temporary().and_then(open);
-        let first = match Store::of_user() {
-            Some(store) => store.check_safety().and_then(|()| open(store)).or_else(|error| {
+        let of_user = Store::of_user()
+            .map(|store| store.check_safety().and_then(|()| open(store.best_effort())));
+        let temporary = || Store::temporary().and_then(|store| open(store.best_effort()));
+        let first = match of_user {
+            Some(Ok(source)) => return Ok(source),
+            // Applications may trust what is there.
+            Some(Err(error)) if error.may_pass() => return Err(error.into()),
+            Some(Err(error)) => {
                 tracing::warn!(%error, "the local certificate authorities are in a temporary folder");
                 temporary()
-            }),
+            }
             None => temporary(),
         };
         first.or_else(|error| {

@@ -259,6 +259,13 @@ impl Proxy {
         assert!(command.status().unwrap().success(), "prlimit, of util-linux");
     }
 
+    /// Lets the process write to files again after `ulimit -S -f 0`, which is as a full disk is.
+    pub fn free_disk(&self) {
+        let mut command = Command::new("prlimit");
+        command.args(["--pid", &self.pid.to_string(), "--fsize=unlimited:"]);
+        assert!(command.status().unwrap().success(), "prlimit, of util-linux");
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid, signal).unwrap();

@@ -5,12 +5,37 @@ use std::{sync::Arc, thread};
 use super::{
     Stem,
     choice::{Lack, changes, fits, lacks, preferred},
-    serving::{CORRECTION, Entry, MANY, Serving},
 };
 use crate::tls::{
     authority::{Authority, AuthorityError, EARLY, Seconds, Subject},
     server::AliasCertificates,
 };
+
+/// If the clock goes back by less, it was only corrected.
+pub(super) const CORRECTION: Seconds = 60;
+
+/// More new files than this are not synced to disk one by one.
+pub(super) const MANY: usize = 32;
+
+/// The certificates of one alias.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub subject: Subject,
+    pub authorities: Vec<Arc<Authority>>,
+    /// The roots that there were for it, and whether each had a key in the folder that could be read.
+    pub considered: Vec<(Stem, bool)>,
+    pub shown: Arc<AliasCertificates>,
+    pub next: Option<Seconds>,
+    /// Whether a file could not be read or written, which may succeed soon.
+    pub pending: bool,
+}
+
+impl Entry {
+    /// Whether an authority was in the folder when this was chosen.
+    pub fn is_written(&self, stem: &Stem) -> bool {
+        self.considered.iter().any(|(considered, has_key)| considered == stem && *has_key)
+    }
+}
 
 /// An alias while its certificates are being chosen.
 pub(super) struct Draft<'a> {
@@ -20,6 +45,8 @@ pub(super) struct Draft<'a> {
     pub authorities: Vec<Arc<Authority>>,
     pub next: Option<Seconds>,
     pub lacks: Vec<Lack>,
+    /// As [`Entry::pending`].
+    pub pending: bool,
     /// Nothing has changed.
     pub same: bool,
 }
@@ -37,16 +64,17 @@ impl<'a> Draft<'a> {
             authorities: Vec::new(),
             next: None,
             lacks: Vec::new(),
+            pending: false,
             same: false,
         }
     }
 
-    /// Whether nothing has changed; sets [`same`](Self::same).
-    pub fn is_same(&mut self, before: &Serving, now: Seconds) -> bool {
+    /// Whether nothing has changed since `before`; sets [`same`](Self::same).
+    pub fn is_same(&mut self, before: Seconds, now: Seconds) -> bool {
         let Some(entry) = self.before else { return false };
         self.same = entry.subject == *self.subject
             && entry.considered == self.considered
-            && now + CORRECTION >= before.at()
+            && now + CORRECTION >= before
             && entry.next.is_none_or(|next| now < next);
         self.same
     }
@@ -79,6 +107,7 @@ impl<'a> Draft<'a> {
             considered: self.considered,
             shown,
             next: self.next,
+            pending: self.pending,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -16,7 +16,10 @@ use nix::{
 };
 
 use super::{Store, StoreError};
-use crate::{files::reading, folder::is_ending};
+use crate::{
+    files::{reading, writing},
+    folder::is_ending,
+};
 
 /// The prefix of files that are not complete yet.
 pub(super) const BESIDE: &str = ".beside-";
@@ -40,7 +43,7 @@ impl Store {
         }
         // A private folder has been removed because the process is ending: nothing would remove a new one.
         if is_ending() {
-            return Err(self.io(io::Error::other("this process is ending")));
+            return Err(self.unwritable(io::Error::other("this process is ending")));
         }
         let made = (|| {
             let parent = self.directory.parent().unwrap_or(Path::new("/"));
@@ -54,7 +57,7 @@ impl Store {
             Ok(())
         })();
         match made {
-            Err(error) if !self.directory.is_dir() => Err(self.io(error)),
+            Err(error) if !self.directory.is_dir() => Err(self.unwritable(error)),
             _ => Ok(()),
         }
     }
@@ -65,7 +68,7 @@ impl Store {
         let metadata = match fs::metadata(&self.directory) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(self.io(error)),
+            Err(error) => return Err(self.unreadable(error)),
         };
         let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
         let why = if owner != 0 && owner != geteuid().as_raw() {
@@ -161,8 +164,9 @@ fn write_with(
     sync: bool,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<(), StoreError> {
-    let _reading = reading(path);
-    let beside = path.with_file_name(format!("{BESIDE}{}", random_name()?));
+    let _writing = writing(path);
+    let unwritten = |source| StoreError::Write { path: path.to_owned(), source };
+    let beside = path.with_file_name(format!("{BESIDE}{}", random_name().map_err(unwritten)?));
     let written = (|| {
         let mut file = create_new(&beside, mode)?;
         fill(&mut file)?;
@@ -173,7 +177,7 @@ fn write_with(
     })();
     written.map_err(|source| {
         let _ = fs::remove_file(&beside);
-        StoreError::Io { path: path.to_owned(), source }
+        unwritten(source)
     })
 }
 
@@ -195,11 +199,8 @@ fn create_new(path: &Path, mode: u32) -> io::Result<File> {
 }
 
 /// A unique name: processes that start at the same time must not choose the same one.
-pub(super) fn random_name() -> Result<String, StoreError> {
+pub(super) fn random_name() -> io::Result<String> {
     let mut bytes = [0; 16];
-    rand::fill(&mut bytes).map_err(|_| StoreError::Io {
-        path: PathBuf::new(),
-        source: io::Error::other("the system has no random numbers"),
-    })?;
+    rand::fill(&mut bytes).map_err(|_| io::Error::other("the system has no random numbers"))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

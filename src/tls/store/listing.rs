@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Known, StoreError, folder::read_file};
+use super::{Known, StoreError, folder::read_file, may_pass};
 use crate::{
     files::reading,
     tls::{authority::Root, shared::sha256},
@@ -101,8 +101,9 @@ impl Listing {
     }
 }
 
-/// The beginning of the names of an alias' files. It is a valid name, because `ca remove` accepts what `ca show` shows.
-fn alias_part(alias: &str) -> String {
+/// The beginning of the names of an alias' files: the alias, or a part and a digest of one that is too long for that.
+/// It is a valid name, because `ca remove` accepts what `ca show` shows.
+pub fn alias_part(alias: &str) -> String {
     if alias.len() <= ALIAS_LENGTH {
         return alias.to_owned();
     }
@@ -114,7 +115,7 @@ fn alias_part(alias: &str) -> String {
 
 /// Lists a folder. Reads new roots. Invalid files are logged once and ignored.
 pub(super) fn list(directory: &Path, known: &mut Known) -> Result<Listing, StoreError> {
-    let error = |source| StoreError::Io { path: directory.to_owned(), source };
+    let error = |source| StoreError::Read { path: directory.to_owned(), source };
     let mut listing = Listing::default();
     let mut stems = BTreeSet::new();
     let reading_names = reading(directory);
@@ -149,7 +150,7 @@ pub(super) fn list(directory: &Path, known: &mut Known) -> Result<Listing, Store
         match known.roots.get(&stem) {
             Some(root) => drop(listing.roots.insert(stem, root.clone())),
             None => {
-                let Some(root) = root_of(directory, &stem, known) else { continue };
+                let Some(root) = root_of(directory, &stem, known)? else { continue };
                 known.roots.insert(stem.clone(), root.clone());
                 listing.roots.insert(stem, root);
             }
@@ -159,16 +160,23 @@ pub(super) fn list(directory: &Path, known: &mut Known) -> Result<Listing, Store
     Ok(listing)
 }
 
-fn root_of(directory: &Path, stem: &Stem, known: &mut Known) -> Option<Arc<Root>> {
+/// The root in a file; `None` if there is none that can be used.
+fn root_of(
+    directory: &Path,
+    stem: &Stem,
+    known: &mut Known,
+) -> Result<Option<Arc<Root>>, StoreError> {
     let path = directory.join(stem.root_file());
     let why = match read_file(&path, LARGEST_ROOT) {
         Ok(text) => match Root::from_pem(&text) {
-            Ok(root) if root.id() == stem.id => return Some(Arc::new(root)),
+            Ok(root) if root.id() == stem.id => return Ok(Some(Arc::new(root))),
             Ok(_) => "its name does not match the certificate in it".to_owned(),
             Err(error) => error.to_string(),
         },
         // It was removed a moment ago.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Without it, applications would trust less than before.
+        Err(source) if may_pass(&source) => return Err(StoreError::Read { path, source }),
         Err(error) => error.to_string(),
     };
     if known.is_news_of_file(directory, stem.root_file()) {
@@ -178,5 +186,5 @@ fn root_of(directory: &Path, stem: &Stem, known: &mut Known) -> Option<Arc<Root>
             "a file in the folder of the local authority is ignored: applications will not trust it",
         );
     }
-    None
+    Ok(None)
 }

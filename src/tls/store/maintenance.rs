@@ -86,8 +86,12 @@ impl Store {
             );
             let _ = self.publish(known, None);
         }
-        let roots = |stem: &&Stem| !listing.roots.contains_key(*stem);
-        let keys = listing.keys.iter().filter(roots).map(|stem| (stem.key_file(), DAY));
+        // A root that is there and cannot be read may be readable later.
+        let is_alone = |stem: &&Stem| {
+            let root = fs::symlink_metadata(self.root_file(stem));
+            root.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let keys = listing.keys.iter().filter(is_alone).map(|stem| (stem.key_file(), DAY));
         let marks = listing.removed.iter().map(|id| (Stem::removed(id), UNUSED));
         let leftovers = listing.leftovers.iter().map(|name| (name.clone(), DAY));
         for (name, after) in keys.chain(marks).chain(leftovers) {
@@ -104,7 +108,7 @@ impl Store {
         for path in [self.root_file(stem), self.key_file(stem)] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                removed => removed.map_err(|source| StoreError::Io { path, source })?,
+                removed => removed.map_err(|source| StoreError::Write { path, source })?,
             }
         }
         Ok(())

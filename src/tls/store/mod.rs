@@ -22,13 +22,14 @@ use std::{
     sync::Arc,
 };
 
+use nix::errno::Errno;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 
 use super::authority::{AuthorityError, Issued, Root, Seconds, now, pem};
 use crate::folder::PrivateFolder;
 pub use folder::{write, write_new};
-pub use listing::Stem;
+pub use listing::{Stem, alias_part};
 pub use serving::Serving;
 
 use derived::{BUNDLE, ROOTS, TRUSTSTORE};
@@ -38,11 +39,15 @@ use listing::Listing;
 /// The most unusable files that are logged.
 const MAX_LOGGED_FILES: usize = 20;
 
+const OPEN_FILES: &str =
+    "let the proxy open more files (`ulimit -Hn`), or lower `listener.max_connections`";
+
 /// A folder with local authorities. Clones share what is known about it. All methods may block.
 #[derive(Clone, Debug)]
 pub struct Store {
     directory: PathBuf,
     known: Arc<Mutex<Known>>,
+    best_effort: bool,
     _temporary: Option<Arc<PrivateFolder>>,
 }
 
@@ -61,13 +66,18 @@ struct Known {
 /// Why the folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It cannot be read or written.
-    #[error(
-        "the local authority: {}: {source}; set `ca.directory` to a writable folder",
-        .path.display()
-    )]
-    Io {
-        /// What was read or written.
+    /// It, or an authority in it, cannot be read.
+    #[error("the local authority: cannot read {}: {source}; {}", .path.display(), way_to_read(.source))]
+    Read {
+        /// What was read.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// It cannot be written.
+    #[error("the local authority: cannot write {}: {source}; {}", .path.display(), way_to_write(.source))]
+    Write {
+        /// What was written.
         path: PathBuf,
         /// The reason.
         source: io::Error,
@@ -120,7 +130,7 @@ impl Store {
     pub fn at(directory: &Path) -> Self {
         // Programs that run in other folders use its path.
         let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
-        Self { directory: absolute, known: Arc::default(), _temporary: None }
+        Self { directory: absolute, known: Arc::default(), best_effort: false, _temporary: None }
     }
 
     /// In `$XDG_STATE_HOME/truename`, or else in `$HOME/.local/state/truename`; `None` if neither variable is set.
@@ -136,10 +146,17 @@ impl Store {
     /// removed with the last clone of this.
     pub fn temporary() -> Result<Self, StoreError> {
         let folder = PrivateFolder::create()
-            .map_err(|source| StoreError::Io { path: env::temp_dir(), source })?;
+            .map_err(|source| StoreError::Write { path: env::temp_dir(), source })?;
         let mut store = Self::at(folder.path());
         store._temporary = Some(Arc::new(folder));
         Ok(store)
+    }
+
+    /// Serves aliases whose authorities cannot be written beside those that are in the folder: such an authority
+    /// is kept in memory, and written as soon as that is possible.
+    pub fn best_effort(mut self) -> Self {
+        self.best_effort = true;
+        self
     }
 
     /// The folder.
@@ -225,8 +242,19 @@ impl Store {
         Ok(listing)
     }
 
-    fn io(&self, source: io::Error) -> StoreError {
-        StoreError::Io { path: self.directory.clone(), source }
+    fn unreadable(&self, source: io::Error) -> StoreError {
+        StoreError::Read { path: self.directory.clone(), source }
+    }
+
+    fn unwritable(&self, source: io::Error) -> StoreError {
+        StoreError::Write { path: self.directory.clone(), source }
+    }
+}
+
+impl StoreError {
+    /// Whether something that exists cannot be read just now.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if may_pass(source))
     }
 }
 
@@ -247,6 +275,57 @@ impl Known {
         }
         false
     }
+}
+
+/// Whether an error in reading a file says nothing about the file: it may exist and be good.
+fn may_pass(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw).is_some_and(|errno| {
+        !matches!(
+            errno,
+            Errno::ENOENT
+                | Errno::ENOTDIR
+                | Errno::EISDIR
+                | Errno::EACCES
+                | Errno::EPERM
+                | Errno::ELOOP
+                | Errno::ENAMETOOLONG
+                | Errno::ENXIO
+                | Errno::ENODEV
+        )
+    })
+}
+
+fn way_to_read(error: &io::Error) -> &'static str {
+    if is_out_of_files(error) {
+        return OPEN_FILES;
+    }
+    if may_pass(error) {
+        return "applications may trust an authority there, so no other is created: check the volume, or delete \
+                the file if it is lost";
+    }
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "let truename read it, or set `ca.directory` to another folder"
+        }
+        _ => "set `ca.directory` to another folder",
+    }
+}
+
+fn way_to_write(error: &io::Error) -> &'static str {
+    if is_out_of_files(error) {
+        return OPEN_FILES;
+    }
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space there, or set `ca.directory` to another folder"
+        }
+        _ => "set `ca.directory` to a writable folder",
+    }
+}
+
+fn is_out_of_files(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE))
 }
 
 fn current_time() -> Seconds {

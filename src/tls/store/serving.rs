@@ -6,10 +6,10 @@ use super::{
     Known, Stem, Store, StoreError,
     choice::{SUCCESSOR, fits},
     current_time, derived,
-    draft::{Draft, Made, make_missing},
+    draft::{CORRECTION, Draft, Entry, MANY, Made, make_missing},
     folder::{Stamp, read_file, write, write_soon},
     listing::Listing,
-    pem,
+    may_pass, pem,
 };
 use crate::tls::{
     authority::{Authority, AuthorityError, DAY, Root, Seconds, Subject, timestamp},
@@ -22,29 +22,12 @@ const LARGEST_KEY: u64 = 1024 * 1024;
 /// The clock is checked at least this often.
 const LOOK: Seconds = DAY / 2;
 
-/// If the clock goes back by less, it was only corrected.
-pub(super) const CORRECTION: Seconds = 60;
-
-/// More new files than this are not synced to disk one by one.
-pub(super) const MANY: usize = 32;
-
 /// The certificates that aliases are served with. Aliases that did not change share them with the previous value.
 #[derive(Clone, Debug, Default)]
 pub struct Serving {
     aliases: HashMap<String, Arc<Entry>>,
     at: Seconds,
     next: Seconds,
-}
-
-/// The certificates of one alias.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub subject: Subject,
-    pub authorities: Vec<Arc<Authority>>,
-    /// The roots that were in the folder for it, and whether each had a key.
-    pub considered: Vec<(Stem, bool)>,
-    pub shown: Arc<AliasCertificates>,
-    pub next: Option<Seconds>,
 }
 
 impl Serving {
@@ -102,8 +85,19 @@ impl Serving {
         serving
     }
 
-    pub(super) fn at(&self) -> Seconds {
-        self.at
+    /// The authorities in use whose files are not in the folder, although nobody removed them on purpose.
+    fn missing<'a>(
+        &'a self,
+        listing: &'a Listing,
+    ) -> impl Iterator<Item = (&'a Entry, Stem, &'a Arc<Authority>)> {
+        let all = self.aliases.values().flat_map(|entry| {
+            let stem = |one: &Arc<Authority>| Stem::new(&entry.subject.alias, one.root());
+            entry.authorities.iter().map(move |one| (&**entry, stem(one), one))
+        });
+        all.filter(|(_, stem, _)| {
+            let is_there = listing.roots.contains_key(stem) && listing.keys.contains(stem);
+            !is_there && !listing.removed.contains(&stem.id)
+        })
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = (Stem, &Arc<Authority>)> {
@@ -137,7 +131,7 @@ impl Store {
     ) -> Result<Serving, StoreError> {
         let now = current_time();
         self.make_folder()?;
-        let safe = self.is_safe(known);
+        let safe = self.is_safe(known)?;
         // Taken before the list is read, so that a change in between is noticed.
         known.stamp = Some(self.stamp());
         let (mut listing, mut maintenance) = (Listing::default(), None);
@@ -151,12 +145,17 @@ impl Store {
         let mut drafts = Vec::with_capacity(subjects.len());
         for subject in subjects {
             drafts.push(match safe {
-                true => self.draft(subject, before, &[], &listing, known, now),
+                true => self.draft(subject, before, &[], &listing, known, now)?,
                 false => before.draft(subject, now),
             });
         }
 
+        // If nothing in the folder is of use, another folder is better than memory.
+        let is_used = |draft: &Draft<'_>| !draft.authorities.is_empty();
+        let tolerant =
+            self.best_effort && (!before.aliases.is_empty() || drafts.iter().any(is_used));
         let mut made: HashMap<usize, Vec<Arc<Authority>>> = HashMap::new();
+        let (mut new, mut in_memory) = (Vec::new(), Vec::new());
         let mut unwritten = Unwritten::default();
         let missing = make_missing(&drafts, now);
         let sync = missing.len() <= MANY;
@@ -168,9 +167,15 @@ impl Store {
                 sync,
                 safe,
             ) {
-                Ok(()) => made.entry(index).or_default().push(authority),
-                Err(error) if required => return Err(error),
-                Err(error) => unwritten.add(error, &drafts[index]),
+                Err(error) if !required => unwritten.add(error, &drafts[index]),
+                Err(error) if !tolerant => return Err(error),
+                saved => {
+                    match saved {
+                        Ok(()) => new.push(subject),
+                        Err(error) => in_memory.push((subject, error)),
+                    }
+                    made.entry(index).or_default().push(authority);
+                }
             }
         }
         if safe && !made.is_empty() {
@@ -180,7 +185,7 @@ impl Store {
         for (index, authorities) in &made {
             let subject = drafts[*index].subject;
             if safe {
-                drafts[*index] = self.draft(subject, before, authorities, &listing, known, now);
+                drafts[*index] = self.draft(subject, before, authorities, &listing, known, now)?;
             } else {
                 for authority in authorities {
                     drafts[*index].add(authority.clone(), now);
@@ -197,14 +202,19 @@ impl Store {
         // In a folder that others can write to, the derived files belong to the process that started last.
         let is_due = safe || !made.is_empty() || !self.roots_file().exists();
         if is_due && let Err(error) = self.publish(known, own) {
-            self.excuse(error, &serving, before, known)?;
+            match tolerant {
+                true => self.warn_of_roots(&error, known),
+                false => self.excuse(error, &serving, before, known)?,
+            }
         }
         if let Some(maintenance) = maintenance {
             self.maintain(maintenance, &listing, &serving, known);
         }
-        if !made.is_empty() {
-            self.announce(made.keys().map(|index| &subjects[*index]));
+        if serving.aliases.values().any(|entry| entry.pending) {
+            known.stamp = None;
         }
+        self.announce(&new);
+        self.warn_of_memory(&in_memory);
         Ok(serving)
     }
 
@@ -218,15 +228,20 @@ impl Store {
         Stamp::of(&self.directory, &derived::FILES)
     }
 
-    fn is_safe(&self, known: &mut Known) -> bool {
-        let Err(error) = self.check_safety() else { return true };
+    fn is_safe(&self, known: &mut Known) -> Result<bool, StoreError> {
+        let error = match self.check_safety() {
+            Ok(()) => return Ok(true),
+            Err(error @ StoreError::Unsafe { .. }) => error,
+            Err(error) => return Err(error),
+        };
         if known.is_news(error.to_string()) {
             tracing::warn!(%error, "the existing certificates are not used; new ones are created");
         }
-        false
+        Ok(false)
     }
 
-    /// An alias with its authorities in the folder.
+    /// An alias with its authorities: those in the folder, and those in use that could not be written. Fails if
+    /// there is nothing to serve it with and one in the folder cannot be read just now: applications trust that one.
     fn draft<'a>(
         &self,
         subject: &'a Subject,
@@ -235,43 +250,75 @@ impl Store {
         listing: &Listing,
         known: &mut Known,
         now: Seconds,
-    ) -> Draft<'a> {
+    ) -> Result<Draft<'a>, StoreError> {
         let entry = before.aliases.get(&subject.alias);
         let roots = listing.roots_of(&subject.alias).filter(|(_, root)| fits(root, subject));
         let roots: Vec<_> =
             roots.map(|(stem, root)| (stem, root, listing.keys.contains(stem))).collect();
         let considered = roots.iter().map(|(stem, _, has_key)| ((*stem).clone(), *has_key));
-        let mut draft = Draft::new(subject, entry, considered.collect());
-        if draft.is_same(before, now) {
-            return draft;
-        }
         let held = entry.map(|entry| entry.authorities.as_slice()).unwrap_or_default();
-        let mut authorities = Vec::new();
+        let unwritten = held.iter().chain(made).filter_map(|one| {
+            let stem = Stem::new(&subject.alias, one.root());
+            let is_unwritten =
+                !listing.roots.contains_key(&stem) && !listing.removed.contains(&stem.id);
+            (is_unwritten && fits(one.root(), subject)).then(|| (stem, one.clone()))
+        });
+        let (unwritten, mut authorities): (Vec<_>, Vec<_>) = unwritten.unzip();
+        let considered = considered.chain(unwritten.into_iter().map(|stem| (stem, false)));
+        let mut draft = Draft::new(subject, entry, considered.collect());
+        if draft.is_same(before.at, now) {
+            return Ok(draft);
+        }
+        draft.pending = !authorities.is_empty();
+        let mut unread = Vec::new();
         for (stem, root, has_key) in roots {
             let ours = held.iter().chain(made).find(|one| one.root() == root);
             let is_valid = root.not_before() <= now && now < root.not_after();
             if let Some(ours) = ours {
                 authorities.push(ours.clone());
             } else if has_key && is_valid {
-                authorities.extend(self.load(stem, root, known));
+                match self.load(stem, root, known) {
+                    Ok(loaded) => authorities.extend(loaded),
+                    Err(error) => unread.push((stem.clone(), error)),
+                }
             }
             let begin = Some(root.not_before()).filter(|begin| *begin > now);
             draft.next = [draft.next, begin].into_iter().flatten().min();
         }
         draft.choose(authorities, now);
-        draft
+        let is_lacking = draft.lacks.iter().any(|lack| lack.required);
+        for (stem, error) in unread {
+            if is_lacking {
+                return Err(error);
+            }
+            draft.lacks.clear();
+            draft.pending = true;
+            // So that the next look finds a difference and reads it again.
+            for (considered, has_key) in &mut draft.considered {
+                *has_key &= *considered != stem;
+            }
+        }
+        Ok(draft)
     }
 
-    /// The key and the certificates of a root, if this user may read them and they are valid.
-    fn load(&self, stem: &Stem, root: &Arc<Root>, known: &mut Known) -> Option<Arc<Authority>> {
+    /// The key and the certificates of a root, if this user may read them and they are valid. Fails if they cannot
+    /// be read just now.
+    fn load(
+        &self,
+        stem: &Stem,
+        root: &Arc<Root>,
+        known: &mut Known,
+    ) -> Result<Option<Arc<Authority>>, StoreError> {
         let path = self.key_file(stem);
-        let loaded = read_file(&path, LARGEST_KEY).map_err(|error| error.to_string());
-        let loaded = loaded
-            .and_then(|text| Authority::from_pem(&text, root).map_err(|error| error.to_string()));
+        let loaded = match read_file(&path, LARGEST_KEY) {
+            Ok(text) => Authority::from_pem(&text, root).map_err(|error| error.to_string()),
+            Err(source) if may_pass(&source) => return Err(StoreError::Read { path, source }),
+            Err(error) => Err(error.to_string()),
+        };
         match loaded {
             Ok(authority) => {
                 close(&path);
-                Some(Arc::new(authority))
+                Ok(Some(Arc::new(authority)))
             }
             Err(why) => {
                 if known.is_news_of_file(&self.directory, stem.key_file()) {
@@ -281,7 +328,7 @@ impl Store {
                         "the certificates in this file cannot be used; new ones are created",
                     );
                 }
-                None
+                Ok(None)
             }
         }
     }
@@ -315,12 +362,14 @@ impl Store {
         })
     }
 
-    /// Restores files that are in use and gone, unless they were removed on purpose.
+    /// Restores files that are in use and gone, and writes those that could not be written before.
     fn put_back(&self, before: &Serving, listing: &Listing, known: &mut Known) -> bool {
-        let mut put_back = 0;
-        for (stem, authority) in before.held() {
-            let is_there = listing.roots.contains_key(&stem) && listing.keys.contains(&stem);
-            if is_there || listing.removed.contains(&stem.id) {
+        let (mut put_back, mut new) = (0, Vec::new());
+        for (entry, stem, authority) in before.missing(listing) {
+            if !entry.is_written(&stem) {
+                if self.save_new(&stem, authority, true, true).is_ok() {
+                    new.push(&entry.subject);
+                }
                 continue;
             }
             match self.save(&stem, authority, true, true) {
@@ -339,7 +388,8 @@ impl Store {
                  use `truename ca remove ALIAS`",
             );
         }
-        put_back > 0
+        self.announce(&new);
+        put_back + new.len() > 0
     }
 
     /// Accepts an error in writing the derived files if the folder is not writable, or if applications can already
@@ -351,7 +401,9 @@ impl Store {
         before: &Serving,
         known: &mut Known,
     ) -> Result<(), StoreError> {
-        let StoreError::Io { source, .. } = &error else { return Err(error) };
+        let (StoreError::Read { source, .. } | StoreError::Write { source, .. }) = &error else {
+            return Err(error);
+        };
         let read_only = matches!(
             source.kind(),
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
@@ -367,21 +419,36 @@ impl Store {
         if !read_only && !served_before {
             return Err(error);
         }
-        if !read_only {
-            known.stamp = None;
-        }
-        if known.is_news(error.to_string()) {
-            tracing::warn!(%error, "the roots that applications trust are not up to date");
-        }
+        let stamp = known.stamp.take().filter(|_| read_only);
+        self.warn_of_roots(&error, known);
+        known.stamp = stamp;
         Ok(())
     }
 
-    fn announce<'a>(&self, subjects: impl Iterator<Item = &'a Subject>) {
-        let aliases: Vec<&str> = subjects.map(|subject| subject.alias.as_str()).collect();
-        let shown = aliases.len().min(10);
+    fn warn_of_roots(&self, error: &StoreError, known: &mut Known) {
+        known.stamp = None;
+        if known.is_news(error.to_string()) {
+            tracing::warn!(%error, "the roots that applications trust are not up to date");
+        }
+    }
+
+    fn warn_of_memory(&self, in_memory: &[(&Subject, StoreError)]) {
+        let Some((_, error)) = in_memory.first() else { return };
+        let (aliases, more) = shown(in_memory.iter().map(|(subject, _)| *subject));
+        tracing::warn!(
+            aliases, more, %error,
+            "the new certificate authorities of these aliases are in memory until they can be written: \
+            applications cannot trust them yet",
+        );
+    }
+
+    fn announce(&self, subjects: &[&Subject]) {
+        if subjects.is_empty() {
+            return;
+        }
+        let (aliases, more) = shown(subjects.iter().copied());
         tracing::info!(
-            aliases = aliases[..shown].join(", "),
-            more = aliases.len() - shown,
+            aliases, more,
             roots = %self.roots_file().display(),
             bundle = %self.bundle().display(),
             "new local certificate authorities: let applications that speak TLS trust their roots, and \
@@ -430,6 +497,13 @@ impl Unwritten {
         }
         true
     }
+}
+
+/// The first aliases, and how many more there are.
+fn shown<'a>(subjects: impl Iterator<Item = &'a Subject>) -> (String, usize) {
+    let aliases: Vec<&str> = subjects.map(|subject| subject.alias.as_str()).collect();
+    let shown = aliases.len().min(10);
+    (aliases[..shown].join(", "), aliases.len() - shown)
 }
 
 /// Removes others' access to a key, if possible.

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, fs, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, fs, net::IpAddr, os::unix::fs::symlink, sync::Arc};
 
 use super::{
     Serving, Stem, Store,
@@ -247,6 +247,57 @@ fn what_failed_is_tried_again_though_the_folder_stays_the_same() {
     let now = store.serve(&[subject(["shop"]), subject(["other"])], &first).unwrap();
     assert_eq!(now.certificates().len(), 2);
     assert!(store.known.lock().stamp.is_some());
+}
+
+/// Regression: another authority was created, and `ca.pem` lost a root.
+#[test]
+fn an_authority_that_cannot_be_read_just_now_stays_in_use_and_is_read_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let [shop, other] = ["shop", "other"].map(|name| subject([name]));
+    let store = Store::at(folder.path());
+    let first = store.serve(std::slice::from_ref(&shop), &Serving::default()).unwrap();
+    let [(stem, _)] = first.held().collect::<Vec<_>>().try_into().unwrap();
+    let (trusted, away) = (fs::read(store.roots_file()).unwrap(), folder.path().join("away"));
+    let both = [shop.clone(), other];
+    for file in [store.key_file(&stem), store.root_file(&stem)] {
+        fs::rename(&file, &away).unwrap();
+        // It has no first byte: EIO.
+        symlink("/proc/self/mem", &file).unwrap();
+        for store in [Store::at(folder.path()), Store::at(folder.path()).best_effort()] {
+            let error = store.serve(&both, &Serving::default()).unwrap_err();
+            assert!(error.may_pass() && error.to_string().contains("cannot read"), "{error}");
+        }
+        assert_eq!(fs::read(store.roots_file()).unwrap(), trusted);
+        // One that is served already is not read again.
+        assert!(store.serve(&both[..1], &first).unwrap().shows_what(&first));
+        fs::rename(&away, &file).unwrap();
+    }
+    let again = Store::at(folder.path()).serve(&both, &Serving::default()).unwrap();
+    assert!(*again.certificates()["shop"] == *first.certificates()["shop"]);
+}
+
+#[test]
+fn an_alias_with_two_authorities_is_served_with_the_one_that_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let shop = [subject(["shop"])];
+    let [old, new] = [1, 0].map(|age| authority(&shop[0], now() - age * DAY));
+    let store = Store::at(folder.path());
+    for one in [&old, &new] {
+        store.save_new(&Stem::new("shop", one.root()), one, true, true).unwrap();
+    }
+    let key = store.key_file(&Stem::new("shop", old.root()));
+    let away = folder.path().join("away");
+    fs::rename(&key, &away).unwrap();
+    symlink("/proc/self/mem", &key).unwrap();
+    let serving = store.serve(&shop, &Serving::default()).unwrap();
+    let held = |serving: &Serving| serving.held().map(|(stem, _)| stem.id).collect::<BTreeSet<_>>();
+    let id = |one: &Authority| one.root().id().to_owned();
+    assert_eq!(held(&serving), [id(&new)].into());
+    assert!(!store.is_unchanged());
+    fs::rename(&away, &key).unwrap();
+    let serving = store.serve(&shop, &serving).unwrap();
+    assert_eq!(held(&serving), [id(&old), id(&new)].into());
+    assert_eq!(store.find().unwrap().len(), 2);
 }
 
 #[test]
