@@ -273,8 +273,13 @@ fn pooling() -> Pooling {
             CancellationToken::new(),
         );
         let Connection::Http1(connection) = connection.await.unwrap() else { unreachable!() };
-        let key =
-            PoolKey { endpoint, true_name: true_name(), protocol: Negotiated::Http1, trust: 1 };
+        let key = PoolKey {
+            endpoint,
+            true_name: true_name(),
+            protocol: Negotiated::Http1,
+            trust: 1,
+            client: None,
+        };
         pool.give(key.clone(), connection, None);
         (pool, key, now, origin)
     });

@@ -39,6 +39,7 @@ use crate::{
     connect::AddressPolicy,
     drain::Drain,
     forward::{self, Downstream},
+    proxy_header::Addresses,
     resolve::Resolver,
     route::Routes,
     tls::TlsConfigErrors,
@@ -119,7 +120,7 @@ impl Client {
         registry.commit(&aliases, &dns);
         let downstream = Downstream {
             listener: NOWHERE,
-            peer: NOWHERE,
+            client: Arc::new(Addresses { source: NOWHERE, destination: NOWHERE }),
             local: NOWHERE,
             scheme: "http",
             server_name: None,

@@ -86,6 +86,8 @@ pub mod pool;
 #[doc(hidden)]
 pub mod protocol;
 #[doc(hidden)]
+pub mod proxy_header;
+#[doc(hidden)]
 pub mod resolve;
 #[doc(hidden)]
 pub mod route;

@@ -47,6 +47,7 @@ mod names;
 mod origins;
 mod pool;
 mod proxy_credentials;
+mod proxy_protocol;
 mod reload;
 mod reuse;
 mod rotation;

@@ -170,6 +170,7 @@ impl Control {
             serving: ArcSwap::default(),
             tls: ServerTls::new()?,
             failures: Failures::default(),
+            header_failures: Failures::default(),
             accept_failures: Failures::default(),
             drain: Drain::default(),
         });

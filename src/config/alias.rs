@@ -47,6 +47,8 @@ section! {
         forwarded: Forwarded as OneOf<Forwarded> = Forwarded::Off,
         /// True names that this alias may lead to; empty means any.
         allow: Vec<NamePattern> as List<Pattern> = Vec::new(),
+        /// The PROXY protocol, which tells the next hop who the client is.
+        proxy_protocol: ProxyProtocol as Sub<ProxyProtocol> = ProxyProtocol::default(),
         /// What happens to open connections when the true name changes.
         on_change: OnChange as OneOf<OnChange> = OnChange::Drain,
         /// How long open connections may continue after the true name has changed.
@@ -148,6 +150,28 @@ choice! {
         Close = "close",
         /// They stay open until they end.
         Keep = "keep",
+    }
+}
+
+section! {
+    /// The PROXY protocol: a header at the start of a connection, with the address of the client.
+    #[derive(Eq)]
+    pub struct ProxyProtocol {
+        /// Networks whose connections to this alias' listeners begin with a PROXY header, of version 1 or 2. The
+        /// header is required from these networks and not looked for from others.
+        accept: Vec<ipnet::IpNet> as List<Network> = Vec::new(),
+        /// The version of the header to send to the target, or `off`.
+        send: Option<ProxyVersion> as ProxyVersionOrOff = None,
+    }
+}
+
+choice! {
+    /// A version of the PROXY protocol.
+    pub enum ProxyVersion {
+        /// A line of text.
+        V1 = "v1",
+        /// Binary.
+        V2 = "v2",
     }
 }
 
@@ -294,4 +318,15 @@ section! {
     }
 }
 
-default_sections!(Http, Tcp, Pool, Timeouts, Retry, Health, PassiveHealth, ActiveHealth, Limits);
+default_sections!(
+    ProxyProtocol,
+    Http,
+    Tcp,
+    Pool,
+    Timeouts,
+    Retry,
+    Health,
+    PassiveHealth,
+    ActiveHealth,
+    Limits
+);

@@ -13,8 +13,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value as Json, json};
 
 use super::{
-    HostHeader, NEVER, NamePattern, NameServer, RetryOn, Target,
-    form::{Form, Scalar},
+    HostHeader, NEVER, NamePattern, NameServer, ProxyVersion, RetryOn, Target,
+    form::{Form, OneOf, Scalar},
     names::normal_name,
     quantity,
     reader::Reader,
@@ -298,6 +298,18 @@ text_form! {
     <TimeOrOff as Scalar>::schema(),
     |text| TimeOrOff::parse(text).map(|time| time.unwrap_or(NEVER)),
     |time| <TimeOrOff as Scalar>::print(&Some(*time).filter(|time| *time != NEVER))
+}
+
+text_form! {
+    /// A version of the PROXY protocol, or `off`.
+    ProxyVersionOrOff: Option<ProxyVersion>, "`off`, `v1` or `v2`",
+    // YAML 1.1 tools such as Helm turn `off` into `false`.
+    json!({ "enum": ["off", "v1", "v2", false, "false"] }),
+    |text| match text {
+        "off" | "false" => Ok(None),
+        _ => OneOf::parse(text).map(Some).map_err(|_| format!("`{text}` is not `off`, `v1` or `v2`")),
+    },
+    |version| json!(version.map_or("off", ProxyVersion::word))
 }
 
 text_form! {

@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use ipnet::IpNet;
+
 use super::{
     Alias, Config, Protocol, RetryOn, Target, TargetHost, TlsIn, TlsMode, available,
     credentials::read_credentials, file::regular, host_names, places::Places, problems::Found,
@@ -24,6 +26,7 @@ pub(super) fn problems(config: &Config, places: &Places, problems: &mut Found) {
     check.names();
     check.listeners(&bound);
     check.hosts();
+    check.proxy_headers();
     check.order_of_durations();
     for (index, alias) in config.aliases.iter().enumerate() {
         let path = format!("aliases[{index}]");
@@ -253,6 +256,35 @@ impl Check<'_> {
                     );
                     self.report(&format!("aliases[{index}].{key}"), &what);
                 }
+            }
+        }
+    }
+
+    /// Whether a connection begins with a PROXY header has to be known before its Host is.
+    fn proxy_headers(&mut self) {
+        let aliases = &self.config.aliases;
+        let networks = |index: usize| -> HashSet<_> {
+            aliases[index].proxy_protocol.accept.iter().map(IpNet::trunc).collect()
+        };
+        let mut first_at = HashMap::new();
+        for (index, alias) in aliases.iter().enumerate() {
+            let is_other = |address: &&SocketAddr| {
+                let first = *first_at.entry(**address).or_insert(index);
+                first != index && networks(first) != networks(index)
+            };
+            if let Some(address) = alias.listen.iter().find(is_other) {
+                let first = first_at[address];
+                let [path, of_first] =
+                    [index, first].map(|index| format!("aliases[{index}].proxy_protocol.accept"));
+                let at_first = self.written(&path, &of_first) == of_first;
+                let (at, other) = if at_first { (of_first, index) } else { (path, first) };
+                let what = format!(
+                    "this differs from `proxy_protocol.accept` of {}, which listens on {address} too: \
+                     a PROXY header comes before the Host, so give both the same networks, or one of \
+                     them its own `listen`",
+                    self.called(other)
+                );
+                self.report(&at, &what);
             }
         }
     }

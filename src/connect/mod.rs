@@ -50,6 +50,8 @@ pub struct ConnectRequest<'a> {
     pub keepalive: Duration,
     /// The deadline for the connection, including TLS.
     pub deadline: Deadline,
+    /// The PROXY header to send first.
+    pub header: Option<&'a [u8]>,
 }
 
 /// What the handshake verifies and offers.
@@ -63,7 +65,7 @@ pub struct Identity<'a> {
     pub alpn: Alpn,
 }
 
-/// A TCP connection to an endpoint. Nothing was sent on it, and the endpoint is not verified.
+/// A TCP connection to an endpoint. Nothing but a PROXY header was sent on it, and the endpoint is not verified.
 #[derive(Debug)]
 pub struct Opened {
     endpoint: SocketAddr,
@@ -74,7 +76,7 @@ pub struct Opened {
 
 /// Dials an endpoint, if the policy allows it.
 pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
-    let ConnectRequest { endpoint, policy, keepalive, deadline } = *request;
+    let ConnectRequest { endpoint, policy, keepalive, deadline, header } = *request;
     policy.check(endpoint).map_err(ConnectError::Denied)?;
     let started = Instant::now();
     let tcp = |source| ConnectError::Tcp { endpoint, source };
@@ -96,8 +98,12 @@ pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
         policy.check_connected(local, address).map_err(ConnectError::Denied)?;
     }
     stream.set_nodelay(true).map_err(tcp)?;
-    let (stream, wire) = Wire::new(stream);
+    let (mut stream, wire) = Wire::new(stream);
     wire.socket().watch(keepalive).map_err(tcp)?;
+    if let Some(header) = header {
+        // It fits into an empty socket's buffer.
+        stream.write_all(header).await.map_err(tcp)?;
+    }
     Ok(Opened { endpoint, stream, wire, tcp_time: started.elapsed() })
 }
 

@@ -29,7 +29,8 @@ async fn negotiated(response: &'static [u8]) -> Result<(), Fault> {
         let policy = AddressPolicy::new(&settings, []);
         let deadline = Deadline::new(Instant::now(), Duration::from_secs(10));
         let keepalive = Duration::from_secs(60);
-        let request = ConnectRequest { endpoint, policy: &policy, keepalive, deadline };
+        let request =
+            ConnectRequest { endpoint, policy: &policy, keepalive, deadline, header: None };
         let mut opened = open(&request).await.unwrap();
         opened.negotiate(postgres::Opening::new(Negotiation::Request), deadline).await
     };

@@ -2,16 +2,18 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use crate::{drain::Drain, telemetry::DownstreamConnection};
+use crate::{
+    drain::Drain, proxy_header::Addresses, telemetry::DownstreamConnection, upstream::Caller,
+};
 
 /// What an exchange knows of the client's connection.
 #[derive(Clone, Debug)]
 pub struct Downstream {
     /// The listener, as configured.
     pub listener: SocketAddr,
-    /// The application's address.
-    pub peer: SocketAddr,
-    /// Our address.
+    /// The application's connection. If it began with a PROXY header, this is what the header says.
+    pub client: Arc<Addresses>,
+    /// The socket's own address, whatever a PROXY header says.
     pub local: SocketAddr,
     /// `http`, or `https` on TLS.
     pub scheme: &'static str,
@@ -25,4 +27,13 @@ pub struct Downstream {
     pub can_switch: bool,
     /// The connection in the metrics; none for calls by the library.
     pub connection: Option<Arc<DownstreamConnection>>,
+}
+
+impl Downstream {
+    /// Whom connections to a target are made for.
+    pub(super) fn caller(&self) -> Caller<'_> {
+        // Nobody has connected for a call by the library.
+        let client = self.connection.is_some().then_some(&self.client);
+        Caller { worker: self.worker, client }
+    }
 }

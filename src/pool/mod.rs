@@ -3,6 +3,7 @@
 //! The pool owns idle HTTP/1.1 connections, and a request takes one over. HTTP/2 connections are shared: the
 //! pool keeps a handle and hands out others. The pool knows nothing of balancing: the key names one endpoint.
 
+mod client_id;
 mod connection;
 mod error;
 mod flight;
@@ -24,6 +25,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+pub use client_id::ClientId;
 pub use connection::{Connection, Http1, SendError};
 pub use error::AcquireError;
 pub use flight::{Flight, Follow, Lead};
@@ -52,6 +54,8 @@ pub struct PoolKey {
     pub protocol: Negotiated,
     /// Which load of trust settings and client certificate it was made with.
     pub trust: u64,
+    /// The client that its PROXY header names.
+    pub client: Option<ClientId>,
 }
 
 /// One worker's connections for one alias.
@@ -219,14 +223,15 @@ impl Pool {
         evicted.is_some()
     }
 
-    /// Closes connections that are idle too long, too old, too many, to an endpoint that was removed, or of
-    /// another identity.
+    /// Closes connections that are idle too long, too old, too many, to an endpoint that was removed, of
+    /// another identity, or of a client that has left.
     pub fn reap(&self, now: Instant, keep: impl Fn(&PoolKey) -> bool) {
         let mut closing = Vec::new();
         let (max_idle, idle_timeout) = (self.max_idle(), self.idle_timeout());
         let mut slots = self.slots.lock();
         slots.retain(|key, slot| {
-            let keep = keep(key);
+            let has_left = key.client.as_ref().is_some_and(ClientId::has_left);
+            let keep = keep(key) && !has_left;
             let mut kept = 0;
             for index in (0..slot.idle.len()).rev() {
                 let idle = &mut slot.idle[index];

@@ -169,7 +169,7 @@ impl Server {
                 self.speak(protocol, stream, arrival, deadline).await
             }
             Err(error) => {
-                tracing::debug!(peer = %arrival.peer, %error, "no protocol detected in a tunnel");
+                tracing::debug!(peer = %arrival.client.source, %error, "no protocol detected in a tunnel");
                 End::Done
             }
         }

@@ -63,7 +63,7 @@ impl Server {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             tracing::debug!(
                 listener = %downstream.listener,
-                peer = %downstream.peer,
+                peer = %downstream.client.source,
                 %error,
                 source,
                 "connection ended",

@@ -7,6 +7,7 @@ mod forward_proxy;
 mod http1;
 mod http2;
 mod listen_socket;
+mod proxy_header;
 mod request_timer;
 mod service;
 mod tcp;
@@ -34,6 +35,7 @@ use crate::{
     body::RequestBody,
     drain::Drain,
     forward::{self, Downstream},
+    proxy_header::Addresses,
     stream::{ByteStream, Place, Prefixed},
     telemetry::{DownstreamConnection, Failures},
     tls::{
@@ -51,6 +53,8 @@ pub struct Server {
     pub tls: ServerTls,
     /// Handshakes that fail, by listener and reason.
     pub failures: Failures<(SocketAddr, String)>,
+    /// The same for PROXY headers.
+    pub header_failures: Failures<(SocketAddr, String)>,
     /// The same for connections that could not be accepted.
     pub accept_failures: Failures<(SocketAddr, String)>,
     /// The process's drain.
@@ -62,9 +66,9 @@ pub struct Server {
 pub struct Arrival {
     /// The listener, as it was when the connection or its latest request began.
     pub listener: Arc<Listener>,
-    /// The application's address.
-    pub peer: SocketAddr,
-    /// Our address.
+    /// The application's connection. If it began with a PROXY header, this is what the header says.
+    pub client: Arc<Addresses>,
+    /// The socket's own address, whatever a PROXY header says.
     pub local: SocketAddr,
     /// The worker that serves it.
     pub worker: usize,
@@ -88,7 +92,8 @@ impl Arrival {
         local: SocketAddr,
         worker: usize,
     ) -> Box<Self> {
-        Box::new(Self { listener, peer, local, worker, tunnel: None })
+        let client = Arc::new(Addresses { source: peer, destination: local });
+        Box::new(Self { listener, client, local, worker, tunnel: None })
     }
 
     /// Follows the listener if a reload has changed it. One that was removed stays as it was.
@@ -129,7 +134,7 @@ impl Server {
     pub async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
-        arrival: Box<Arrival>,
+        mut arrival: Box<Arrival>,
         place: Place,
     ) {
         let _guard = self.drain.guard();
@@ -137,11 +142,17 @@ impl Server {
         // If the connection is gone already, that shows soon enough.
         let _ = socket.watch(arrival.listener.keepalive());
 
+        let accepted = Instant::now();
+        let deadline = accepted + arrival.listener.settings.header_timeout;
+        if arrival.has_proxy_header() {
+            let read = Box::pin(self.proxy_header(&mut stream, &socket, &mut arrival, deadline));
+            if !read.await {
+                return;
+            }
+        }
         if arrival.listener.alias().is_some() {
             return Box::pin(self.dedicated(stream, &socket, arrival)).await;
         }
-        let accepted = Instant::now();
-        let deadline = accepted + arrival.listener.settings.header_timeout;
         let detected = tokio::select! {
             detected = detect(&mut stream, deadline) => detected,
             () = arrival.unused(accepted) => return,
@@ -154,7 +165,7 @@ impl Server {
             }
             Err(error) => {
                 drop(self.counted(&arrival, "none", false));
-                let (peer, listener) = (arrival.peer, arrival.listener.address);
+                let (peer, listener) = (arrival.client.source, arrival.listener.address);
                 tracing::debug!(%peer, %listener, %error, "no protocol detected on a connection");
                 return;
             }
@@ -239,11 +250,11 @@ impl Server {
         server_name: Option<String>,
     ) -> Downstream {
         let connection = Some(self.counted(arrival, protocol, scheme == "https"));
-        let Arrival { ref listener, peer, local, worker, .. } = *arrival;
+        let Arrival { ref listener, ref client, local, worker, .. } = *arrival;
         let (listener, drain) = (listener.address, self.drain.clone());
         Downstream {
             listener,
-            peer,
+            client: client.clone(),
             local,
             scheme,
             server_name,
@@ -278,7 +289,7 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let (listener, peer) = (arrival.listener.address, arrival.peer);
+        let (listener, peer) = (arrival.listener.address, arrival.client.source);
         let routes = arrival.listener.routes();
         let choose = |name: Option<&str>| {
             let found = match (&arrival.tunnel, name) {
@@ -354,26 +365,30 @@ impl Server {
                 tracing::warn!(listener, failures, reason, "connections still cannot be accepted");
             }
         }
-        for report in self.failures.reports() {
-            let (listener, reason) = report.kind.unzip();
-            let listener = listener.map(tracing::field::display);
-            let reason = reason.as_deref().unwrap_or("various");
-            let (failures, latest) = (report.count, report.detail);
-            if report.has_ended {
-                tracing::info!(
-                    listener,
-                    failures,
-                    reason,
-                    "client TLS handshakes no longer fail for this reason",
-                );
-            } else {
-                tracing::warn!(
-                    listener,
-                    failures,
-                    reason,
-                    latest_peer = latest,
-                    "client TLS handshakes still fail",
-                );
+        for (failures, what) in
+            [(&self.failures, "client TLS handshakes"), (&self.header_failures, "PROXY headers")]
+        {
+            for report in failures.reports() {
+                let (listener, reason) = report.kind.unzip();
+                let listener = listener.map(tracing::field::display);
+                let reason = reason.as_deref().unwrap_or("various");
+                let (failures, latest) = (report.count, report.detail);
+                if report.has_ended {
+                    tracing::info!(
+                        listener,
+                        failures,
+                        reason,
+                        "{what} no longer fail for this reason",
+                    );
+                } else {
+                    tracing::warn!(
+                        listener,
+                        failures,
+                        reason,
+                        latest_peer = latest,
+                        "{what} still fail",
+                    );
+                }
             }
         }
     }
@@ -459,6 +474,7 @@ mod tests {
             serving: ArcSwap::default(),
             tls: ServerTls::new().unwrap(),
             failures: Failures::default(),
+            header_failures: Failures::default(),
             accept_failures: Failures::default(),
             drain: Drain::default(),
         });

@@ -139,6 +139,15 @@ impl Listener {
         }
     }
 
+    /// Whether connections from this address begin with a PROXY header. All aliases of a listener agree on that: the
+    /// configuration is checked for it.
+    pub(super) fn has_proxy_header(&self, from: IpAddr) -> bool {
+        self.routes().aliases().first().is_some_and(|alias| {
+            let networks = &alias.config().proxy_protocol.accept;
+            networks.iter().any(|network| network.contains(&from.to_canonical()))
+        })
+    }
+
     /// The keep-alive of its connections.
     pub(super) fn keepalive(&self) -> Duration {
         match &self.service {

@@ -65,7 +65,7 @@ impl Server {
         let downstream = DownstreamConnection::undecided(alias.config().protocol.word());
         downstream.belongs_to(&alias.worker(arrival.worker).metrics);
         let stopped = self.drain.stopped();
-        let begun = Connection::begin(&alias, arrival.worker, accepted, stopped);
+        let begun = Connection::begin(&alias, arrival.worker, &arrival.client, accepted, stopped);
         let Some(mut connection) = begun else { return End::Reset };
 
         let header_timeout = arrival.listener.settings.header_timeout;

@@ -75,6 +75,11 @@ fn describe() {
         "truename_log_lines_dropped_total",
         "Log lines dropped because they could not be written in time."
     );
+    describe_counter!(
+        "truename_proxy_header_errors_total",
+        "Connections closed because their PROXY protocol header was missing or invalid."
+    );
+    counter!("truename_proxy_header_errors_total").absolute(0);
     describe_gauge!("truename_build_info", "1, with the version.");
     for result in DNS_RESULTS {
         counter!("truename_dns_lookups_total", "result" => result).absolute(0);

@@ -16,6 +16,7 @@ use crate::{
     connect::{self, AddressPolicy, ConnectError, ConnectRequest, Deadline, Identity, Session},
     fault::Fault,
     pool::{AcquireError, Counted, Room},
+    proxy_header::{self, Addresses},
     telemetry::AliasMetrics,
     tls::{Alpn, TlsError},
 };
@@ -33,6 +34,8 @@ pub struct Attempts<'a> {
     pub timeouts: &'a Timeouts,
     /// The deadline for a connection.
     pub deadline: Deadline,
+    /// The PROXY header to send.
+    pub header: Option<&'a [u8]>,
     /// Whose attempts they are.
     pub metrics: &'a AliasMetrics,
 }
@@ -75,19 +78,28 @@ impl Attempts<'_> {
 
     async fn connect(&self, endpoint: SocketAddr, progress: &Progress) -> Result<Session, Fault> {
         let policy = self.policy.load_full();
-        let (keepalive, deadline) = (self.timeouts.keepalive, self.deadline);
-        let request = ConnectRequest { endpoint, policy: &policy, keepalive, deadline };
+        let (keepalive, deadline, header) = (self.timeouts.keepalive, self.deadline, self.header);
+        let request = ConnectRequest { endpoint, policy: &policy, keepalive, deadline, header };
         let opened = connect::open(&request).await?;
         progress.opened();
         opened.verify(self.identity, deadline).await
     }
 }
 
+/// Whom a connection to a target is made for.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    /// The worker that serves it.
+    pub worker: usize,
+    /// The client's connection; none for a call by the library.
+    pub client: Option<&'a Arc<Addresses>>,
+}
+
 /// A connection that a request to an alias, or a tunnel, needs.
 #[derive(Clone, Copy)]
 pub(super) struct DialRequest<'a> {
     pub(super) alias: &'a Arc<Alias>,
-    pub(super) worker: usize,
+    pub(super) caller: Caller<'a>,
     pub(super) generation: &'a Arc<Generation>,
     pub(super) alpn: Alpn,
     pub(super) deadline: Deadline,
@@ -158,7 +170,7 @@ impl DialRequest<'_> {
     ) -> Result<Dialled<T>, Fault> {
         let address = endpoint.address();
         let config = self.alias.config();
-        let worker = self.alias.worker(self.worker);
+        let worker = self.alias.worker(self.caller.worker);
         let connections = self.alias.connections(address);
         // An idle connection of another worker counts too: it can be closed to make room.
         let make_way = || {
@@ -174,6 +186,9 @@ impl DialRequest<'_> {
                 return Err(AcquireError::ConnectionLimit { endpoint: address, limit }.into());
             }
         };
+        let client = self.caller.client.map(|client| &**client);
+        let header =
+            config.proxy_protocol.send.map(|version| proxy_header::encode(version, client));
         let attempts = Attempts {
             policy: &self.alias.policy,
             identity: self.generation.tls().map(|(tls, server_name)| Identity {
@@ -183,6 +198,7 @@ impl DialRequest<'_> {
             }),
             timeouts: &config.timeouts,
             deadline: self.deadline,
+            header: header.as_deref(),
             metrics: &worker.metrics,
         };
         match attempts.one(address, progress).await {

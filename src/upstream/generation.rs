@@ -192,7 +192,7 @@ impl Generation {
     /// The key of this generation's pooled connections.
     pub fn pool_key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
         let true_name = self.true_name.clone();
-        PoolKey { endpoint, true_name, protocol, trust: self.trust() }
+        PoolKey { endpoint, true_name, protocol, trust: self.trust(), client: None }
     }
 
     /// Whether a request of this generation could use a connection kept under `key`.

@@ -14,14 +14,16 @@ use tokio::time::Instant;
 
 use super::{
     Alias, Generation,
-    dial::{DialRequest, Dialled},
+    dial::{Caller, DialRequest, Dialled},
 };
 use crate::{
     balance::{Endpoint, InFlight},
     body::{Interim, RequestBody},
     connect::{Deadline, Mark, Session, TargetStream, Verdict, Wire},
     fault::Fault,
-    pool::{AcquireError, Connection, ConnectionInfo, Counted, Flight, PoolKey, SendError},
+    pool::{
+        AcquireError, ClientId, Connection, ConnectionInfo, Counted, Flight, PoolKey, SendError,
+    },
     stream::Prefixed,
     tls::{Alpn, Negotiated},
 };
@@ -78,7 +80,7 @@ impl Alias {
     /// Endpoints in `tried` are passed over while there are others.
     pub async fn acquire(
         self: &Arc<Self>,
-        worker: usize,
+        caller: Caller<'_>,
         generation: &Arc<Generation>,
         want: Want,
         tried: &[SocketAddr],
@@ -90,7 +92,7 @@ impl Alias {
         };
         let endpoint = pick(tried).ok_or(AcquireError::NoEndpoint)?;
         let deadline = Deadline::new(now, self.config.timeouts.connect);
-        let dial = DialRequest { alias: self, worker, generation, alpn: want.alpn(), deadline };
+        let dial = DialRequest { alias: self, caller, generation, alpn: want.alpn(), deadline };
         let acquiring = Acquiring { dial, want };
         if !fresh && let Some(lease) = acquiring.pooled(&endpoint, now) {
             return Ok(lease);
@@ -111,11 +113,17 @@ struct Acquiring<'a> {
 
 impl Acquiring<'_> {
     fn key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
-        self.dial.generation.pool_key(endpoint, protocol)
+        let DialRequest { alias, caller, generation, .. } = self.dial;
+        let mut key = generation.pool_key(endpoint, protocol);
+        // A connection whose PROXY header names a client serves no other.
+        if alias.config.proxy_protocol.send.is_some() {
+            key.client = caller.client.map(ClientId::of);
+        }
+        key
     }
 
     fn pooled(&self, endpoint: &Arc<Endpoint>, now: Instant) -> Option<Lease> {
-        let pool = &self.dial.alias.worker(self.dial.worker).pool;
+        let pool = &self.dial.alias.worker(self.dial.caller.worker).pool;
         self.want.protocols().iter().find_map(|protocol| {
             let key = self.key(endpoint.address(), *protocol);
             // Idle HTTP/1.1 connections are no reason to speak HTTP/1.1 to an origin that supports HTTP/2.
@@ -145,7 +153,7 @@ impl Acquiring<'_> {
             in_flight: endpoint.begin(now),
             generation: self.dial.generation.clone(),
             alias: self.dial.alias.clone(),
-            worker: self.dial.worker,
+            worker: self.dial.caller.worker,
             reused: false,
             reusable: true,
         }
@@ -161,7 +169,7 @@ impl Acquiring<'_> {
         if self.want == Want::Http1 {
             return self.connect(&endpoint, tried).await;
         }
-        let pool = &self.dial.alias.worker(self.dial.worker).pool;
+        let pool = &self.dial.alias.worker(self.dial.caller.worker).pool;
         let mut tried = tried.to_vec();
         loop {
             match pool.flight(&self.key(endpoint.address(), Negotiated::Http2)) {
@@ -224,7 +232,7 @@ impl Acquiring<'_> {
         counted: Counted,
         endpoint: &Arc<Endpoint>,
     ) -> Result<Lease, Fault> {
-        let DialRequest { alias, worker, generation, .. } = self.dial;
+        let DialRequest { alias, caller, generation, .. } = self.dial;
         let address = endpoint.address();
         // Without TLS there is no ALPN: HTTP/2 is then spoken with prior knowledge.
         let prior_knowledge = generation.tls().is_none() && self.want != Want::Http1;
@@ -238,7 +246,7 @@ impl Acquiring<'_> {
         );
         let connection =
             started.await.map_err(|error| AcquireError::Http { endpoint: address, error })?;
-        let pool = &alias.worker(worker).pool;
+        let pool = &alias.worker(caller.worker).pool;
         let http2_key = self.key(address, Negotiated::Http2);
         let key = match &connection {
             Connection::Http2(http2) => {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Alias, Generation,
-    dial::{DialRequest, Dialled},
+    dial::{Caller, DialRequest, Dialled},
 };
 use crate::{
     balance::InFlight,
@@ -39,7 +39,7 @@ impl Alias {
     /// over while there are others.
     pub async fn link(
         self: &Arc<Self>,
-        worker: usize,
+        caller: Caller<'_>,
         generation: &Arc<Generation>,
         tried: &[SocketAddr],
         deadline: Deadline,
@@ -49,7 +49,7 @@ impl Alias {
         let endpoint = picked.ok_or(AcquireError::NoEndpoint)?;
         // A client that waits for its connection counts too: many that arrive at once would all see the same load.
         let _waiting = endpoint.begin(now);
-        let dial = DialRequest { alias: self, worker, generation, alpn: Alpn::Listed, deadline };
+        let dial = DialRequest { alias: self, caller, generation, alpn: Alpn::Listed, deadline };
         match dial.dial(&endpoint, tried, |_| None::<Infallible>).await? {
             Dialled::Kept(never) => match never {},
             Dialled::New(session, counted, endpoint) => {

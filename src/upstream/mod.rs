@@ -23,7 +23,7 @@ use std::{net::SocketAddr, sync::Arc};
 use arc_swap::ArcSwap;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-pub use dial::Attempts;
+pub use dial::{Attempts, Caller};
 pub use generation::Generation;
 pub use lease::{Lease, Want};
 pub use link::Link;

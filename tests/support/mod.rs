@@ -7,6 +7,7 @@
 //! * [`client`]: the application's side; [`curl`]: the one that users have
 //! * [`trust`]: certificates, and the root that signed them
 //! * [`ca`]: folders of local certificate authorities
+//! * [`daemon`]: servers that users have, such as HAProxy
 //! * [`proxy`]: the binary under test; [`process`]: one that a test starts by itself; [`tools`]: other people's that `./test` installs
 //!
 //! * [`scene`]: all of them together, as most tests want them; [`through`]: the same around one
@@ -25,6 +26,7 @@
 pub mod ca;
 pub mod client;
 pub mod curl;
+pub mod daemon;
 pub mod loopback;
 pub mod message;
 pub mod peer;

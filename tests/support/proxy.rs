@@ -6,12 +6,17 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{ChildStderr, Command, ExitStatus, Stdio},
+    sync::Arc,
     thread,
 };
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
+};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -215,6 +220,16 @@ impl Proxy {
     /// The folder of the configuration.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The roots of the local authority, which applications trust.
+    pub fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        let file = self.folder().join("state/truename/ca.pem");
+        for root in CertificateDer::pem_file_iter(file).unwrap() {
+            roots.add(root.unwrap()).unwrap();
+        }
+        Arc::new(roots)
     }
 
     /// Puts another configuration in the place of the running one: the proxy is not told.

@@ -165,6 +165,25 @@ fn a_host_belongs_to_one_alias_of_a_listener() {
 }
 
 #[test]
+fn aliases_on_one_listener_agree_on_who_sends_proxy_headers() {
+    let two = |one: &str, two: &str| {
+        format!("version: 1\naliases:\n  - {{name: a, {one}}}\n  - {{name: b, {two}}}\n")
+    };
+    let accept = |networks: &str| format!("proxy_protocol: {{accept: [{networks}]}}");
+    assert_wrong(
+        &two("port: 443", &accept("10.0.0.0/8")),
+        &[
+            "t.yaml:4:40: aliases[1].proxy_protocol.accept: this differs from `proxy_protocol.accept` of aliases[0] (`a`, line 3), which listens on 127.0.0.1:8080 too: a PROXY header comes before the Host, so give both the same networks, or one of them its own `listen`",
+        ],
+    );
+    let first = wrong(&two(&accept("10.0.0.0/8"), "port: 443"));
+    assert!(first.contains("aliases[0].proxy_protocol.accept: this differs"), "{first}");
+    let both = (accept("10.0.0.1, 10.2.3.4/16"), accept("10.2.0.0/16, 10.0.0.1/32"));
+    parsed(&two(&both.0, &both.1));
+    parsed(&two("listen: [8081]", &both.1));
+}
+
+#[test]
 fn an_address_has_one_listener() {
     let two = |one: &str, two: &str| {
         format!("version: 1\naliases:\n  - {{name: a, {one}}}\n  - {{name: b, {two}}}\n")

@@ -74,6 +74,7 @@ prop_compose! {
             target().prop_map(|target| HostHeader::Literal(target.to_string())),
         ],
         forwarded in select(vec![Forwarded::Off, Forwarded::XForwarded, Forwarded::Rfc7239]),
+        send in select(vec![None, Some(ProxyVersion::V1), Some(ProxyVersion::V2)]),
         on_change in select(vec![OnChange::Drain, OnChange::Close, OnChange::Keep]),
         tls in tls(),
         version in select(vec![HttpVersion::Auto, HttpVersion::Http1, HttpVersion::Http2]),
@@ -98,6 +99,7 @@ prop_compose! {
         alias.port = port;
         alias.host = host;
         alias.forwarded = forwarded;
+        alias.proxy_protocol.send = send;
         alias.on_change = on_change;
         alias.tls = tls;
         alias.http.version = version;

@@ -94,6 +94,10 @@ fn words_and_versions_need_no_quotes() {
     assert_eq!(alias("http: {version: 2}").http.version, HttpVersion::Http2);
     assert_eq!(alias("tls: {min_version: 1.3}").tls.min_version, TlsVersion::V1_3);
     assert_eq!(alias("forwarded: rfc7239").forwarded, Forwarded::Rfc7239);
+    let send = |text: &str| alias(&format!("proxy_protocol: {{send: {text}}}")).proxy_protocol.send;
+    assert_eq!(["off", "false", "\"off\""].map(send), [None; 3]);
+    assert_eq!(["v1", "v2"].map(send), [ProxyVersion::V1, ProxyVersion::V2].map(Some));
+    assert!(refused("proxy_protocol", "{send: v3}").contains("`v3` is not `off`, `v1` or `v2`"));
     let problem = refused("balance", "round-robin");
     assert!(problem.ends_with("did you mean `round_robin`?"), "{problem}");
 }

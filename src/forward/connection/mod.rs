@@ -17,8 +17,9 @@ use crate::{
     config::{NEVER, RetryOn},
     connect::Deadline,
     fault::{Blame, Fault},
+    proxy_header::Addresses,
     stream::{ByteStream, Prefixed, Socket, receive},
-    upstream::{Alias, Generation, Link},
+    upstream::{Alias, Caller, Generation, Link},
 };
 use record::{End, Record};
 
@@ -38,6 +39,7 @@ const HALF_CLOSED: Duration = Duration::from_secs(2);
 /// A client's connection, from the moment its alias is known.
 pub struct Connection {
     record: Record,
+    client: Arc<Addresses>,
     /// Cancelled when the proxy has ended.
     stopped: CancellationToken,
     _permit: Option<OwnedSemaphorePermit>,
@@ -48,12 +50,16 @@ impl Connection {
     pub fn begin(
         alias: &Arc<Alias>,
         worker: usize,
+        client: &Arc<Addresses>,
         started: Instant,
         stopped: CancellationToken,
     ) -> Option<Self> {
         let mut record = Record::new(alias, worker, started);
         match alias.admit() {
-            Ok(permit) => Some(Self { record, stopped, _permit: permit }),
+            Ok(permit) => {
+                let client = client.clone();
+                Some(Self { record, client, stopped, _permit: permit })
+            }
             Err(error) => {
                 record.failed(&error.into(), None);
                 None
@@ -105,7 +111,8 @@ impl Connection {
         let mut retries = 0;
         loop {
             *attempted = Some(generation.clone());
-            let link = alias.link(worker, &generation, &tried, deadline).await;
+            let caller = Caller { worker, client: Some(&self.client) };
+            let link = alias.link(caller, &generation, &tried, deadline).await;
             // The true name has changed meanwhile: nothing was sent to the old one, and nothing will be.
             // (An alias that a reload has removed has no newer one.)
             if generation.is_retired() {

@@ -165,7 +165,7 @@ impl Journey<'_> {
         headers::add_forwarded(
             &mut head.headers,
             config.forwarded,
-            self.downstream.peer.ip(),
+            self.downstream.client.source.ip(),
             &client,
         );
         let want = want(head.version, switching, config.http.version);
@@ -211,7 +211,7 @@ impl Journey<'_> {
         let mut tried = Tried::default();
         loop {
             let lease = alias
-                .acquire(self.downstream.worker, &generation, want, &tried.failed, tried.renewed)
+                .acquire(self.downstream.caller(), &generation, want, &tried.failed, tried.renewed)
                 .await;
             // The true name has changed in the meantime: nothing was sent to the old one, and nothing will be.
             // (An alias that a reload removed has no newer one.)

@@ -1,0 +1,104 @@
+//! Reads the PROXY header that a connection from certain networks begins with.
+
+use std::{io, sync::Arc};
+
+use tokio::{
+    io::AsyncReadExt as _,
+    time::{Instant, timeout_at},
+};
+
+use super::{Arrival, Server, client_stream::ClientStream};
+use crate::{
+    proxy_header::{Addresses, HeaderError, parse},
+    stream::Socket,
+};
+
+/// How much is looked at at once: more than headers usually have.
+const GLANCE: usize = 512;
+
+/// Why there is no header.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    /// As a port check does.
+    #[error("the connection was closed before its PROXY protocol header")]
+    Silent,
+    #[error("the connection was closed within its PROXY protocol header")]
+    Closed,
+    #[error("no PROXY protocol header within `listener.header_timeout`")]
+    Late,
+    #[error("{0}")]
+    Invalid(#[from] HeaderError),
+    #[error("reading the PROXY protocol header: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Arrival {
+    /// Whether the connection begins with a PROXY header. Its peer decides that, never its bytes: anybody could send
+    /// them.
+    pub(super) fn has_proxy_header(&self) -> bool {
+        self.listener.has_proxy_header(self.client.source.ip())
+    }
+}
+
+impl Server {
+    /// Reads the header. Returns whether the connection may be served.
+    pub(super) async fn proxy_header(
+        &self,
+        stream: &mut ClientStream,
+        socket: &Socket,
+        arrival: &mut Arrival,
+        deadline: Instant,
+    ) -> bool {
+        let result = tokio::select! {
+            result = timeout_at(deadline, read(stream, socket)) => result,
+            () = arrival.unused(Instant::now()) => return false,
+        };
+        let error = match result.unwrap_or(Err(ReadError::Late)) {
+            Ok(addresses) => {
+                if let Some(addresses) = addresses {
+                    arrival.client = Arc::new(addresses);
+                }
+                return true;
+            }
+            Err(error) => error,
+        };
+        drop(self.counted(arrival, "none", false));
+        let (listener, peer) = (arrival.listener.address, arrival.client.source);
+        if matches!(error, ReadError::Silent) {
+            tracing::debug!(%listener, %peer, %error, "no PROXY header");
+            return false;
+        }
+        metrics::counter!("truename_proxy_header_errors_total").increment(1);
+        if self.header_failures.begins((listener, error.to_string()), peer.to_string()) {
+            tracing::warn!(
+                %listener,
+                %peer,
+                %error,
+                fix = "let the peer send the header, or take its network out of `proxy_protocol.accept`",
+                "a connection was closed: its PROXY header cannot be used",
+            );
+        }
+        false
+    }
+}
+
+/// Takes the header from the stream, and nothing behind it.
+async fn read(stream: &mut ClientStream, socket: &Socket) -> Result<Option<Addresses>, ReadError> {
+    let mut header = Vec::new();
+    loop {
+        let mut glance = [0; GLANCE];
+        let taken = header.len();
+        let seen = socket.stream().peek(&mut glance).await?;
+        if seen == 0 {
+            return Err(if taken == 0 { ReadError::Silent } else { ReadError::Closed });
+        }
+        header.extend_from_slice(&glance[..seen]);
+        let parsed = parse(&header)?;
+        // What is seen while the header is incomplete is part of it.
+        header.truncate(parsed.map_or(taken + seen, |parsed| parsed.length));
+        stream.read_exact(&mut header[taken..]).await?;
+        if let Some(parsed) = parsed {
+            return Ok(parsed.addresses);
+        }
+    }
+}
