@@ -57,7 +57,7 @@ impl Stage {
         fs::write(self.path("truename.yaml"), yaml).unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 

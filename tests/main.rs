@@ -25,6 +25,7 @@ mod ends;
 mod errors;
 mod examples;
 mod exec;
+mod exec_hosts;
 mod exec_terminal;
 mod expect;
 mod failover;

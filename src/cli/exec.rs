@@ -1,11 +1,13 @@
 //! `truename exec`: runs a command with a private proxy.
 
+mod addresses;
 mod environment;
+mod hosts;
 mod job;
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io,
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::ExitStatusExt,
@@ -25,6 +27,9 @@ use tokio::{
     sync::mpsc,
 };
 
+use addresses::{Addresses, Place};
+pub use hosts::WithHosts;
+use hosts::{Entry, HostsError};
 use job::Job;
 
 use super::{
@@ -79,6 +84,10 @@ pub struct Exec {
     #[arg(long, value_name = "FILE", env = "TRUENAME_CONFIG")]
     pub config: Option<PathBuf>,
 
+    /// Leave the hosts file as it is
+    #[arg(long)]
+    pub no_hosts: bool,
+
     /// Print nothing about the proxy
     #[arg(short, long)]
     pub quiet: bool,
@@ -101,6 +110,8 @@ enum ExecError {
     Store(#[from] StoreError),
     #[error("the private proxy is not listening")]
     NoProxy,
+    #[error("no command to run")]
+    NoCommand,
     #[error("cannot run {}: {source}", command.display())]
     Spawn { command: OsString, source: io::Error },
     #[error("{0} received before the command was started")]
@@ -115,15 +126,18 @@ impl Exec {
         match self.perform() {
             Ok(status) => ExitCode::from(code(status)),
             Err(error) => {
-                telemetry::say(format_args!("truename exec: {error}"));
+                if let ExecError::Spawn { command, source } = &error {
+                    say_not_run(command, source);
+                } else {
+                    telemetry::say(format_args!("truename exec: {error}"));
+                }
                 ExitCode::from(match &error {
-                    ExecError::Config(_) | ExecError::Folder(_) => EXIT_USAGE,
+                    ExecError::Config(_) | ExecError::Folder(_) | ExecError::NoCommand => {
+                        EXIT_USAGE
+                    }
                     ExecError::Start(StartError::Io(_) | StartError::Ended) => EXIT_INTERNAL,
                     ExecError::Start(_) => EXIT_USAGE,
-                    ExecError::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                        EXIT_NOT_FOUND
-                    }
-                    ExecError::Spawn { .. } => EXIT_NOT_EXECUTABLE,
+                    ExecError::Spawn { source, .. } => code_of(source),
                     ExecError::Interrupted(signal) => of_signal(*signal as i32),
                     ExecError::Store(_) | ExecError::NoProxy | ExecError::Io(_) => EXIT_INTERNAL,
                 })
@@ -171,8 +185,8 @@ impl Exec {
         let config = self.configuration(folder.directory())?;
         telemetry::init_log(&config.log);
         let names = names_of(&config);
-        let app = App::start(config)?;
-        let command = self.command(&app, &folder, &names)?;
+        let (app, places) = start(config)?;
+        let command = self.command(&app, &folder, &names, &places)?;
         Ok(Ready { app, command, _folder: folder })
     }
 
@@ -197,7 +211,13 @@ impl Exec {
         Ok(config)
     }
 
-    fn command(&self, app: &App, store: &Store, names: &[String]) -> Result<Command, ExecError> {
+    fn command(
+        &self,
+        app: &App,
+        store: &Store,
+        names: &[Vec<String>],
+        places: &[Place],
+    ) -> Result<Command, ExecError> {
         let proxy = app.proxy().ok_or(ExecError::NoProxy)?;
         let files = environment::ROOTS.into_iter().filter_map(env::var_os).map(PathBuf::from);
         let trust = TrustStore::with(store.roots()?, files);
@@ -205,12 +225,18 @@ impl Exec {
         store::write(&bundle, 0o644, trust.to_pem().as_bytes())?;
         let truststore = store.directory().join("roots.p12");
         store::write(&truststore, 0o644, &trust.to_pkcs12())?;
+        let hosts = store.directory().join("hosts");
+        let has_hosts = match self.no_hosts {
+            true => Err(HostsError::Declined),
+            false => prepare_hosts(&hosts, names, places),
+        };
         if !self.quiet {
             let aliases = self.aliases.join(", ");
             let aliases = if aliases.is_empty() { "the file's aliases" } else { &aliases };
             telemetry::say(format_args!(
-                "truename exec: proxy http://{proxy} for {aliases}, roots in {}",
-                bundle.display()
+                "truename exec: proxy http://{proxy} for {aliases}, roots in {}; {}",
+                bundle.display(),
+                addresses::describe(places, has_hosts.as_ref().map(|_| ())),
             ));
             // So that the command's own output follows this line.
             telemetry::flush(BEFORE_COMMAND);
@@ -218,16 +244,46 @@ impl Exec {
 
         let environment = environment::ProxyEnvironment {
             proxy,
-            names,
+            names: &names.concat(),
             bundle: &bundle,
             truststore: &truststore,
         };
-        let mut words = self.command.iter();
-        let program = words.next().cloned().unwrap_or_default();
+        let words: Vec<&OsStr> = match has_hosts {
+            Ok(true) => WithHosts::command_line(&hosts, &self.command).collect(),
+            _ => self.command.iter().map(OsString::as_os_str).collect(),
+        };
+        let [program, arguments @ ..] = &words[..] else { return Err(ExecError::NoCommand) };
         let mut command = Command::new(program);
-        command.args(words).envs(environment.variables(|name| env::var_os(name)));
+        command.args(arguments).envs(environment.variables(|name| env::var_os(name)));
         Ok(command)
     }
+}
+
+/// Starts the proxy with the aliases at addresses where programs without a setting for a proxy find them.
+fn start(mut config: Config) -> Result<(App, Vec<Place>), StartError> {
+    let mut addresses = Addresses::default();
+    loop {
+        let places = addresses.place(&mut config.aliases);
+        match App::start(config.clone()) {
+            // Somebody took an address after it had been found free.
+            Err(StartError::Bind(_)) if places.iter().any(|place| place.address.is_ok()) => {}
+            started => return Ok((started?, places)),
+        }
+    }
+}
+
+/// Writes the hosts file of the aliases that have addresses. Whether there is one: without addresses none is needed.
+fn prepare_hosts(path: &Path, names: &[Vec<String>], places: &[Place]) -> Result<bool, HostsError> {
+    let entries = names.iter().zip(places).filter_map(|(names, place)| {
+        let address = *place.address.as_ref().ok()?;
+        let names = names.iter().filter(|name| !name.contains('*')).cloned().collect();
+        Some(Entry { address, names })
+    });
+    let entries: Vec<_> = entries.collect();
+    if entries.is_empty() {
+        return Ok(false);
+    }
+    hosts::prepare(path, &entries).map(|()| true)
 }
 
 /// The command, and everything that must exist while it runs.
@@ -298,6 +354,18 @@ impl Arrivals {
     }
 }
 
+fn say_not_run(command: &OsStr, error: &io::Error) {
+    telemetry::say(format_args!("truename exec: cannot run {}: {error}", command.display()));
+}
+
+/// The exit code of a command that cannot be run.
+fn code_of(error: &io::Error) -> u8 {
+    match error.kind() {
+        io::ErrorKind::NotFound => EXIT_NOT_FOUND,
+        _ => EXIT_NOT_EXECUTABLE,
+    }
+}
+
 fn code(status: ExitStatus) -> u8 {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     code.or(status.signal().map(of_signal)).unwrap_or(EXIT_INTERNAL)
@@ -307,12 +375,12 @@ fn of_signal(number: i32) -> u8 {
     signals::exit_code(number).unwrap_or(EXIT_INTERNAL)
 }
 
-/// All names of all aliases.
-fn names_of(config: &Config) -> Vec<String> {
+/// All names of each alias.
+fn names_of(config: &Config) -> Vec<Vec<String>> {
     let environment = Resolver::new(config.dns.clone()).environment();
     let forms = |alias: &config::Alias| {
         names::forms(&alias.name, &environment.namespace, &environment.cluster_domain)
     };
     let aliases = config.aliases.iter();
-    aliases.flat_map(|alias| forms(alias).into_iter().chain(alias.hosts.clone())).collect()
+    aliases.map(|alias| forms(alias).into_iter().chain(alias.hosts.clone()).collect()).collect()
 }

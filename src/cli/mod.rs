@@ -10,6 +10,7 @@ mod signals;
 pub mod wait;
 
 use std::{
+    env,
     io::{self, IsTerminal, Write},
     panic,
     path::PathBuf,
@@ -41,9 +42,12 @@ pub fn main() -> ExitCode {
             process::exit(EXIT_INTERNAL.into());
         }));
     }
-    let code = match Cli::parse_arguments() {
-        Ok(cli) => cli.run(),
-        Err(error) => show(&error),
+    let code = match exec::WithHosts::given(env::args_os().skip(1)) {
+        Some(command) => command.run(),
+        None => match Cli::parse_arguments() {
+            Ok(cli) => cli.run(),
+            Err(error) => show(&error),
+        },
     };
     end();
     code
@@ -116,9 +120,8 @@ impl Cli {
 
 /// Treats empty variables as unset, because manifests and unit files often contain them.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty = |arg: &clap::Arg| {
-        arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty())
-    };
+    let is_empty =
+        |arg: &clap::Arg| arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
     command
         .mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg })
         .mut_subcommands(without_empty_variables)
