@@ -71,6 +71,9 @@ const SIGNALS: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, S
 /// for the aliases' names only. Java gets a trust store in `JAVA_TOOL_OPTIONS`. Programs that read no such
 /// variable (GnuTLS, as in Debian's wget) need an option, such as `--ca-certificate=$SSL_CERT_FILE`. Node
 /// reads proxy variables since versions 22.21 and 24.
+///
+/// Programs that have no setting for a proxy, or speak another protocol, find the aliases in a hosts file that only the
+/// command and its children see, where the system permits that.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Exec {
     /// The aliases.
