@@ -14,14 +14,16 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
+    sys::signal::{SigSet, Signal},
     unistd::{getegid, geteuid},
 };
+use tokio::time::Instant;
 
 use super::{code_of, say_not_run};
 use crate::{
@@ -65,6 +67,10 @@ impl WithHosts {
         let mut words = self.command.iter();
         let Some(program) = words.next() else { return ExitCode::SUCCESS };
         let error = Command::new(program).args(words).exec();
+        // Trying has made SIGPIPE fatal, and stderr may have no reader.
+        let mut pipe = SigSet::empty();
+        pipe.add(Signal::SIGPIPE);
+        let _ = pipe.thread_block();
         say_not_run(program, &error);
         ExitCode::from(code_of(&error))
     }
@@ -188,7 +194,7 @@ pub struct Entry {
 fn text(machines: &str, entries: &[Entry]) -> String {
     let is_ours = |name: &str| {
         let name = name.to_ascii_lowercase();
-        entries.iter().any(|entry| entry.names.iter().any(|ours| *ours == name))
+        entries.iter().any(|entry| entry.names.contains(&name))
     };
     let mut text = String::new();
     for Entry { address, names } in entries {
