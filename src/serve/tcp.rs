@@ -4,7 +4,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     Arrival, End, Server,
@@ -23,9 +23,6 @@ use crate::{
 /// the server to speak first.
 const CLIENT_HELLO_WAIT: Duration = Duration::from_millis(200);
 
-/// How often the client's socket is checked.
-const UPKEEP: Duration = Duration::from_secs(10);
-
 impl Server {
     /// Serves a connection to an alias of another protocol. Unless both sides have closed, it ends in a reset: a
     /// failure must not look like the end of the data.
@@ -36,16 +33,7 @@ impl Server {
         arrival: Box<Arrival>,
     ) {
         let mut cut = ResetOnDrop(Some(socket));
-        let upkeep = async {
-            loop {
-                sleep(UPKEEP).await;
-                socket.rest();
-            }
-        };
-        let end = tokio::select! {
-            end = self.tcp(stream, arrival) => end,
-            () = upkeep => End::Reset,
-        };
+        let end = self.tcp(stream, arrival).await;
         if end != End::Reset {
             cut.0 = None;
         }

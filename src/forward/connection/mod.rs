@@ -23,7 +23,7 @@ use crate::{
 };
 use record::{End, Record};
 
-/// How often the bytes copied are added to the metrics, and the target's socket is checked.
+/// How often the bytes copied are added to the metrics.
 const UPKEEP: Duration = Duration::from_secs(10);
 
 /// How often an open connection gets a line in the access log.
@@ -175,7 +175,6 @@ impl Connection {
     pub async fn carry<D: ByteStream>(mut self, client: D, link: Link, early: Bytes) -> bool {
         let idle = self.record.alias().config().timeouts.idle;
         let moved = link.cut();
-        let wire = link.session.wire.clone();
         let (stream, in_use) = link.into_stream();
         let target = Prefixed::new(early, stream);
         let traffic = self.record.traffic().clone();
@@ -186,7 +185,6 @@ impl Connection {
                 let mut next_line = Instant::now() + STILL_OPEN;
                 loop {
                     ticks.tick().await;
-                    wire.rest();
                     self.record.count();
                     if Instant::now() >= next_line {
                         self.record.log("open");
