@@ -94,6 +94,31 @@ async fn both_are_reset(keys: &str, begin: &str) {
     }
 }
 
+/// Before its target has said anything, or while its client may be beginning with TLS.
+#[tokio::test]
+async fn a_tunnel_of_the_forward_proxy_that_is_cut_before_any_data_is_reset() {
+    for first in [&b""[..], b"\x16\x03\x01"] {
+        let mut scene = Scene::new(1).await;
+        let script = |arrival: Arrival| async move {
+            arrival.open().await.unwrap().peer.hold().await;
+        };
+        let origin = RawOrigin::start(scene.take_listeners().remove(0), None, script);
+        let yaml = yaml(&scene, "protocol: tcp") + "proxy: {listen: \"127.0.0.1:0\"}\n";
+        let proxy = Proxy::start(&yaml).await;
+        let mut peer = client::connect(proxy.forward_proxy().await).await;
+        peer.send(format!("CONNECT {ALIAS}:1 HTTP/1.1\r\nHost: {ALIAS}:1\r\n\r\n")).await;
+        assert_eq!(peer.response_to("CONNECT").await.status(), 200);
+        match first.is_empty() {
+            true => drop(origin.until(|seen| seen.connections == 1).await),
+            false => peer.send(first).await,
+        }
+        proxy.signal(Signal::SIGTERM);
+        let end = peer.rest().await;
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        proxy.logged("\"end\":\"shutdown\"").await;
+    }
+}
+
 /// Why a connection is cut.
 #[derive(Clone, Copy, Debug)]
 enum Cut {

@@ -19,7 +19,7 @@ use crate::{
         destination::Destination,
     },
     route::Routes,
-    stream::{ByteStream, Prefixed},
+    stream::{ByteStream, Prefixed, Socket},
     telemetry::AliasMetrics,
 };
 
@@ -37,7 +37,12 @@ type PendingTunnel = Mutex<Option<Onward>>;
 impl Server {
     /// Serves a connection to the forward proxy: its requests, and then the tunnel if a CONNECT opened one.
     /// The forward proxy speaks HTTP/1.1 without TLS only.
-    pub(super) async fn proxied<S>(self: &Arc<Self>, stream: S, arrival: Box<Arrival>) -> End
+    pub(super) async fn proxied<S>(
+        self: &Arc<Self>,
+        stream: S,
+        socket: &Socket,
+        arrival: Box<Arrival>,
+    ) -> End
     where
         S: ByteStream + 'static,
     {
@@ -64,7 +69,7 @@ impl Server {
                 let tunnelled = Some(Arc::new(Tunnelled { alias, proxy }));
                 let listener = self.current(&listener);
                 let arrival = Arrival { listener, tunnel: tunnelled, ..*arrival };
-                self.inside(tunnel, Box::new(arrival)).await
+                self.inside(tunnel, socket, Box::new(arrival)).await
             }
         }
     }
@@ -150,12 +155,17 @@ impl Server {
     }
 
     /// Serves the inside of a tunnel to an alias like a connection to the alias' listener.
-    async fn inside<S>(self: &Arc<Self>, mut stream: S, arrival: Box<Arrival>) -> End
+    async fn inside<S>(
+        self: &Arc<Self>,
+        mut stream: S,
+        socket: &Socket,
+        arrival: Box<Arrival>,
+    ) -> End
     where
         S: ByteStream + 'static,
     {
         if arrival.listener.alias().is_some() {
-            return Box::pin(self.tcp(stream, arrival)).await;
+            return Box::pin(self.dedicated(stream, socket, arrival)).await;
         }
         let since = Instant::now();
         let deadline = since + arrival.listener.settings.header_timeout;

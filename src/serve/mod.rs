@@ -36,7 +36,7 @@ use crate::{
     drain::Drain,
     forward::{self, Downstream},
     proxy_header::Addresses,
-    stream::{ByteStream, Place, Prefixed},
+    stream::{ByteStream, Place, Prefixed, Socket},
     telemetry::{DownstreamConnection, Failures},
     tls::{
         Negotiated,
@@ -151,7 +151,8 @@ impl Server {
             }
         }
         if arrival.listener.alias().is_some() {
-            return Box::pin(self.dedicated(stream, &socket, arrival)).await;
+            let end = Box::pin(self.dedicated(stream, &socket, arrival)).await;
+            return self.close(&socket, end).await;
         }
         let detected = tokio::select! {
             detected = detect(&mut stream, deadline) => detected,
@@ -176,10 +177,15 @@ impl Server {
                 self.speak(protocol, stream, arrival, deadline).await
             }
             // Whatever it speaks: the HTTP/1 parser refuses it with an error.
-            Service::ForwardProxy(_) => Box::pin(self.proxied(stream, arrival)).await,
+            Service::ForwardProxy(_) => Box::pin(self.proxied(stream, &socket, arrival)).await,
         };
+        self.close(&socket, end).await;
+    }
+
+    /// Closes a client's connection.
+    async fn close(&self, socket: &Socket, end: End) {
         match end {
-            End::Lingers => Box::pin(linger(&socket, &self.drain)).await,
+            End::Lingers => Box::pin(linger(socket, &self.drain)).await,
             End::Reset => socket.reset_on_close(),
             End::Done => {}
         }

@@ -6,11 +6,7 @@ use std::{io, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{
-    Arrival, End, Server,
-    client_stream::{ClientStream, linger},
-    detect::is_client_hello,
-};
+use super::{Arrival, End, Server, detect::is_client_hello};
 use crate::{
     config::TlsIn,
     forward::Connection,
@@ -24,26 +20,26 @@ use crate::{
 const CLIENT_HELLO_WAIT: Duration = Duration::from_millis(200);
 
 impl Server {
-    /// Serves a connection to an alias of another protocol. Unless both sides have closed, it ends in a reset: a
-    /// failure must not look like the end of the data.
-    pub(super) async fn dedicated(
+    /// Serves a connection to the listener of an alias of another protocol, or a CONNECT tunnel to it, on the client's
+    /// socket. Unless both sides have closed, it ends in a reset: a failure must not look like the end of the data.
+    pub(super) async fn dedicated<S>(
         self: &Arc<Self>,
-        stream: ClientStream,
+        stream: S,
         socket: &Socket,
         arrival: Box<Arrival>,
-    ) {
+    ) -> End
+    where
+        S: ByteStream + 'static,
+    {
         let mut cut = ResetOnDrop(Some(socket));
         let end = self.tcp(stream, arrival).await;
         if end != End::Reset {
             cut.0 = None;
         }
-        if end == End::Lingers {
-            linger(socket, &self.drain).await;
-        }
+        end
     }
 
-    /// Serves a connection to the listener of such an alias, or a CONNECT tunnel to it.
-    pub(super) async fn tcp<S>(self: &Arc<Self>, mut stream: S, mut arrival: Box<Arrival>) -> End
+    async fn tcp<S>(self: &Arc<Self>, mut stream: S, mut arrival: Box<Arrival>) -> End
     where
         S: ByteStream + 'static,
     {
