@@ -22,6 +22,7 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
+use tokio_util::either::Either;
 
 /// How often, and how many times, a silent peer is probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
@@ -272,6 +273,21 @@ pub trait ByteStream: AsyncRead + AsyncWrite + Debug + Send + Unpin {
 impl<S: ByteStream + ?Sized> ByteStream for Box<S> {
     fn socket(&self) -> Option<&Socket> {
         (**self).socket()
+    }
+}
+
+impl<S: ByteStream + ?Sized> ByteStream for &mut S {
+    fn socket(&self) -> Option<&Socket> {
+        (**self).socket()
+    }
+}
+
+impl<L: ByteStream, R: ByteStream> ByteStream for Either<L, R> {
+    fn socket(&self) -> Option<&Socket> {
+        match self {
+            Self::Left(stream) => stream.socket(),
+            Self::Right(stream) => stream.socket(),
+        }
     }
 }
 

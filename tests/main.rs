@@ -47,6 +47,8 @@ mod moves;
 mod names;
 mod origins;
 mod pool;
+mod postgres;
+mod postgres_ends;
 mod proxy_credentials;
 mod proxy_protocol;
 mod reload;

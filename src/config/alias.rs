@@ -5,6 +5,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use super::{
     form::*,
     names::{NamePattern, Target},
+    postgres::Postgres,
     scalars::*,
     table::{Section, choice, default_sections, section},
     tls::Tls,
@@ -69,8 +70,10 @@ section! {
         retry: Retry as Sub<Retry> = Retry::default(),
         /// Health of endpoints.
         health: Health as Sub<Health> = Health::default(),
-        /// Limits. Requests over a limit get a 503 at once; connections of other protocols are reset.
+        /// Limits. Requests over a limit get a 503 at once; connections of other protocols get an error, or are reset.
         limits: Limits as Sub<Limits> = Limits::default(),
+        /// PostgreSQL.
+        postgres: Postgres as Sub<Postgres> = Postgres::default(),
     }
 }
 

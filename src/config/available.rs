@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 
 use super::{
-    Alias, Config, Protocol,
+    Alias, Config,
     form::print_section,
     table::{Key, Section},
 };
@@ -11,17 +11,11 @@ use super::{
 /// Keys of an alias that can only have their default. Delete a row when it becomes available.
 const ALIAS: &[&str] = &["health.active", "limits.queue"];
 
-/// Protocols that are not available yet.
-const PROTOCOLS: &[Protocol] = &[Protocol::Postgres];
-
 /// Keys outside the aliases that can only have their default.
 const PROCESS: &[&str] = &["kubernetes.watch"];
 
-/// What to do about a key.
-const LEAVE_OUT: &str = "leave it out";
-
-/// The path of each key with a value that is not available, what is not available, and what to do about it.
-pub(super) fn refused(config: &Config) -> Vec<(String, String, &'static str)> {
+/// The path of each key with a value that is not available, and the key.
+pub(super) fn refused(config: &Config) -> Vec<(String, &'static str)> {
     let mut refused = Vec::new();
     let own = |key: &Key<Config>| key.name != "aliases";
     let keys: Vec<_> = Config::keys().into_iter().filter(own).collect();
@@ -29,23 +23,17 @@ pub(super) fn refused(config: &Config) -> Vec<(String, String, &'static str)> {
     let defaults = print_section(&keys, &Config::default());
     for &key in PROCESS {
         if value_at(&printed, key) != value_at(&defaults, key) {
-            refused.push((key.to_owned(), format!("`{key}`"), LEAVE_OUT));
+            refused.push((key.to_owned(), key));
         }
     }
     let keys = Alias::keys();
     let defaults = print_section(&keys, &Alias::blank());
     for (index, alias) in config.aliases.iter().enumerate() {
-        if PROTOCOLS.contains(&alias.protocol) {
-            let protocol = format!("`protocol: {}`", alias.protocol.word());
-            let path = format!("aliases[{index}].protocol");
-            // Without the key it would be HTTP, which is not what was intended.
-            refused.push((path, protocol, "use `http` or `tcp`"));
-        }
         // One at a time: printed, thousands of aliases take ten times their memory.
         let alias = print_section(&keys, alias);
         for &key in ALIAS {
             if value_at(&alias, key) != value_at(&defaults, key) {
-                refused.push((format!("aliases[{index}].{key}"), format!("`{key}`"), LEAVE_OUT));
+                refused.push((format!("aliases[{index}].{key}"), key));
             }
         }
     }

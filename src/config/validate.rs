@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Alias, Config, Protocol, RetryOn, Target, TargetHost, TlsIn, TlsMode, available,
+    Alias, Config, Postgres, Protocol, RetryOn, Target, TargetHost, TlsIn, TlsMode, available,
     credentials::read_credentials, file::regular, host_names, places::Places, problems::Found,
     table::Section,
 };
@@ -19,8 +19,9 @@ use crate::files::reading;
 /// Reports all problems of a configuration whose single values are valid.
 pub(super) fn problems(config: &Config, places: &Places, problems: &mut Found) {
     let mut check = Check { config, places, problems };
-    for (path, what, instead) in available::refused(config) {
-        check.report(&path, &format!("{what} is not available in this version; {instead}"));
+    for (path, key) in available::refused(config) {
+        let what = format!("`{key}` is not available in this version; leave it out");
+        check.report(&path, &what);
     }
     let bound = check.bound();
     check.names();
@@ -385,6 +386,10 @@ impl Check<'_> {
         if alias.protocol != Protocol::Tcp && !alias.tcp.alpn.is_empty() {
             let what = "`tcp` is for `protocol: tcp` only; leave it out";
             self.report(&format!("{path}.tcp"), what);
+        }
+        if alias.protocol != Protocol::Postgres && alias.postgres != Postgres::default() {
+            let what = "`postgres` is for `protocol: postgres` only; leave it out";
+            self.report(&format!("{path}.postgres"), what);
         }
         if alias.protocol == Protocol::Http {
             if alias.tls_in != TlsIn::Auto {

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::Denied;
 use crate::{
     fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
-    protocol::postgres::OpeningError,
+    protocol::OpeningError,
     tls::TlsError,
 };
 

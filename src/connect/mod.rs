@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -32,10 +32,7 @@ pub use wire::{Mark, Wire, WireStream};
 
 use crate::{
     fault::Fault,
-    protocol::{
-        Step,
-        postgres::{self, OpeningError},
-    },
+    protocol::{Opening, Step},
     tls::{self, Alpn, ClientTls, Negotiated},
 };
 
@@ -72,6 +69,7 @@ pub struct Opened {
     stream: WireStream,
     wire: Arc<Wire>,
     tcp_time: Duration,
+    early: Bytes,
 }
 
 /// Dials an endpoint, if the policy allows it.
@@ -104,26 +102,24 @@ pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
         // It fits into an empty socket's buffer.
         stream.write_all(header).await.map_err(tcp)?;
     }
-    Ok(Opened { endpoint, stream, wire, tcp_time: started.elapsed() })
+    Ok(Opened { endpoint, stream, wire, tcp_time: started.elapsed(), early: Bytes::new() })
 }
 
 impl Opened {
     /// Says what comes before TLS in its protocol. Nothing that the target sends before TLS is left behind it.
-    pub async fn negotiate(
-        &mut self,
-        mut opening: postgres::Opening,
-        deadline: Deadline,
-    ) -> Result<(), Fault> {
+    pub async fn negotiate(&mut self, opening: Opening, deadline: Deadline) -> Result<(), Fault> {
         let endpoint = self.endpoint;
-        let opens = self.run(&mut opening);
+        let opens = self.run(opening);
         let Some(opened) = deadline.within(opens).await else {
             let limit = deadline.limit();
             return Err(ConnectError::Timeout { endpoint, limit, tcp_done: true }.into());
         };
-        opened.map_err(Fault::from)
+        self.early = opened?;
+        Ok(())
     }
 
-    async fn run(&mut self, opening: &mut postgres::Opening) -> Result<(), ConnectError> {
+    /// Returns what the client is to have of it.
+    async fn run(&mut self, mut opening: Opening) -> Result<Bytes, ConnectError> {
         let endpoint = self.endpoint;
         let failed = |source| ConnectError::Opening { endpoint, source };
         let lost = |source| ConnectError::Negotiation { endpoint, source };
@@ -133,10 +129,10 @@ impl Opened {
                 Step::Send(bytes) => self.stream.write_all(&bytes).await.map_err(lost)?,
                 Step::Receive => {
                     if self.stream.read_buf(&mut received).await.map_err(lost)? == 0 {
-                        return Err(failed(OpeningError::Closed));
+                        return Err(failed(opening.closed()));
                     }
                 }
-                Step::StartTls => return Ok(()),
+                Step::StartTls(early) => return Ok(early),
             }
         }
     }
@@ -147,7 +143,7 @@ impl Opened {
         identity: Option<Identity<'_>>,
         deadline: Deadline,
     ) -> Result<Session, Fault> {
-        let Self { endpoint, stream, wire, tcp_time } = self;
+        let Self { endpoint, stream, wire, tcp_time, early } = self;
         let Some(Identity { tls, server_name, alpn }) = identity else {
             let facts = Facts {
                 alpn: Negotiated::None,
@@ -157,7 +153,7 @@ impl Opened {
                 tcp_time,
                 tls_time: Duration::ZERO,
             };
-            return Ok(Session { stream: TargetStream::Plain(stream), wire, facts });
+            return Ok(Session { stream: TargetStream::Plain(stream), wire, facts, early });
         };
         let started = Instant::now();
         let handshake = deadline.within(tls::handshake(stream, tls, alpn, server_name)).await;
@@ -175,7 +171,7 @@ impl Opened {
             tls_time: started.elapsed(),
         };
         let stream = TargetStream::Tls(Box::new(handshake.stream));
-        Ok(Session { stream, wire, facts })
+        Ok(Session { stream, wire, facts, early })
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
@@ -26,6 +27,8 @@ pub struct Session {
     pub wire: Arc<Wire>,
     /// How the connection was made.
     pub facts: Facts,
+    /// What the target has said already that is for the client.
+    pub early: Bytes,
 }
 
 /// How a connection was made.

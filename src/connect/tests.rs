@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     config::{self, Negotiation},
     fault::{Kind, Stage},
+    protocol::postgres,
 };
 
 /// What becomes of an SSLRequest to which a server responds so, and then closes.
@@ -32,7 +33,8 @@ async fn negotiated(response: &'static [u8]) -> Result<(), Fault> {
         let request =
             ConnectRequest { endpoint, policy: &policy, keepalive, deadline, header: None };
         let mut opened = open(&request).await.unwrap();
-        opened.negotiate(postgres::Opening::new(Negotiation::Request), deadline).await
+        let opening = postgres::Opening::new(Negotiation::Request);
+        opened.negotiate(Opening::Postgres(opening), deadline).await
     };
     tokio::join!(client, server).0
 }

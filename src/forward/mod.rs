@@ -10,7 +10,7 @@ mod record;
 mod start;
 mod tunnel;
 
-pub use connection::Connection;
+pub use connection::{Begun, Connection, Ended, Unconnected, close, tell};
 pub use downstream::Downstream;
 pub use error::ForwardError;
 pub use http::{
@@ -19,4 +19,4 @@ pub use http::{
 };
 pub use passthrough::{Passthrough, PassthroughError, Tunnel};
 pub use record::Record;
-pub use start::{Starting, Turn};
+pub use start::{StartError, Starting, Turn};

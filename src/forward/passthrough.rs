@@ -163,6 +163,7 @@ impl Passthrough {
             policy: &self.policy,
             identity: None,
             timeouts: &self.timeouts,
+            opening: None,
             deadline: Deadline::new(Instant::now(), self.timeouts.connect),
             metrics: AliasMetrics::of_no_alias(),
         };

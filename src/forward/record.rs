@@ -190,7 +190,7 @@ impl Record {
         self.bytes_in += carried.bytes_in;
         self.bytes_out += carried.bytes_out;
         match carried.end {
-            End::Closed | End::Killed => {}
+            End::Closed | End::Killed | End::Stopped => {}
             End::Broken(_, error) => tracing::debug!(%error, "a tunnel broke"),
             End::Idle | End::HalfClosed => self.broke(ProxyErrorType::ConnectionTimeout),
         }

@@ -1,9 +1,13 @@
 //! Runs the start of a session over its two streams.
 
+mod error;
+
 use std::{collections::VecDeque, future::pending, io};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+pub use error::StartError;
 
 use crate::{
     fault::Fault,
@@ -21,6 +25,9 @@ pub struct Starting<S> {
     /// Actions of the start that have not been executed yet.
     actions: VecDeque<Action>,
     fault: Option<Fault>,
+    ended: Option<Side>,
+    /// The bytes sent to the target and to the client.
+    sent: (u64, u64),
 }
 
 /// What is to be done by whoever has the start.
@@ -31,6 +38,8 @@ pub enum Turn {
     /// Connect to the endpoint that holds the session with this key, and say so; if there is none, close the
     /// client's connection without a word.
     DialHolder(CancelKey),
+    /// Note that the session with this key is at the target.
+    HoldKey(CancelKey),
     /// Make TLS with the client, and say so: [`Starting::secured`].
     StartTls,
     /// The session has begun. What waits in the buffers is its own: [`Starting::into_parts`].
@@ -57,6 +66,8 @@ impl<S: Start> Starting<S> {
             news: None,
             actions: VecDeque::new(),
             fault: None,
+            ended: None,
+            sent: (0, 0),
         }
     }
 
@@ -86,11 +97,13 @@ impl<S: Start> Starting<S> {
             while let Some(action) = self.actions.pop_front() {
                 let sent = match action {
                     Action::Send(Side::Client, bytes) => {
+                        self.sent.1 += bytes.len() as u64;
                         let sent = send(client, &bytes).await;
                         sent.map_err(|_| News::Ended(Side::Client))
                     }
                     // Why a target takes no more may be among what it has sent: it is read to its end.
                     Action::Send(Side::Target, bytes) => {
+                        self.sent.0 += bytes.len() as u64;
                         if let Some(target) = target.as_deref_mut() {
                             let _ = send(target, &bytes).await;
                         }
@@ -98,6 +111,7 @@ impl<S: Start> Starting<S> {
                     }
                     Action::Dial => return Ok(Turn::Dial),
                     Action::DialHolder(key) => return Ok(Turn::DialHolder(key)),
+                    Action::HoldKey(key) => return Ok(Turn::HoldKey(key)),
                     Action::StartTls => return Ok(Turn::StartTls),
                     Action::Established => return Ok(Turn::Established),
                     Action::Close => return Ok(Turn::Close),
@@ -120,6 +134,21 @@ impl<S: Start> Starting<S> {
         self.start.refusal(why)
     }
 
+    /// What the target is sent before its connection is closed without a session.
+    pub fn farewell(&self) -> Bytes {
+        self.start.farewell()
+    }
+
+    /// The side that has ended first, if one has.
+    pub fn ended(&self) -> Option<Side> {
+        self.ended
+    }
+
+    /// How much was sent to the target, and to the client.
+    pub fn sent(&self) -> (u64, u64) {
+        self.sent
+    }
+
     /// The start.
     pub fn start(&self) -> &S {
         &self.start
@@ -139,7 +168,10 @@ impl<S: Start> Starting<S> {
         let result = match news {
             Some(News::Dialled) => self.start.on(Event::Dialled, &mut actions),
             Some(News::Secured) => self.start.on(Event::Secured, &mut actions),
-            Some(News::Ended(side)) => self.start.on(Event::Ended(side), &mut actions),
+            Some(News::Ended(side)) => {
+                self.ended.get_or_insert(side);
+                self.start.on(Event::Ended(side), &mut actions)
+            }
             None => self.offer(&mut actions),
         };
         self.fault = result.err();

@@ -17,6 +17,7 @@ use tokio::{
 };
 use tokio_util::{io::poll_read_buf, sync::CancellationToken};
 
+pub use crate::protocol::Side;
 use crate::stream::{ByteStream, Socket};
 
 /// How long the open direction of a tunnel may be idle once the other has ended. A peer that has closed both
@@ -52,15 +53,50 @@ pub enum End {
     HalfClosed,
     /// The true name changed, or the proxy stops.
     Killed,
+    /// The watch stopped it. Both connections are open, and are for the caller to close.
+    Stopped,
 }
 
-/// A side of a tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The application.
-    Client,
-    /// The target.
-    Target,
+/// Sees the bytes of a tunnel before they are passed on.
+pub trait Watch {
+    /// These bytes are about to be passed on. If it returns `false`, they are dropped, and the tunnel is stopped.
+    fn admits(&self, from: Side, bytes: &[u8]) -> bool;
+
+    /// The bytes admitted last were passed on.
+    fn passed(&self, from: Side);
+
+    /// This side has closed, and what it sent was passed on.
+    fn ended(&self, side: Side);
+
+    /// This side is gone.
+    fn left(&self, side: Side);
+}
+
+/// For tunnels whose bytes nobody looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn admits(&self, _: Side, _: &[u8]) -> bool {
+        true
+    }
+
+    fn passed(&self, _: Side) {}
+
+    fn ended(&self, _: Side) {}
+
+    fn left(&self, _: Side) {}
+}
+
+/// What a tunnel needs besides its two streams.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a, W> {
+    /// How long nothing may move.
+    pub idle: Duration,
+    /// Counts what is transferred.
+    pub traffic: &'a Traffic,
+    /// Sees it first.
+    pub watch: &'a W,
 }
 
 /// What a tunnel has transferred so far.
@@ -79,6 +115,12 @@ impl Traffic {
     /// Bytes to the application.
     pub fn bytes_out(&self) -> u64 {
         self.bytes_out.load(Ordering::Relaxed)
+    }
+
+    /// Adds what was transferred before the tunnel.
+    pub fn add(&self, bytes_in: u64, bytes_out: u64) {
+        self.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
+        self.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
     }
 }
 
@@ -105,7 +147,12 @@ where
     U: ByteStream,
 {
     let traffic = Traffic::default();
-    let end = carry(downstream, upstream, idle, kill.cancelled(), &traffic).await;
+    let settings = Settings { idle, traffic: &traffic, watch: &Unwatched };
+    let killed = async {
+        kill.cancelled().await;
+        End::Killed
+    };
+    let end = carry(downstream, upstream, killed, settings).await;
     Carried { bytes_in: traffic.bytes_in(), bytes_out: traffic.bytes_out(), end }
 }
 
@@ -114,41 +161,59 @@ where
 ///
 /// A side that breaks off (by a reset, or by TLS without `close_notify`) ends the tunnel: the other side gets
 /// everything that was sent before, and then a reset, so that it does not take this for a clean end.
-pub async fn carry<D, U>(
+///
+/// Ends when `kill` does, with its result.
+pub async fn carry<D, U, W>(
     downstream: D,
     upstream: U,
-    idle: Duration,
-    kill: impl Future<Output = ()>,
-    traffic: &Traffic,
+    kill: impl Future<Output = End>,
+    settings: Settings<'_, W>,
 ) -> End
 where
     D: ByteStream,
     U: ByteStream,
+    W: Watch,
 {
+    let Settings { idle, traffic, watch } = settings;
     let idle = idle.min(FAR);
     let mut kill = pin!(kill);
     let (mut downstream, mut upstream) = (Shared::new(downstream), Shared::new(upstream));
     let moved = Moved::default();
     let check = || [downstream.check(), upstream.check()];
     let end = {
-        let onward = pump(&downstream.stream, &upstream.stream, &traffic.bytes_in, &moved);
-        let back = pump(&upstream.stream, &downstream.stream, &traffic.bytes_out, &moved);
+        let onward = Direction {
+            side: Side::Client,
+            from: &downstream.stream,
+            to: &upstream.stream,
+            bytes: &traffic.bytes_in,
+            moved: &moved,
+            watch,
+        };
+        let back = Direction {
+            side: Side::Target,
+            from: &upstream.stream,
+            to: &downstream.stream,
+            bytes: &traffic.bytes_out,
+            moved: &moved,
+            watch,
+        };
         tokio::select! {
             // First: a connection that was cut reads as if it had ended.
             biased;
-            () = &mut kill => End::Killed,
-            end = both(onward, back, &moved, idle, &check) => end,
+            end = &mut kill => end,
+            end = both(onward.run(), back.run(), &moved, idle, &check) => end,
             () = until_idle(&moved, idle, &check) => End::Idle,
         }
     };
     if matches!(end, End::Broken(..)) {
-        let (down, up) = (downstream.stream.get_mut().socket(), upstream.stream.get_mut().socket());
+        let (down, up) = (&*downstream.stream.get_mut(), &*upstream.stream.get_mut());
+        let (down, up) = (ByteStream::socket(down), ByteStream::socket(up));
         tokio::select! {
             _ = async { tokio::join!(delivered(down), delivered(up)) } => {}
-            () = &mut kill => {}
+            _ = &mut kill => {}
         }
     }
-    if matches!(end, End::Closed) {
+    if matches!(end, End::Closed | End::Stopped) {
         (downstream.has_ended, upstream.has_ended) = (true, true);
     }
     end
@@ -172,6 +237,7 @@ where
         first = back.as_mut() => (first, false),
     };
     let rest = match first {
+        Err(Break::Stopped) => return End::Stopped,
         // The other direction's bytes are for a side that has left.
         Err(Break::Read(_)) => LAST_MOMENT,
         _ => HALF_CLOSED,
@@ -236,6 +302,8 @@ enum Break {
     Read(io::Error),
     /// The side that was written to takes no more.
     Write(io::Error),
+    /// The watch stopped it.
+    Stopped,
 }
 
 impl Break {
@@ -244,58 +312,86 @@ impl Break {
         match self {
             Self::Read(error) => End::Broken(from, error),
             Self::Write(error) => End::Broken(to, error),
+            Self::Stopped => End::Stopped,
         }
     }
 }
 
-async fn pump<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
-    from: &Mutex<R>,
-    to: &Mutex<W>,
-    bytes: &AtomicU64,
-    moved: &Moved,
-) -> Result<(), Break> {
-    let mut buffer = BytesMut::new();
-    let mut size = SIZES[0].1;
-    loop {
-        let read = poll_fn(|cx| {
-            buffer.reserve(size);
-            if let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *from.lock()), cx, &mut buffer) {
-                return Poll::Ready(read.map_err(Break::Read));
-            }
-            // Many tunnels are idle for days: they hold no buffer.
-            buffer = BytesMut::new();
-            // An HTTP/2 stream learns that it is lost even if nothing is written to it.
-            match Pin::new(&mut *to.lock()).poll_flush(cx) {
-                Poll::Ready(Err(error)) => Poll::Ready(Err(Break::Write(error))),
-                Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-            }
-        })
-        .await?;
-        if read == 0 {
-            // After a reset, which a write has noticed, an end of the stream is not a clean one.
-            if moved.broken.load(Ordering::Relaxed) {
-                return Err(Break::Read(io::ErrorKind::ConnectionReset.into()));
-            }
-            // The other side may be gone already; it has received everything.
-            let _ = poll_fn(|cx| Pin::new(&mut *to.lock()).poll_shutdown(cx)).await;
-            return Ok(());
+/// One direction of a tunnel.
+struct Direction<'a, R, T, W> {
+    /// Where its bytes come from.
+    side: Side,
+    from: &'a Mutex<R>,
+    to: &'a Mutex<T>,
+    bytes: &'a AtomicU64,
+    moved: &'a Moved,
+    watch: &'a W,
+}
+
+impl<R: AsyncRead + Unpin, T: AsyncWrite + Unpin, W: Watch> Direction<'_, R, T, W> {
+    /// Copies until the side ends.
+    async fn run(self) -> Result<(), Break> {
+        let end = self.copy().await;
+        match end {
+            Ok(()) => self.watch.ended(self.side),
+            Err(Break::Read(_)) => self.watch.left(self.side),
+            Err(Break::Write(_)) => self.watch.left(self.side.other()),
+            Err(Break::Stopped) => {}
         }
-        let mut left = &buffer[..];
-        while !left.is_empty() {
-            let written = poll_fn(|cx| Pin::new(&mut *to.lock()).poll_write(cx, left));
-            let written = written.await.map_err(Break::Write)?;
-            left = &left[written..];
+        end
+    }
+
+    async fn copy(&self) -> Result<(), Break> {
+        let Self { side, from, to, bytes, moved, watch } = *self;
+        let mut buffer = BytesMut::new();
+        let mut size = SIZES[0].1;
+        loop {
+            let read = poll_fn(|cx| {
+                buffer.reserve(size);
+                if let Poll::Ready(read) =
+                    poll_read_buf(Pin::new(&mut *from.lock()), cx, &mut buffer)
+                {
+                    return Poll::Ready(read.map_err(Break::Read));
+                }
+                // Many tunnels are idle for days: they hold no buffer.
+                buffer = BytesMut::new();
+                // An HTTP/2 stream learns that it is lost even if nothing is written to it.
+                match Pin::new(&mut *to.lock()).poll_flush(cx) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(Break::Write(error))),
+                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                }
+            })
+            .await?;
+            if read == 0 {
+                // After a reset, which a write has noticed, an end of the stream is not a clean one.
+                if moved.broken.load(Ordering::Relaxed) {
+                    return Err(Break::Read(io::ErrorKind::ConnectionReset.into()));
+                }
+                // The other side may be gone already; it has received everything.
+                let _ = poll_fn(|cx| Pin::new(&mut *to.lock()).poll_shutdown(cx)).await;
+                return Ok(());
+            }
+            if !watch.admits(side, &buffer) {
+                return Err(Break::Stopped);
+            }
+            let mut left = &buffer[..];
+            while !left.is_empty() {
+                let written = poll_fn(|cx| Pin::new(&mut *to.lock()).poll_write(cx, left));
+                let written = written.await.map_err(Break::Write)?;
+                left = &left[written..];
+                moved.now();
+            }
+            poll_fn(|cx| Pin::new(&mut *to.lock()).poll_flush(cx)).await.map_err(Break::Write)?;
+            let carried = bytes.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
             moved.now();
+            if read >= size
+                && let Some((_, larger)) = SIZES.iter().rfind(|(from, _)| carried >= *from)
+            {
+                size = size.max(*larger);
+            }
+            watch.passed(side);
+            buffer.clear();
         }
-        poll_fn(|cx| Pin::new(&mut *to.lock()).poll_flush(cx)).await.map_err(Break::Write)?;
-        let carried = bytes.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
-        moved.now();
-        if read >= size
-            && let Some((_, larger)) = SIZES.iter().rfind(|(from, _)| carried >= *from)
-        {
-            size = size.max(*larger);
-        }
-        buffer.clear();
     }
 }
 
@@ -452,7 +548,7 @@ mod tests {
         };
         tokio::select! {
             () = test => {}
-            end = carry(down, up, Duration::from_secs(8), pending(), &traffic) => panic!("{end:?}"),
+            end = carry(down, up, pending(), Settings { idle: Duration::from_secs(8), traffic: &traffic, watch: &Unwatched }) => panic!("{end:?}"),
         }
     }
 }

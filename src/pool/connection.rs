@@ -128,7 +128,7 @@ impl Connection {
         counted: Counted,
         kill: CancellationToken,
     ) -> Result<Self, SendError> {
-        let Session { stream, wire, facts } = session;
+        let Session { stream, wire, facts, .. } = session;
         let http2 = prior_knowledge || facts.alpn == Negotiated::Http2;
         let info = Arc::new(ConnectionInfo { wire, facts, expires, counted });
         if http2 {

@@ -65,6 +65,11 @@ impl EndpointConnections {
         Self { series, limit: Limit::new(max_connections), waiting }
     }
 
+    /// A permit beyond any limit, for what concerns a connection that has its own.
+    pub fn beyond_limit(self: &Arc<Self>, worker: usize) -> Permit {
+        Permit { endpoint: self.clone(), worker, _held: None }
+    }
+
     /// Sets another limit. Must run inside of a runtime.
     pub fn resize(&self, max_connections: usize) {
         self.limit.resize(max_connections);

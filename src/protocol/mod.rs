@@ -8,7 +8,10 @@ pub mod postgres;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::fault::Fault;
+use crate::{
+    config::{self, Negotiation, Protocol, TlsMode},
+    fault::{Fault, Kind},
+};
 
 /// One of the two sides of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +20,16 @@ pub enum Side {
     Client,
     /// The server behind the alias.
     Target,
+}
+
+impl Side {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Target,
+            Self::Target => Self::Client,
+        }
+    }
 }
 
 /// The start of a session.
@@ -33,6 +46,10 @@ pub trait Start {
 
     /// What the client is sent where the session cannot start; empty where it can be sent nothing.
     fn refusal(&self, why: &Fault) -> Bytes;
+
+    /// What the target is sent before its connection is closed without a session; empty where that is not to be
+    /// announced.
+    fn farewell(&self) -> Bytes;
 }
 
 /// How many bytes of one side may wait to be taken.
@@ -61,6 +78,9 @@ pub enum Action {
     /// Open a connection to the endpoint that holds the session with this key; close the client's without a
     /// word where there is none.
     DialHolder(postgres::CancelKey),
+    /// Note that the session with this key is at the target, for [`DialHolder`](Self::DialHolder), before anything
+    /// else is done: the client gets it next.
+    HoldKey(postgres::CancelKey),
     /// Make TLS with the client, once everything has been sent. Bytes that have come meanwhile end the session:
     /// somebody may have put them in front of the client's.
     StartTls,
@@ -70,6 +90,13 @@ pub enum Action {
     Close,
 }
 
+/// What is said to a target before TLS, on each connection that is tried.
+#[derive(Clone, Debug)]
+pub enum Opening {
+    /// An SSLRequest, unless TLS is negotiated directly.
+    Postgres(postgres::Opening),
+}
+
 /// What to do next on a connection to a target that has no TLS yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -77,6 +104,76 @@ pub enum Step {
     Send(Bytes),
     /// Receive more.
     Receive,
-    /// Make TLS.
-    StartTls,
+    /// Make TLS. The client gets these bytes first, as if the target had sent them after that.
+    StartTls(Bytes),
+}
+
+/// Why an opening does not come to TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpeningError {
+    /// In PostgreSQL.
+    #[error(transparent)]
+    Postgres(#[from] postgres::OpeningError),
+}
+
+impl Opening {
+    /// That of an alias' protocol; none where TLS begins at once, and where there is none.
+    pub fn of(alias: &config::Alias) -> Option<Self> {
+        if alias.tls.mode == TlsMode::Plaintext {
+            return None;
+        }
+        match alias.protocol {
+            Protocol::Http | Protocol::Tcp => None,
+            Protocol::Postgres => {
+                Some(Self::Postgres(postgres::Opening::new(alias.postgres.negotiation)))
+            }
+        }
+    }
+
+    /// What to do next, given what was received and not yet taken.
+    pub fn next(&mut self, received: &mut BytesMut) -> Result<Step, OpeningError> {
+        match self {
+            Self::Postgres(opening) => Ok(opening.next(received)?),
+        }
+    }
+
+    /// The target has closed the connection.
+    pub fn closed(&self) -> OpeningError {
+        match self {
+            Self::Postgres(_) => postgres::OpeningError::Closed.into(),
+        }
+    }
+}
+
+impl OpeningError {
+    /// What happened.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Postgres(error) => error.kind(),
+        }
+    }
+
+    /// What to change.
+    pub fn fix(self) -> &'static str {
+        match self {
+            Self::Postgres(error) => error.fix(),
+        }
+    }
+}
+
+/// The ALPN protocols that TLS with an alias' target offers.
+pub fn offered_alpn(alias: &config::Alias) -> Vec<String> {
+    match (alias.protocol, alias.postgres.negotiation) {
+        (Protocol::Postgres, Negotiation::Direct) => vec![postgres::ALPN.to_owned()],
+        (Protocol::Postgres, Negotiation::Request) => Vec::new(),
+        (Protocol::Http | Protocol::Tcp, _) => alias.tcp.alpn.clone(),
+    }
+}
+
+/// The ALPN protocols that an alias' clients may ask for.
+pub fn accepted_alpn(alias: &config::Alias) -> Vec<String> {
+    match alias.protocol {
+        Protocol::Postgres => vec![postgres::ALPN.to_owned()],
+        Protocol::Http | Protocol::Tcp => alias.tcp.alpn.clone(),
+    }
 }

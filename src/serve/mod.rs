@@ -10,6 +10,7 @@ mod listen_socket;
 mod proxy_header;
 mod request_timer;
 mod service;
+mod session;
 mod tcp;
 
 use std::{io::ErrorKind, net::SocketAddr, sync::Arc};
@@ -35,6 +36,7 @@ use crate::{
     body::RequestBody,
     drain::Drain,
     forward::{self, Downstream},
+    protocol,
     proxy_header::Addresses,
     stream::{ByteStream, Place, Prefixed, Socket},
     telemetry::{DownstreamConnection, Failures},
@@ -110,6 +112,20 @@ impl Arrival {
     fn is_ending(&self) -> bool {
         self.listener.drain.has_begun()
             || self.tunnel.as_ref().is_some_and(|tunnel| tunnel.proxy.has_begun())
+    }
+
+    /// Waits for the drain of its listener, or of the proxy.
+    fn ending(&self) -> impl Future<Output = ()> + use<> {
+        let (listener, tunnel) = (self.listener.clone(), self.tunnel.clone());
+        async move {
+            match tunnel {
+                None => listener.drain.begun().await,
+                Some(tunnel) => tokio::select! {
+                    () = listener.drain.begun() => {}
+                    () = tunnel.proxy.begun() => {}
+                },
+            }
+        }
     }
 
     /// Waits until the connection has to end, if no request has arrived since `since`.
@@ -307,8 +323,8 @@ impl Server {
             let asked = Asked { alias, any, name, address: arrival.local.ip() };
             self.serving.load().certificates.find(asked).cloned()
         };
-        let spoken = arrival.listener.alias().map(|alias| &alias.config().tcp.alpn[..]);
-        let handshake = self.tls.accept(stream, choose, || routes.served(), spoken);
+        let spoken = arrival.listener.alias().map(|alias| protocol::accepted_alpn(alias.config()));
+        let handshake = self.tls.accept(stream, choose, || routes.served(), spoken.as_deref());
         let shaken = tokio::select! {
             shaken = timeout_at(deadline, handshake) => shaken,
             () = arrival.unused(Instant::now()) => return None,

@@ -1,14 +1,14 @@
-//! Connections to an alias of a protocol other than HTTP: raw TCP so far. The client may speak TLS or not, and bytes
-//! are copied both ways.
+//! Connections to an alias of a protocol other than HTTP. Raw TCP is served here: the client may speak TLS or not, and
+//! bytes are copied both ways.
 
 use std::{io, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Arrival, End, Server, detect::is_client_hello};
 use crate::{
-    config::TlsIn,
+    config::{Protocol, TlsIn},
     forward::Connection,
     stream::{ByteStream, Prefixed, Socket, receive},
     telemetry::DownstreamConnection,
@@ -32,13 +32,26 @@ impl Server {
         S: ByteStream + 'static,
     {
         let mut cut = ResetOnDrop(Some(socket));
-        let end = self.tcp(stream, arrival).await;
+        let end = self.alias_connection(stream, arrival).await;
         if end != End::Reset {
             cut.0 = None;
         }
         end
     }
 
+    /// Serves it as its alias' protocol says.
+    async fn alias_connection<S>(self: &Arc<Self>, stream: S, arrival: Box<Arrival>) -> End
+    where
+        S: ByteStream + 'static,
+    {
+        let protocol = arrival.listener.alias().map(|alias| alias.config().protocol);
+        match protocol {
+            Some(Protocol::Postgres) => Box::pin(self.postgres(stream, arrival)).await,
+            _ => self.tcp(stream, arrival).await,
+        }
+    }
+
+    /// Serves raw TCP.
     async fn tcp<S>(self: &Arc<Self>, mut stream: S, mut arrival: Box<Arrival>) -> End
     where
         S: ByteStream + 'static,
@@ -49,8 +62,11 @@ impl Server {
         let downstream = DownstreamConnection::undecided(alias.config().protocol.word());
         downstream.belongs_to(&alias.worker(arrival.worker).metrics);
         let stopped = self.drain.stopped();
-        let begun = Connection::begin(&alias, arrival.worker, &arrival.client, accepted, stopped);
-        let Some(mut connection) = begun else { return End::Reset };
+        let (worker, client) = (arrival.worker, &arrival.client);
+        let mut connection = Connection::new(&alias, worker, client, accepted, stopped);
+        if connection.admit().is_err() {
+            return End::Reset;
+        }
 
         let header_timeout = arrival.listener.settings.header_timeout;
         let mut read = BytesMut::new();
@@ -64,21 +80,19 @@ impl Server {
                     Ok(first) => says_hello(first, &mut stream, &mut read, header_timeout).await,
                     Err(_) => {
                         let connected = connection.connect(stream.socket()).await;
-                        let Some(mut link) = connected else { return End::Reset };
-                        tokio::select! {
+                        let Ok(mut link) = connected else { return End::Reset };
+                        let says_hello = tokio::select! {
                             biased;
                             first = receive(&mut stream, &mut read) => {
-                                target = Some((link, Bytes::new()));
                                 says_hello(first, &mut stream, &mut read, header_timeout).await
                             }
-                            early = connection.first_bytes(&mut link) => match early {
-                                Some(early) => {
-                                    target = Some((link, early));
-                                    Ok(false)
-                                }
-                                None => return End::Reset,
+                            spoken = connection.first_bytes(&mut link) => match spoken {
+                                true => Ok(false),
+                                false => return End::Reset,
                             },
-                        }
+                        };
+                        target = Some(link);
+                        says_hello
                     }
                 }
             }
@@ -127,19 +141,15 @@ async fn says_hello<S: ByteStream>(
 }
 
 /// Connects, unless there is a connection to the target already, and copies bytes both ways.
-async fn carry<D: ByteStream>(
-    mut connection: Connection,
-    client: D,
-    target: Option<(Link, Bytes)>,
-) -> End {
-    let (link, early) = match target {
-        Some(target) => target,
+async fn carry<D: ByteStream>(mut connection: Connection, client: D, target: Option<Link>) -> End {
+    let link = match target {
+        Some(link) => link,
         None => match connection.connect(client.socket()).await {
-            Some(link) => (link, Bytes::new()),
-            None => return End::Reset,
+            Ok(link) => link,
+            Err(_) => return End::Reset,
         },
     };
-    match connection.carry(client, link, early).await {
+    match connection.carry(client, link).await {
         true => End::Done,
         false => End::Reset,
     }

@@ -135,7 +135,7 @@ pub const SERIES: [Family<AliasSeries>; 13] = [
         help: "Connections from applications.",
         write: |series, lines| {
             for (index, protocol) in PROTOCOLS.iter().enumerate() {
-                let is_own = *protocol == "none" || (*protocol != "tcp") == series.is_http();
+                let is_own = series.speaks(protocol);
                 for (tls, word) in [(0, "false"), (1, "true")] {
                     let count = series.sum(|shard| count(&shard.accepted[index][tls]));
                     if is_own || count > 0 {

@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -17,7 +17,7 @@ use ::http::{Method, StatusCode};
 use parking_lot::Mutex;
 
 use super::histogram::Histogram;
-use crate::{connect::Facts, fault::ProxyErrorType};
+use crate::{config::Protocol, connect::Facts, fault::ProxyErrorType};
 
 /// Why a request is sent again: the `reason` of `truename_retries_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl RetryReason {
 }
 
 /// The protocols of downstream connections; `none` is for those that ended before it was known.
-pub(super) const PROTOCOLS: [&str; 4] = ["http/1.1", "h2", "tcp", "none"];
+pub(super) const PROTOCOLS: [&str; 5] = ["http/1.1", "h2", "tcp", "postgres", "none"];
 
 /// Requests by method and status are stored in blocks of this many; most aliases need one block.
 const BLOCK: usize = 8;
@@ -60,8 +60,8 @@ const NEVER: i64 = i64::MIN;
 #[derive(Debug)]
 pub struct AliasSeries {
     alias: Box<str>,
-    /// Whether the protocol is HTTP, so that there are requests to count.
-    is_http: AtomicBool,
+    /// The alias' own, by its index in [`PROTOCOLS`]; 0 for all of HTTP.
+    protocol: AtomicUsize,
     shards: Box<[Shard]>,
     pub(super) connect_duration: Histogram,
     pub(super) handshake_duration: [Histogram; 2],
@@ -102,7 +102,7 @@ impl AliasSeries {
     pub fn new(alias: &str, workers: usize) -> Arc<Self> {
         Arc::new(Self {
             alias: alias.into(),
-            is_http: AtomicBool::new(true),
+            protocol: AtomicUsize::new(0),
             shards: (0..workers.max(1)).map(|_| Shard::default()).collect(),
             connect_duration: Histogram::default(),
             handshake_duration: Default::default(),
@@ -121,13 +121,24 @@ impl AliasSeries {
         self.shards.len()
     }
 
-    /// Sets whether the alias' protocol is HTTP. It is by default.
-    pub fn set_http(&self, is_http: bool) {
-        self.is_http.store(is_http, Relaxed);
+    /// Sets the alias' protocol. It is HTTP by default.
+    pub fn set_protocol(&self, protocol: Protocol) {
+        let word = protocol.word();
+        let index = PROTOCOLS.iter().position(|known| *known == word).unwrap_or(0);
+        self.protocol.store(index, Relaxed);
     }
 
     pub(super) fn is_http(&self) -> bool {
-        self.is_http.load(Relaxed)
+        self.protocol.load(Relaxed) == 0
+    }
+
+    /// Whether its connections may speak one of [`PROTOCOLS`].
+    pub(super) fn speaks(&self, protocol: &str) -> bool {
+        match protocol {
+            "none" => true,
+            "http/1.1" | "h2" => self.is_http(),
+            own => PROTOCOLS[self.protocol.load(Relaxed)] == own,
+        }
     }
 
     /// Counts a move to another true name.

@@ -16,6 +16,7 @@ use crate::{
     connect::{self, AddressPolicy, ConnectError, ConnectRequest, Deadline, Identity, Session},
     fault::Fault,
     pool::{AcquireError, Counted, Room},
+    protocol::Opening,
     proxy_header::{self, Addresses},
     telemetry::AliasMetrics,
     tls::{Alpn, TlsError},
@@ -32,6 +33,8 @@ pub struct Attempts<'a> {
     pub identity: Option<Identity<'a>>,
     /// The keys that concern a connection.
     pub timeouts: &'a Timeouts,
+    /// What is said before TLS, if anything.
+    pub opening: Option<Opening>,
     /// The deadline for a connection.
     pub deadline: Deadline,
     /// The PROXY header to send.
@@ -59,7 +62,11 @@ impl Attempts<'_> {
     }
 
     /// A session with one address.
-    async fn one(&self, endpoint: SocketAddr, progress: &Progress) -> Result<Session, Fault> {
+    pub(super) async fn one(
+        &self,
+        endpoint: SocketAddr,
+        progress: &Progress,
+    ) -> Result<Session, Fault> {
         let session = self.connect(endpoint, progress).await;
         match &session {
             Ok(session) => self.metrics.connected(&session.facts),
@@ -80,8 +87,11 @@ impl Attempts<'_> {
         let policy = self.policy.load_full();
         let (keepalive, deadline, header) = (self.timeouts.keepalive, self.deadline, self.header);
         let request = ConnectRequest { endpoint, policy: &policy, keepalive, deadline, header };
-        let opened = connect::open(&request).await?;
+        let mut opened = connect::open(&request).await?;
         progress.opened();
+        if let Some(opening) = self.opening.clone() {
+            opened.negotiate(opening, deadline).await?;
+        }
         opened.verify(self.identity, deadline).await
     }
 }
@@ -106,6 +116,7 @@ pub(super) struct DialRequest<'a> {
 }
 
 /// The result of a dial.
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
 pub(super) enum Dialled<T> {
     /// A new connection, to this endpoint.
     New(Session, Counted, Arc<Endpoint>),
@@ -162,6 +173,32 @@ impl DialRequest<'_> {
         picked.filter(|picked| !tried.contains(&picked.address()))
     }
 
+    /// The PROXY header that it sends.
+    pub(super) fn header(&self) -> Option<Vec<u8>> {
+        let client = self.caller.client.map(|client| &**client);
+        let version = self.alias.config().proxy_protocol.send;
+        version.map(|version| proxy_header::encode(version, client))
+    }
+
+    /// What its attempts have in common.
+    pub(super) fn attempts<'b>(&'b self, header: Option<&'b [u8]>) -> Attempts<'b> {
+        let config = self.alias.config();
+        let identity = self.generation.tls();
+        Attempts {
+            policy: &self.alias.policy,
+            identity: identity.map(|(tls, server_name)| Identity {
+                tls,
+                server_name,
+                alpn: self.alpn,
+            }),
+            timeouts: &config.timeouts,
+            opening: Opening::of(config),
+            deadline: self.deadline,
+            header,
+            metrics: &self.alias.worker(self.caller.worker).metrics,
+        }
+    }
+
     async fn one<T>(
         &self,
         endpoint: Arc<Endpoint>,
@@ -186,22 +223,8 @@ impl DialRequest<'_> {
                 return Err(AcquireError::ConnectionLimit { endpoint: address, limit }.into());
             }
         };
-        let client = self.caller.client.map(|client| &**client);
-        let header =
-            config.proxy_protocol.send.map(|version| proxy_header::encode(version, client));
-        let attempts = Attempts {
-            policy: &self.alias.policy,
-            identity: self.generation.tls().map(|(tls, server_name)| Identity {
-                tls,
-                server_name,
-                alpn: self.alpn,
-            }),
-            timeouts: &config.timeouts,
-            deadline: self.deadline,
-            header: header.as_deref(),
-            metrics: &worker.metrics,
-        };
-        match attempts.one(address, progress).await {
+        let header = self.header();
+        match self.attempts(header.as_deref()).one(address, progress).await {
             Ok(session) => {
                 self.generation.made(address, &session.wire);
                 Ok(Dialled::New(session, permit.opened(), endpoint))

@@ -162,6 +162,9 @@ impl Alias {
     fn retire(&self, old: Arc<Generation>) {
         old.retire();
         self.close_unusable();
+        if self.config.on_change == OnChange::Drain {
+            old.drain();
+        }
         self.on_change(move || old.kill());
     }
 

@@ -40,6 +40,8 @@ pub struct Generation {
     resolution: ArcSwap<Resolution>,
     balancer: Arc<Balancer>,
     retired: AtomicBool,
+    /// Cancelled when its sessions should end between messages.
+    drain: CancellationToken,
     kill: CancellationToken,
     /// The connections without a task of their own, which a kill has to end.
     wires: Arc<Mutex<Vec<Open>>>,
@@ -103,6 +105,7 @@ impl Generation {
             balancer,
             resolution: ArcSwap::new(resolution),
             retired: AtomicBool::new(false),
+            drain: CancellationToken::new(),
             kill: CancellationToken::new(),
             wires: Arc::default(),
             true_name,
@@ -130,7 +133,8 @@ impl Generation {
         balancer.trust_anew();
         let target = (self.target, self.port);
         let renewed = Self::build(target, self.resolution(), tls, balancer)?;
-        Ok(Self { kill: self.kill.clone(), wires: self.wires.clone(), ..renewed })
+        let (drain, kill) = (self.drain.clone(), self.kill.clone());
+        Ok(Self { drain, kill, wires: self.wires.clone(), ..renewed })
     }
 
     /// Uses the addresses of a newer resolution with the same true name.
@@ -219,6 +223,16 @@ impl Generation {
     /// Whether another generation has taken over.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Has sessions that can end between messages do so.
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Cancelled by [`drain`](Self::drain).
+    pub fn draining(&self) -> CancellationToken {
+        self.drain.clone()
     }
 
     /// Ends the connections that are still open.

@@ -8,9 +8,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Alias, Generation,
     dial::{Caller, DialRequest, Dialled},
+    happy_eyeballs::Progress,
 };
 use crate::{
-    balance::InFlight,
+    balance::{Endpoint, InFlight},
     connect::{Deadline, Session, TargetStream, Wire},
     fault::Fault,
     pool::{AcquireError, Counted},
@@ -34,6 +35,13 @@ pub struct InUse {
     has_ended: bool,
 }
 
+/// Who holds a session: what a request to cancel its query must go to.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    generation: Arc<Generation>,
+    endpoint: Arc<Endpoint>,
+}
+
 impl Alias {
     /// A connection to one of the generation's endpoints, within the deadline. Endpoints in `tried` are passed
     /// over while there are others.
@@ -54,17 +62,49 @@ impl Alias {
             Dialled::Kept(never) => match never {},
             Dialled::New(session, counted, endpoint) => {
                 endpoint.succeeded();
-                let in_flight = endpoint.begin(Instant::now());
-                let generation = generation.clone();
-                let wire = session.wire.clone();
-                let in_use = InUse { in_flight, _counted: counted, wire, has_ended: false };
-                Ok(Link { session, generation, in_use })
+                Ok(Link::new(session, counted, &endpoint, generation))
             }
         }
+    }
+
+    /// A connection to exactly this endpoint, even if the alias does not lead there any more. `pool.max_connections`
+    /// does not apply: the session that it is about has its permit.
+    pub async fn link_to(
+        self: &Arc<Self>,
+        caller: Caller<'_>,
+        holder: &Holder,
+        deadline: Deadline,
+    ) -> Result<Link, Fault> {
+        let Holder { generation, endpoint } = holder;
+        let address = endpoint.address();
+        let dial = DialRequest { alias: self, caller, generation, alpn: Alpn::Listed, deadline };
+        let header = dial.header();
+        let session = dial.attempts(header.as_deref()).one(address, &Progress::default()).await?;
+        generation.made(address, &session.wire);
+        let counted = self.connections(address).beyond_limit(caller.worker).opened();
+        Ok(Link::new(session, counted, endpoint, generation))
     }
 }
 
 impl Link {
+    fn new(
+        session: Session,
+        counted: Counted,
+        endpoint: &Arc<Endpoint>,
+        generation: &Arc<Generation>,
+    ) -> Self {
+        let in_flight = endpoint.begin(Instant::now());
+        let wire = session.wire.clone();
+        let in_use = InUse { in_flight, _counted: counted, wire, has_ended: false };
+        Self { session, generation: generation.clone(), in_use }
+    }
+
+    /// Who is at its other end.
+    pub fn holder(&self) -> Holder {
+        let endpoint = self.in_use.in_flight.endpoint().clone();
+        Holder { generation: self.generation.clone(), endpoint }
+    }
+
     /// The endpoint.
     pub fn endpoint(&self) -> SocketAddr {
         self.in_use.in_flight.endpoint().address()
@@ -78,6 +118,11 @@ impl Link {
     /// The byte stream, and what has to be held while it is in use.
     pub fn into_stream(self) -> (TargetStream, InUse) {
         (self.session.stream, self.in_use)
+    }
+
+    /// Cancelled when a session on it should end between messages.
+    pub fn draining(&self) -> CancellationToken {
+        self.generation.draining()
     }
 
     /// The generation that it belongs to.

@@ -9,6 +9,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 use crate::{
     config::{self, Contents, Followed, TlsMode},
     files::Settling,
+    protocol,
     tls::{ClientTls, RootStores, TlsConfigErrors, files_from_env},
 };
 
@@ -24,7 +25,7 @@ const MAX_COMPARED: usize = 64 << 20;
 /// What [`ClientTls`] was loaded from, and the current load.
 pub struct Material {
     settings: config::Tls,
-    /// `tcp.alpn`
+    /// The ALPN protocols that are offered.
     alpn: Vec<String>,
     has_files: bool,
     /// Locked for as long as they are read: not on a thread that must not wait.
@@ -37,7 +38,7 @@ pub struct Material {
 impl Material {
     /// Loads it for the first time. Blocking.
     pub fn load(alias: &config::Alias, roots: &mut RootStores) -> Result<Self, TlsConfigErrors> {
-        let (settings, alpn) = (&alias.tls, &alias.tcp.alpn);
+        let (settings, alpn) = (&alias.tls, protocol::offered_alpn(alias));
         let mut files: Vec<_> = settings.files().cloned().collect();
         if settings.ca.system && settings.mode == TlsMode::Verify {
             files.extend(files_from_env());
@@ -47,10 +48,10 @@ impl Material {
         let looks = Settling::new(files.look());
         Ok(Self {
             loaded: ArcSwapOption::new(
-                ClientTls::load_offering(settings, alpn, roots)?.map(Arc::new),
+                ClientTls::load_offering(settings, &alpn, roots)?.map(Arc::new),
             ),
             settings: settings.clone(),
-            alpn: alpn.clone(),
+            alpn,
             looks: Mutex::new(looks),
             files: Mutex::new(files),
             has_files,
@@ -59,7 +60,7 @@ impl Material {
 
     /// Whether an alias with these settings would load the same.
     pub fn is_of(&self, alias: &config::Alias) -> bool {
-        self.settings == alias.tls && self.alpn == alias.tcp.alpn
+        self.settings == alias.tls && self.alpn == protocol::offered_alpn(alias)
     }
 
     /// The current load; `None` on plaintext.

@@ -26,7 +26,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 pub use dial::{Attempts, Caller};
 pub use generation::Generation;
 pub use lease::{Lease, Want};
-pub use link::Link;
+pub use link::{Holder, InUse, Link};
 pub use registry::{Inventory, Registry};
 pub use state::{AliasState, Worker};
 pub use status::EndpointStatus;
@@ -39,6 +39,7 @@ use crate::{
     config,
     connect::AddressPolicy,
     pool::{EndpointConnections, PoolKey},
+    protocol::postgres::CancelKeys,
     telemetry::{AliasSeries, Failures, RequestFailure},
 };
 
@@ -136,6 +137,11 @@ impl Alias {
             let generation = target.generation.load();
             generation.as_ref().is_some_and(|current| !current.is_retired() && current.makes(key))
         })
+    }
+
+    /// The keys that its sessions can be cancelled by.
+    pub fn cancel_keys(&self) -> &Arc<CancelKeys<Holder>> {
+        &self.state.cancel_keys
     }
 
     fn connections(&self, endpoint: SocketAddr) -> Arc<EndpointConnections> {

@@ -5,13 +5,17 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{active::Active, budget::Budget};
+use super::{active::Active, budget::Budget, link::Holder};
 use crate::{
-    config::{self, Protocol},
+    config,
     limit::Limit,
     pool::{EndpointConnections, Pool},
+    protocol::postgres::CancelKeys,
     telemetry::{AliasMetrics, AliasSeries, Failures, RequestFailure},
 };
+
+/// More sessions than one process serves.
+const MAX_CANCEL_KEYS: usize = 65_536;
 
 /// An alias' state, without its settings. Belongs to the name: a reload keeps it.
 pub struct AliasState {
@@ -22,6 +26,8 @@ pub struct AliasState {
     pub(super) failures: Failures<RequestFailure>,
     /// Which of the targets requests go to.
     pub(super) active: Active,
+    /// Of PostgreSQL sessions.
+    pub(super) cancel_keys: Arc<CancelKeys<Holder>>,
     connections: Mutex<Connections>,
 }
 
@@ -44,7 +50,7 @@ impl AliasState {
     /// For a new alias, with its first settings.
     pub(super) fn new(config: &config::Alias, workers: usize) -> Arc<Self> {
         let series = AliasSeries::new(&config.name, workers);
-        series.set_http(config.protocol == Protocol::Http);
+        series.set_protocol(config.protocol);
         let worker = |worker| Worker {
             pool: Pool::new(&config.pool, worker, workers),
             metrics: AliasMetrics::new(&series, worker),
@@ -56,6 +62,7 @@ impl AliasState {
             requests: Limit::new(config.limits.requests),
             failures: Failures::default(),
             active: Active::new(now),
+            cancel_keys: Arc::new(CancelKeys::new(MAX_CANCEL_KEYS)),
             connections: Mutex::new(Connections {
                 by_endpoint: HashMap::new(),
                 limit: config.pool.max_connections,
@@ -66,7 +73,7 @@ impl AliasState {
 
     /// Applies other settings.
     pub(super) fn configure(&self, config: &config::Alias) {
-        self.series.set_http(config.protocol == Protocol::Http);
+        self.series.set_protocol(config.protocol);
         self.budget.set_share(config.retry.budget);
         self.requests.resize(config.limits.requests);
         for worker in &self.workers {

@@ -5,6 +5,7 @@
 //! * [`raw_origin`] and [`scripts`]: upstreams that misbehave, or that note every byte
 //! * [`service_origin`]: upstreams with a response of the test's own making, trailers included
 //! * [`client`]: the application's side; [`curl`]: the one that users have
+//! * [`postgres`]: PostgreSQL on the wire, and a stand-in for its server
 //! * [`trust`]: certificates, and the root that signed them
 //! * [`ca`]: folders of local certificate authorities
 //! * [`daemon`]: servers that users have, such as HAProxy
@@ -30,6 +31,7 @@ pub mod daemon;
 pub mod loopback;
 pub mod message;
 pub mod peer;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod raw_origin;

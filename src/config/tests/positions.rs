@@ -413,16 +413,14 @@ fn what_does_not_exist_yet_is_refused_at_its_key() {
 version: 1
 aliases:
   - name: a
-    protocol: postgres
     health: {active: {path: /healthz}}
     limits: {queue: 1}
 kubernetes: {watch: true}
 ",
         &[
-            "t.yaml:4:15: aliases[0].protocol: `protocol: postgres` is not available in this version; use `http` or `tcp`",
-            "t.yaml:5:22: aliases[0].health.active: `health.active` is not available in this version; leave it out",
-            "t.yaml:6:21: aliases[0].limits.queue: `limits.queue` is not available in this version; leave it out",
-            "t.yaml:7:21: kubernetes.watch: `kubernetes.watch` is not available in this version; leave it out",
+            "t.yaml:4:22: aliases[0].health.active: `health.active` is not available in this version; leave it out",
+            "t.yaml:5:21: aliases[0].limits.queue: `limits.queue` is not available in this version; leave it out",
+            "t.yaml:6:21: kubernetes.watch: `kubernetes.watch` is not available in this version; leave it out",
         ],
     );
 }

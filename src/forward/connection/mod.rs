@@ -2,26 +2,29 @@
 //! own, and then bytes are copied both ways.
 
 mod record;
+mod session;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, interval_at, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::tunnel::{Side, carry};
+use super::tunnel::{self, Settings, Side, Unwatched, Watch, carry};
 use crate::{
     config::{NEVER, RetryOn},
     connect::Deadline,
     fault::{Blame, Fault},
     proxy_header::Addresses,
     stream::{ByteStream, Prefixed, Socket, receive},
-    upstream::{Alias, Caller, Generation, Link},
+    upstream::{Alias, Caller, Generation, Holder, Link},
 };
 use record::{End, Record};
+
+pub use session::{Begun, Ended, close, tell};
 
 /// How often the bytes copied are added to the metrics.
 const UPKEEP: Duration = Duration::from_secs(10);
@@ -45,31 +48,46 @@ pub struct Connection {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
+/// Why there is no connection to the target.
+#[derive(Clone, Debug)]
+pub enum Unconnected {
+    /// None can be made.
+    Failed(Fault),
+    /// The client has left.
+    Left,
+}
+
 impl Connection {
-    /// Begins to serve a connection that was accepted at `started`; `None` if `limits.requests` is reached.
-    pub fn begin(
+    /// Begins to serve a connection that was accepted at `started`.
+    pub fn new(
         alias: &Arc<Alias>,
         worker: usize,
         client: &Arc<Addresses>,
         started: Instant,
         stopped: CancellationToken,
-    ) -> Option<Self> {
-        let mut record = Record::new(alias, worker, started);
-        match alias.admit() {
+    ) -> Self {
+        let record = Record::new(alias, worker, started);
+        Self { record, client: client.clone(), stopped, _permit: None }
+    }
+
+    /// Has it count towards `limits.requests`; fails if that is reached.
+    pub fn admit(&mut self) -> Result<(), Fault> {
+        match self.record.alias().admit() {
             Ok(permit) => {
-                let client = client.clone();
-                Some(Self { record, client, stopped, _permit: permit })
+                self._permit = permit;
+                Ok(())
             }
             Err(error) => {
-                record.failed(&error.into(), None);
-                None
+                let fault = error.into();
+                self.record.failed(&fault);
+                Err(fault)
             }
         }
     }
 
     /// Connects to the alias' target. If that fails, tries another endpoint or the next target, all within
-    /// `timeouts.connect`. `None` if no connection can be made, or if the client leaves before.
-    pub async fn connect(&mut self, client: Option<&Socket>) -> Option<Link> {
+    /// `timeouts.connect`. No connection is made if the client leaves before.
+    pub async fn connect(&mut self, client: Option<&Socket>) -> Result<Link, Unconnected> {
         let mut attempted = None;
         let result = {
             // Boxed: a connection may live for days, and would keep the room for this future.
@@ -83,17 +101,41 @@ impl Connection {
         match result {
             Some(Ok(link)) => {
                 self.record.connected(&link);
-                Some(link)
+                Ok(link)
             }
             Some(Err(fault)) => {
-                self.record.failed(&fault, attempted);
-                None
+                self.record.attempted(attempted, fault.endpoint());
+                self.record.failed(&fault);
+                Err(Unconnected::Failed(fault))
             }
             None => {
                 self.record.ended(End::Left);
-                None
+                Err(Unconnected::Left)
             }
         }
+    }
+
+    /// Connects to the endpoint that holds another session.
+    pub async fn connect_to(&mut self, holder: &Holder) -> Result<Link, Fault> {
+        let (alias, worker) = (self.record.alias().clone(), self.record.worker());
+        let caller = Caller { worker, client: Some(&self.client) };
+        let deadline = Deadline::new(Instant::now(), alias.config().timeouts.connect);
+        match Box::pin(alias.link_to(caller, holder, deadline)).await {
+            Ok(link) => {
+                self.record.connected(&link);
+                Ok(link)
+            }
+            Err(fault) => {
+                self.record.attempted(None, fault.endpoint());
+                self.record.failed(&fault);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Its alias.
+    pub fn alias(&self) -> &Arc<Alias> {
+        self.record.alias()
     }
 
     /// On failure, `attempted` is the generation of the last attempt.
@@ -151,9 +193,11 @@ impl Connection {
         }
     }
 
-    /// Waits for the target's first bytes while the client has sent nothing. Empty if the target has closed its
-    /// side; `None` if the connection is to end.
-    pub async fn first_bytes(&mut self, link: &mut Link) -> Option<Bytes> {
+    /// Waits for the target's first bytes while the client has sent nothing. `false` if the connection is to end.
+    pub async fn first_bytes(&mut self, link: &mut Link) -> bool {
+        if !link.session.early.is_empty() {
+            return true;
+        }
         let idle = self.record.alias().config().timeouts.idle;
         let moved = link.cut();
         let mut bytes = BytesMut::new();
@@ -161,47 +205,31 @@ impl Connection {
             biased;
             () = cut(&moved, &self.stopped) => self.cut_by(&moved),
             read = receive(&mut link.session.stream, &mut bytes) => match read {
-                Ok(_) => return Some(bytes.freeze()),
+                Ok(_) => {
+                    link.session.early = bytes.freeze();
+                    return true;
+                }
                 Err(error) => End::Broken(Side::Target, error),
             },
             () = sleep(idle), if idle != NEVER => End::Idle,
         };
         self.record.ended(end);
-        None
+        false
     }
 
     /// Copies bytes both ways until the connection ends. Returns whether both sides have closed; if not, the client
-    /// is to be reset. `early` was read from the target before.
-    pub async fn carry<D: ByteStream>(mut self, client: D, link: Link, early: Bytes) -> bool {
-        let idle = self.record.alias().config().timeouts.idle;
-        let moved = link.cut();
+    /// is to be reset.
+    pub async fn carry<D: ByteStream>(mut self, client: D, mut link: Link) -> bool {
+        let (moved, stopped) = (link.cut(), self.stopped.clone());
+        let early = std::mem::take(&mut link.session.early);
         let (stream, in_use) = link.into_stream();
         let target = Prefixed::new(early, stream);
-        let traffic = self.record.traffic().clone();
-        let end = {
-            let carried = carry(client, target, idle, cut(&moved, &self.stopped), &traffic);
-            let upkeep = async {
-                let mut ticks = interval_at(Instant::now() + UPKEEP, UPKEEP);
-                let mut next_line = Instant::now() + STILL_OPEN;
-                loop {
-                    ticks.tick().await;
-                    self.record.count();
-                    if Instant::now() >= next_line {
-                        self.record.log("open");
-                        next_line += STILL_OPEN;
-                    }
-                }
-            };
-            tokio::select! {
-                end = carried => Some(end),
-                () = upkeep => None,
-            }
+        let killed = async {
+            cut(&moved, &stopped).await;
+            tunnel::End::Killed
         };
-        let end = match end {
-            Some(end) => End::of_tunnel(end),
-            None => None,
-        };
-        let end = end.unwrap_or_else(|| self.cut_by(&moved));
+        let carried = self.tunnel(client, target, killed, &Unwatched).await;
+        let end = End::of_tunnel(carried).unwrap_or_else(|| self.cut_by(&moved));
         let has_closed = matches!(end, End::Closed);
         if has_closed {
             in_use.ended();
@@ -210,8 +238,61 @@ impl Connection {
         has_closed
     }
 
+    /// Runs a tunnel to its end, and keeps its metrics and the access log up to date.
+    async fn tunnel<D, U, W>(
+        &mut self,
+        client: D,
+        target: U,
+        kill: impl Future<Output = tunnel::End>,
+        watch: &W,
+    ) -> tunnel::End
+    where
+        D: ByteStream,
+        U: ByteStream,
+        W: Watch,
+    {
+        let idle = self.record.alias().config().timeouts.idle;
+        let traffic = self.record.traffic().clone();
+        let settings = Settings { idle, traffic: &traffic, watch };
+        let carried = carry(client, target, kill, settings);
+        let upkeep = async {
+            let mut ticks = interval_at(Instant::now() + UPKEEP, UPKEEP);
+            let mut next_line = Instant::now() + STILL_OPEN;
+            loop {
+                ticks.tick().await;
+                self.record.count();
+                if Instant::now() >= next_line {
+                    self.record.log("open");
+                    next_line += STILL_OPEN;
+                }
+            }
+        };
+        tokio::select! {
+            end = carried => end,
+            () = upkeep => tunnel::End::Killed,
+        }
+    }
+
+    /// It cannot be served, although there is a connection to the target, or because of what the client sent.
+    pub fn failed(&mut self, fault: &Fault) {
+        self.record.failed(fault);
+    }
+
+    /// A side has closed its connection before a session began.
+    pub fn ended_by(&mut self, side: Side) {
+        self.record.ended(match side {
+            Side::Client => End::Left,
+            Side::Target => End::Closed,
+        });
+    }
+
+    /// Counts what was sent to the target and to the client before a session began.
+    pub fn sent(&self, (to_target, to_client): (u64, u64)) {
+        self.record.traffic().add(to_target, to_client);
+    }
+
     /// The client left before anything was copied, or its TLS handshake failed.
-    pub fn left(mut self) {
+    pub fn left(&mut self) {
         self.record.ended(End::Left);
     }
 

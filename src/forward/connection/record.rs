@@ -61,7 +61,7 @@ impl End {
             tunnel::End::Broken(side, error) => Some(Self::Broken(side, error)),
             tunnel::End::Idle => Some(Self::Idle),
             tunnel::End::HalfClosed => Some(Self::HalfClosed),
-            tunnel::End::Killed => None,
+            tunnel::End::Killed | tunnel::End::Stopped => None,
         }
     }
 
@@ -130,11 +130,18 @@ impl Record {
         self.connect_time = Some(facts.tcp_time + facts.tls_time);
     }
 
+    /// No connection to the target could be made; the last attempt was this.
+    pub(super) fn attempted(
+        &mut self,
+        generation: Option<Arc<Generation>>,
+        endpoint: Option<SocketAddr>,
+    ) {
+        (self.generation, self.endpoint) = (generation, endpoint);
+    }
+
     /// It cannot be served.
-    pub(super) fn failed(&mut self, fault: &Fault, generation: Option<Arc<Generation>>) {
+    pub(super) fn failed(&mut self, fault: &Fault) {
         self.end = "failed";
-        self.endpoint = fault.endpoint();
-        self.generation = generation;
         self.explain(fault);
     }
 

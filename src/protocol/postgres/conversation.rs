@@ -70,7 +70,15 @@ impl Conversation {
     /// Whether the client can be told that the session ends, and the server too: neither has sent half a
     /// message.
     pub fn is_between_messages(&self) -> bool {
-        self.client.is_between_messages() && self.target.is_between_messages()
+        self.has_whole_messages(Side::Client) && self.has_whole_messages(Side::Target)
+    }
+
+    /// Whether a side has not sent half a message.
+    pub fn has_whole_messages(&self, from: Side) -> bool {
+        match from {
+            Side::Client => self.client.is_between_messages(),
+            Side::Target => self.target.is_between_messages(),
+        }
     }
 
     /// Whether the server is at work for the client, which a CancelRequest would end.

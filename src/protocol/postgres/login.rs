@@ -141,12 +141,22 @@ impl Login {
         if self.refused { Ok(()) } else { Err(StartupError::Lost) }
     }
 
+    /// Whether the server has let the client in.
+    pub(super) fn is_authenticated(&self) -> bool {
+        matches!(self.phase, Phase::Authenticated | Phase::Ready) && !self.refused
+    }
+
     pub(super) fn parameters(&self) -> &ServerParameters {
         &self.parameters
     }
 
-    pub(super) fn into_parts(self) -> (ServerParameters, Option<CancelKey>) {
-        (self.parameters, self.key)
+    pub(super) fn into_parameters(self) -> ServerParameters {
+        self.parameters
+    }
+
+    /// The key that the server has given out, once.
+    pub(super) fn take_key(&mut self) -> Option<CancelKey> {
+        self.key.take()
     }
 
     fn message(&mut self, message: Message, out: &mut BytesMut) -> Result<(), StartupError> {

@@ -5,6 +5,9 @@ use bytes::{Buf, BytesMut};
 /// Type and length.
 const HEADER: usize = 5;
 
+/// The client ends its session.
+pub const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
+
 /// How much of a body a [`Scanner`] shows: enough for `in_hot_standby`, whose value may change.
 const SHOWN: usize = 32;
 

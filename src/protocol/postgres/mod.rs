@@ -18,7 +18,7 @@ mod startup;
 pub use cancel::{CancelKey, CancelKeys, HeldKey};
 pub use conversation::Conversation;
 pub use error::{OpeningError, StartupError};
-pub use message::{LengthError, Scanner};
+pub use message::{LengthError, Scanner, TERMINATE};
 pub use opening::{ALPN, Opening};
 pub use packet::Packet;
 pub use parameters::{ServerParameters, ServerRole};

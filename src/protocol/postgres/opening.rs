@@ -7,15 +7,15 @@ use crate::{config::Negotiation, protocol::Step};
 
 /// The ALPN protocol of TLS that begins at once. After an SSLRequest none is offered: TLS front ends that do
 /// not know it abort.
-pub const ALPN: &[u8] = b"postgresql";
+pub const ALPN: &str = "postgresql";
 
 /// The opening: an SSLRequest and its response, or nothing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Opening {
     phase: Phase,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Phase {
     Request,
     Response,
@@ -53,7 +53,7 @@ impl Opening {
                 self.next(received)
             }
             Phase::Done if !received.is_empty() => Err(OpeningError::BytesBeforeTls),
-            Phase::Done => Ok(Step::StartTls),
+            Phase::Done => Ok(Step::StartTls(Bytes::new())),
         }
     }
 }

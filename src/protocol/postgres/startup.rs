@@ -5,11 +5,11 @@ use bytes::{Bytes, BytesMut};
 use super::{
     Conversation, ErrorResponse, Packet, ServerParameters, StartupError,
     login::{Client, Login},
+    message::TERMINATE,
 };
 use crate::{
     config::{ChannelBinding, Role},
     fault::Fault,
-    protocol::postgres::CancelKey,
     protocol::{Action, Event, Side, Start},
 };
 
@@ -77,11 +77,10 @@ impl Startup {
         }
     }
 
-    /// The session, and the key to cancel its queries by, once it has begun.
-    pub fn into_session(self) -> Option<(Conversation, Option<CancelKey>)> {
+    /// The session, once it has begun.
+    pub fn into_session(self) -> Option<Conversation> {
         let Phase::Login(login) = self.phase else { return None };
-        let (parameters, key) = login.into_parts();
-        Some((Conversation::new(parameters), key))
+        Some(Conversation::new(login.into_parameters()))
     }
 
     fn packets(
@@ -168,6 +167,11 @@ impl Startup {
             Phase::Login(login) => {
                 let mut out = BytesMut::new();
                 let begun = login.target_sent(buffer, &mut out);
+                if matches!(begun, Ok(true))
+                    && let Some(key) = login.take_key()
+                {
+                    actions.push(Action::HoldKey(key));
+                }
                 if !out.is_empty() {
                     actions.push(Action::Send(Side::Client, out.freeze()));
                 }
@@ -226,6 +230,13 @@ impl Start for Startup {
                 Bytes::new()
             }
             _ => ErrorResponse::of(why).to_bytes(),
+        }
+    }
+
+    fn farewell(&self) -> Bytes {
+        match &self.phase {
+            Phase::Login(login) if login.is_authenticated() => Bytes::from_static(&TERMINATE),
+            _ => Bytes::new(),
         }
     }
 }

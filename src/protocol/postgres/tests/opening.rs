@@ -15,15 +15,15 @@ fn tls_begins_behind_the_servers_yes() {
     );
     assert_eq!(opening.next(&mut received), Ok(Step::Receive));
     received.extend_from_slice(b"S");
-    assert_eq!(opening.next(&mut received), Ok(Step::StartTls));
+    assert_eq!(opening.next(&mut received), Ok(Step::StartTls(Bytes::new())));
     assert!(received.is_empty());
 }
 
 #[test]
 fn direct_tls_begins_at_once() {
     let mut opening = Opening::new(Negotiation::Direct);
-    assert_eq!(opening.next(&mut BytesMut::new()), Ok(Step::StartTls));
-    assert_eq!(ALPN, b"postgresql");
+    assert_eq!(opening.next(&mut BytesMut::new()), Ok(Step::StartTls(Bytes::new())));
+    assert_eq!(ALPN, "postgresql");
 }
 
 #[test]

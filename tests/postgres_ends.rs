@@ -1,0 +1,255 @@
+//! `protocol: postgres`: how sessions end, with a stand-in for the server.
+
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use truename::demo::dns;
+
+use crate::support::{
+    client,
+    peer::Peer,
+    postgres::{
+        Server, TERMINATE, ThroughPostgres, cancel, error, log_in, message, query, startup,
+        until_ready,
+    },
+    proxy::Proxy,
+    raw_origin::{Arrival, RawOrigin},
+    scene::{ALIAS, ALIAS_IN_DNS, Scene},
+    trust, within,
+};
+
+/// Two servers of two names, and a proxy whose alias leads to the first.
+struct Moving {
+    scene: Scene,
+    proxy: Proxy,
+    servers: [Server; 2],
+    _origins: Vec<RawOrigin>,
+}
+
+impl Moving {
+    async fn new(keys: &str) -> Self {
+        let mut scene = Scene::new(2).await;
+        let names = ["one.example", "two.example"];
+        for (name, ip) in names.into_iter().zip(&scene.addresses) {
+            scene.dns.zone([dns::address(name, 60, *ip)]);
+        }
+        scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, names[0])]);
+        let servers = [Server::new(), Server::new()];
+        let listeners = scene.take_listeners().into_iter();
+        let origins = listeners.zip(names).zip(&servers).map(|((listener, name), server)| {
+            let (tls, server) = (trust::server_with_alpn(&[name], &[]), server.clone());
+            RawOrigin::start(listener, Some(tls), move |arrival| server.clone().serve(arrival))
+        });
+        let origins = origins.collect();
+        let proxy =
+            Proxy::start(&scene.restless_yaml(&format!("protocol: postgres\n{keys}"))).await;
+        Self { scene, proxy, servers, _origins: origins }
+    }
+
+    async fn connect(&self) -> Peer {
+        client::connect(self.proxy.address(ALIAS).await).await
+    }
+
+    async fn session(&self) -> (Peer, Vec<u8>) {
+        let mut peer = self.connect().await;
+        let key = log_in(&mut peer).await;
+        (peer, key)
+    }
+
+    /// A session that has had a query.
+    async fn used_session(&self) -> (Peer, Vec<u8>) {
+        let (mut peer, key) = self.session().await;
+        peer.send(query("select 1")).await;
+        until_ready(&mut peer).await;
+        (peer, key)
+    }
+
+    /// Has the alias lead to the second server, and waits until it does.
+    async fn moves(&self) {
+        self.scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, "two.example")]);
+        within("the second server to have a session", async {
+            while self.servers[1].startups().is_empty() {
+                self.session().await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_rests_is_told_that_the_alias_leads_elsewhere() {
+    let moving = Moving::new("").await;
+    let (mut used, _) = moving.used_session().await;
+    let (mut unused, _) = moving.session().await;
+    moving.moves().await;
+    for peer in [&mut used, &mut unused] {
+        let told = error(peer).await;
+        assert_eq!(told[&'C'], "57P01", "{told:?}");
+        assert!(told[&'M'].contains("leads to another server"), "{told:?}");
+    }
+    within("both sessions to be ended at the server", async {
+        while moving.servers[0].terminated() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    moving.proxy.logged("\"end\":\"moved\"").await;
+}
+
+#[tokio::test]
+async fn a_transaction_is_finished_before_its_session_is_drained() {
+    let moving = Moving::new("").await;
+    let (mut peer, _) = moving.session().await;
+    peer.send(query("begin")).await;
+    until_ready(&mut peer).await;
+    moving.moves().await;
+    for _ in 0..3 {
+        peer.send(query("insert")).await;
+        assert_eq!(until_ready(&mut peer).await[0].0, b'C');
+    }
+    peer.send(query("commit")).await;
+    assert_eq!(until_ready(&mut peer).await[0], (b'C', b"commit\0".to_vec()));
+    assert_eq!(error(&mut peer).await[&'C'], "57P01");
+}
+
+/// As pgbench does: it never rests.
+#[tokio::test]
+async fn a_session_that_does_not_rest_is_told_in_response_to_a_query_that_the_server_does_not_get()
+{
+    let moving = Moving::new("").await;
+    let (mut peer, _) = moving.used_session().await;
+    let asks = async {
+        loop {
+            peer.send(query("select 1")).await;
+            let messages = until_ready(&mut peer).await;
+            if messages[0].0 == b'E' {
+                return messages;
+            }
+        }
+    };
+    let (told, ()) = tokio::join!(asks, moving.moves());
+    let fields = crate::support::postgres::fields(&told[0].1);
+    assert_eq!((&fields[&'C'], told.len()), (&"57P01".to_owned(), 1));
+}
+
+#[tokio::test]
+async fn on_change_closes_at_once_or_keeps() {
+    let moving = Moving::new("on_change: close").await;
+    let (mut peer, _) = moving.session().await;
+    peer.send(query("sleep")).await;
+    moving.moves().await;
+    assert_eq!(error(&mut peer).await[&'C'], "57P01", "between two messages of the server");
+
+    let moving = Moving::new("on_change: keep").await;
+    let (mut peer, _) = moving.used_session().await;
+    moving.moves().await;
+    peer.send(query("select 1")).await;
+    assert_eq!(until_ready(&mut peer).await[0].0, b'C');
+}
+
+#[tokio::test]
+async fn a_cancel_request_goes_to_the_former_server_while_its_session_goes_on() {
+    for on_change in ["on_change: keep", "on_change: drain"] {
+        let moving = Moving::new(on_change).await;
+        let (mut peer, key) = moving.session().await;
+        peer.send(query("sleep")).await;
+        moving.moves().await;
+        let mut asks = moving.connect().await;
+        asks.send(cancel(&key)).await;
+        assert_eq!(asks.rest().await.unwrap(), b"");
+        assert_eq!(until_ready(&mut peer).await[0].0, b'E');
+        assert_eq!(moving.servers[0].cancels(), [key]);
+        assert!(moving.servers[1].cancels().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_to_end_ends_sessions_between_their_transactions() {
+    let (through, server) = ThroughPostgres::serving("").await;
+    let (mut resting, _) = through.session().await;
+    let (mut busy, _) = through.session().await;
+    busy.send(query("begin")).await;
+    until_ready(&mut busy).await;
+    through.proxy.signal(Signal::SIGTERM);
+    let told = error(&mut resting).await;
+    assert_eq!(told[&'C'], "57P01");
+    assert!(told[&'M'].contains("shutting down"), "{told:?}");
+    // A client's last calls come after the signal.
+    let (mut late, _) = through.session().await;
+    late.send(query("select 1")).await;
+    assert_eq!(until_ready(&mut late).await[0].0, b'C');
+    busy.send(query("commit")).await;
+    assert_eq!(until_ready(&mut busy).await[0].0, b'C');
+    assert_eq!(error(&mut busy).await[&'C'], "57P01");
+    assert_eq!(error(&mut late).await[&'C'], "57P01");
+    assert!(through.proxy.exit().await.success());
+    assert_eq!((server.terminated(), server.sessions()), (3, 0));
+}
+
+#[tokio::test]
+async fn a_server_that_breaks_off_is_no_end_for_the_client() {
+    let through = ThroughPostgres::new("", |mut arrival: Arrival| async move {
+        let mut request = [0; 8];
+        arrival.tcp().read_exact(&mut request).await.unwrap();
+        arrival.tcp().write_all(b"S").await.unwrap();
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.exactly(startup(0).len()).await;
+        let welcome = [message(b'R', [0; 4]), message(b'Z', "I")].concat();
+        conversation.peer.send(welcome).await;
+        conversation.peer.exactly(query("select 1").len()).await;
+        conversation.peer.send(&message(b'D', "half of it")[..9]).await;
+        conversation.peer.finish_tcp();
+        conversation.peer.hold().await;
+    })
+    .await;
+    let mut peer = through.connect().await;
+    peer.send(startup(0)).await;
+    until_ready(&mut peer).await;
+    peer.send(query("select 1")).await;
+    assert_eq!(peer.exactly(9).await, message(b'D', "half of it")[..9]);
+    assert!(peer.rest().await.is_err());
+    through.proxy.logged("\"end\":\"target\"").await;
+}
+
+#[tokio::test]
+async fn what_is_no_message_ends_the_session() {
+    let (through, server) = ThroughPostgres::serving("").await;
+    let (mut peer, _) = through.session().await;
+    peer.send([b'Q', 0, 0, 0, 3]).await;
+    let told = error(&mut peer).await;
+    assert_eq!(told[&'C'], "08P01", "{told:?}");
+    through.origin.until(|seen| seen.ended == 1).await;
+    assert_eq!(server.sessions(), 0);
+}
+
+#[tokio::test]
+async fn what_a_client_waits_for_is_cancelled_when_it_disconnects_if_so_configured() {
+    for (keys, cancels) in [("postgres: {cancel_on_disconnect: true}", true), ("", false)] {
+        let (through, server) = ThroughPostgres::serving(keys).await;
+        for resets in [false, true] {
+            let (mut peer, key) = through.session().await;
+            peer.send(query("sleep")).await;
+            // The server has it once it has another session's, which came later.
+            through.session().await.0.send(TERMINATE).await;
+            if resets {
+                peer.reset();
+            } else {
+                drop(peer);
+            }
+            if cancels {
+                within("the query to be cancelled", async {
+                    while !server.cancels().contains(&key) {
+                        tokio::task::yield_now().await;
+                    }
+                })
+                .await;
+            }
+            within("the sessions to end", async {
+                while server.sessions() > 0 {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+        }
+        assert_eq!(server.cancels().len(), if cancels { 2 } else { 0 });
+    }
+}
