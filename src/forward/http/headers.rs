@@ -285,7 +285,12 @@ pub fn address(
         }
     }
     let path = std::mem::take(&mut head.uri).into_parts().path_and_query;
-    let path = path.unwrap_or(PathAndQuery::from_static("/"));
+    let mut path = path.unwrap_or(PathAndQuery::from_static("/"));
+    if path.as_str().starts_with('?') {
+        // RFC 9112 §3.2.1, RFC 9113 §8.3.1: an empty path is sent as "/".
+        let rooted = format!("/{}", path.as_str());
+        path = PathAndQuery::try_from(&rooted).map_err(|_| BadRequest::InvalidTarget(rooted))?;
+    }
     let mut uri = http::uri::Parts::default();
     if http2 {
         uri.scheme = Some(match scheme {

@@ -288,6 +288,16 @@ fn an_upgrade_is_asked_for_in_both_fields_and_by_http_1_1_alone() {
 }
 
 #[test]
+fn a_query_without_a_path_is_sent_behind_a_slash() {
+    let host = HeaderValue::from_static("httpbin.org");
+    for http2 in [false, true] {
+        let mut head = head(Request::get("http://alias?a=b").header(HOST, "alias"));
+        address(&mut head, "https", &host, http2, false).unwrap();
+        assert_eq!(head.uri.path_and_query().unwrap().as_str(), "/?a=b");
+    }
+}
+
+#[test]
 fn http_2_is_put_together_again_for_http_1_1() {
     let crumbs = || {
         let request = Request::builder().method(Method::POST).version(Version::HTTP_2).uri("/");
