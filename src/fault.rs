@@ -78,6 +78,8 @@ pub enum Kind {
     Unreachable,
     /// The connection ended too early.
     ConnectionLost,
+    /// The peer gave up this request alone: the connection serves on.
+    StreamReset,
     /// The TLS handshake failed.
     TlsProtocol,
     /// The certificate could not be verified for the true name.

@@ -13,17 +13,21 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{
-    client,
-    message::Message,
-    peer::Peer,
-    proxy::Proxy,
-    raw_origin::{Arrival, RawOrigin},
-    scene::{ALIAS, Scene},
-    scripts,
+use crate::{
+    http2_upstream,
+    support::{
+        client,
+        message::Message,
+        peer::Peer,
+        proxy::Proxy,
+        raw_origin::{Arrival, RawOrigin},
+        scene::{ALIAS, Scene},
+        scripts,
+    },
 };
 use parking_lot::Mutex;
 use tokio::{
+    sync::Notify,
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
@@ -471,4 +475,75 @@ async fn a_response_sent_at_the_moment_of_reuse_is_not_taken_for_the_next_ones()
     while let Some(client) = clients.join_next().await {
         client.unwrap();
     }
+}
+
+/// Each request would open a connection, and the others serve on.
+#[tokio::test]
+async fn a_stream_that_its_origin_resets_is_not_a_connection_that_broke() {
+    for (retry, times) in [("", 1), ("retry: {attempts: 1, budget: 100%, when: [reset]}", 2)] {
+        let bad = Arc::new(AtomicUsize::new(0));
+        let counted = bad.clone();
+        let through = http2_upstream::responding(retry, move |request, mut respond| {
+            let bad = counted.clone();
+            async move {
+                if request.uri().path() == "/bad" {
+                    bad.fetch_add(1, Ordering::SeqCst);
+                    return respond.send_reset(h2::Reason::INTERNAL_ERROR);
+                }
+                respond.send_response(http::Response::new(()), true).unwrap();
+            }
+        })
+        .await;
+        assert_eq!(through.exchange(&get("good")).await.status(), 200);
+        for n in 1..=5 {
+            let response = through.exchange(&get("bad")).await;
+            assert_eq!(response.status(), 502, "{}", response.text());
+            assert_eq!(response.json().get("fix"), None);
+            assert_eq!(bad.load(Ordering::SeqCst), n * times);
+        }
+        assert_eq!(through.origin.seen().connections, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_request_over_http_2_is_not_sent_again_after_a_1xx() {
+    let gate = Arc::new(Notify::new());
+    let through = http2_upstream::through("", {
+        let gate = gate.clone();
+        move |arrival| {
+            let gate = gate.clone();
+            async move {
+                let wire = arrival.open().await.unwrap().peer.into_wire();
+                let mut origin = h2::server::handshake(wire).await.unwrap();
+                let mut held = Vec::new();
+                loop {
+                    // This also sends the 1xx.
+                    let (request, mut respond) = tokio::select! {
+                        next = origin.accept() => match next {
+                            Some(Ok(next)) => next,
+                            _ => return,
+                        },
+                        () = gate.notified() => return,
+                    };
+                    if request.uri().path() == "/good" {
+                        respond.send_response(http::Response::new(()), true).unwrap();
+                        continue;
+                    }
+                    let early = http::Response::builder().status(103).body(()).unwrap();
+                    respond.send_informational(early).unwrap();
+                    held.push((request, respond));
+                }
+            }
+        }
+    })
+    .await;
+    let mut peer = through.connect().await;
+    peer.send(get("good")).await;
+    assert_eq!(peer.response().await.status(), 200);
+    peer.send(get("early")).await;
+    assert_eq!(peer.response().await.status(), 103);
+    gate.notify_one();
+    let response = peer.response().await;
+    assert_eq!(response.status(), 502, "{}", response.text());
+    assert_eq!(through.origin.seen().connections, 1);
 }

@@ -127,7 +127,9 @@ impl ForwardError {
                     None if error.is_of_the_body() => (Kind::ConnectionLost, Stage::Response),
                     None => kind_of(error),
                 };
-                let own = *kept || error.is_of_the_body();
+                // A connection that serves on explains nothing.
+                let lost = *kept && kind != Kind::StreamReset;
+                let own = lost || error.is_of_the_body();
                 let blame = if own { Blame::Connection } else { Blame::Endpoint };
                 (kind, stage, blame, Some(*endpoint))
             }
@@ -168,7 +170,9 @@ impl Cause for ForwardError {
             }
             Self::Destination(error) => return error.fix(),
             Self::Exchange { tls: Some(error), .. } => return error.hint(),
-            Self::Exchange { error, kept: true, .. } if !error.is_malformed() => {
+            Self::Exchange { error, kept: true, .. }
+                if !error.is_malformed() && !error.is_stream_reset() =>
+            {
                 "the connection had been kept from an earlier request: if the target closes those \
                  that are idle, set `pool.idle_timeout` below its time for that"
             }
@@ -211,6 +215,9 @@ pub(super) fn kind_of(error: &SendError) -> (Kind, Stage) {
     }
     if error.is_malformed() {
         return (Kind::ResponseInvalid, Stage::Response);
+    }
+    if error.is_stream_reset() {
+        return (Kind::StreamReset, Stage::Response);
     }
     (Kind::ConnectionLost, Stage::Response)
 }

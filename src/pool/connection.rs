@@ -80,6 +80,11 @@ impl SendError {
         matches!(self, Self::Http2(http2::ExchangeError::NoStream(_)))
     }
 
+    /// Whether the origin reset only the request's stream, although it may have processed the request.
+    pub fn is_stream_reset(&self) -> bool {
+        matches!(self, Self::Http2(error) if error.is_reset())
+    }
+
     /// Whether the request's own body broke off.
     pub fn is_of_the_body(&self) -> bool {
         matches!(

@@ -106,7 +106,7 @@ impl Http2 {
     }
 
     /// The request on this stream.
-    pub(super) fn exchange(&self) -> Option<&http2::Exchange> {
+    pub fn exchange(&self) -> Option<&http2::Exchange> {
         self.exchange.as_deref()
     }
 

@@ -334,11 +334,13 @@ impl Lease {
         }
     }
 
-    /// Whether any byte of a response has arrived. Over HTTP/2 a response's head arrives whole or not at all.
+    /// Whether any byte of a response has arrived.
     pub fn has_begun_response(&self) -> bool {
         match &self.connection {
             Connection::Http1(http1) => http1.info.wire.has_received_since(self.mark),
-            Connection::Http2(_) => false,
+            Connection::Http2(http2) => {
+                http2.exchange().is_some_and(|exchange| exchange.has_begun())
+            }
         }
     }
 

@@ -290,7 +290,7 @@ fn view(kind: Kind) -> (StatusCode, ProxyErrorType) {
         Kind::ConnectionRefused => (S::BAD_GATEWAY, E::ConnectionRefused),
         Kind::ConnectTimeout => (S::GATEWAY_TIMEOUT, E::ConnectionTimeout),
         Kind::Unreachable => (S::SERVICE_UNAVAILABLE, E::DestinationUnavailable),
-        Kind::ConnectionLost => (S::BAD_GATEWAY, E::ConnectionTerminated),
+        Kind::ConnectionLost | Kind::StreamReset => (S::BAD_GATEWAY, E::ConnectionTerminated),
         Kind::TlsProtocol => (S::BAD_GATEWAY, E::TlsProtocolError),
         Kind::TlsCertificate => (S::BAD_GATEWAY, E::TlsCertificateError),
         Kind::ResponseInvalid => (S::BAD_GATEWAY, E::HttpProtocolError),

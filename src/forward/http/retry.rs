@@ -86,6 +86,13 @@ pub(super) fn next<Response>(
             _ if fault.kind() == Kind::ConnectTimeout => return Next::Respond,
             (_, Taken::Nothing) => (On::NewConnection, RetryReason::Reuse),
             (_, Taken::Unknown) if !asked.is_safe_to_repeat() => return Next::Respond,
+            // The connection serves on, so that the request needs no other.
+            (_, Taken::Unknown) if fault.kind() == Kind::StreamReset => {
+                if !listed(RetryOn::Reset) {
+                    return Next::Respond;
+                }
+                (On::AnotherEndpoint, RetryReason::Reset)
+            }
             // A kept connection most likely failed because it was being closed (RFC 9112 §9.3.1).
             (_, Taken::Unknown) if tried.kept => (On::NewConnection, RetryReason::Reuse),
             (_, Taken::Unknown) if listed(RetryOn::Reset) => {

@@ -71,6 +71,21 @@ impl ExchangeError {
         matches!(self, Self::GoAway(Reason::NO_ERROR))
     }
 
+    /// Whether the peer reset the stream, although it may have processed the request. The connection goes on.
+    pub fn is_reset(&self) -> bool {
+        matches!(self, Self::Reset(_)) && !self.is_refusal()
+    }
+
+    /// Whether it is about a response that has arrived.
+    fn is_of_response(&self) -> bool {
+        match self {
+            Self::SwitchingProtocols => true,
+            // A connection that we end may have been ended for another stream.
+            Self::Protocol(error) => error.is_reset(),
+            _ => false,
+        }
+    }
+
     /// Whether the connection was closed, rather than broken.
     pub fn is_end(&self) -> bool {
         let (Self::NotSent(error) | Self::Connection(error)) = self else { return false };
@@ -99,6 +114,8 @@ pub struct Exchange {
     /// An error of the request that happened while the response's body was not being read. Reported when it is.
     lost: Option<ExchangeError>,
     is_head: bool,
+    /// Something of the response has arrived: a `1xx`, or a head, even one that is not valid.
+    has_begun: bool,
 }
 
 /// The response, as far as it has arrived.
@@ -170,7 +187,8 @@ impl Exchange {
         });
         let is_head = head.method == Method::HEAD;
         let unread = credit.open();
-        Ok(Self { upload, response: Receiving::Head(response), unread, lost: None, is_head })
+        let response = Receiving::Head(response);
+        Ok(Self { upload, response, unread, lost: None, is_head, has_begun: false })
     }
 
     /// The response's head, while the request's body is being sent. `interim` gets every `1xx`, except that a `100`
@@ -184,8 +202,10 @@ impl Exchange {
             return Poll::Ready(Err(error));
         }
         let head = self.poll_response(cx, interim);
-        if head.is_pending() {
-            self.unread.read();
+        match &head {
+            Poll::Pending => self.unread.read(),
+            Poll::Ready(Ok(_)) => self.has_begun = true,
+            Poll::Ready(Err(error)) => self.has_begun |= error.is_of_response(),
         }
         head
     }
@@ -198,6 +218,7 @@ impl Exchange {
         let Receiving::Head(response) = &mut self.response else { return Poll::Pending };
         // If the response were polled first, h2 would skip them.
         while let Some(head) = ready!(response.poll_informational(cx)).transpose()? {
+            self.has_begun = true;
             match head.status() {
                 StatusCode::SWITCHING_PROTOCOLS => {
                     return Poll::Ready(Err(ExchangeError::SwitchingProtocols));
@@ -263,6 +284,11 @@ impl Exchange {
             self.response = Receiving::Ended;
         }
         Poll::Ready(frame)
+    }
+
+    /// Whether anything of the response has arrived.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun
     }
 
     /// Whether the response's body has ended.

@@ -138,7 +138,9 @@ fn sql_state(fault: &Fault) -> SqlState {
         Kind::ConnectionLost | Kind::ResponseInvalid if connecting => {
             SqlState::CannotEstablishConnection
         }
-        Kind::ConnectionLost | Kind::ResponseTimeout => SqlState::ConnectionFailure,
+        Kind::ConnectionLost | Kind::StreamReset | Kind::ResponseTimeout => {
+            SqlState::ConnectionFailure
+        }
         Kind::RequestInvalid
         | Kind::RequestTimeout
         | Kind::ResponseInvalid

@@ -25,18 +25,25 @@ enum Came {
     Response(u16),
     Unconnected(Blame),
     Lost(Blame, Taken),
+    Reset(Blame, Taken),
 }
 
 impl Came {
     fn outcome(self) -> Outcome<()> {
         let fault = |blame, taken| {
-            let (kind, stage) = (Kind::ConnectionLost, Stage::Response);
+            let kind = match self {
+                Self::Reset(..) => Kind::StreamReset,
+                _ => Kind::ConnectionLost,
+            };
+            let stage = Stage::Response;
             Fault::new(Diagnosis { kind, stage, blame, taken, endpoint: None }, Failure)
         };
         match self {
             Self::Response(status) => Outcome::Response(StatusCode::from_u16(status).unwrap(), ()),
             Self::Unconnected(blame) => Outcome::Unconnected(fault(blame, Taken::Nothing)),
-            Self::Lost(blame, taken) => Outcome::Lost(fault(blame, taken)),
+            Self::Lost(blame, taken) | Self::Reset(blame, taken) => {
+                Outcome::Lost(fault(blame, taken))
+            }
         }
     }
 }
@@ -82,7 +89,8 @@ fn came() -> impl Strategy<Value = Came> {
     prop_oneof![
         select(vec![200, 204, 404, 408, 500, 502, 503, 504]).prop_map(Came::Response),
         blame().prop_map(Came::Unconnected),
-        (blame(), taken).prop_map(|(blame, taken)| Came::Lost(blame, taken)),
+        (blame(), taken.clone()).prop_map(|(blame, taken)| Came::Lost(blame, taken)),
+        (blame(), taken).prop_map(|(blame, taken)| Came::Reset(blame, taken)),
     ]
 }
 
@@ -146,9 +154,10 @@ proptest! {
             }
             Came::Unconnected(_) => None,
             // "never after a byte of the response"
-            Came::Lost(_, Taken::Some) | Came::Lost(Blame::Client, _) => None,
+            Came::Lost(_, Taken::Some) | Came::Reset(_, Taken::Some) => None,
+            Came::Lost(Blame::Client, _) | Came::Reset(Blame::Client, _) => None,
             // "a request that was lost [...] and provably not read, whatever the method"
-            Came::Lost(_, Taken::Nothing) => (free || has_attempts)
+            Came::Lost(_, Taken::Nothing) | Came::Reset(_, Taken::Nothing) => (free || has_attempts)
                 .then_some((RetryReason::Reuse, On::NewConnection, free)),
             // "Requests with an idempotent method whose body was not consumed are also retried when a pooled
             // connection broke before the response, and with `reset`"
@@ -156,6 +165,9 @@ proptest! {
                 .then_some((RetryReason::Reuse, On::NewConnection, free)),
             Came::Lost(_, Taken::Unknown) => (idempotent && listed(RetryOn::Reset) && has_attempts)
                 .then_some((RetryReason::Reset, On::NewConnection, false)),
+            // "HTTP/2: a reset of the stream with another code [...] | idempotent, and only with `reset`"
+            Came::Reset(_, Taken::Unknown) => (idempotent && listed(RetryOn::Reset) && has_attempts)
+                .then_some((RetryReason::Reset, On::AnotherEndpoint, false)),
             // "a `408` [...] may be notice of an idle time-out, or meant | idempotent"
             Came::Response(408) => (idempotent && tried.kept && (free || has_attempts))
                 .then_some((RetryReason::Reuse, On::NewConnection, free)),
