@@ -80,6 +80,8 @@ struct Stream {
     /// The task that waits for the end.
     waiting: Option<Waker>,
     bytes: u64,
+    /// How much of what was read its reader could not send yet.
+    unsent: usize,
     gate: Option<Gate>,
     /// The fields nominated by `Connection` in the request's head; they are removed from its trailers too.
     nominated: Vec<HeaderName>,
@@ -138,6 +140,7 @@ impl RequestBody {
             exhausted: false,
             waiting: None,
             bytes: 0,
+            unsent: 0,
             gate: None,
             nominated: Vec::new(),
             idle: None,
@@ -167,6 +170,7 @@ impl RequestBody {
         let mut stream = stream.lock();
         stream.replay.rewind();
         stream.ended = false;
+        stream.unsent = 0;
         stream.replay.is_complete()
     }
 
@@ -186,11 +190,11 @@ impl RequestBody {
         self.stream.as_ref().is_none_or(|stream| stream.lock().replay.is_complete())
     }
 
-    /// Ready once the current attempt has reached the body's end.
+    /// Ready once the current attempt has reached the body's end, and its reader has sent all of it.
     pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(stream) = &self.stream else { return Poll::Ready(()) };
         let mut stream = stream.lock();
-        if stream.ended {
+        if stream.ended && stream.unsent == 0 {
             return Poll::Ready(());
         }
         stream.waiting = Some(cx.waker().clone());
@@ -205,6 +209,25 @@ impl RequestBody {
     /// Bytes read from the sender so far.
     pub fn bytes(&self) -> u64 {
         self.stream.as_ref().map_or(0, |stream| stream.lock().bytes)
+    }
+
+    /// Says how much of what was read its reader cannot send yet. For a reader that holds back more than a socket's
+    /// buffer does.
+    pub fn set_unsent(&self, unsent: usize) {
+        let Some(stream) = &self.stream else { return };
+        let mut stream = stream.lock();
+        if stream.attempt == self.attempt {
+            stream.unsent = unsent;
+            stream.wake_at_end();
+        }
+    }
+
+    /// Bytes that were read from the sender so far, and sent.
+    pub fn sent(&self) -> u64 {
+        self.stream.as_ref().map_or(0, |stream| {
+            let stream = stream.lock();
+            stream.bytes.saturating_sub(stream.unsent as u64)
+        })
     }
 
     /// The request will not be repeated: nothing more is kept.
@@ -331,7 +354,12 @@ impl Stream {
     /// Notes the end, if it was reached.
     fn note_end(&mut self) {
         self.ended = self.exhausted && self.replay.is_at_end();
+        self.wake_at_end();
+    }
+
+    fn wake_at_end(&mut self) {
         if self.ended
+            && self.unsent == 0
             && let Some(waiting) = self.waiting.take()
         {
             waiting.wake();

@@ -55,6 +55,50 @@ impl IdleTimer {
     }
 }
 
+/// Measures how long a peer has taken nothing of what is sent to it.
+///
+/// A socket becomes writable only after much of its buffer has drained. So progress is measured by what the peer has
+/// acknowledged: a few checks tell a slow peer from one that has stopped.
+#[derive(Debug, Default)]
+pub struct UnreadTimer {
+    idle: IdleTimer,
+    /// What it had acknowledged at the last check.
+    taken: u64,
+    /// How many checks in a row have found no progress.
+    checks: u32,
+}
+
+/// How often a peer that takes nothing is checked before it is given up.
+const CHECKS: u32 = 4;
+
+impl UnreadTimer {
+    /// There was progress.
+    pub fn moved(&mut self) {
+        self.idle.moved();
+        self.checks = 0;
+    }
+
+    /// For a task that waits: ready once there has been no progress for `limit`. `acknowledged`: how much the peer has
+    /// acknowledged so far.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: Duration,
+        acknowledged: impl Fn() -> u64,
+    ) -> Poll<()> {
+        loop {
+            ready!(self.idle.poll(cx, limit / CHECKS));
+            let taken = acknowledged();
+            self.checks = if taken == self.taken { self.checks + 1 } else { 0 };
+            self.taken = taken;
+            if self.checks >= CHECKS {
+                return Poll::Ready(());
+            }
+            self.idle.moved();
+        }
+    }
+}
+
 /// A limit may be longer than an `Instant` can hold.
 fn later(since: Instant, limit: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);

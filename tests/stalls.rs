@@ -3,9 +3,17 @@
 
 use std::{fs, time::Duration};
 
-use crate::support::{
-    client::H2, peer::Peer, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts,
-    through::Through, within,
+use bytes::Bytes;
+use http::Response;
+use socket2::SockRef;
+use tokio::task::JoinSet;
+
+use crate::{
+    http2_upstream,
+    support::{
+        client::H2, peer::Peer, proxy::Proxy, raw_origin::Arrival, scene::ALIAS, scripts,
+        through::Through, within,
+    },
 };
 
 const IN_FLIGHT: &str = "truename_http_requests_in_flight{alias=\"webscaler-manual\"}";
@@ -272,6 +280,61 @@ async fn an_early_response_flows_on_though_its_origin_reads_no_more_of_the_reque
     .await;
     let mut peer = uploading(&through).await;
     assert_eq!(peer.response().await.text(), "ab".repeat(12));
+}
+
+#[tokio::test]
+async fn an_origin_that_responds_early_and_reads_slowly_is_not_given_up() {
+    const PIECE: usize = 64 * 1024;
+    let through = Through::new(IMPATIENT, |mut arrival: Arrival| async move {
+        SockRef::from(&*arrival.tcp()).set_recv_buffer_size(PIECE).unwrap();
+        let mut conversation = arrival.open().await.unwrap();
+        conversation.peer.head().await.unwrap();
+        conversation.peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            conversation.peer.exactly(PIECE).await;
+        }
+        conversation.peer.send("2\r\nok\r\n0\r\n\r\n").await;
+        conversation.peer.until_broken().await;
+    })
+    .await;
+    let mut peer = uploading(&through).await;
+    assert_eq!(peer.response().await.text(), "ok");
+}
+
+/// Its windows are small, so that the last piece of the body waits for many of them.
+#[tokio::test]
+async fn an_http_2_origin_that_reads_slowly_is_neither_late_nor_idle() {
+    const WINDOW: u32 = 4096;
+    for (keys, is_early) in [("timeouts: {response: 1s}", false), (IMPATIENT, true)] {
+        let through = http2_upstream::through(keys, move |arrival| async move {
+            let wire = arrival.open().await.unwrap().peer.into_wire();
+            let mut origin = h2::server::Builder::new();
+            let origin = origin.initial_window_size(WINDOW).handshake::<_, Bytes>(wire).await;
+            let mut origin = origin.unwrap();
+            let mut exchanges = JoinSet::new();
+            while let Some(Ok((request, mut respond))) = origin.accept().await {
+                exchanges.spawn(async move {
+                    let mut body = request.into_body();
+                    let mut begin = || respond.send_response(Response::new(()), false).unwrap();
+                    let mut response = is_early.then(&mut begin);
+                    while let Some(data) = body.data().await {
+                        let length = data.unwrap().len();
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                        body.flow_control().release_capacity(length).unwrap();
+                    }
+                    response.get_or_insert_with(begin).send_data("ok".into(), true).unwrap();
+                });
+            }
+        })
+        .await;
+        // The windows are known after that.
+        assert_eq!(through.exchange(&get()).await.text(), "ok");
+        let body = "x".repeat(64 * 1024);
+        let length = body.len();
+        let post = format!("POST / HTTP/1.1\r\nHost: {ALIAS}\r\nContent-Length: {length}\r\n\r\n");
+        assert_eq!(through.exchange(&(post + &body)).await.text(), "ok", "{keys}");
+    }
 }
 
 /// What it has asked for already stands in the way of its end.

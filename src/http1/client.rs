@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     body::{BoxError, Interim, RequestBody},
-    stream::{ByteStream, Prefixed},
+    stream::{ByteStream, Prefixed, Socket},
 };
 use bytes::Bytes;
 use http::{
@@ -326,6 +326,11 @@ impl<S: ByteStream> ClientConnection<S> {
     pub fn into_tunnel(mut self) -> Option<Prefixed<S>> {
         let whole = self.upload.is_none() && self.outbox.is_empty();
         whole.then(|| Prefixed::new(self.inbox.take(), self.stream))
+    }
+
+    /// How much the peer's kernel has acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.stream.socket().map_or(0, Socket::acknowledged)
     }
 
     /// Releases an idle connection's memory.

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 use crate::{
-    idle::IdleTimer,
+    idle::UnreadTimer,
     stream::{ByteStream, Socket},
 };
 
@@ -32,9 +32,6 @@ const HEAD_ROOM: usize = 1024;
 const MAX_WAITING: usize = 64 * 1024;
 const MAX_PIECES: usize = 32;
 const MAX_SLICES: usize = MAX_PIECES + 4;
-
-/// How often a peer that reads nothing is checked before it is given up.
-const LOOKS: u32 = 4;
 
 /// Bytes that were read and are not parsed yet.
 #[derive(Debug, Default)]
@@ -137,17 +134,7 @@ pub struct Outbox {
     /// Something was written, and may still be held by TLS.
     unflushed: bool,
     /// Set once the peer had to be waited for.
-    watch: Option<Box<Watch>>,
-}
-
-/// Measures how long a peer has read nothing.
-#[derive(Debug, Default)]
-struct Watch {
-    idle: IdleTimer,
-    /// What it had acknowledged at the last check.
-    taken: u64,
-    /// How many checks in a row have found no progress.
-    looks: u32,
+    unread: Option<Box<UnreadTimer>>,
 }
 
 impl Outbox {
@@ -236,26 +223,14 @@ impl Outbox {
 
     /// Ready once the peer has read nothing for `limit`. To be polled while [`poll_flush`](Self::poll_flush)
     /// is pending.
-    ///
-    /// A socket becomes writable only after much of its buffer has drained. So progress is measured by what the
-    /// peer has acknowledged: a few checks tell a slow peer from one that has stopped.
     pub fn poll_idle<S: ByteStream>(
         &mut self,
         cx: &mut Context<'_>,
         limit: Duration,
         stream: &S,
     ) -> Poll<()> {
-        let watch = self.watch.get_or_insert_default();
-        while watch.idle.poll(cx, limit / LOOKS).is_ready() {
-            let taken = stream.socket().map_or(0, Socket::acknowledged);
-            watch.looks = if taken == watch.taken { watch.looks + 1 } else { 0 };
-            watch.taken = taken;
-            if watch.looks >= LOOKS {
-                return Poll::Ready(());
-            }
-            watch.idle.moved();
-        }
-        Poll::Pending
+        let acknowledged = || stream.socket().map_or(0, Socket::acknowledged);
+        self.unread.get_or_insert_default().poll(cx, limit, acknowledged)
     }
 
     fn unsent(&self) -> &[u8] {
@@ -263,9 +238,8 @@ impl Outbox {
     }
 
     fn written(&mut self, mut count: usize) {
-        if let Some(watch) = &mut self.watch {
-            watch.idle.moved();
-            watch.looks = 0;
+        if let Some(unread) = &mut self.unread {
+            unread.moved();
         }
         let of_first = count.min(self.unsent().len());
         self.sent += of_first as u32;

@@ -233,6 +233,14 @@ impl Connection {
         }
     }
 
+    /// How much the origin's kernel has acknowledged, if the connection carries only one request.
+    pub fn acknowledged(&self) -> u64 {
+        match self {
+            Self::Http1(http1) => http1.client.as_ref().map_or(0, |client| client.acknowledged()),
+            Self::Http2(_) => 0,
+        }
+    }
+
     /// The stream after a `101`; none for HTTP/2, which has no such response.
     pub fn take_tunnel(&mut self) -> Option<Prefixed<TargetStream>> {
         match self {

@@ -301,6 +301,11 @@ impl Lease {
         self.connection.size_hint()
     }
 
+    /// How much the origin's kernel has acknowledged, if the connection carries only this request.
+    pub fn acknowledged(&self) -> u64 {
+        self.connection.acknowledged()
+    }
+
     /// The stream after a `101`.
     pub fn take_tunnel(&mut self) -> Option<Prefixed<TargetStream>> {
         self.connection.take_tunnel()

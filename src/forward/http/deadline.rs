@@ -12,7 +12,7 @@ const LOOKS: u32 = 16;
 /// Awaits a response's head for up to `limit` from the end of the request; `None` after that.
 ///
 /// A request has ended once its body has, and the target's kernel has all of it. `wire` is the
-/// connection, if it carries only this request; otherwise the end of the body counts. If the target stops
+/// connection, if it carries only this request; otherwise all of the body has to fit into the target's window. If the target stops
 /// reading altogether, the request counts as sent, because the wait must have an end.
 pub(super) async fn within<F: Future>(
     limit: Duration,

@@ -15,7 +15,7 @@ use crate::{
     connect::TargetStream,
     fault::ProxyErrorType,
     http1::ClientConnection,
-    idle::{Idle, IdleTimer},
+    idle::{Idle, UnreadTimer},
     upstream::{Lease, SendError},
 };
 
@@ -24,9 +24,9 @@ pub(super) struct OriginSide {
     origin: Option<Origin>,
     record: Box<Record>,
     idle: Duration,
-    timer: IdleTimer,
-    /// How much of the request's body had arrived at the last check.
-    request_bytes: u64,
+    timer: UnreadTimer,
+    /// How much of the request's body had been sent at the last check.
+    sent: u64,
     /// The fields nominated by `Connection` in its head; they are removed from its trailers too.
     nominated: Vec<HeaderName>,
 }
@@ -42,8 +42,8 @@ impl OriginSide {
             origin: Some(origin),
             record,
             idle,
-            timer: IdleTimer::default(),
-            request_bytes: 0,
+            timer: UnreadTimer::default(),
+            sent: 0,
             nominated,
         };
         if side.is_end_stream() {
@@ -105,15 +105,20 @@ impl OriginSide {
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
-    /// Ready once neither side has sent anything for `timeouts.idle`. One side may be silent while the other
-    /// sends.
+    /// Ready once the origin has neither sent anything nor read anything of the request for `timeouts.idle`, and no more
+    /// of the request has come. One side may be silent while the other sends.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let request_bytes = self.record.request().bytes();
-        if request_bytes != self.request_bytes {
-            self.request_bytes = request_bytes;
+        let sent = self.record.request().sent();
+        if sent != self.sent {
+            self.sent = sent;
             self.timer.moved();
         }
-        self.timer.poll(cx, self.idle)
+        // Without a body there is nothing that it could be slow to read.
+        let acknowledged = || match &self.origin {
+            Some(origin) if sent > 0 => origin.acknowledged(),
+            _ => 0,
+        };
+        self.timer.poll(cx, self.idle, acknowledged)
     }
 
     fn give_back(&mut self) {
@@ -146,6 +151,14 @@ impl Origin {
         match self {
             Self::Alias(lease, _) => lease.poll_progress(cx),
             Self::Host(client) => client.poll_progress(cx),
+        }
+    }
+
+    /// How much the target's kernel has acknowledged, if the connection carries only this request.
+    fn acknowledged(&self) -> u64 {
+        match self {
+            Self::Alias(lease, _) => lease.acknowledged(),
+            Self::Host(client) => client.acknowledged(),
         }
     }
 

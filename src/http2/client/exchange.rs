@@ -143,6 +143,8 @@ struct Upload {
     piece: Bytes,
     /// `piece` is the last.
     is_last: bool,
+    /// How much of `piece` the body was told of as unsent.
+    unsent: usize,
     /// How much is still to come, if the request's head has a length.
     left: Option<u64>,
     /// How long the peer may read nothing of it.
@@ -182,6 +184,7 @@ impl Exchange {
             sender: Sender::new(stream, output.clone()),
             piece: Bytes::new(),
             is_last: false,
+            unsent: 0,
             left,
             timer: IdleTimer::default(),
         });
@@ -337,9 +340,16 @@ impl Upload {
             if !self.piece.is_empty() || self.is_last {
                 let before = self.piece.len();
                 match self.sender.poll_send(cx, &mut self.piece, self.is_last) {
-                    Poll::Ready(Ok(())) if !self.is_last => self.timer.moved(),
-                    Poll::Ready(_) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(())) if !self.is_last => {
+                        self.note_unsent(0);
+                        self.timer.moved();
+                    }
+                    Poll::Ready(_) => {
+                        self.note_unsent(0);
+                        return Poll::Ready(Ok(()));
+                    }
                     Poll::Pending => {
+                        self.note_unsent(self.piece.len());
                         if self.piece.len() < before {
                             self.timer.moved();
                         }
@@ -365,6 +375,13 @@ impl Upload {
                     self.is_last = true;
                 }
             }
+        }
+    }
+
+    fn note_unsent(&mut self, unsent: usize) {
+        if self.unsent != unsent {
+            self.unsent = unsent;
+            self.body.set_unsent(unsent);
         }
     }
 
