@@ -235,6 +235,12 @@ impl Socket {
         (!info.is_delivered()).then_some(info.acknowledged)
     }
 
+    /// How much it has acknowledged, and whether there is more that could not be sent yet.
+    fn backlog(&self) -> (u64, bool) {
+        let info = getsockopt(self.stream(), TcpInfo);
+        info.map_or((0, false), |info| (info.acknowledged, info.unsent > 0))
+    }
+
     /// Turns closing into a reset, so that a cut-off response does not look complete.
     pub fn reset_on_close(&self) {
         // The connection may be gone already.
@@ -386,6 +392,25 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
     }
 }
 
+/// Whether a slow peer takes what waits for it in our kernel.
+///
+/// Nothing else shows that for a long time: a socket becomes writable only after much of its buffer has drained, and
+/// what is written last, such as a PING, waits for all of it.
+#[derive(Debug, Default)]
+pub struct Backlog {
+    /// How much the peer had acknowledged at the last check. None if nothing waited then.
+    acknowledged: Option<u64>,
+}
+
+impl Backlog {
+    /// Whether the peer has taken some of what waited for it at the last check.
+    pub fn has_moved(&mut self, socket: Option<&Socket>) -> bool {
+        let (acknowledged, waits) = socket.map_or((0, false), Socket::backlog);
+        let before = std::mem::replace(&mut self.acknowledged, waits.then_some(acknowledged));
+        before.is_some_and(|before| acknowledged > before)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -424,5 +449,47 @@ mod tests {
         write(b"x").await;
         assert_eq!(limit(), Some(least));
         peer.shutdown().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_backlog_moves_as_long_as_its_peer_takes_some_of_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let (_read, socket) = Socket::split(stream);
+        let mut backlog = Backlog::default();
+        assert!(!backlog.has_moved(Some(&socket)));
+        let block = [0; 64 * 1024];
+        while socket.stream().try_write(&block).is_ok() {}
+        // What is acknowledged until the peer's kernel has no more room.
+        let mut taken = 0;
+        while taken != socket.acknowledged() || taken == 0 {
+            taken = socket.acknowledged();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        backlog.has_moved(Some(&socket));
+        assert!(!backlog.has_moved(Some(&socket)), "the peer reads nothing");
+        let mut bytes = [0; 64 * 1024];
+        while taken == socket.acknowledged() {
+            peer.read_exact(&mut bytes).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert!(backlog.has_moved(Some(&socket)), "the peer reads");
+        let sink = async { while peer.read(&mut bytes).await.unwrap() > 0 {} };
+        let all = async {
+            while !socket.is_delivered() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = sink => unreachable!("the connection is open"),
+            () = all => {}
+        }
+        assert!(backlog.has_moved(Some(&socket)), "the peer has read the rest");
+        socket.stream().try_write(b"x").unwrap();
+        while !socket.is_delivered() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!backlog.has_moved(Some(&socket)), "nothing waited");
     }
 }

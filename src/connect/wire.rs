@@ -31,7 +31,7 @@ use tokio::{
 use tokio_util::{io::poll_read_buf, sync::CancellationToken};
 
 use super::verdict::{End, Observation, Verdict};
-use crate::stream::Socket;
+use crate::stream::{Backlog, Socket};
 
 sockopt_impl!(
     /// Linux' `struct tcp_info`, as far as it is needed.
@@ -120,6 +120,11 @@ impl Wire {
     /// For a connection that waits for its next request.
     pub fn rest(&self) {
         self.socket.rest();
+    }
+
+    /// Whether a slow peer has taken some of what waited for it in the kernel when `backlog` was last checked.
+    pub fn has_moved(&self, backlog: &mut Backlog) -> bool {
+        backlog.has_moved(Some(&self.socket))
     }
 
     /// The socket itself.

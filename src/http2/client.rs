@@ -6,7 +6,7 @@
 mod exchange;
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -147,16 +147,30 @@ pub struct OriginKeepAlive(Option<PingPong>);
 
 impl OriginKeepAlive {
     /// Ready once the peer has not responded to a PING. One is sent if streams are open (`is_waiting`) and nothing
-    /// has been received since `has_spoken` was last called.
-    pub async fn lost(self, is_waiting: impl Fn() -> bool, mut has_spoken: impl FnMut() -> bool) {
+    /// has been received since `has_spoken` was last called. `takes`: whether the peer has taken some of what waited
+    /// for it when that was last called: the PING is behind that.
+    pub async fn lost(
+        self,
+        is_waiting: impl Fn() -> bool,
+        mut has_spoken: impl FnMut() -> bool,
+        mut takes: impl FnMut() -> bool,
+    ) {
         let Some(mut pings) = self.0 else { return };
         loop {
             sleep(PING_INTERVAL).await;
             if has_spoken() || !is_waiting() {
                 continue;
             }
-            // An ended connection needs no PING.
-            let Ok(Ok(_)) = timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await else { return };
+            takes();
+            let mut pong = pin!(pings.ping(Ping::opaque()));
+            loop {
+                match timeout(PING_TIMEOUT, pong.as_mut()).await {
+                    Ok(Ok(_)) => break,
+                    Err(_) if takes() => {}
+                    // An ended connection needs no PING.
+                    Ok(Err(_)) | Err(_) => return,
+                }
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use crate::idle::IdleTimer;
+use crate::idle::UnreadTimer;
 
 /// How much is collected before it is written anyway.
 const CAPACITY: usize = 64 * 1024;
@@ -39,7 +39,7 @@ pub fn coalesced<S>(stream: S) -> (Coalesced<S>, Writer<S>) {
         stream,
         buffer: BytesMut::new(),
         is_held_up: false,
-        unwritten: IdleTimer::default(),
+        unwritten: UnreadTimer::default(),
         moved: 0,
         reads_to_end: false,
         lost: None,
@@ -62,7 +62,7 @@ struct Buffered<S> {
     /// `h2` waits for room in the buffer.
     is_held_up: bool,
     /// Measures how long the peer has read nothing of it.
-    unwritten: IdleTimer,
+    unwritten: UnreadTimer,
     /// Bytes read and written.
     moved: u64,
     /// Whether a failed write leaves what was received to be read.
@@ -125,14 +125,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
     }
 
     /// For a driver that waits: ready once the peer has read nothing for `limit` although there is something to
-    /// write.
-    pub fn poll_unread(&self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
-        let mut buffered = self.0.lock();
-        if buffered.buffer.is_empty() {
-            buffered.unwritten.moved();
+    /// write. `acknowledged`: how much of the stream beneath the peer has acknowledged.
+    pub fn poll_unread(
+        &self,
+        cx: &mut Context<'_>,
+        limit: Duration,
+        acknowledged: impl Fn(&S) -> u64,
+    ) -> Poll<()> {
+        let Buffered { stream, buffer, unwritten, .. } = &mut *self.0.lock();
+        if buffer.is_empty() {
+            unwritten.moved();
             return Poll::Pending;
         }
-        buffered.unwritten.poll(cx, limit)
+        unwritten.poll(cx, limit, || acknowledged(stream))
     }
 
     /// Releases memory that a connection without streams does not need.
@@ -450,7 +455,7 @@ mod tests {
         assert_eq!(write.await.unwrap(), 3);
         let unread = poll_fn(|cx| {
             let _ = writer.poll_driven(cx, |_| Poll::<()>::Pending);
-            writer.poll_unread(cx, limit)
+            writer.poll_unread(cx, limit, |_| 0)
         });
         let started = tokio::time::Instant::now();
         unread.await;

@@ -9,6 +9,8 @@ use std::{
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::stream::Backlog;
+
 /// Sends PINGs to a silent client, as part of polling its connection.
 pub struct KeepAlive {
     ping: Option<PingPong>,
@@ -17,6 +19,8 @@ pub struct KeepAlive {
     timer: Pin<Box<Sleep>>,
     /// How many bytes had been received and taken when the timer was set.
     moved: u64,
+    /// What waits for the peer in the kernel: a slow reader sees the PING late.
+    backlog: Backlog,
     /// A PING was sent, and there is no reply yet.
     is_asked: bool,
     /// A PING has just been queued.
@@ -30,12 +34,27 @@ impl KeepAlive {
     /// Sends a PING after `interval` without a byte, and waits `timeout` for a reply.
     pub fn new(ping: Option<PingPong>, interval: Duration, timeout: Duration) -> Self {
         let timer = Box::pin(sleep(interval));
-        Self { ping, interval, timeout, timer, moved: 0, is_asked: false, has_just_asked: false }
+        let backlog = Backlog::default();
+        Self {
+            ping,
+            interval,
+            timeout,
+            timer,
+            moved: 0,
+            backlog,
+            is_asked: false,
+            has_just_asked: false,
+        }
     }
 
-    /// To be polled with the connection. `moved`: how many bytes were received, or taken by the peer, because a
-    /// slow reader sees the PING late. Ready if a PING has to be written, or with an error if the peer is gone.
-    pub fn poll(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<Result<(), Silent>> {
+    /// To be polled with the connection. `moved`: how many bytes were received, or taken by our kernel. `takes`: whether
+    /// a [`Backlog`] has moved. Ready if a PING has to be written, or with an error if the peer is gone.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        moved: u64,
+        takes: impl Fn(&mut Backlog) -> bool,
+    ) -> Poll<Result<(), Silent>> {
         let Some(ping) = &mut self.ping else { return Poll::Pending };
         if std::mem::take(&mut self.has_just_asked) {
             self.moved = moved;
@@ -44,7 +63,8 @@ impl KeepAlive {
             self.is_asked = false;
         }
         while self.timer.as_mut().poll(cx).is_ready() {
-            let is_alive = std::mem::replace(&mut self.moved, moved) != moved;
+            let takes = takes(&mut self.backlog);
+            let is_alive = std::mem::replace(&mut self.moved, moved) != moved || takes;
             if is_alive {
                 self.timer.as_mut().reset(Instant::now() + self.interval);
             } else if self.is_asked {
@@ -79,7 +99,7 @@ mod tests {
 
     /// Ready once its peer, which never replies, is thought to be gone. `moved` says what has come and gone by
     /// the next look.
-    async fn silent(mut moved: impl FnMut() -> u64) {
+    async fn silent(mut moved: impl FnMut() -> u64, takes: impl Fn(&mut Backlog) -> bool) {
         let (client, server) = duplex(64 * 1024);
         let (peer, server) =
             tokio::join!(h2::client::handshake(client), h2::server::handshake(server));
@@ -89,7 +109,7 @@ mod tests {
         poll_fn(|cx| {
             loop {
                 assert!(pin!(server.accept()).poll(cx).is_pending());
-                match keep_alive.poll(cx, moved()) {
+                match keep_alive.poll(cx, moved(), &takes) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(Silent)) => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,
@@ -101,12 +121,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_does_not_reply_is_gone_unless_it_still_takes_or_sends_something() {
-        silent(|| 0).await;
+        silent(|| 0, |_| false).await;
         let mut moved = 0;
-        let moving = silent(|| {
-            moved += 1;
-            moved
-        });
+        let moving = silent(
+            || {
+                moved += 1;
+                moved
+            },
+            |_| false,
+        );
         timeout(MOMENT * 20, moving).await.unwrap_err();
+        timeout(MOMENT * 20, silent(|| 0, |_| true)).await.unwrap_err();
     }
 }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     idle::IdleTimer,
-    stream::{ByteStream, Socket},
+    stream::{Backlog, ByteStream, Socket},
 };
 
 /// So that a client that has vanished does not hold its streams forever.
@@ -213,7 +213,8 @@ impl<S: ByteStream> Connection<S> {
             }
             let is_flushed = self.writer.is_flushed();
             self.output.written(is_flushed);
-            if !is_flushed && self.writer.poll_unread(cx, UNREAD).is_ready() {
+            let taken = |stream: &Inspected<S>| stream.socket().map_or(0, Socket::acknowledged);
+            if !is_flushed && self.writer.poll_unread(cx, UNREAD, taken).is_ready() {
                 return self.failed(ConnectionError::Unread);
             }
             if let Poll::Ready(fault) = self.poll_fault(cx) {
@@ -225,7 +226,11 @@ impl<S: ByteStream> Connection<S> {
             if let Some(size) = resized {
                 self.h2.set_target_window_size(size);
             }
-            match self.keep_alive.poll(cx, self.writer.moved()) {
+            let writer = &self.writer;
+            let takes = |backlog: &mut Backlog| {
+                writer.with_stream(|stream| backlog.has_moved(stream.socket()))
+            };
+            match self.keep_alive.poll(cx, writer.moved(), takes) {
                 Poll::Ready(Err(_)) => return self.failed(ConnectionError::Silent),
                 Poll::Pending if resized.is_none() => return Poll::Pending,
                 Poll::Pending => {}

@@ -25,6 +25,7 @@ use crate::{
     body::{Interim, RequestBody},
     connect::{Mark, TargetStream},
     http2,
+    stream::Backlog,
 };
 
 /// The most streams on one HTTP/2 connection, if its peer allows that many. Beyond this another connection is
@@ -305,7 +306,9 @@ async fn watch(driver: Driver, keep_alive: http2::OriginKeepAlive, kill: Cancell
         streams.give_up();
         let mut mark = wire.mark();
         let has_spoken = || wire.has_received_since(std::mem::replace(&mut mark, wire.mark()));
-        keep_alive.lost(|| streams.open.load(Ordering::Relaxed) > 0, has_spoken).await;
+        let mut backlog = Backlog::default();
+        let takes = || wire.has_moved(&mut backlog);
+        keep_alive.lost(|| streams.open.load(Ordering::Relaxed) > 0, has_spoken, takes).await;
     };
     tokio::select! {
         _ = &mut driven => return,
