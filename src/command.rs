@@ -1,11 +1,7 @@
 //! Commands to a running proxy, from signals, the admin listener or a program that embeds it. The control
 //! thread in `app` executes them.
 
-use std::{
-    io,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
-};
+use std::{io, path::PathBuf};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,7 +20,7 @@ const QUEUE: usize = 8;
 pub struct Commands {
     control: mpsc::Sender<Command>,
     /// For the owner of the configuration file, if there is one.
-    owner: Arc<OnceLock<mpsc::Sender<ReloadRequest>>>,
+    owner: Option<mpsc::Sender<ReloadRequest>>,
 }
 
 /// A command.
@@ -37,10 +33,17 @@ pub enum Command {
 }
 
 impl Commands {
-    /// A sender and the queue of its commands.
+    /// A sender and the queue of its commands. There is no configuration file.
     pub fn channel() -> (Self, mpsc::Receiver<Command>) {
         let (sender, queue) = mpsc::channel(QUEUE);
-        (Self { control: sender, owner: Arc::default() }, queue)
+        (Self { control: sender, owner: None }, queue)
+    }
+
+    /// Also returns the requests to reload the configuration file, which wait until its owner takes them.
+    pub fn with_file() -> (Self, mpsc::Receiver<Command>, mpsc::Receiver<ReloadRequest>) {
+        let (commands, queue) = Self::channel();
+        let (owner, requests) = mpsc::channel(1);
+        (Self { owner: Some(owner), ..commands }, queue, requests)
     }
 
     /// Applies another configuration. On an error, the current one stays in use.
@@ -53,17 +56,10 @@ impl Commands {
 
     /// Asks the owner of the configuration file to reload it.
     pub async fn reload_file(&self) -> Result<(), ReloadError> {
-        let owner = self.owner.get().ok_or(ReloadError::NoFile)?;
+        let owner = self.owner.as_ref().ok_or(ReloadError::NoFile)?;
         let (reply, result) = oneshot::channel();
         owner.send(ReloadRequest(reply)).await.map_err(|_| ReloadError::Ended)?;
         result.await.map_err(|_| ReloadError::Ended)?.map_err(ReloadError::Refused)
-    }
-
-    /// Requests to reload the configuration file, for its owner. `None` for all but the first
-    /// caller.
-    pub fn reload_requests(&self) -> Option<mpsc::Receiver<ReloadRequest>> {
-        let (owner, requests) = mpsc::channel(1);
-        self.owner.set(owner).is_ok().then_some(requests)
     }
 
     /// Begins a graceful shutdown: connections may finish within `shutdown_grace`.
@@ -155,5 +151,22 @@ impl From<WorkError> for StartError {
             WorkError::Stuck(stuck) => Self::Stuck(stuck),
             WorkError::Io(error) => Self::Io(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The proxy is ready before whoever follows its file has got that far.
+    #[tokio::test]
+    async fn a_reload_requested_before_the_file_is_followed_waits() {
+        let (commands, _queue, mut requests) = Commands::with_file();
+        let requested = tokio::spawn(async move { commands.reload_file().await });
+        tokio::task::yield_now().await;
+        requests.recv().await.unwrap().reply(Ok(()));
+        requested.await.unwrap().unwrap();
+        let (commands, _queue) = Commands::channel();
+        assert!(matches!(commands.reload_file().await, Err(ReloadError::NoFile)));
     }
 }

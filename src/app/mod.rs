@@ -74,6 +74,16 @@ impl App {
     ///
     /// Blocks for some milliseconds while trust stores are read.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        let (commands, queue) = Commands::channel();
+        Self::start_with(config, commands, queue)
+    }
+
+    /// The same with a channel of the caller's.
+    pub(crate) fn start_with(
+        config: Config,
+        commands: Commands,
+        queue: mpsc::Receiver<Command>,
+    ) -> Result<Self, StartError> {
         if config.aliases.is_empty() {
             return Err(StartError::NoAlias);
         }
@@ -82,7 +92,6 @@ impl App {
             workers => workers,
         };
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (commands, queue) = Commands::channel();
         let control = {
             let _guard = runtime.enter();
             Control::new(config, workers, commands.clone())

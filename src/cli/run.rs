@@ -13,7 +13,10 @@ use std::{
 
 use metrics::counter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
 
 use awaited::Awaited;
 use file::{ConfigFile, Look};
@@ -24,7 +27,7 @@ use super::{
 };
 use crate::{
     app::App,
-    command::StartError,
+    command::{Commands, ReloadRequest, StartError},
     config::{
         Alias, Argument, ArgumentError, BadValue, Config, LoadError, Problems, Protocol,
         listen_address,
@@ -86,6 +89,15 @@ enum NotStarted {
     Start(#[from] StartError),
 }
 
+/// A proxy, and what its configuration is followed with.
+struct Started {
+    app: App,
+    /// None if the command line is the configuration.
+    file: Option<ConfigFile>,
+    /// From the admin listener.
+    requests: mpsc::Receiver<ReloadRequest>,
+}
+
 impl Run {
     /// Runs the proxy to its end.
     pub fn run(&self) -> ExitCode {
@@ -118,9 +130,9 @@ impl Run {
             () = signals.end() => return ExitCode::SUCCESS,
         };
         match started {
-            Ok((app, file)) => tokio::select! {
+            Ok(Started { app, file, requests }) => tokio::select! {
                 code = signals.obey(&app) => code,
-                () = self.follow(&app, hangup, file) => ExitCode::from(EXIT_INTERNAL),
+                () = self.follow(&app, hangup, requests, file) => ExitCode::from(EXIT_INTERNAL),
             },
             Err(error) => {
                 telemetry::say(&error);
@@ -133,7 +145,7 @@ impl Run {
     }
 
     /// Reads the configuration and starts the proxy. Files that hang do not block signals.
-    async fn start(&self) -> Result<(App, Option<ConfigFile>), NotStarted> {
+    async fn start(&self) -> Result<Started, NotStarted> {
         let (file, config) = self.load(None).await.map_err(StartError::from)?;
         let config = config?;
         telemetry::init_log(&config.log);
@@ -142,8 +154,10 @@ impl Run {
             let file = file.path.display();
             tracing::info!(%file, "the configuration is a pipe, which is read only once: reloads are off");
         }
-        files::work(move || match App::start(config) {
-            Ok(app) => Ok((app, file)),
+        // Before anything listens: the admin listener takes requests at once.
+        let (commands, queue, requests) = Commands::with_file();
+        files::work(move || match App::start_with(config, commands, queue) {
+            Ok(app) => Ok(Started { app, file, requests }),
             Err(error) => match file.as_ref().map_or(Ok(()), |file| file.loadable(&error)) {
                 Ok(()) => Err(error.into()),
                 Err(problems) => Err(ConfigError::from(problems).into()),
@@ -200,9 +214,13 @@ impl Run {
 
     /// Reloads on a signal, on a request of the admin listener, and when the file changes. If a configuration was
     /// rejected, also when files that it names change.
-    async fn follow(&self, app: &App, mut hangup: Signal, mut file: Option<ConfigFile>) {
-        // Nothing else in this process takes them.
-        let Some(mut requests) = app.commands().reload_requests() else { return };
+    async fn follow(
+        &self,
+        app: &App,
+        mut hangup: Signal,
+        mut requests: mpsc::Receiver<ReloadRequest>,
+        mut file: Option<ConfigFile>,
+    ) {
         let mut look = Look::default();
         let mut awaited = None;
         loop {
