@@ -460,6 +460,7 @@ mod tests {
         let mut backlog = Backlog::default();
         assert!(!backlog.has_moved(Some(&socket)));
         let block = [0; 64 * 1024];
+        socket.stream().writable().await.unwrap();
         while socket.stream().try_write(&block).is_ok() {}
         // What is acknowledged until the peer's kernel has no more room.
         let mut taken = 0;
@@ -486,7 +487,7 @@ mod tests {
             () = all => {}
         }
         assert!(backlog.has_moved(Some(&socket)), "the peer has read the rest");
-        socket.stream().try_write(b"x").unwrap();
+        poll_fn(|cx| socket.poll_write(cx, |stream| stream.try_write(b"x"))).await.unwrap();
         while !socket.is_delivered() {
             tokio::task::yield_now().await;
         }
