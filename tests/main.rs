@@ -49,6 +49,7 @@ mod origins;
 mod pool;
 mod postgres;
 mod postgres_ends;
+mod postgres_real;
 mod proxy_credentials;
 mod proxy_protocol;
 mod reload;

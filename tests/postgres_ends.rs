@@ -253,3 +253,84 @@ async fn what_a_client_waits_for_is_cancelled_when_it_disconnects_if_so_configur
         assert_eq!(server.cancels().len(), if cancels { 2 } else { 0 });
     }
 }
+
+/// Two servers of one name that show these roles, and a proxy for sessions with `role`.
+async fn roles(
+    role: &str,
+    shown: [Option<&'static str>; 2],
+) -> (Scene, Proxy, [Server; 2], Vec<RawOrigin>) {
+    let mut scene = Scene::new(2).await;
+    let servers = shown.map(|shown| {
+        let server = Server::new();
+        *server.in_hot_standby.lock() = shown;
+        server
+    });
+    let tls = trust::server_with_alpn(&[crate::support::scene::TRUE_NAME], &[]);
+    let origins = scene.take_listeners().into_iter().zip(&servers).map(|(listener, server)| {
+        let server = server.clone();
+        let script = move |arrival| server.clone().serve(arrival);
+        RawOrigin::start(listener, Some(tls.clone()), script)
+    });
+    let origins = origins.collect();
+    let keys = format!("protocol: postgres\npostgres: {{role: {role}}}");
+    let proxy = Proxy::start(&scene.yaml(&keys)).await;
+    (scene, proxy, servers, origins)
+}
+
+/// The SQLSTATE that a client gets instead of a session, if it does.
+async fn refused(proxy: &Proxy) -> Option<String> {
+    let mut peer = client::connect(proxy.address(ALIAS).await).await;
+    peer.send(startup(0)).await;
+    let (tag, body) = until_ready(&mut peer).await.remove(0);
+    (tag == b'E').then(|| crate::support::postgres::fields(&body)[&'C'].clone())
+}
+
+#[tokio::test]
+async fn a_session_goes_only_to_a_server_of_the_role_and_the_next_attempt_finds_it() {
+    for (role, wanted) in [("primary", 0), ("standby", 1)] {
+        let (_scene, proxy, servers, _origins) = roles(role, [Some("off"), Some("on")]).await;
+        let mut refusals = 0;
+        for _ in 0..6 {
+            match refused(&proxy).await {
+                Some(code) => {
+                    assert_eq!(code, "57P03");
+                    refusals += 1;
+                }
+                None => assert!(!servers[wanted].startups().is_empty()),
+            }
+        }
+        assert!(refusals <= 1, "{refusals}");
+        assert_eq!(servers[wanted].startups().len(), 6 - refusals);
+        // The server that let nobody in was left in order.
+        within("a Terminate", async {
+            while servers[1 - wanted].terminated() < refusals {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_promoted_server_is_found_by_the_second_attempt() {
+    let (_scene, proxy, servers, _origins) = roles("primary", [Some("off"), Some("on")]).await;
+    for _ in 0..2 {
+        refused(&proxy).await;
+    }
+    assert_eq!(refused(&proxy).await, None);
+    for (server, shown) in servers.iter().zip(["on", "off"]) {
+        *server.in_hot_standby.lock() = Some(shown);
+    }
+    assert_eq!(refused(&proxy).await.as_deref(), Some("57P03"), "the former primary");
+    for _ in 0..3 {
+        assert_eq!(refused(&proxy).await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_shows_no_role_serves_only_those_to_whom_it_is_all_the_same() {
+    let (_scene, proxy, _servers, _origins) = roles("any", [None, None]).await;
+    assert_eq!(refused(&proxy).await, None);
+    let (_scene, proxy, _servers, _origins) = roles("primary", [None, None]).await;
+    assert_eq!(refused(&proxy).await.as_deref(), Some("57P03"));
+}

@@ -6,7 +6,7 @@ use std::{
     ptr,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -35,6 +35,8 @@ pub struct Endpoint {
     outlier: Outlier,
     /// Whether the last failure was of TLS, which may succeed with another identity or other roots.
     distrusted: AtomicBool,
+    /// Its role and when it showed it, or 0.
+    mark: AtomicU64,
     /// Whether failures can lead to an ejection.
     ejectable: bool,
     /// The set, which knows whether another endpoint could take over.
@@ -56,6 +58,7 @@ impl Endpoint {
             latency: PeakEwma::new(latency, 0),
             outlier: Outlier::new(),
             distrusted: AtomicBool::new(false),
+            mark: AtomicU64::new(0),
             ejectable: set.health.failures > 0,
             set: Arc::downgrade(set),
         }
@@ -72,6 +75,7 @@ impl Endpoint {
             latency: self.latency.clone(),
             outlier: if trusted { self.outlier.clone() } else { Outlier::new() },
             distrusted: AtomicBool::new(false),
+            mark: AtomicU64::new(self.mark.load(Relaxed)),
             ejectable: set.health.failures > 0,
             set: Arc::downgrade(set),
         }
@@ -114,6 +118,17 @@ impl Endpoint {
     /// Sets whether the failure was of TLS, because new settings may fix that.
     pub fn distrust(&self, distrusted: bool) {
         self.distrusted.store(distrusted, Relaxed);
+    }
+
+    /// Notes which role it has just shown: a primary, or a standby.
+    pub fn mark_role(&self, primary: bool, now: Instant) {
+        self.mark.store(((self.age(now) + 1) << 1) | u64::from(primary), Relaxed);
+    }
+
+    /// Whether it was a primary when it last showed its role, and when that was; `None` while it has shown none.
+    pub(super) fn mark(&self) -> Option<(bool, Instant)> {
+        let mark = self.mark.load(Relaxed);
+        (mark > 0).then(|| (mark & 1 == 1, self.born + Duration::from_millis(mark >> 1)))
     }
 
     pub(super) fn trust_anew(&self) {

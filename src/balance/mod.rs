@@ -133,6 +133,36 @@ impl Balancer {
             .cloned()
     }
 
+    /// The endpoints that a session for a server with this role should pass over, because others are more likely to
+    /// have it. If all have shown another role, only the one that did so the longest ago is left: its role is the
+    /// likeliest to have changed.
+    pub fn of_other_role(
+        &self,
+        role: config::Role,
+        tried: &[SocketAddr],
+        now: Instant,
+    ) -> Vec<SocketAddr> {
+        let primary = match role {
+            config::Role::Any => return Vec::new(),
+            config::Role::Primary => true,
+            config::Role::Standby => false,
+        };
+        let members = self.set.members.load();
+        let candidate = |endpoint: &&Arc<Endpoint>| {
+            endpoint.is_usable(now) && !tried.contains(&endpoint.address())
+        };
+        // The lower, the better. There is one primary, but there may be several standbys, of which none should be
+        // left out because it has not been asked yet.
+        let rank = |endpoint: &Arc<Endpoint>| match endpoint.mark() {
+            Some((is_primary, _)) if is_primary == primary => (0, None),
+            None => (u8::from(primary), None),
+            Some((_, shown)) => (2, Some(shown)),
+        };
+        let best = members.iter().filter(candidate).map(rank).min();
+        let lesser = |endpoint: &&Arc<Endpoint>| best.is_some_and(|best| rank(endpoint) > best);
+        members.iter().filter(lesser).map(|endpoint| endpoint.address()).collect()
+    }
+
     /// Whether [`pick`](Self::pick) would now find an endpoint that is not in `tried`.
     pub fn has_untried(&self, now: Instant, tried: &[SocketAddr]) -> bool {
         let members = self.set.members.load();

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 pub use error::StartError;
 
 use crate::{
+    config::Role,
     fault::Fault,
     protocol::{Action, Event, MAX_BUFFERED, Side, Start, postgres::CancelKey},
 };
@@ -137,6 +138,11 @@ impl<S: Start> Starting<S> {
     /// What the target is sent before its connection is closed without a session.
     pub fn farewell(&self) -> Bytes {
         self.start.farewell()
+    }
+
+    /// Which role the target has shown, once it has.
+    pub fn server_role(&self) -> Option<Role> {
+        self.start.server_role()
     }
 
     /// The side that has ended first, if one has.

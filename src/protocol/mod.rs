@@ -9,7 +9,7 @@ pub mod postgres;
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    config::{self, Negotiation, Protocol, TlsMode},
+    config::{self, Negotiation, Protocol, Role, TlsMode},
     fault::{Fault, Kind},
 };
 
@@ -46,6 +46,11 @@ pub trait Start {
 
     /// What the client is sent where the session cannot start; empty where it can be sent nothing.
     fn refusal(&self, why: &Fault) -> Bytes;
+
+    /// Which role the target has shown, once it has.
+    fn server_role(&self) -> Option<Role> {
+        None
+    }
 
     /// What the target is sent before its connection is closed without a session; empty where that is not to be
     /// announced.

@@ -46,6 +46,7 @@ struct Session<'a, S, P> {
     link: Option<Link>,
     /// By which the session can be cancelled, once it is about to begin.
     held: Option<HeldKey<Holder>>,
+    accepted: Instant,
     deadline: Instant,
 }
 
@@ -126,6 +127,7 @@ impl Server {
             client: Some(client),
             link: None,
             held: None,
+            accepted,
             deadline,
         };
         let (client, link, starting, held) = session.begin().await?;
@@ -155,6 +157,7 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
                 Ok(Turn::HoldKey(key)) => self.hold(key),
                 Ok(Turn::Established) => {
                     self.connection.sent(self.starting.sent());
+                    self.mark_role();
                     let (Some(client), Some(link)) = (self.client, self.link) else {
                         return Err(End::Reset);
                     };
@@ -181,6 +184,8 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
     /// Ends both connections without a session.
     async fn close(&mut self, refusal: &[u8]) {
         self.connection.sent(self.starting.sent());
+        // Before the client is told, and comes again.
+        self.mark_role();
         if let Some(client) = &mut self.client {
             tell(client, refusal).await;
         }
@@ -189,6 +194,13 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
             if close(&mut stream, &self.starting.farewell()).await {
                 in_use.ended();
             }
+        }
+    }
+
+    /// Notes the role that the server has shown, for whoever chooses an endpoint next.
+    fn mark_role(&self) {
+        if let (Some(link), Some(role)) = (&self.link, self.starting.server_role()) {
+            link.mark_role(role);
         }
     }
 
@@ -214,7 +226,7 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
                 Err(_) if has_link => Err(Stop::Fault(StartError::Late(LOGIN).into())),
                 Err(_) => Err(Stop::Left),
             },
-            () = self.arrival.unused(self.deadline), if !has_link => Err(Stop::Left),
+            () = self.arrival.unused(self.accepted), if !has_link => Err(Stop::Left),
         }
     }
 

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     balance::{Endpoint, InFlight},
+    config::Role,
     connect::{Deadline, Session, TargetStream, Wire},
     fault::Fault,
     pool::{AcquireError, Counted},
@@ -42,6 +43,13 @@ pub struct Holder {
     endpoint: Arc<Endpoint>,
 }
 
+impl Holder {
+    /// The server has shown its role.
+    pub fn mark_role(&self, role: Role) {
+        mark_role(&self.endpoint, role);
+    }
+}
+
 impl Alias {
     /// A connection to one of the generation's endpoints, within the deadline. Endpoints in `tried` are passed
     /// over while there are others.
@@ -53,6 +61,10 @@ impl Alias {
         deadline: Deadline,
     ) -> Result<Link, Fault> {
         let now = Instant::now();
+        let mut avoided =
+            generation.balancer().of_other_role(self.config.postgres.role, tried, now);
+        avoided.extend(tried);
+        let tried = &avoided[..];
         let picked = generation.balancer().pick(now, &mut fastrand::Rng::new(), tried);
         let endpoint = picked.ok_or(AcquireError::NoEndpoint)?;
         // A client that waits for its connection counts too: many that arrive at once would all see the same load.
@@ -120,6 +132,11 @@ impl Link {
         (self.session.stream, self.in_use)
     }
 
+    /// The server has shown its role.
+    pub fn mark_role(&self, role: Role) {
+        mark_role(self.in_use.in_flight.endpoint(), role);
+    }
+
     /// Cancelled when a session on it should end between messages.
     pub fn draining(&self) -> CancellationToken {
         self.generation.draining()
@@ -143,5 +160,13 @@ impl Drop for InUse {
         if !self.has_ended {
             self.wire.reset_on_close();
         }
+    }
+}
+
+fn mark_role(endpoint: &Endpoint, role: Role) {
+    match role {
+        Role::Any => {}
+        Role::Primary => endpoint.mark_role(true, Instant::now()),
+        Role::Standby => endpoint.mark_role(false, Instant::now()),
     }
 }

@@ -5,7 +5,7 @@
 //! * [`raw_origin`] and [`scripts`]: upstreams that misbehave, or that note every byte
 //! * [`service_origin`]: upstreams with a response of the test's own making, trailers included
 //! * [`client`]: the application's side; [`curl`]: the one that users have
-//! * [`postgres`]: PostgreSQL on the wire, and a stand-in for its server
+//! * [`postgres`]: PostgreSQL on the wire, and a stand-in for its server; [`postgres_server`]: a real one
 //! * [`trust`]: certificates, and the root that signed them
 //! * [`ca`]: folders of local certificate authorities
 //! * [`daemon`]: servers that users have, such as HAProxy
@@ -32,6 +32,7 @@ pub mod loopback;
 pub mod message;
 pub mod peer;
 pub mod postgres;
+pub mod postgres_server;
 pub mod process;
 pub mod proxy;
 pub mod raw_origin;

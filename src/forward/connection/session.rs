@@ -91,6 +91,7 @@ impl Connection {
         let (stream, in_use) = link.into_stream();
         let mut client = Prefixed::new(from_client, client);
         let mut target = Prefixed::new(from_target, stream);
+        let first_role = conversation.server().role();
         let watch = Watched::new(conversation);
         let end = {
             let drained = async {
@@ -133,6 +134,11 @@ impl Connection {
                 }
             }
         };
+        // A standby may have been promoted meanwhile.
+        let role = watch.state.lock().conversation.server().role();
+        if let Some(role) = role.filter(|_| role != first_role) {
+            holder.mark_role(role.as_configured());
+        }
         let is_moved = moved.is_cancelled() || leaving.is_cancelled();
         let (told, end) = match (watch.violation(), end) {
             (Some((side, error)), tunnel::End::Stopped) => {

@@ -69,11 +69,16 @@ impl ServerRole {
         }
     }
 
+    /// As the configuration has it.
+    pub fn as_configured(self) -> Role {
+        match self {
+            Self::Primary => Role::Primary,
+            Self::Standby => Role::Standby,
+        }
+    }
+
     /// The word for it in the configuration.
     pub fn word(self) -> &'static str {
-        match self {
-            Self::Primary => Role::Primary.word(),
-            Self::Standby => Role::Standby.word(),
-        }
+        self.as_configured().word()
     }
 }

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    Conversation, ErrorResponse, Packet, ServerParameters, StartupError,
+    Conversation, ErrorResponse, Packet, ServerParameters, ServerRole, StartupError,
     login::{Client, Login},
     message::TERMINATE,
 };
@@ -231,6 +231,10 @@ impl Start for Startup {
             }
             _ => ErrorResponse::of(why).to_bytes(),
         }
+    }
+
+    fn server_role(&self) -> Option<Role> {
+        self.server()?.role().map(ServerRole::as_configured)
     }
 
     fn farewell(&self) -> Bytes {
