@@ -297,6 +297,13 @@ impl<L: ByteStream, R: ByteStream> ByteStream for Either<L, R> {
     }
 }
 
+/// Whether reading failed because of TLS, such as with an alert. That is the reason, even if writing to the same peer
+/// has failed before: a peer that sends an alert closes the connection.
+pub fn is_from_tls(error: &io::Error) -> bool {
+    // The kind that tokio_rustls gives all errors of rustls.
+    error.kind() == io::ErrorKind::InvalidData
+}
+
 #[cfg(test)]
 impl ByteStream for tokio::io::DuplexStream {
     fn socket(&self) -> Option<&Socket> {

@@ -333,6 +333,45 @@ async fn with_a_full_state_folder_aliases_keep_their_authorities_and_new_ones_wa
     assert_derived(&directory);
 }
 
+/// Regression: the reload was refused.
+#[tokio::test]
+async fn a_reload_does_not_depend_on_a_state_folder_that_is_gone() {
+    let mut scene = Scene::new(1).await;
+    let _origins = scene.script(scripts::respond);
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let yaml = scene.yaml("");
+    let setup = Setup::new(&yaml).variable("XDG_STATE_HOME", state.to_str().unwrap());
+    let proxy = setup.start().await;
+    let (directory, trusted) = (state.join("truename"), folder.path().join("trusted.pem"));
+    fs::copy(directory.join("ca.pem"), &trusted).unwrap();
+    // No folder can be made there.
+    fs::rename(&state, folder.path().join("gone")).unwrap();
+    fs::write(&state, "").unwrap();
+    let (_, alias) = yaml.split_once("aliases:\n").unwrap();
+    proxy.rewrite(&format!("{yaml}{}", alias.replace(ALIAS, "payments")));
+    proxy.signal(Signal::SIGHUP);
+    proxy.logged("configuration reloaded").await;
+    proxy.logged("in memory until they can be written").await;
+    assert_eq!(fetch(&trusted, ALIAS, proxy.address(ALIAS).await).await.code, 0);
+    let address = proxy.address("payments").await;
+    assert_eq!(fetch(&trusted, "payments", address).await.code, 60);
+    fs::remove_file(&state).unwrap();
+    let is_there = || directory.join("ca.pem").exists();
+    within("the roots", async {
+        while !is_there() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
+    for name in [ALIAS, "payments"] {
+        let (roots, address) = (directory.join("ca.pem"), proxy.address(name).await);
+        assert_eq!(fetch(&roots, name, address).await.code, 0, "{name}");
+    }
+    assert_eq!(fetch(&trusted, ALIAS, proxy.address(ALIAS).await).await.code, 0);
+    assert_derived(&directory);
+}
+
 /// Regression: another authority was created, which no application trusted yet.
 #[tokio::test]
 async fn a_start_that_cannot_read_an_authority_just_now_fails_and_creates_no_other() {

@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::{io::poll_read_buf, sync::CancellationToken};
 
 pub use crate::protocol::Side;
-use crate::stream::{ByteStream, Socket};
+use crate::stream::{ByteStream, Socket, is_from_tls};
 
 /// How long the open direction of a tunnel may be idle once the other has ended. A peer that has closed both
 /// directions looks the same until something is written to it.
@@ -254,10 +254,15 @@ where
         false => (Side::Target, Side::Client),
     };
     let ends = tokio::select! {
-        second = second => first
-            .map_err(|broken| broken.end(from, other))
-            .and(second.map_err(|broken| broken.end(other, from)))
-            .map(|()| End::Closed),
+        second = second => match (first, second) {
+            (Err(Break::Write(_)), Err(Break::Read(error))) if is_from_tls(&error) => {
+                Err(Break::Read(error).end(other, from))
+            }
+            (first, second) => first
+                .map_err(|broken| broken.end(from, other))
+                .and(second.map_err(|broken| broken.end(other, from)))
+                .map(|()| End::Closed),
+        },
         () = until_idle(moved, rest.min(idle), check) => {
             first.map_err(|broken| broken.end(from, other)).map(|()| End::HalfClosed)
         }
@@ -464,7 +469,7 @@ mod tests {
 
     use socket2::SockRef;
     use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _, ReadBuf},
+        io::{AsyncReadExt as _, AsyncWriteExt as _, ReadBuf, duplex},
         net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
     };
 
@@ -549,6 +554,58 @@ mod tests {
         tokio::select! {
             () = test => {}
             end = carry(down, up, pending(), Settings { idle: Duration::from_secs(8), traffic: &traffic, watch: &Unwatched }) => panic!("{end:?}"),
+        }
+    }
+
+    /// A peer that has sent an alert and closed.
+    #[derive(Debug)]
+    struct Refusing;
+
+    impl AsyncRead for Refusing {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "an alert")))
+        }
+    }
+
+    impl AsyncWrite for Refusing {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl ByteStream for Refusing {
+        fn socket(&self) -> Option<&Socket> {
+            None
+        }
+    }
+
+    /// Regression: of the two, the error in writing was reported.
+    #[tokio::test]
+    async fn an_alert_is_the_reason_of_a_write_that_failed_before_it_was_read() {
+        // Which direction is polled first is random.
+        for _ in 0..100 {
+            let (mut client, downstream) = duplex(1024);
+            client.write_all(b"hello").await.unwrap();
+            let idle = Duration::from_secs(5);
+            let carried = tunnel(downstream, Refusing, idle, CancellationToken::new()).await;
+            let End::Broken(Side::Target, error) = carried.end else { panic!("{carried:?}") };
+            assert!(is_from_tls(&error), "{error}");
         }
     }
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     body::{BoxError, Interim, RequestBody},
-    stream::{ByteStream, Prefixed, Socket},
+    stream::{ByteStream, Prefixed, Socket, is_from_tls},
 };
 use bytes::Bytes;
 use http::{
@@ -220,6 +220,9 @@ impl<S: ByteStream> ClientConnection<S> {
             match ready!(self.inbox.poll_fill(cx, &mut self.stream)) {
                 Ok(0) => return Poll::Ready(Err(lost(failed, ExchangeError::Closed))),
                 Ok(_) => {}
+                Err(error) if is_from_tls(&error) => {
+                    return Poll::Ready(Err(ExchangeError::Read(error)));
+                }
                 Err(error) => return Poll::Ready(Err(lost(failed, ExchangeError::Read(error)))),
             }
         }

@@ -22,7 +22,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use crate::idle::UnreadTimer;
+use crate::{idle::UnreadTimer, stream::is_from_tls};
 
 /// How much is collected before it is written anyway.
 const CAPACITY: usize = 64 * 1024;
@@ -242,8 +242,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Coalesced<S> {
         let length = buf.filled().len() - before;
         buffered.moved += length as u64;
         Poll::Ready(match (read, &buffered.lost) {
-            // What TLS says of it, such as an alert, is the reason.
-            (Err(error), Some(_)) if error.kind() == io::ErrorKind::InvalidData => Err(error),
+            (Err(error), Some(_)) if is_from_tls(&error) => Err(error),
             (Err(_), Some(lost)) => Err(lost.error()),
             (Ok(()), Some(lost)) if length == 0 => Err(lost.error()),
             (read, _) => read,

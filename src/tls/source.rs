@@ -156,8 +156,15 @@ impl Source {
                     return Ok(false);
                 }
                 let now = match store {
-                    Some(store) => store.serve(subjects, serving)?,
                     None => Serving::in_memory(subjects, serving)?,
+                    Some(store) => match store.serve(subjects, serving) {
+                        // Nobody has configured the folder, so a reload does not depend on it.
+                        Err(error) if new && store.is_best_effort() && !error.may_pass() => {
+                            tracing::warn!(%error, "new local certificate authorities are in memory until they can be written: applications cannot trust them yet");
+                            Serving::in_memory(subjects, serving)?
+                        }
+                        served => served?,
+                    },
                 };
                 let changed = !now.shows_what(serving);
                 *serving = now;

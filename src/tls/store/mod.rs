@@ -159,6 +159,11 @@ impl Store {
         self
     }
 
+    /// Whether [`best_effort`](Self::best_effort) was called.
+    pub fn is_best_effort(&self) -> bool {
+        self.best_effort
+    }
+
     /// The folder.
     pub fn directory(&self) -> &Path {
         &self.directory
