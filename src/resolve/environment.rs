@@ -50,10 +50,25 @@ pub struct Environment {
     pub namespace: String,
     /// Folded; `cluster.local` by default.
     pub cluster_domain: String,
+    /// Set if namespace and cluster domain are not known, because the file that exists cannot be read. The names above
+    /// are then those of another tenant.
+    pub unknown: Option<Unknown>,
+    /// Whether that concerns the cluster domain, and not only the namespace of bare aliases.
+    is_domain_unknown: bool,
+}
+
+/// The file that has the namespace, but cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} cannot be read: {reason}", .file.display())]
+pub struct Unknown {
+    /// The file.
+    pub file: PathBuf,
+    /// The reason.
+    pub reason: String,
 }
 
 impl Environment {
-    fn new(dns: &config::Dns, reading: Reading) -> Environment {
+    fn new(dns: &config::Dns, reading: Reading, unknown: Option<Unknown>) -> Environment {
         let (namespace, domain) =
             reading.cluster.unwrap_or_else(|| ("default".into(), "cluster.local".into()));
         Environment {
@@ -63,12 +78,20 @@ impl Environment {
             },
             namespace: dns.namespace.as_deref().map_or(namespace, fold),
             cluster_domain: dns.cluster_domain.as_deref().map_or(domain, fold),
+            is_domain_unknown: unknown.is_some() && dns.cluster_domain.is_none(),
+            unknown: unknown.filter(|_| dns.namespace.is_none() || dns.cluster_domain.is_none()),
         }
     }
 
     /// Whether both complete a bare alias in the same way.
     pub fn completes_like(&self, other: &Environment) -> bool {
         (&self.namespace, &self.cluster_domain) == (&other.namespace, &other.cluster_domain)
+    }
+
+    /// Why it is not known what completes `name`.
+    pub fn unknown_of(&self, name: &str) -> Option<&Unknown> {
+        let is_bare = !fold(name).contains('.');
+        self.unknown.as_ref().filter(|_| is_bare || self.is_domain_unknown)
     }
 
     /// The name to query, without the trailing dot: see [`absolute`].
@@ -104,6 +127,8 @@ struct Known {
     /// `None` before the file has been read with any usable contents.
     reading: Option<Reading>,
     is_unreadable: bool,
+    /// Why the file, which exists, has not been read yet.
+    unknown: Option<Unknown>,
 }
 
 /// The relevant contents of the file.
@@ -161,7 +186,8 @@ impl Source {
     }
 
     fn environment(&self, dns: &config::Dns) -> Environment {
-        Environment::new(dns, self.known.lock().reading.clone().unwrap_or_default())
+        let known = self.known.lock();
+        Environment::new(dns, known.reading.clone().unwrap_or_default(), known.unknown.clone())
     }
 
     /// Reads the file without blocking this thread. If a read hangs, only the first lookups wait for it, and the file is
@@ -200,13 +226,23 @@ impl Source {
                 // It may be missing if everything is configured.
                 let is_missing = error.kind() == io::ErrorKind::NotFound;
                 if !known.is_unreadable && (known.reading.is_some() || !is_missing) {
-                    tracing::warn!(file = %self.file.path.display(), %error, "resolv.conf cannot be read; its previous contents stay in use");
+                    tracing::warn!(
+                        file = %self.file.path.display(), %error,
+                        "resolv.conf cannot be read; {}",
+                        match known.reading {
+                            Some(_) => "its previous contents stay in use",
+                            None => "aliases in its namespace cannot be resolved",
+                        }
+                    );
                 }
                 known.is_unreadable = true;
+                known.unknown = (known.reading.is_none() && !is_missing)
+                    .then(|| Unknown { file: self.file.path.clone(), reason: error.to_string() });
                 return None;
             }
         };
         known.is_unreadable = false;
+        known.unknown = None;
         let mut reading = Reading::parse(&text, self.file.port);
         if let Some(before) = &known.reading {
             if reading.servers.is_empty() {

@@ -2,6 +2,7 @@
 
 use super::{
     chain::{ChainError, TrueName, arrows},
+    environment::Unknown,
     names::{NameError, looks_like_address},
 };
 use crate::{config::NamePattern, fault::Kind};
@@ -25,6 +26,13 @@ pub enum ResolveError {
     NotAllowed(Arc<Refusal>),
     /// The alias or the target is not a valid DNS name.
     Name(NameError),
+    /// It is not known which namespace or cluster domain completes the name.
+    Unknown {
+        /// The name.
+        name: String,
+        /// Why.
+        why: Unknown,
+    },
 }
 
 /// Where a name whose lookup failed comes from. This decides which key fixes it.
@@ -55,6 +63,9 @@ impl ResolveError {
             ResolveError::Name(error) => {
                 format!("`{}` cannot be a DNS name: {}", error.name, error.reason)
             }
+            ResolveError::Unknown { name, why } => {
+                format!("the namespace that completes `{name}` is not known: {why}")
+            }
         }
     }
 
@@ -67,6 +78,10 @@ impl ResolveError {
             ResolveError::Chain(error) => error.fix().to_owned(),
             ResolveError::NotAllowed(refusal) => refusal.fix(),
             ResolveError::Name(_) => "correct the alias' `name:` or its `target:`".to_owned(),
+            ResolveError::Unknown { .. } => {
+                "let truename read the file, or set `dns.namespace` and `dns.cluster_domain`"
+                    .to_owned()
+            }
         }
     }
 
@@ -76,7 +91,7 @@ impl ResolveError {
             ResolveError::Lookup { chain, .. } => chain,
             ResolveError::Chain(error) => error.chain(),
             ResolveError::NotAllowed(refusal) => &refusal.chain,
-            ResolveError::Name(_) => &[],
+            ResolveError::Name(_) | ResolveError::Unknown { .. } => &[],
         }
     }
 
@@ -105,6 +120,7 @@ impl ResolveError {
         match self {
             ResolveError::Lookup { error, .. } => error.is_denial(),
             ResolveError::Chain(_) | ResolveError::NotAllowed(_) | ResolveError::Name(_) => true,
+            ResolveError::Unknown { .. } => false,
         }
     }
 }
@@ -121,6 +137,7 @@ impl std::error::Error for ResolveError {
             ResolveError::Lookup { error, .. } => Some(&**error),
             ResolveError::Chain(error) => Some(error),
             ResolveError::Name(error) => Some(error),
+            ResolveError::Unknown { why, .. } => Some(why),
             ResolveError::NotAllowed(_) => None,
         }
     }

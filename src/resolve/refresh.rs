@@ -6,7 +6,7 @@ use super::{
     error::Place,
     lookup::{DnsClient, Round},
     memory::{Answers, Memory, Outlook},
-    names::{NameError, candidates, in_domain, normalise},
+    names::{candidates, fold, in_domain, normalise},
     report::Report,
 };
 use crate::config::{self, TargetHost};
@@ -155,6 +155,10 @@ impl Resolver {
         let environment = self.resolv_conf.read(&self.settings()).await;
         let client = self.client(&environment.servers);
         let (first, second) = candidates(host, &environment.namespace, &environment.cluster_domain);
+        if first != fold(host) {
+            check(&environment, host)?;
+        }
+        let second = second.filter(|_| environment.unknown_of(host).is_none());
         let answer = client.both(&first, Place::Client).await.into_addresses();
         match (answer, second) {
             (Err(error), Some(second)) if error.is_denial() => {
@@ -179,10 +183,7 @@ impl Resolver {
                 let client = self.client(&environment.servers);
                 client.both(&name, place).await
             }
-            Err(error) => Round {
-                v4: Err(ResolveError::Name(error.clone())),
-                v6: Err(ResolveError::Name(error)),
-            },
+            Err(error) => Round { v4: Err(error.clone()), v6: Err(error) },
         };
         (round, environment.cluster_domain)
     }
@@ -202,12 +203,17 @@ enum Asked {
     Name(String, Place),
 }
 
-fn name_to_ask(question: &Question, environment: &Environment) -> Result<Asked, NameError> {
+fn name_to_ask(question: &Question, environment: &Environment) -> Result<Asked, ResolveError> {
+    let normalise = |name: &str| normalise(name).map_err(ResolveError::Name);
     match &question.target {
         Some(TargetHost::Ip(ip)) => Ok(Asked::Ip(*ip)),
         Some(TargetHost::Name(name)) => Ok(Asked::Name(normalise(name)?, Place::Target)),
         None => {
-            let name = normalise(&environment.absolute(&question.alias))?;
+            let absolute = environment.absolute(&question.alias);
+            if absolute != fold(&question.alias) {
+                check(environment, &question.alias)?;
+            }
+            let name = normalise(&absolute)?;
             let place = match in_domain(&name, &environment.cluster_domain) {
                 true => Place::Service,
                 false => Place::Alias,
@@ -217,12 +223,21 @@ fn name_to_ask(question: &Question, environment: &Environment) -> Result<Asked, 
     }
 }
 
+/// Fails if it is not known what completes `name`.
+fn check(environment: &Environment, name: &str) -> Result<(), ResolveError> {
+    match environment.unknown_of(name) {
+        Some(why) => Err(ResolveError::Unknown { name: name.to_owned(), why: why.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// The name to query, even if it is not a valid one. `None` if there is no query.
-fn name_of(asked: &Result<Asked, NameError>) -> Option<&str> {
+fn name_of(asked: &Result<Asked, ResolveError>) -> Option<&str> {
     match asked {
         Ok(Asked::Ip(_)) => None,
         Ok(Asked::Name(name, _)) => Some(name),
-        Err(error) => Some(&error.name),
+        Err(ResolveError::Name(error)) => Some(&error.name),
+        Err(_) => None,
     }
 }
 
@@ -488,7 +503,8 @@ mod tests {
         let nxdomain_hold = Duration::from_millis(300);
         let dns =
             config::Dns { servers: vec![server.address().into()], nxdomain_hold, ..settings() };
-        let nowhere = ResolvConf { path: "/nonexistent".into(), ..ResolvConf::default() };
+        let nowhere =
+            ResolvConf { path: "/nonexistent/resolv.conf".into(), ..ResolvConf::default() };
         let question = Question::new(&config::Alias::named("db"), None);
         let resolver = Resolver::with_resolv_conf(dns, nowhere);
         let subscription = resolver.inquire(question);

@@ -14,7 +14,7 @@ const POD: &str = "search prod.svc.k8s.corp svc.k8s.corp k8s.corp\nnameserver 10
     nameserver fd00::a\noptions ndots:5\n";
 
 fn parsed(dns: &config::Dns, text: &str) -> Environment {
-    Environment::new(dns, Reading::parse(text.as_bytes(), 53))
+    Environment::new(dns, Reading::parse(text.as_bytes(), 53), None)
 }
 
 struct File {
