@@ -278,6 +278,7 @@ fn pooling() -> Pooling {
             true_name: true_name(),
             protocol: Negotiated::Http1,
             trust: 1,
+            destination: None,
             client: None,
         };
         pool.give(key.clone(), connection, None);

@@ -16,7 +16,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -329,6 +329,40 @@ pub async fn receive<S: AsyncRead + Unpin>(
     .await
 }
 
+/// How much [`take`] looks at at once.
+const GLANCE: usize = 512;
+
+/// Takes what `parse` finds at the beginning of a stream, and nothing behind it: that stays in the kernel. `parse` gets
+/// all bytes so far and returns the length of what it has found, or `None` while more of them are needed. `None` if the
+/// stream ends before.
+pub async fn take<S, T, E>(
+    stream: &mut S,
+    socket: &Socket,
+    mut parse: impl FnMut(&[u8]) -> Result<Option<(usize, T)>, E>,
+) -> Result<Option<T>, E>
+where
+    S: AsyncRead + Unpin,
+    E: From<io::Error>,
+{
+    let mut taken = Vec::new();
+    loop {
+        let mut glance = [0; GLANCE];
+        let before = taken.len();
+        let seen = socket.stream().peek(&mut glance).await?;
+        if seen == 0 {
+            return Ok(None);
+        }
+        taken.extend_from_slice(&glance[..seen]);
+        let found = parse(&taken)?;
+        // What is seen while it is incomplete is part of it.
+        taken.truncate(found.as_ref().map_or(before + seen, |(length, _)| *length));
+        stream.read_exact(&mut taken[before..]).await?;
+        if let Some((_, found)) = found {
+            return Ok(Some(found));
+        }
+    }
+}
+
 /// A stream whose first bytes were read already.
 #[derive(Debug)]
 pub struct Prefixed<S> {
@@ -421,10 +455,7 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpListener,
-    };
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
     /// Linux would treat a peer that does not read like one that is gone.
     #[tokio::test]

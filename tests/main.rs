@@ -67,4 +67,5 @@ mod tcp_hello;
 mod tls_servers;
 mod tls_upstream;
 mod upgrade;
+mod via;
 mod wait;

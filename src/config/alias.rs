@@ -1,10 +1,10 @@
 //! One alias: where it listens, where it leads, and how.
 
-use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use super::{
     form::*,
-    names::{NamePattern, Target},
+    names::{NamePattern, ProxyUrl, Target},
     postgres::Postgres,
     scalars::*,
     table::{Section, choice, default_sections, section},
@@ -38,6 +38,8 @@ section! {
         failover: Vec<Target> as List<TargetText> = Vec::new(),
         /// The target's port. The default for postgres is 5432; required for tcp.
         port: u16 as Port = 443,
+        /// Reach the target through this HTTP proxy, by CONNECT.
+        via: Option<Via> as Nullable<UrlOr<Via>> = None,
         /// The Host sent to the target: the true name (rewrite), the application's own (preserve), or a literal.
         host: HostHeader as HostChoice = HostHeader::Rewrite,
         /// Use the alias' name in Location (also Content-Location, Refresh and Link), Set-Cookie Domain and
@@ -153,6 +155,17 @@ choice! {
         Close = "close",
         /// They stay open until they end.
         Keep = "keep",
+    }
+}
+
+section! {
+    /// An HTTP proxy.
+    #[derive(Eq)]
+    pub struct Via {
+        /// The proxy, such as `http://proxy.corp:3128`.
+        url: ProxyUrl as ProxyUrlText,
+        /// A file with a line `USER:PASSWORD`, for Basic authentication; reloaded when it changes.
+        credentials: Option<PathBuf> as Nullable<File> = None,
     }
 }
 

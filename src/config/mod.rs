@@ -33,7 +33,8 @@ pub use document::{Document, LoadError};
 pub use file::{FileError, read_file, read_file_or_pipe};
 pub use follow::{Contents, Followed};
 pub use names::{
-    BadName, BadNameServer, BadTarget, NamePattern, NameServer, Target, TargetHost, normal_name,
+    BadName, BadNameServer, BadProxyUrl, BadTarget, NamePattern, NameServer, ProxyUrl, Target,
+    TargetHost, normal_name,
 };
 pub use postgres::*;
 pub use problems::{Position, Problem, Problems};

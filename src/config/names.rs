@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -191,6 +191,59 @@ impl fmt::Display for Target {
             None => Ok(()),
         }
     }
+}
+
+/// Where an HTTP proxy listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyUrl {
+    /// Its name or IP.
+    pub host: TargetHost,
+    /// Its port.
+    pub port: u16,
+}
+
+/// Stands for one that is missing, until that is reported.
+impl Default for ProxyUrl {
+    fn default() -> Self {
+        Self { host: TargetHost::Ip(Ipv4Addr::UNSPECIFIED.into()), port: 0 }
+    }
+}
+
+impl FromStr for ProxyUrl {
+    type Err = BadProxyUrl;
+
+    fn from_str(text: &str) -> Result<Self, BadProxyUrl> {
+        let bad = |why: &str| BadProxyUrl { why: why.to_owned() };
+        // First: what else is wrong with it would show it.
+        if text.contains('@') {
+            return Err(bad(
+                "it has credentials; write them into a file, and name that in `credentials`",
+            ));
+        }
+        let authority = match text.split_once("://") {
+            Some(("http", authority)) => authority,
+            Some(("https", _)) => return Err(bad("TLS to the proxy is not supported")),
+            Some(_) => return Err(bad("it is not the URL of an HTTP proxy")),
+            None => return Err(bad("it has no `http://`")),
+        };
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let target = authority.parse::<Target>().map_err(|error| bad(&error.why))?;
+        let port = target.port.ok_or_else(|| bad("it has no port"))?;
+        Ok(Self { host: target.host, port })
+    }
+}
+
+impl fmt::Display for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", Target { host: self.host.clone(), port: Some(self.port) })
+    }
+}
+
+/// A URL that is not one of a proxy. It is not shown: it may contain a password.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("this cannot be used as the URL of a proxy: {why}; an example is `http://proxy.corp:3128`")]
+pub struct BadProxyUrl {
+    why: String,
 }
 
 /// A target that cannot be parsed.

@@ -13,8 +13,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value as Json, json};
 
 use super::{
-    HostHeader, NEVER, NamePattern, NameServer, ProxyVersion, RetryOn, Target,
-    form::{Form, OneOf, Scalar},
+    HostHeader, NEVER, NamePattern, NameServer, ProxyUrl, ProxyVersion, RetryOn, Target, Via,
+    form::{Form, OneOf, Scalar, Sub},
     names::normal_name,
     quantity,
     reader::Reader,
@@ -202,6 +202,42 @@ text_form! {
     json!({ "type": "string", "examples": ["httpbin.org", "10.0.0.7:8443", "[2001:db8::7]:443"] }),
     |text| text.parse().map_err(|e: super::BadTarget| e.to_string()),
     |target| json!(target.to_string())
+}
+
+text_form! {
+    /// Where an HTTP proxy listens.
+    ProxyUrlText: ProxyUrl, "the URL of a proxy such as `http://proxy.corp:3128`",
+    json!({ "type": "string", "examples": ["http://proxy.corp:3128"] }),
+    |text| text.parse().map_err(|e: super::BadProxyUrl| e.to_string()),
+    |url| json!(url.to_string())
+}
+
+/// A section, or only its `url`.
+pub(crate) struct UrlOr<S>(PhantomData<S>);
+
+impl Form for UrlOr<Via> {
+    type Value = Via;
+
+    fn read(node: &Node, reader: &mut Reader) -> Option<Via> {
+        match &node.kind {
+            Kind::Scalar { .. } => {
+                let url = <ProxyUrlText as Form>::read(node, reader)?;
+                Some(Via { url, credentials: None })
+            }
+            _ => Sub::<Via>::read(node, reader),
+        }
+    }
+
+    fn print(via: &Via) -> Json {
+        match via.credentials {
+            None => <ProxyUrlText as Form>::print(&via.url),
+            Some(_) => Sub::<Via>::print(via),
+        }
+    }
+
+    fn schema() -> Json {
+        json!({ "anyOf": [Sub::<Via>::schema(), <ProxyUrlText as Form>::schema()] })
+    }
 }
 
 text_form! {

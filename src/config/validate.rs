@@ -35,6 +35,7 @@ pub(super) fn problems(config: &Config, places: &Places, problems: &mut Found) {
         check.allowed(&path, alias);
         check.trust(&path, alias);
         check.protocol(&path, alias);
+        check.via(&path, alias, &bound);
     }
     check.listener_certificate();
     check.proxy_credentials();
@@ -429,6 +430,26 @@ impl Check<'_> {
             let what =
                 "`alpn` is part of TLS, and `tls.mode` is `plaintext`; leave one of them out";
             self.report(&format!("{path}.tcp.alpn"), what);
+        }
+    }
+
+    fn via(&mut self, path: &str, alias: &Alias, bound: &[Bound]) {
+        let Some(via) = &alias.via else { return };
+        let proxy = Target { host: via.url.host.clone(), port: Some(via.url.port) };
+        let own = addresses(&proxy, via.url.port)
+            .find_map(|address| bound.iter().find(|bound| reaches(address, bound.address)));
+        if let Some(own) = own {
+            let what = format!(
+                "`{}` is this proxy's own {} ({}): requests would loop",
+                via.url, own.path, own.address
+            );
+            self.report(&format!("{path}.via"), &what);
+        }
+        if let Some(file) = &via.credentials
+            && let Err(error) = read_credentials(file)
+        {
+            let what = format!("cannot use the file `{}`: {error}", file.display());
+            self.report(&format!("{path}.via.credentials"), &what);
         }
     }
 

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use nix::errno::Errno;
 
-use super::Denied;
+use super::{Denied, ViaError};
 use crate::{
     fault::{Blame, Cause, Diagnosis, Fault, Kind, Stage, Taken},
     protocol::OpeningError,
@@ -24,6 +24,26 @@ pub enum ConnectError {
         endpoint: SocketAddr,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// The TCP connection to the proxy of `via` failed.
+    #[error("connecting to the proxy {proxy} ({endpoint}): {source}")]
+    Proxy {
+        /// Who was dialled.
+        endpoint: SocketAddr,
+        /// The proxy, as configured.
+        proxy: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The proxy of `via` opened no tunnel to the target.
+    #[error("the proxy {proxy} ({endpoint}): {source}")]
+    Via {
+        /// Its address.
+        endpoint: SocketAddr,
+        /// The proxy, as configured.
+        proxy: String,
+        /// Why.
+        source: ViaError,
     },
     /// TCP and TLS together took longer than `timeouts.connect`.
     #[error("{} with {endpoint} took longer than {limit:?}", if *tcp_done { "the TLS handshake" } else { "connecting" })]
@@ -64,7 +84,7 @@ pub enum ConnectError {
 impl ConnectError {
     /// Whether this process or machine lacked something, which says nothing about the endpoint.
     fn is_own_lack(&self) -> bool {
-        let Self::Tcp { source, .. } = self else { return false };
+        let (Self::Tcp { source, .. } | Self::Proxy { source, .. }) = self else { return false };
         let lacks = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
         source.raw_os_error().is_some_and(|error| lacks.contains(&Errno::from_raw(error)))
     }
@@ -74,11 +94,20 @@ impl ConnectError {
         match self {
             Self::Denied(denied) => denied.endpoint(),
             Self::Tcp { endpoint, .. }
+            | Self::Proxy { endpoint, .. }
+            | Self::Via { endpoint, .. }
             | Self::Timeout { endpoint, .. }
             | Self::Opening { endpoint, .. }
             | Self::Negotiation { endpoint, .. }
             | Self::Tls { endpoint, .. } => *endpoint,
         }
+    }
+
+    /// The facts.
+    pub(super) fn diagnosis(&self) -> Diagnosis {
+        let (kind, stage) = self.kind();
+        let (blame, endpoint) = (self.blame(), Some(self.endpoint()));
+        Diagnosis { kind, stage, blame, taken: Taken::Nothing, endpoint }
     }
 
     /// What happened, and how far the connection got.
@@ -89,7 +118,8 @@ impl ConnectError {
             Self::Denied(Denied::Class { .. }) => (Kind::AddressNotAllowed, Stage::Policy),
             Self::Timeout { tcp_done: false, .. } => (Kind::ConnectTimeout, Stage::Connect),
             Self::Timeout { tcp_done: true, .. } => (Kind::ConnectTimeout, Stage::Tls),
-            Self::Tcp { source, .. } => match source.kind() {
+            Self::Via { source, .. } => (source.facts().0, Stage::Connect),
+            Self::Tcp { source, .. } | Self::Proxy { source, .. } => match source.kind() {
                 E::ConnectionRefused => (Kind::ConnectionRefused, Stage::Connect),
                 E::TimedOut => (Kind::ConnectTimeout, Stage::Connect),
                 // A reset right after the accept: whether TCP or TLS sees it is a race.
@@ -106,6 +136,7 @@ impl ConnectError {
     fn blame(&self) -> Blame {
         match self {
             Self::Tls { source: TlsError::Name { .. }, .. } => Blame::Target,
+            Self::Via { source, .. } => source.facts().1,
             _ if self.is_own_lack() => Blame::Connection,
             _ => Blame::Endpoint,
         }
@@ -126,7 +157,7 @@ impl Cause for ConnectError {
                      firewall), or raise `timeouts.connect`"
                     .into()
             }
-            Self::Tcp { .. } if self.is_own_lack() => {
+            Self::Tcp { .. } | Self::Proxy { .. } if self.is_own_lack() => {
                 "this proxy's own limit is reached, not the target's: let it open more files \
                  (`ulimit -Hn`), or lower `listener.max_connections`"
                     .into()
@@ -134,6 +165,8 @@ impl Cause for ConnectError {
             Self::Tcp { .. } => {
                 "check that something listens there; `port` sets the target's port".into()
             }
+            Self::Proxy { .. } => "check that the proxy listens there, or correct `via`".into(),
+            Self::Via { source, .. } => source.fix().into(),
             Self::Opening { source, .. } => source.fix().into(),
             Self::Negotiation { .. } => return None,
             Self::Tls { source, .. } => return source.hint(),
@@ -144,14 +177,6 @@ impl Cause for ConnectError {
 
 impl From<ConnectError> for Fault {
     fn from(error: ConnectError) -> Self {
-        let (kind, stage) = error.kind();
-        let diagnosis = Diagnosis {
-            kind,
-            stage,
-            blame: error.blame(),
-            taken: Taken::Nothing,
-            endpoint: Some(error.endpoint()),
-        };
-        Self::new(diagnosis, error)
+        Self::new(error.diagnosis(), error)
     }
 }

@@ -6,6 +6,7 @@ mod error;
 mod policy;
 mod session;
 mod verdict;
+mod via;
 mod wire;
 
 use std::{
@@ -28,10 +29,11 @@ pub use error::ConnectError;
 pub use policy::{AddressPolicy, Denied};
 pub use session::{Facts, Session, TargetStream};
 pub use verdict::Verdict;
+pub use via::{Secret, Via, ViaError};
 pub use wire::{Mark, Wire, WireStream};
 
 use crate::{
-    fault::Fault,
+    fault::{Blame, Fault},
     protocol::{Opening, Step},
     tls::{self, Alpn, ClientTls, Negotiated},
 };
@@ -47,7 +49,9 @@ pub struct ConnectRequest<'a> {
     pub keepalive: Duration,
     /// The deadline for the connection, including TLS.
     pub deadline: Deadline,
-    /// The PROXY header to send first.
+    /// The HTTP proxy to go through: `endpoint` is then an address of it.
+    pub via: Option<Via<'a>>,
+    /// The PROXY header to send to the target first.
     pub header: Option<&'a [u8]>,
 }
 
@@ -62,7 +66,7 @@ pub struct Identity<'a> {
     pub alpn: Alpn,
 }
 
-/// A TCP connection to an endpoint. Nothing but a PROXY header was sent on it, and the endpoint is not verified.
+/// A TCP connection to an endpoint, or through a proxy. Nothing of the application's was sent on it, and the endpoint is not verified.
 #[derive(Debug)]
 pub struct Opened {
     endpoint: SocketAddr,
@@ -70,14 +74,22 @@ pub struct Opened {
     wire: Arc<Wire>,
     tcp_time: Duration,
     early: Bytes,
+    /// The connection goes on to the target, behind the proxy.
+    is_tunnel: bool,
 }
 
 /// Dials an endpoint, if the policy allows it.
 pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
-    let ConnectRequest { endpoint, policy, keepalive, deadline, header } = *request;
+    let ConnectRequest { endpoint, policy, keepalive, deadline, via, .. } = *request;
     policy.check(endpoint).map_err(ConnectError::Denied)?;
+    if let Some(address) = via.as_ref().and_then(Via::address) {
+        policy.check(address).map_err(ConnectError::Denied)?;
+    }
     let started = Instant::now();
-    let tcp = |source| ConnectError::Tcp { endpoint, source };
+    let tcp = |source| match via {
+        None => ConnectError::Tcp { endpoint, source },
+        Some(via) => ConnectError::Proxy { endpoint, proxy: via.proxy.to_owned(), source },
+    };
     // An IPv4-mapped address does not need IPv6, which may be disabled.
     let address = match endpoint.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), endpoint.port()),
@@ -96,25 +108,54 @@ pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
         policy.check_connected(local, address).map_err(ConnectError::Denied)?;
     }
     stream.set_nodelay(true).map_err(tcp)?;
-    let (mut stream, wire) = Wire::new(stream);
+    let (stream, wire) = Wire::new(stream);
     wire.socket().watch(keepalive).map_err(tcp)?;
-    if let Some(header) = header {
-        // It fits into an empty socket's buffer.
-        stream.write_all(header).await.map_err(tcp)?;
-    }
-    Ok(Opened { endpoint, stream, wire, tcp_time: started.elapsed(), early: Bytes::new() })
+    Ok(Opened {
+        endpoint,
+        stream,
+        wire,
+        tcp_time: started.elapsed(),
+        early: Bytes::new(),
+        is_tunnel: false,
+    })
 }
 
 impl Opened {
+    /// Goes on through the proxy to the target, if there is one, and sends the PROXY header.
+    pub async fn reach_target(&mut self, request: &ConnectRequest<'_>) -> Result<(), Fault> {
+        let endpoint = self.endpoint;
+        if let Some(via) = &request.via {
+            let opens = via::open_tunnel(&mut self.stream, &self.wire, via);
+            let limit = request.deadline.limit();
+            let opened = request.deadline.within(opens).await;
+            opened.unwrap_or(Err(ViaError::Late(limit))).map_err(|source| ConnectError::Via {
+                endpoint,
+                proxy: via.proxy.to_owned(),
+                source,
+            })?;
+            self.is_tunnel = true;
+        }
+        if let Some(header) = request.header {
+            // It fits into an empty socket's buffer.
+            let sent = self.stream.write_all(header).await;
+            sent.map_err(|source| self.fault(ConnectError::Tcp { endpoint, source }))?;
+        }
+        Ok(())
+    }
+
+    fn fault(&self, error: ConnectError) -> Fault {
+        fault(error, self.is_tunnel)
+    }
+
     /// Says what comes before TLS in its protocol. Nothing that the target sends before TLS is left behind it.
     pub async fn negotiate(&mut self, opening: Opening, deadline: Deadline) -> Result<(), Fault> {
         let endpoint = self.endpoint;
         let opens = self.run(opening);
         let Some(opened) = deadline.within(opens).await else {
             let limit = deadline.limit();
-            return Err(ConnectError::Timeout { endpoint, limit, tcp_done: true }.into());
+            return Err(self.fault(ConnectError::Timeout { endpoint, limit, tcp_done: true }));
         };
-        self.early = opened?;
+        self.early = opened.map_err(|error| self.fault(error))?;
         Ok(())
     }
 
@@ -143,7 +184,7 @@ impl Opened {
         identity: Option<Identity<'_>>,
         deadline: Deadline,
     ) -> Result<Session, Fault> {
-        let Self { endpoint, stream, wire, tcp_time, early } = self;
+        let Self { endpoint, stream, wire, tcp_time, early, is_tunnel } = self;
         let Some(Identity { tls, server_name, alpn }) = identity else {
             let facts = Facts {
                 alpn: Negotiated::None,
@@ -159,9 +200,13 @@ impl Opened {
         let handshake = deadline.within(tls::handshake(stream, tls, alpn, server_name)).await;
         let Some(handshake) = handshake else {
             let limit = deadline.limit();
-            return Err(ConnectError::Timeout { endpoint, limit, tcp_done: true }.into());
+            return Err(fault(
+                ConnectError::Timeout { endpoint, limit, tcp_done: true },
+                is_tunnel,
+            ));
         };
-        let handshake = handshake.map_err(|source| ConnectError::Tls { endpoint, source })?;
+        let failed = |source| fault(ConnectError::Tls { endpoint, source }, is_tunnel);
+        let handshake = handshake.map_err(failed)?;
         let facts = Facts {
             alpn: handshake.alpn,
             tls_version: Some(handshake.version),
@@ -173,6 +218,15 @@ impl Opened {
         let stream = TargetStream::Tls(Box::new(handshake.stream));
         Ok(Session { stream, wire, facts, early })
     }
+}
+
+/// What fails behind a proxy is not the fault of the proxy, whose address the endpoint is.
+fn fault(error: ConnectError, is_tunnel: bool) -> Fault {
+    let mut diagnosis = error.diagnosis();
+    if is_tunnel && diagnosis.blame == Blame::Endpoint {
+        diagnosis.blame = Blame::Target;
+    }
+    Fault::new(diagnosis, error)
 }
 
 #[cfg(test)]

@@ -30,8 +30,14 @@ async fn negotiated(response: &'static [u8]) -> Result<(), Fault> {
         let policy = AddressPolicy::new(&settings, []);
         let deadline = Deadline::new(Instant::now(), Duration::from_secs(10));
         let keepalive = Duration::from_secs(60);
-        let request =
-            ConnectRequest { endpoint, policy: &policy, keepalive, deadline, header: None };
+        let request = ConnectRequest {
+            endpoint,
+            policy: &policy,
+            keepalive,
+            deadline,
+            via: None,
+            header: None,
+        };
         let mut opened = open(&request).await.unwrap();
         let opening = postgres::Opening::new(Negotiation::Request);
         opened.negotiate(Opening::Postgres(opening), deadline).await

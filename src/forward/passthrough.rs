@@ -159,6 +159,7 @@ impl Passthrough {
         };
         let mut endpoints = addresses.iter().map(|ip| SocketAddr::new(*ip, destination.port()));
         let attempts = Attempts {
+            via: None,
             header: None,
             policy: &self.policy,
             identity: None,

@@ -54,8 +54,19 @@ pub struct PoolKey {
     pub protocol: Negotiated,
     /// Which load of trust settings and client certificate it was made with.
     pub trust: u64,
+    /// Where it leads through a proxy, whose address `endpoint` is then.
+    pub destination: Option<Arc<Destination>>,
     /// The client that its PROXY header names.
     pub client: Option<ClientId>,
+}
+
+/// What a proxy was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// A name or an IP.
+    pub host: Arc<str>,
+    /// Its port.
+    pub port: u16,
 }
 
 /// One worker's connections for one alias.

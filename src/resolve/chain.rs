@@ -166,6 +166,11 @@ impl Chain {
         Chain { addresses: vec![ip], ttl: Some(u32::MAX), ..Chain::new(&ip.to_string()) }
     }
 
+    /// The same for good: a name that is not to be queried does not expire.
+    pub fn lasting(self) -> Chain {
+        Chain { ttl: Some(self.ttl.unwrap_or(u32::MAX)), ..self }
+    }
+
     /// Continues from the end through the records of one response, which may be in any order.
     pub fn walk(mut self, records: &[Record]) -> Result<Walked, ChainError> {
         let start = self.end.clone();

@@ -44,6 +44,8 @@ pub enum Place {
     Alias,
     /// `target:` in the configuration.
     Target,
+    /// `via:` in the configuration.
+    Proxy,
     /// A later name of the chain.
     Chain,
     /// A client of the forward proxy.
@@ -163,6 +165,7 @@ fn lookup_fix(name: &str, place: Place, failure: &Failure) -> &'static str {
             "correct the alias' `name:`, or set `target:`"
         }
         (Failure::NxDomain | Failure::NoData, Place::Target) => "correct `target:`",
+        (Failure::NxDomain | Failure::NoData, Place::Proxy) => "correct `via:`",
         (Failure::NxDomain | Failure::NoData | Failure::Unaskable(_), Place::Client) => {
             "correct the host in the request, or make it an alias with a `target:`"
         }

@@ -166,6 +166,45 @@ impl DnsClient {
         Round { v4: v4.unwrap_or_else(late), v6: v6.unwrap_or_else(late) }
     }
 
+    /// Walks from the name until `is_enough`, and does without addresses, for a proxy resolves the rest: it is no error
+    /// where DNS says that there is nothing, unless the name is a Service.
+    pub async fn names(
+        &self,
+        name: &str,
+        place: Place,
+        is_enough: impl Fn(&[Arc<str>]) -> bool,
+    ) -> Result<Chain, ResolveError> {
+        let deadline = Instant::now() + WALK;
+        let mut chain = Chain::new(name);
+        while !is_enough(chain.names()) {
+            let end = chain.end().clone();
+            let error = match self.ask(&end, Family::V4, place, deadline).await {
+                Ok(response) => match chain.walk(&response.records).map_err(ResolveError::Chain)? {
+                    Walked::Complete(chain) => return Ok(chain),
+                    Walked::AskForEnd(longer) => {
+                        chain = longer;
+                        continue;
+                    }
+                    Walked::Nothing(same) => {
+                        chain = same;
+                        LookupError::new(&end, &[response.server], response.about_others())
+                    }
+                },
+                Err(error) => error,
+            };
+            let is_first = chain.names().len() == 1;
+            if error.is_denial() && !(is_first && place == Place::Service) {
+                break;
+            }
+            return Err(ResolveError::Lookup {
+                chain: chain.names().to_vec(),
+                place: if is_first { place } else { Place::Chain },
+                error: Box::new(error),
+            });
+        }
+        Ok(chain.lasting())
+    }
+
     /// Walks from the name to its addresses of one family. A CNAME without addresses does not say why there are none, so
     /// its target is queried separately. Takes less than five seconds.
     pub async fn walk(

@@ -348,9 +348,17 @@ impl Memory {
                 addresses.push(*ip);
             }
         }
+        let rule = self.question.rule(&self.answers.cluster_domain);
+        let names = leading.chain.names();
+        let led_to = Rule { server_name: None, ..rule }.true_name(names);
+        let destination = match led_to {
+            Ok(name) => Arc::from(name.as_str()),
+            Err(_) => leading.chain.end().clone(),
+        };
         self.state.current = Some(Arc::new(Resolution {
             generation: self.generation,
             true_name: leading.true_name.clone(),
+            destination,
             chain: leading.chain.names().to_vec(),
             addresses,
             ttl: self.limits.clamp(ttl, self.in_cluster),

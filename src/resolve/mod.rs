@@ -24,6 +24,7 @@ pub use refresh::{Resolver, Subscription};
 
 use crate::config::{self, NamePattern, TargetHost, TlsMode};
 use chain::Rule;
+use names::in_domain;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -42,6 +43,19 @@ pub struct Question {
     pub allow: Vec<NamePattern>,
     /// Without TLS, the true name may be inside the cluster.
     pub plaintext: bool,
+    /// What is wanted of the name.
+    pub purpose: Purpose,
+}
+
+/// What is wanted of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its true name and the addresses, which are dialled.
+    Dial,
+    /// Its true name: a proxy is asked for it, and resolves it.
+    AskProxy,
+    /// The addresses of that proxy.
+    DialProxy,
 }
 
 impl Question {
@@ -54,6 +68,20 @@ impl Question {
             chain_match: alias.tls.chain_match.clone(),
             allow: alias.allow.clone(),
             plaintext: alias.tls.mode == TlsMode::Plaintext,
+            purpose: if alias.via.is_some() { Purpose::AskProxy } else { Purpose::Dial },
+        }
+    }
+
+    /// The question for the addresses of an alias' proxy.
+    pub fn of_proxy(alias: &config::Alias, proxy: TargetHost) -> Question {
+        Question {
+            alias: Arc::from(alias.name.as_str()),
+            target: Some(proxy),
+            server_name: None,
+            chain_match: Vec::new(),
+            allow: Vec::new(),
+            plaintext: true,
+            purpose: Purpose::DialProxy,
         }
     }
 
@@ -68,6 +96,15 @@ impl Question {
         }
     }
 
+    /// Whether these names of a chain are all that its true name depends on.
+    fn is_settled(&self, names: &[Arc<str>], environment: &Environment) -> bool {
+        let leads_out = || {
+            let (first, last) = (names.first(), names.last());
+            first != last && last.is_some_and(|last| !in_domain(last, &environment.cluster_domain))
+        };
+        self.chain_match.is_empty() && (self.target.is_some() || leads_out())
+    }
+
     fn allows(&self, true_name: &TrueName) -> bool {
         self.allow.is_empty() || self.allow.iter().any(|p| p.matches(true_name.as_str()))
     }
@@ -80,9 +117,11 @@ pub struct Resolution {
     pub generation: u64,
     /// The one name that everything upstream is derived from.
     pub true_name: TrueName,
+    /// The host to ask a proxy for: what leads to the target, even where `tls.server_name` is another name.
+    pub destination: Arc<str>,
     /// The names from the alias to its addresses, in the order of the links, no trailing dots.
     pub chain: Vec<Arc<str>>,
-    /// Both families, in the order DNS gave them; never empty.
+    /// Both families, in the order DNS gave them; empty only where a proxy is asked for the target.
     pub addresses: Vec<IpAddr>,
     /// The lowest TTL of the chain, within the configured limits.
     pub ttl: Duration,

@@ -1,7 +1,7 @@
 //! Keeps resolutions fresh: a task for each question queries again before the TTL expires, and publishes the result.
 
 use super::{
-    Question, ResolutionState, ResolveError,
+    Purpose, Question, ResolutionState, ResolveError,
     environment::{Environment, ResolvConf, Source},
     error::Place,
     lookup::{DnsClient, Round},
@@ -121,7 +121,10 @@ impl Resolver {
         informed.get(name.as_str())?.iter().rev().filter_map(Weak::upgrade).find_map(|inquiry| {
             let memory = inquiry.memory.lock();
             let answers = memory.answers();
-            (answers.name().map(|name| &**name) == Some(name.as_str())).then(|| answers.clone())
+            // Without addresses, they are of use only where none are needed.
+            let is_enough = memory.question().purpose == question.purpose;
+            let is_same = answers.name().map(|name| &**name) == Some(name.as_str());
+            (is_same && is_enough).then(|| answers.clone())
         })
     }
 
@@ -181,7 +184,13 @@ impl Resolver {
             Ok(Asked::Ip(ip)) => Round::of_ip(ip),
             Ok(Asked::Name(name, place)) => {
                 let client = self.client(&environment.servers);
-                client.both(&name, place).await
+                if question.purpose == Purpose::AskProxy {
+                    let is_enough = |names: &[Arc<str>]| question.is_settled(names, &environment);
+                    let names = client.names(&name, place, is_enough).await;
+                    Round { v4: names.clone(), v6: names }
+                } else {
+                    client.both(&name, place).await
+                }
             }
             Err(error) => Round { v4: Err(error.clone()), v6: Err(error) },
         };
@@ -207,7 +216,11 @@ fn name_to_ask(question: &Question, environment: &Environment) -> Result<Asked, 
     let normalise = |name: &str| normalise(name).map_err(ResolveError::Name);
     match &question.target {
         Some(TargetHost::Ip(ip)) => Ok(Asked::Ip(*ip)),
-        Some(TargetHost::Name(name)) => Ok(Asked::Name(normalise(name)?, Place::Target)),
+        Some(TargetHost::Name(name)) => {
+            let is_proxy = question.purpose == Purpose::DialProxy;
+            let place = if is_proxy { Place::Proxy } else { Place::Target };
+            Ok(Asked::Name(normalise(name)?, place))
+        }
         None => {
             let absolute = environment.absolute(&question.alias);
             if absolute != fold(&question.alias) {

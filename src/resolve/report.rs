@@ -1,6 +1,6 @@
 //! Logs the changes of a question's state.
 
-use super::{Question, ResolutionState, chain::arrows};
+use super::{Purpose, Question, ResolutionState, chain::arrows};
 use std::sync::Arc;
 
 /// Logs for one question.
@@ -50,6 +50,11 @@ impl Report {
             return;
         };
         let (true_name, chain) = (&current.true_name, arrows(&current.chain));
+        if self.question.purpose == Purpose::DialProxy {
+            tracing::info!(alias, proxy = %true_name, addresses = ?current.addresses, "resolved the proxy of `via`");
+            self.generation = current.generation;
+            return;
+        }
         if self.generation != 0 && self.generation != current.generation {
             let old = was.map(ToString::to_string);
             tracing::info!(alias, old, new = %true_name, chain, "new true name");

@@ -1,5 +1,7 @@
 //! The resolver against real sockets, with responses as Kubernetes' DNS really sends them.
 
+mod proxied;
+
 use super::{error::Failure, *};
 use crate::demo::dns::{DnsResponse, DnsServer, RecordType, address, cname};
 use std::{
@@ -48,6 +50,7 @@ fn question() -> Question {
         chain_match: Vec::new(),
         allow: Vec::new(),
         plaintext: false,
+        purpose: Purpose::Dial,
     }
 }
 

@@ -2,19 +2,13 @@
 
 use std::{io, sync::Arc};
 
-use tokio::{
-    io::AsyncReadExt as _,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use super::{Arrival, Server, client_stream::ClientStream};
 use crate::{
     proxy_header::{Addresses, HeaderError, parse},
-    stream::Socket,
+    stream::{Socket, take},
 };
-
-/// How much is looked at at once: more than headers usually have.
-const GLANCE: usize = 512;
 
 /// Why there is no header.
 #[derive(Debug, thiserror::Error)]
@@ -82,23 +76,12 @@ impl Server {
     }
 }
 
-/// Takes the header from the stream, and nothing behind it.
 async fn read(stream: &mut ClientStream, socket: &Socket) -> Result<Option<Addresses>, ReadError> {
-    let mut header = Vec::new();
-    loop {
-        let mut glance = [0; GLANCE];
-        let taken = header.len();
-        let seen = socket.stream().peek(&mut glance).await?;
-        if seen == 0 {
-            return Err(if taken == 0 { ReadError::Silent } else { ReadError::Closed });
-        }
-        header.extend_from_slice(&glance[..seen]);
-        let parsed = parse(&header)?;
-        // What is seen while the header is incomplete is part of it.
-        header.truncate(parsed.map_or(taken + seen, |parsed| parsed.length));
-        stream.read_exact(&mut header[taken..]).await?;
-        if let Some(parsed) = parsed {
-            return Ok(parsed.addresses);
-        }
-    }
+    let mut ended = ReadError::Silent;
+    let header = take(stream, socket, |bytes| {
+        ended = ReadError::Closed;
+        let header = parse(bytes)?;
+        Ok::<_, ReadError>(header.map(|header| (header.length, header.addresses)))
+    });
+    header.await?.ok_or(ended)
 }

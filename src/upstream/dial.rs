@@ -13,11 +13,14 @@ use super::{
 use crate::{
     balance::Endpoint,
     config::Timeouts,
-    connect::{self, AddressPolicy, ConnectError, ConnectRequest, Deadline, Identity, Session},
+    connect::{
+        self, AddressPolicy, ConnectError, ConnectRequest, Deadline, Identity, Secret, Session, Via,
+    },
     fault::Fault,
     pool::{AcquireError, Counted, Room},
     protocol::Opening,
     proxy_header::{self, Addresses},
+    resolve::Resolution,
     telemetry::AliasMetrics,
     tls::{Alpn, TlsError},
 };
@@ -37,6 +40,8 @@ pub struct Attempts<'a> {
     pub opening: Option<Opening>,
     /// The deadline for a connection.
     pub deadline: Deadline,
+    /// The proxy to go through.
+    pub via: Option<Via<'a>>,
     /// The PROXY header to send.
     pub header: Option<&'a [u8]>,
     /// Whose attempts they are.
@@ -86,9 +91,12 @@ impl Attempts<'_> {
     async fn connect(&self, endpoint: SocketAddr, progress: &Progress) -> Result<Session, Fault> {
         let policy = self.policy.load_full();
         let (keepalive, deadline, header) = (self.timeouts.keepalive, self.deadline, self.header);
-        let request = ConnectRequest { endpoint, policy: &policy, keepalive, deadline, header };
+        let via = self.via;
+        let request =
+            ConnectRequest { endpoint, policy: &policy, keepalive, deadline, via, header };
         let mut opened = connect::open(&request).await?;
         progress.opened();
+        opened.reach_target(&request).await?;
         if let Some(opening) = self.opening.clone() {
             opened.negotiate(opening, deadline).await?;
         }
@@ -113,6 +121,17 @@ pub(super) struct DialRequest<'a> {
     pub(super) generation: &'a Arc<Generation>,
     pub(super) alpn: Alpn,
     pub(super) deadline: Deadline,
+}
+
+/// What is sent to a proxy and to the target before the target's protocol begins.
+pub(super) struct Preamble {
+    /// The PROXY header.
+    header: Option<Vec<u8>>,
+    /// The proxy of `via`.
+    proxy: Option<String>,
+    /// Says what the proxy is asked for.
+    destination: Arc<Resolution>,
+    authorization: Option<Arc<Secret>>,
 }
 
 /// The result of a dial.
@@ -173,15 +192,21 @@ impl DialRequest<'_> {
         picked.filter(|picked| !tried.contains(&picked.address()))
     }
 
-    /// The PROXY header that it sends.
-    pub(super) fn header(&self) -> Option<Vec<u8>> {
+    /// What comes before the target's protocol.
+    pub(super) fn preamble(&self) -> Preamble {
+        let config = self.alias.config();
         let client = self.caller.client.map(|client| &**client);
-        let version = self.alias.config().proxy_protocol.send;
-        version.map(|version| proxy_header::encode(version, client))
+        let version = config.proxy_protocol.send;
+        Preamble {
+            header: version.map(|version| proxy_header::encode(version, client)),
+            proxy: config.via.as_ref().map(|via| via.url.to_string()),
+            destination: self.generation.resolution(),
+            authorization: self.alias.credentials.current(),
+        }
     }
 
     /// What its attempts have in common.
-    pub(super) fn attempts<'b>(&'b self, header: Option<&'b [u8]>) -> Attempts<'b> {
+    pub(super) fn attempts<'b>(&'b self, preamble: &'b Preamble) -> Attempts<'b> {
         let config = self.alias.config();
         let identity = self.generation.tls();
         Attempts {
@@ -194,7 +219,13 @@ impl DialRequest<'_> {
             timeouts: &config.timeouts,
             opening: Opening::of(config),
             deadline: self.deadline,
-            header,
+            via: preamble.proxy.as_deref().map(|proxy| Via {
+                proxy,
+                host: &preamble.destination.destination,
+                port: self.generation.port(),
+                authorization: preamble.authorization.as_deref(),
+            }),
+            header: preamble.header.as_deref(),
             metrics: &self.alias.worker(self.caller.worker).metrics,
         }
     }
@@ -223,8 +254,8 @@ impl DialRequest<'_> {
                 return Err(AcquireError::ConnectionLimit { endpoint: address, limit }.into());
             }
         };
-        let header = self.header();
-        match self.attempts(header.as_deref()).one(address, progress).await {
+        let preamble = self.preamble();
+        match self.attempts(&preamble).one(address, progress).await {
             Ok(session) => {
                 self.generation.made(address, &session.wire);
                 Ok(Dialled::New(session, permit.opened(), endpoint))

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{Alias, Generation, NoTarget, Target};
+use crate::fault::{Blame, Fault};
 
 impl Alias {
     /// The target that new requests go to: the first with a usable endpoint.
@@ -75,11 +76,12 @@ impl Alias {
         None
     }
 
-    /// A request has failed at all these endpoints. If the target has no other, later requests go to the next
-    /// target for a while, or to the first if this one is the last.
-    pub fn failed_at(&self, generation: &Generation, tried: &[SocketAddr]) {
+    /// A request has failed at all these endpoints, at last by `fault`. If the target has no other, or another would
+    /// not help, later requests go to the next target for a while, or to the first if this one is the last.
+    pub fn failed_at(&self, generation: &Generation, tried: &[SocketAddr], fault: &Fault) {
         let now = Instant::now();
-        if self.targets.len() < 2 || generation.balancer().has_untried(now, tried) {
+        let may_help = fault.blame() != Blame::Target;
+        if self.targets.len() < 2 || may_help && generation.balancer().has_untried(now, tried) {
             return;
         }
         let Some(index) = self.position(generation.target()) else { return };
@@ -94,6 +96,22 @@ impl Alias {
                 true_name = generation.true_name().as_str(),
                 "requests go to the next target",
             );
+        }
+    }
+
+    /// Whether `next` may have a connection after `fault` at an endpoint of `generation`.
+    pub fn is_elsewhere(
+        next: &Arc<Generation>,
+        generation: &Arc<Generation>,
+        tried: &[SocketAddr],
+        fault: &Fault,
+    ) -> bool {
+        match fault.blame() {
+            // Its other endpoints are as good: those of a proxy that cannot reach it, for instance.
+            Blame::Target => next.target() != generation.target(),
+            _ => {
+                !Arc::ptr_eq(next, generation) || next.balancer().has_untried(Instant::now(), tried)
+            }
         }
     }
 

@@ -39,19 +39,31 @@ impl Alias {
             _ = futures_util::future::join_all(follow) => {}
             () = self.reap() => {}
             () = self.follow_files() => {}
+            () = self.credentials.follow(&self.config.name) => {}
         }
     }
 
     async fn follow(&self, target: &Target) {
         let Some(mut subscription) = target.subscription() else { return };
+        let mut proxy = target.proxy_subscription();
         // Compared with the last true name: one that returns after a failure is not new.
         let mut generation = target.applied().current.as_ref().map(|current| current.generation);
         loop {
-            let state = subscription.state();
+            let state = target.state();
             self.count(&mut generation, &target.applied(), &state);
             self.apply(target, &state);
             target.has_applied(state);
-            if subscription.changed().await.is_none() {
+            let proxy_changed = async {
+                match &mut proxy {
+                    Some(proxy) => proxy.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let changed = tokio::select! {
+                changed = subscription.changed() => changed,
+                changed = proxy_changed => changed,
+            };
+            if changed.is_none() {
                 return;
             }
         }

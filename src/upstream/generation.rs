@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::{HeaderValue, uri::Authority};
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
@@ -20,7 +20,7 @@ use crate::{
     balance::Balancer,
     config,
     connect::Wire,
-    pool::PoolKey,
+    pool::{Destination, PoolKey},
     resolve::{Resolution, TrueName},
     tls::{self, ClientTls, Negotiated, TlsError},
 };
@@ -34,6 +34,11 @@ pub struct Generation {
     number: u64,
     true_name: TrueName,
     port: u16,
+    /// The port of its endpoints, which may be a proxy's.
+    endpoint_port: u16,
+    is_proxied: bool,
+    /// What the proxy is asked for.
+    destination: ArcSwapOption<Destination>,
     tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
     authority: Authority,
     host: HeaderValue,
@@ -69,12 +74,13 @@ impl Generation {
             Some(before) => before.balancer.heir(policy, health),
             None => Balancer::new(policy, health),
         };
-        let generation = Self::build(target, resolution.clone(), tls, Arc::new(balancer))?;
+        let generation = Self::build(alias, target, resolution.clone(), tls, Arc::new(balancer))?;
         generation.rotate(resolution);
         Ok(generation)
     }
 
     fn build(
+        alias: &config::Alias,
         (target, port): (u32, u16),
         resolution: Arc<Resolution>,
         tls: Option<Arc<ClientTls>>,
@@ -99,6 +105,11 @@ impl Generation {
             target,
             number: resolution.generation,
             port,
+            is_proxied: alias.via.is_some(),
+            destination: ArcSwapOption::new(
+                alias.via.is_some().then(|| destination(&resolution, port)),
+            ),
+            endpoint_port: alias.via.as_ref().map_or(port, |via| via.url.port),
             tls,
             authority: Authority::try_from(authority).map_err(|_| unusable())?,
             host,
@@ -132,7 +143,7 @@ impl Generation {
         };
         balancer.trust_anew();
         let target = (self.target, self.port);
-        let renewed = Self::build(target, self.resolution(), tls, balancer)?;
+        let renewed = Self::build(alias, target, self.resolution(), tls, balancer)?;
         let (drain, kill) = (self.drain.clone(), self.kill.clone());
         Ok(Self { drain, kill, wires: self.wires.clone(), ..renewed })
     }
@@ -142,15 +153,23 @@ impl Generation {
         let endpoints: Vec<SocketAddr> = resolution
             .addresses
             .iter()
-            .map(|address| SocketAddr::new(*address, self.port))
+            .map(|address| SocketAddr::new(*address, self.endpoint_port))
             .collect();
         self.balancer.update(&endpoints, Instant::now());
+        if self.is_proxied {
+            self.destination.store(Some(destination(&resolution, self.port)));
+        }
         self.resolution.store(resolution);
     }
 
     /// The number of its target.
     pub fn target(&self) -> u32 {
         self.target
+    }
+
+    /// Its target's port.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Which of the target's true names this is.
@@ -196,14 +215,21 @@ impl Generation {
     /// The key of this generation's pooled connections.
     pub fn pool_key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
         let true_name = self.true_name.clone();
-        PoolKey { endpoint, true_name, protocol, trust: self.trust(), client: None }
+        let (trust, destination) = (self.trust(), self.destination());
+        PoolKey { endpoint, true_name, protocol, trust, destination, client: None }
     }
 
     /// Whether a request of this generation could use a connection kept under `key`.
     pub fn makes(&self, key: &PoolKey) -> bool {
         key.true_name == self.true_name
             && key.trust == self.trust()
+            && key.destination == self.destination()
             && self.has_endpoint(key.endpoint)
+    }
+
+    /// What its proxy is asked for; none without a proxy.
+    fn destination(&self) -> Option<Arc<Destination>> {
+        if self.is_proxied { self.destination.load_full() } else { None }
     }
 
     fn trust(&self) -> u64 {
@@ -212,7 +238,8 @@ impl Generation {
 
     /// Whether `endpoint` is among the addresses of the latest resolution.
     pub fn has_endpoint(&self, endpoint: SocketAddr) -> bool {
-        endpoint.port() == self.port && self.resolution.load().addresses.contains(&endpoint.ip())
+        endpoint.port() == self.endpoint_port
+            && self.resolution.load().addresses.contains(&endpoint.ip())
     }
 
     /// The alias leads elsewhere now: connections made for this name are not used again.
@@ -268,6 +295,10 @@ impl Generation {
     }
 }
 
+fn destination(resolution: &Resolution, port: u16) -> Arc<Destination> {
+    Arc::new(Destination { host: resolution.destination.clone(), port })
+}
+
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Generation")
@@ -304,6 +335,18 @@ mod tests {
         }
     }
 
+    /// Two targets behind one proxy have the same endpoints, and with `tls.server_name` the same true name.
+    #[test]
+    fn a_connection_through_a_proxy_is_kept_for_its_destination() {
+        let endpoint = "192.0.2.1:3128".parse().unwrap();
+        let via = "plaintext}, via: \"http://192.0.2.1:3128\", limits: {requests: 0";
+        let [one, same, other] = [443, 443, 8443].map(|port| generation(via, "httpbin.org", port));
+        let key = one.pool_key(endpoint, Negotiated::Http1);
+        assert!(same.makes(&key));
+        assert!(!other.makes(&key));
+        assert_ne!(other.pool_key(endpoint, Negotiated::Http1), key);
+    }
+
     fn generation(mode: &str, name: &str, port: u16) -> Generation {
         let yaml = format!("version: 1\naliases: [{{name: alias, tls: {{mode: {mode}}}}}]\n");
         let config = Config::parse(&yaml, "truename.yaml").unwrap();
@@ -312,6 +355,7 @@ mod tests {
         let resolution = Resolution {
             generation: 1,
             true_name: TrueName::for_test(name),
+            destination: name.into(),
             chain: Vec::new(),
             addresses: vec!["192.0.2.1".parse().unwrap()],
             ttl: std::time::Duration::from_secs(60),

@@ -90,8 +90,8 @@ impl Alias {
         let Holder { generation, endpoint } = holder;
         let address = endpoint.address();
         let dial = DialRequest { alias: self, caller, generation, alpn: Alpn::Listed, deadline };
-        let header = dial.header();
-        let session = dial.attempts(header.as_deref()).one(address, &Progress::default()).await?;
+        let preamble = dial.preamble();
+        let session = dial.attempts(&preamble).one(address, &Progress::default()).await?;
         generation.made(address, &session.wire);
         let counted = self.connections(address).beyond_limit(caller.worker).opened();
         Ok(Link::new(session, counted, endpoint, generation))

@@ -2,6 +2,7 @@
 
 mod active;
 mod budget;
+mod credentials;
 mod dial;
 mod failover;
 mod fault;
@@ -33,6 +34,7 @@ pub use status::EndpointStatus;
 pub use target::{NoTarget, Target, TargetKey};
 
 pub use crate::pool::SendError;
+use credentials::ProxyCredentials;
 use material::Material;
 
 use crate::{
@@ -50,6 +52,7 @@ pub struct Alias {
     hosts: Vec<String>,
     targets: Vec<Arc<Target>>,
     material: Arc<Material>,
+    credentials: Arc<ProxyCredentials>,
     policy: Arc<ArcSwap<AddressPolicy>>,
     state: Arc<AliasState>,
 }

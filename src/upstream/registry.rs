@@ -6,7 +6,9 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Alias, AliasState, Target, TargetKey, material::Material};
+use super::{
+    Alias, AliasState, Target, TargetKey, credentials::ProxyCredentials, material::Material,
+};
 use crate::{
     config,
     connect::AddressPolicy,
@@ -184,6 +186,10 @@ impl Inventory {
             hosts,
             targets: TargetKey::of_alias(config).map(&mut target).collect(),
             material,
+            credentials: match old.filter(|old| old.credentials.is_of(config)) {
+                Some(old) => old.credentials.clone(),
+                None => Arc::new(ProxyCredentials::load(config)),
+            },
             policy: self.policy.clone(),
             state: match old {
                 Some(old) => old.state.clone(),

@@ -17,7 +17,9 @@ use tokio::{
 use super::Generation;
 use crate::{
     config::{self, TargetHost},
-    resolve::{Question, Refusal, ResolutionState, ResolveError, Resolver, Subscription},
+    resolve::{
+        Question, Refusal, Resolution, ResolutionState, ResolveError, Resolver, Subscription,
+    },
     tls::TlsError,
 };
 
@@ -27,6 +29,8 @@ pub struct TargetKey {
     /// Which of the alias' targets it is in the file; none is the alias itself, which DNS is asked for.
     asked: Option<TargetHost>,
     port: u16,
+    /// The proxy that it is reached through.
+    via: Option<config::Via>,
 }
 
 /// The alias' own target, or one of `failover`.
@@ -36,6 +40,8 @@ pub struct Target {
     number: u32,
     /// None before the target is in use, and after it was removed, although requests may continue.
     subscription: ArcSwapOption<Subscription>,
+    /// The same for the name of its proxy, if it has one.
+    proxy_subscription: ArcSwapOption<Subscription>,
     pub(super) generation: ArcSwapOption<Generation>,
     /// The last generation, while there is none because DNS has failed for too long. Connections of it may be open.
     pub(super) unserved: ArcSwapOption<Generation>,
@@ -69,6 +75,7 @@ impl TargetKey {
         asked.map(|target| Self {
             asked: target.map(|target| target.host.clone()),
             port: target.and_then(|target| target.port).unwrap_or(config.port),
+            via: config.via.clone(),
         })
     }
 }
@@ -81,6 +88,7 @@ impl Target {
             key,
             number: NUMBERS.fetch_add(1, Relaxed),
             subscription: ArcSwapOption::empty(),
+            proxy_subscription: ArcSwapOption::empty(),
             generation: ArcSwapOption::empty(),
             unserved: ArcSwapOption::empty(),
             unusable: ArcSwapOption::empty(),
@@ -96,7 +104,7 @@ impl Target {
         self.number
     }
 
-    /// The port that its endpoints are dialled at.
+    /// Its port; its endpoints may be a proxy's.
     pub fn port(&self) -> u16 {
         self.key.port
     }
@@ -104,7 +112,7 @@ impl Target {
     /// What DNS says of it.
     pub fn state(&self) -> Arc<ResolutionState> {
         match &*self.subscription.load() {
-            Some(subscription) => subscription.state(),
+            Some(subscription) => self.through_proxy(subscription.state()),
             None => self.applied.borrow().clone(),
         }
     }
@@ -118,12 +126,37 @@ impl Target {
         let question = Question::new(alias, self.key.asked.clone());
         if let Some(subscription) = &*self.subscription.load() {
             subscription.adopt(question);
-            return subscription.state();
+            if let (Some(proxy), Some(via)) = (self.proxy_subscription(), &self.key.via) {
+                proxy.adopt(Question::of_proxy(alias, via.url.host.clone()));
+            }
+            return self.state();
+        }
+        if let Some(via) = &self.key.via {
+            let proxy = resolver.watch(Question::of_proxy(alias, via.url.host.clone()));
+            self.proxy_subscription.store(Some(Arc::new(proxy)));
         }
         let subscription = resolver.watch(question);
-        let state = subscription.state();
         self.subscription.store(Some(Arc::new(subscription)));
-        state
+        self.state()
+    }
+
+    /// The addresses of a target that is reached through a proxy are those of the proxy.
+    fn through_proxy(&self, state: Arc<ResolutionState>) -> Arc<ResolutionState> {
+        let Some(proxy) = self.proxy_subscription() else { return state };
+        let proxy = proxy.state();
+        let both = state.current.as_ref().zip(proxy.current.as_ref());
+        Arc::new(ResolutionState {
+            current: both.map(|(target, proxy)| {
+                Arc::new(Resolution { addresses: proxy.addresses.clone(), ..(**target).clone() })
+            }),
+            error: state.error.clone().or_else(|| proxy.error.clone()),
+            ..(*state).clone()
+        })
+    }
+
+    /// What follows DNS for its proxy's name.
+    pub(super) fn proxy_subscription(&self) -> Option<Subscription> {
+        self.proxy_subscription.load().as_deref().cloned()
     }
 
     /// What follows DNS; none where it is not asked any more.
@@ -134,12 +167,16 @@ impl Target {
     /// Stops querying DNS: open connections must not keep queries for a removed alias going.
     pub(super) fn ask_no_more(&self) {
         self.subscription.store(None);
+        self.proxy_subscription.store(None);
     }
 
     /// Asks DNS again soon.
     pub(super) fn refresh(&self) {
         if let Some(subscription) = &*self.subscription.load() {
             subscription.refresh();
+        }
+        if let Some(proxy) = &*self.proxy_subscription.load() {
+            proxy.refresh();
         }
     }
 

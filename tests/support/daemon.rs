@@ -43,6 +43,12 @@ impl Daemon {
             .await
     }
 
+    /// tinyproxy with these further settings.
+    pub async fn tinyproxy(settings: &str) -> Self {
+        let config = format!("Listen $IP\nPort $PORT\nTimeout 60\nMaxClients 50\n{settings}\n");
+        Self::start("tinyproxy", &["-d", "-c", "$FOLDER/config"], &config).await
+    }
+
     /// Starts `program` with these arguments and waits until it listens.
     async fn start(program: &str, arguments: &[&str], config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();

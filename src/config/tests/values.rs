@@ -103,6 +103,33 @@ fn words_and_versions_need_no_quotes() {
 }
 
 #[test]
+fn a_proxy_is_a_url_or_a_url_with_credentials() {
+    let via = |text: &str| alias(&format!("via: {text}")).via.unwrap();
+    assert_eq!(via("\"http://Proxy.Corp:3128/\"").url.to_string(), "http://proxy.corp:3128");
+    assert_eq!(via("\"http://[::1]:3128\"").url.to_string(), "http://[::1]:3128");
+    assert_eq!(via("{url: \"http://10.0.0.7:80\"}").credentials, None);
+    assert_eq!(alias("via: null").via, None);
+    for (url, why) in [
+        ("http://proxy.corp", "it has no port"),
+        ("proxy.corp:3128", "it has no `http://`"),
+        ("https://proxy.corp:3128", "TLS to the proxy is not supported"),
+        ("socks5://proxy.corp:1080", "it is not the URL of an HTTP proxy"),
+        ("http://proxy.corp:3128/path", "no path"),
+        ("http://a b:3128", "letters, digits"),
+    ] {
+        let problem = refused("via", &format!("\"{url}\""));
+        assert!(problem.contains(why) && problem.contains("an example is"), "{problem}");
+    }
+    let problem = refused("via", "\"http://ann:secret@proxy.corp:3128\"");
+    assert!(problem.contains("name that in `credentials`"), "{problem}");
+    assert!(!problem.contains("secret"), "{problem}");
+    let problem = refused("via", "{url: \"http://proxy:1\", credentials: /nonexistent}");
+    assert!(problem.contains("cannot use the file `/nonexistent`"), "{problem}");
+    let problem = refused("via", "{credentials: /nonexistent}");
+    assert!(problem.contains("url"), "{problem}");
+}
+
+#[test]
 fn hosts_and_server_names_are_names_or_addresses() {
     let hosts = alias("hosts: [\"*\", API.Example.com., 10.0.0.7, \"::1\", \"[::2]\"]").hosts;
     assert_eq!(hosts, ["*", "api.example.com", "10.0.0.7", "[::1]", "[::2]"]);

@@ -170,7 +170,7 @@ impl Connection {
             };
             tried.extend(fault.endpoint());
             if matches!(fault.blame(), Blame::Endpoint | Blame::Target) {
-                alias.failed_at(&generation, &tried);
+                alias.failed_at(&generation, &tried, &fault);
             }
             let is_last_next = retries + 1 >= config.retry.attempts;
             let behind = if is_last_next { alias.behind(&generation).await } else { None };
@@ -178,9 +178,8 @@ impl Connection {
                 Some(target) => target,
                 None => alias.target().await?,
             };
-            let elsewhere = !Arc::ptr_eq(&target, &generation)
-                || target.balancer().has_untried(Instant::now(), &tried);
-            let may_retry = matches!(fault.blame(), Blame::Connection | Blame::Endpoint)
+            let elsewhere = Alias::is_elsewhere(&target, &generation, &tried, &fault);
+            let may_retry = !matches!(fault.blame(), Blame::Client | Blame::Alias)
                 && config.retry.when.contains(&RetryOn::Connect)
                 && retries < config.retry.attempts;
             if !(may_retry && elsewhere && !deadline.is_over() && alias.withdraw()) {

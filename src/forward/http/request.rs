@@ -240,7 +240,7 @@ impl Journey<'_> {
                     Err(fault) => {
                         tried.failed.extend(fault.endpoint());
                         if speaks_against_target(&fault) {
-                            alias.failed_at(&generation, &tried.failed);
+                            alias.failed_at(&generation, &tried.failed, &fault);
                         }
                         let behind = match tried.is_last_next(&config.retry) {
                             true => alias.behind(&generation).await,
@@ -250,8 +250,8 @@ impl Journey<'_> {
                             Some(target) => target,
                             None => alias.target().await?,
                         };
-                        tried.elsewhere = !Arc::ptr_eq(&target, &generation)
-                            || target.balancer().has_untried(Instant::now(), &tried.failed);
+                        tried.elsewhere =
+                            Alias::is_elsewhere(&target, &generation, &tried.failed, &fault);
                         elsewhere = Some(target);
                         Outcome::Unconnected(fault)
                     }
@@ -261,7 +261,7 @@ impl Journey<'_> {
                 {
                     tried.failed.extend(fault.endpoint());
                     if speaks_against_target(fault) {
-                        alias.failed_at(&generation, &tried.failed);
+                        alias.failed_at(&generation, &tried.failed, fault);
                     }
                 }
                 let retry = match next(&outcome, outgoing.asked(), &tried, &config.retry) {

@@ -144,9 +144,9 @@ pub(super) fn speaks_against_target(fault: &Fault) -> bool {
     matches!(fault.blame(), Blame::Endpoint | Blame::Target) && !is_late
 }
 
-/// Whether another endpoint of the same target may do better.
+/// Whether another endpoint, or another target, may do better.
 fn is_worth_another_endpoint(fault: &Fault) -> bool {
-    matches!(fault.blame(), Blame::Connection | Blame::Endpoint)
+    matches!(fault.blame(), Blame::Connection | Blame::Endpoint | Blame::Target)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ fn question(allow: &[&str]) -> Arc<Question> {
         chain_match: Vec::new(),
         allow: allow.iter().map(|pattern| NamePattern((*pattern).into())).collect(),
         plaintext: false,
+        purpose: crate::resolve::Purpose::Dial,
     })
 }
 

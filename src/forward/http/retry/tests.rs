@@ -147,8 +147,8 @@ proptest! {
         let free = tried.kept && !tried.renewed;
 
         let expected = match came {
-            // "A connection that could not be made is retried on another endpoint."
-            Came::Unconnected(Blame::Connection | Blame::Endpoint) => {
+            // "A connection that could not be made is retried on another endpoint, or at the next target."
+            Came::Unconnected(Blame::Connection | Blame::Endpoint | Blame::Target) => {
                 let again = listed(RetryOn::Connect) && tried.elsewhere && has_attempts;
                 again.then_some((RetryReason::Connect, On::AnotherEndpoint, false))
             }
