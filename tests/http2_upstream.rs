@@ -380,6 +380,9 @@ async fn an_origin_of_http_2_that_stops_reading_is_given_up_and_its_client_told(
     let through = responding("timeouts: {idle: 1s}", move |request, mut respond| {
         let reset = reset.clone();
         async move {
+            if request.method() == "GET" {
+                return drop(respond.send_response(Response::new(()), true).unwrap());
+            }
             // Nothing of it is read, so that its window never opens again.
             let _unread = request;
             reset.send_replace(Some(poll_fn(|cx| respond.poll_reset(cx)).await.unwrap()));
@@ -387,6 +390,9 @@ async fn an_origin_of_http_2_that_stops_reading_is_given_up_and_its_client_told(
     })
     .await;
     let mut peer = through.connect().await;
+    // A kept connection is not what is to blame.
+    peer.send(get("/")).await;
+    assert_eq!(peer.response().await.status(), 200);
     peer.send(post("Content-Length: 64000000")).await;
     let sent = async { while peer.try_send(vec![b'x'; 64 * 1024]).await.is_ok() {} };
     tokio::time::timeout(Duration::from_millis(700), sent).await.unwrap_err();

@@ -170,8 +170,9 @@ impl Cause for ForwardError {
             }
             Self::Destination(error) => return error.fix(),
             Self::Exchange { tls: Some(error), .. } => return error.hint(),
+            Self::Exchange { error, .. } if error.is_unread() => "raise `timeouts.idle`",
             Self::Exchange { error, kept: true, .. }
-                if !error.is_malformed() && !error.is_stream_reset() =>
+                if error.is_cut_off() && !error.is_malformed() =>
             {
                 "the connection had been kept from an earlier request: if the target closes those \
                  that are idle, set `pool.idle_timeout` below its time for that"
@@ -182,7 +183,6 @@ impl Cause for ForwardError {
             }
             Self::ResponseTimeout { .. } => "raise `timeouts.response`",
             Self::ClientBody(error) if is_idle(error) => "raise `timeouts.idle`",
-            Self::Exchange { error, .. } if error.is_unread() => "raise `timeouts.idle`",
             _ => return None,
         };
         Some(fix.into())
