@@ -7,12 +7,13 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use truename::demo::dns;
 
 use crate::support::{
-    postgres_server::{self, PostgresServer, psql, written},
+    postgres_server::{self, PostgresServer, client, psql, written},
     process,
     proxy::Proxy,
-    scene::{ALIAS, Scene, TRUE_NAME},
+    scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     tools, within,
 };
 
@@ -126,6 +127,92 @@ async fn drivers_of_python_work_as_they_do_without_a_proxy() {
     let child = drivers.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     assert_eq!(written(&ended(child).await), "ok\n");
     assert!(!real.proxy.log().contains("panicked"));
+}
+
+#[tokio::test]
+async fn fifty_clients_of_pgbench_see_a_move_as_on_change_says() {
+    let mut scene = Scene::new(2).await;
+    drop(scene.take_listeners());
+    let names = ["one.example", "two.example"];
+    let mut servers = Vec::new();
+    for (name, ip) in names.into_iter().zip(&scene.addresses) {
+        scene.dns.zone([dns::address(name, 60, *ip)]);
+        let address = SocketAddr::new(*ip, scene.port);
+        let server = PostgresServer::start(address, name, &[]).await;
+        written(&output(client("pgbench", address, "", &["-i", "-q"])).await);
+        servers.push(server);
+    }
+    for on_change in ["keep", "drain", "close"] {
+        scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, names[0])]);
+        let keys = format!("protocol: postgres\non_change: {on_change}");
+        let proxy = Proxy::start(&scene.restless_yaml(&keys)).await;
+        let alias = proxy.address(ALIAS).await;
+        let port = "select inet_server_addr()";
+        let leads_to = async |server: usize| {
+            let now = output(psql(alias, "", &["-c", port])).await;
+            now.status.success()
+                && text(&now.stdout).trim() == servers[server].address.ip().to_string()
+        };
+        assert!(leads_to(0).await);
+        let seconds = if on_change == "keep" { "4" } else { "60" };
+        let mut bench = client(
+            "pgbench",
+            alias,
+            "sslmode=disable",
+            &["-S", "-n", "-c", "50", "-j", "2", "-T", seconds],
+        );
+        let child = bench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // All have connected, and had their first response.
+        let ran = "select count(*) from pg_stat_activity where query like 'SELECT abalance%'";
+        within("50 sessions", async {
+            let asks = async || output(psql(servers[0].address, "", &["-c", ran])).await;
+            while written(&asks().await) != "50\n" {}
+        })
+        .await;
+        scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, names[1])]);
+        within("the alias to lead to the second server", async { while !leads_to(1).await {} })
+            .await;
+        let output = ended(child).await;
+        let (out, said) = (text(&output.stdout), text(&output.stderr));
+        if on_change == "keep" {
+            assert!(output.status.success(), "{said}");
+            assert!(out.contains("number of failed transactions: 0 "), "{out}");
+        } else {
+            // pgbench does not connect again.
+            assert!(!output.status.success(), "{out}");
+            assert!(said.contains("the alias leads to another server now"), "{said}");
+            if on_change == "drain" {
+                assert!(!said.contains("server closed the connection unexpectedly"), "{said}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn sessions_for_a_primary_follow_a_promotion_of_its_standby() {
+    let mut scene = Scene::new(2).await;
+    drop(scene.take_listeners());
+    let address = |nth: usize| SocketAddr::new(scene.addresses[nth], scene.port);
+    let primary = PostgresServer::start(address(0), TRUE_NAME, &[]).await;
+    let standby = PostgresServer::standby(&primary, address(1), TRUE_NAME).await;
+    let keys = "protocol: postgres\npostgres: {role: primary}";
+    let proxy = Proxy::start(&scene.yaml(keys)).await;
+    let alias = proxy.address(ALIAS).await;
+    let ask = async || output(psql(alias, "", &["-c", "select pg_is_in_recovery()"])).await;
+    let mut refused = 0;
+    for _ in 0..6 {
+        let output = ask().await;
+        match output.status.success() {
+            true => assert_eq!(text(&output.stdout), "f\n"),
+            false => refused += 1,
+        }
+    }
+    assert!(refused <= 1, "{refused}");
+    primary.kill();
+    standby.promote().await;
+    within("a session with the new primary", async { while !ask().await.status.success() {} })
+        .await;
+    assert_eq!(written(&ask().await), "f\n");
 }
 
 /// Waits until a query sleeps at the server.

@@ -38,9 +38,29 @@ impl PostgresServer {
         initdb.arg("--pwfile").arg(&password).arg("-D").arg(folder.path().join("data"));
         let made = initdb.output().unwrap();
         assert!(made.status.success(), "{made:?}");
-        let hba = "hostssl all all all scram-sha-256\n";
+        let hba = "hostssl all,replication all all scram-sha-256\n";
         fs::write(folder.path().join("data/pg_hba.conf"), hba).unwrap();
         Self::run(folder, address, name, settings).await
+    }
+
+    /// A streaming standby of `primary`.
+    pub async fn standby(primary: &Self, address: SocketAddr, name: &str) -> Self {
+        let folder = folder();
+        let mut copy = as_server("pg_basebackup");
+        copy.args([
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            "--no-sync",
+            "--wal-method=stream",
+        ]);
+        copy.arg("-D").arg(folder.path().join("data")).arg("-d").arg(format!(
+            "host={} port={} user=app sslmode=require",
+            primary.address.ip(),
+            primary.address.port()
+        ));
+        let copied = copy.env("PGPASSWORD", PASSWORD).output().unwrap();
+        assert!(copied.status.success(), "{copied:?}");
+        Self::run(folder, address, name, &[]).await
     }
 
     async fn run(folder: TempDir, address: SocketAddr, name: &str, settings: &[&str]) -> Self {
@@ -81,6 +101,15 @@ impl PostgresServer {
             }
         })
         .await;
+    }
+
+    /// Has a standby become a primary.
+    pub async fn promote(&self) {
+        let mut promote = as_server("pg_ctl");
+        let promoted =
+            promote.args(["promote", "-w", "-D"]).arg(self.folder.path().join("data")).output();
+        let promoted = promoted.unwrap();
+        assert!(promoted.status.success(), "{promoted:?}");
     }
 
     /// Kills it, as a crash of the machine would.
