@@ -97,6 +97,8 @@ choice! {
         Tcp = "tcp",
         /// PostgreSQL, whose TLS begins with an SSLRequest.
         Postgres = "postgres",
+        /// MySQL and MariaDB, whose TLS begins after the server's greeting.
+        Mysql = "mysql",
     }
 }
 
@@ -107,6 +109,7 @@ impl Protocol {
             Self::Http => Some(443),
             Self::Tcp => None,
             Self::Postgres => Some(5432),
+            Self::Mysql => Some(3306),
         }
     }
 }

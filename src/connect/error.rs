@@ -167,7 +167,7 @@ impl Cause for ConnectError {
             }
             Self::Proxy { .. } => "check that the proxy listens there, or correct `via`".into(),
             Self::Via { source, .. } => source.fix().into(),
-            Self::Opening { source, .. } => source.fix().into(),
+            Self::Opening { source, .. } => return source.fix().map(Into::into),
             Self::Negotiation { .. } => return None,
             Self::Tls { source, .. } => return source.hint(),
         };

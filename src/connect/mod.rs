@@ -185,17 +185,44 @@ impl Opened {
         deadline: Deadline,
     ) -> Result<Session, Fault> {
         let Self { endpoint, stream, wire, tcp_time, early, is_tunnel } = self;
-        let Some(Identity { tls, server_name, alpn }) = identity else {
-            let facts = Facts {
-                alpn: Negotiated::None,
-                tls_version: None,
-                resumed: false,
-                not_after: None,
-                tcp_time,
-                tls_time: Duration::ZERO,
-            };
-            return Ok(Session { stream: TargetStream::Plain(stream), wire, facts, early });
+        let facts = Facts {
+            alpn: Negotiated::None,
+            tls_version: None,
+            resumed: false,
+            not_after: None,
+            tcp_time,
+            tls_time: Duration::ZERO,
         };
+        let plain = Plain { stream, wire, facts, early, is_tunnel };
+        match identity {
+            Some(identity) => plain.verify(endpoint, identity, deadline).await,
+            None => Ok(plain.into_session()),
+        }
+    }
+}
+
+/// A connection without TLS.
+struct Plain {
+    stream: WireStream,
+    wire: Arc<Wire>,
+    facts: Facts,
+    early: Bytes,
+    is_tunnel: bool,
+}
+
+impl Plain {
+    fn into_session(self) -> Session {
+        let Self { stream, wire, facts, early, is_tunnel } = self;
+        Session { stream: TargetStream::Plain(stream), wire, facts, early, is_tunnel }
+    }
+
+    async fn verify(
+        self,
+        endpoint: SocketAddr,
+        Identity { tls, server_name, alpn }: Identity<'_>,
+        deadline: Deadline,
+    ) -> Result<Session, Fault> {
+        let Self { stream, wire, facts, early, is_tunnel } = self;
         let started = Instant::now();
         let handshake = deadline.within(tls::handshake(stream, tls, alpn, server_name)).await;
         let Some(handshake) = handshake else {
@@ -212,11 +239,31 @@ impl Opened {
             tls_version: Some(handshake.version),
             resumed: handshake.resumed,
             not_after: handshake.not_after,
-            tcp_time,
             tls_time: started.elapsed(),
+            ..facts
         };
         let stream = TargetStream::Tls(Box::new(handshake.stream));
-        Ok(Session { stream, wire, facts, early })
+        Ok(Session { stream, wire, facts, early, is_tunnel })
+    }
+}
+
+impl Session {
+    /// Completes TLS on a connection that has none, where its protocol has it begin later, and verifies the endpoint.
+    pub async fn verify(
+        self,
+        endpoint: SocketAddr,
+        identity: Identity<'_>,
+        deadline: Deadline,
+    ) -> Result<Self, Fault> {
+        let Self { stream, wire, facts, early, is_tunnel } = self;
+        match stream {
+            TargetStream::Plain(stream) => {
+                Plain { stream, wire, facts, early, is_tunnel }
+                    .verify(endpoint, identity, deadline)
+                    .await
+            }
+            stream => Ok(Self { stream, wire, facts, early, is_tunnel }),
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Session {
     pub facts: Facts,
     /// What the target has said already that is for the client.
     pub early: Bytes,
+    /// Whether there is a proxy between.
+    pub is_tunnel: bool,
 }
 
 /// How a connection was made.

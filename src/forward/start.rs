@@ -43,6 +43,8 @@ pub enum Turn {
     HoldKey(CancelKey),
     /// Make TLS with the client, and say so: [`Starting::secured`].
     StartTls,
+    /// Make TLS with the target, verify it, and say so: [`Starting::target_secured`].
+    StartTargetTls,
     /// The session has begun. What waits in the buffers is its own: [`Starting::into_parts`].
     Established,
     /// Close both connections.
@@ -54,6 +56,7 @@ pub enum Turn {
 enum News {
     Dialled,
     Secured,
+    TargetSecured,
     Ended(Side),
 }
 
@@ -80,6 +83,21 @@ impl<S: Start> Starting<S> {
     /// The client's TLS is there.
     pub fn secured(&mut self) {
         self.news = Some(News::Secured);
+    }
+
+    /// Takes what has come from the client and was not taken: it belongs to TLS.
+    pub fn take_from_client(&mut self) -> Bytes {
+        self.from_client.split().freeze()
+    }
+
+    /// The target has sent this already.
+    pub fn received(&mut self, early: &[u8]) {
+        self.from_target.extend_from_slice(early);
+    }
+
+    /// The target's TLS is there, and the target is verified.
+    pub fn target_secured(&mut self) {
+        self.news = Some(News::TargetSecured);
     }
 
     /// Passes bytes on, until there is something else to do. There is a target from the dial on.
@@ -114,6 +132,7 @@ impl<S: Start> Starting<S> {
                     Action::DialHolder(key) => return Ok(Turn::DialHolder(key)),
                     Action::HoldKey(key) => return Ok(Turn::HoldKey(key)),
                     Action::StartTls => return Ok(Turn::StartTls),
+                    Action::StartTargetTls => return Ok(Turn::StartTargetTls),
                     Action::Established => return Ok(Turn::Established),
                     Action::Close => return Ok(Turn::Close),
                 };
@@ -173,6 +192,7 @@ impl<S: Start> Starting<S> {
         let has_news = news.is_some();
         let result = match news {
             Some(News::Dialled) => self.start.on(Event::Dialled, &mut actions),
+            Some(News::TargetSecured) => self.start.on(Event::TargetSecured, &mut actions),
             Some(News::Secured) => self.start.on(Event::Secured, &mut actions),
             Some(News::Ended(side)) => {
                 self.ended.get_or_insert(side);

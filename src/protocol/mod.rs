@@ -4,7 +4,10 @@
 //! A protocol has two of them. Its *opening* is what is said to the target before TLS, on each connection
 //! that is tried. Its [`Start`] has both sides, from the client's first byte to where the session begins.
 
+pub mod mysql;
 pub mod postgres;
+
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -55,6 +58,11 @@ pub trait Start {
     /// What the target is sent before its connection is closed without a session; empty where that is not to be
     /// announced.
     fn farewell(&self) -> Bytes;
+
+    /// How long after the dial the client may take with what it has to send, where the target does not wait longer.
+    fn client_limit(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// How many bytes of one side may wait to be taken.
@@ -65,10 +73,12 @@ pub const MAX_BUFFERED: usize = 128 * 1024;
 pub enum Event<'a> {
     /// A side has sent bytes. Those that are taken are removed.
     Bytes(Side, &'a mut BytesMut),
-    /// The connection to the target is there, and verified.
+    /// The connection to the target is there; and verified, unless its TLS begins later.
     Dialled,
     /// The client's TLS handshake is done.
     Secured,
+    /// The target's TLS handshake is done, and the target is verified.
+    TargetSecured,
     /// A side has closed its connection. All that it sent before has been offered.
     Ended(Side),
 }
@@ -86,9 +96,11 @@ pub enum Action {
     /// Note that the session with this key is at the target, for [`DialHolder`](Self::DialHolder), before anything
     /// else is done: the client gets it next.
     HoldKey(postgres::CancelKey),
-    /// Make TLS with the client, once everything has been sent. Bytes that have come meanwhile end the session:
+    /// Make TLS with the client, once everything has been sent. Bytes that have come meanwhile are read as TLS:
     /// somebody may have put them in front of the client's.
     StartTls,
+    /// Make TLS with the target, once everything has been sent, and verify it.
+    StartTargetTls,
     /// The session has begun: bytes in the buffers belong to it.
     Established,
     /// End both connections, once everything has been sent.
@@ -98,6 +110,8 @@ pub enum Action {
 /// What is said to a target before TLS, on each connection that is tried.
 #[derive(Clone, Debug)]
 pub enum Opening {
+    /// The server's greeting.
+    Mysql(mysql::Opening),
     /// An SSLRequest, unless TLS is negotiated directly.
     Postgres(postgres::Opening),
 }
@@ -114,8 +128,11 @@ pub enum Step {
 }
 
 /// Why an opening does not come to TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpeningError {
+    /// In MySQL.
+    #[error(transparent)]
+    Mysql(#[from] mysql::OpeningError),
     /// In PostgreSQL.
     #[error(transparent)]
     Postgres(#[from] postgres::OpeningError),
@@ -124,20 +141,26 @@ pub enum OpeningError {
 impl Opening {
     /// That of an alias' protocol; none where TLS begins at once, and where there is none.
     pub fn of(alias: &config::Alias) -> Option<Self> {
-        if alias.tls.mode == TlsMode::Plaintext {
-            return None;
-        }
+        let tls = alias.tls.mode != TlsMode::Plaintext;
         match alias.protocol {
             Protocol::Http | Protocol::Tcp => None,
+            Protocol::Mysql => Some(Self::Mysql(mysql::Opening::new(tls))),
+            Protocol::Postgres if !tls => None,
             Protocol::Postgres => {
                 Some(Self::Postgres(postgres::Opening::new(alias.postgres.negotiation)))
             }
         }
     }
 
+    /// Whether TLS begins only when the client has said more.
+    pub fn defers_tls(&self) -> bool {
+        matches!(self, Self::Mysql(_))
+    }
+
     /// What to do next, given what was received and not yet taken.
     pub fn next(&mut self, received: &mut BytesMut) -> Result<Step, OpeningError> {
         match self {
+            Self::Mysql(opening) => Ok(opening.next(received)?),
             Self::Postgres(opening) => Ok(opening.next(received)?),
         }
     }
@@ -145,6 +168,7 @@ impl Opening {
     /// The target has closed the connection.
     pub fn closed(&self) -> OpeningError {
         match self {
+            Self::Mysql(_) => mysql::OpeningError::Closed.into(),
             Self::Postgres(_) => postgres::OpeningError::Closed.into(),
         }
     }
@@ -152,16 +176,18 @@ impl Opening {
 
 impl OpeningError {
     /// What happened.
-    pub fn kind(self) -> Kind {
+    pub fn kind(&self) -> Kind {
         match self {
+            Self::Mysql(error) => error.kind(),
             Self::Postgres(error) => error.kind(),
         }
     }
 
     /// What to change.
-    pub fn fix(self) -> &'static str {
+    pub fn fix(&self) -> Option<&'static str> {
         match self {
-            Self::Postgres(error) => error.fix(),
+            Self::Mysql(error) => error.fix(),
+            Self::Postgres(error) => Some(error.fix()),
         }
     }
 }
@@ -170,7 +196,7 @@ impl OpeningError {
 pub fn offered_alpn(alias: &config::Alias) -> Vec<String> {
     match (alias.protocol, alias.postgres.negotiation) {
         (Protocol::Postgres, Negotiation::Direct) => vec![postgres::ALPN.to_owned()],
-        (Protocol::Postgres, Negotiation::Request) => Vec::new(),
+        (Protocol::Postgres, Negotiation::Request) | (Protocol::Mysql, _) => Vec::new(),
         (Protocol::Http | Protocol::Tcp, _) => alias.tcp.alpn.clone(),
     }
 }
@@ -179,6 +205,7 @@ pub fn offered_alpn(alias: &config::Alias) -> Vec<String> {
 pub fn accepted_alpn(alias: &config::Alias) -> Vec<String> {
     match alias.protocol {
         Protocol::Postgres => vec![postgres::ALPN.to_owned()],
+        Protocol::Mysql => Vec::new(),
         Protocol::Http | Protocol::Tcp => alias.tcp.alpn.clone(),
     }
 }

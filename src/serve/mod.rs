@@ -7,6 +7,7 @@ mod forward_proxy;
 mod http1;
 mod http2;
 mod listen_socket;
+mod mysql;
 mod proxy_header;
 mod request_timer;
 mod service;

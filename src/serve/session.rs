@@ -30,24 +30,24 @@ const LOGIN: Duration = Duration::from_secs(65);
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The client's side of a session, whose TLS may begin later.
-type ClientSide<S> = Either<S, Box<TlsStream<Prefixed<S>>>>;
+pub(super) type ClientSide<S> = Either<S, Box<TlsStream<Prefixed<S>>>>;
 
 /// What a session goes on with.
-type Started<S, P> = (ClientSide<S>, Link, Starting<P>, Option<HeldKey<Holder>>);
+pub(super) type Started<S, P> = (ClientSide<S>, Link, Starting<P>, Option<HeldKey<Holder>>);
 
 /// A session that has not begun.
-struct Session<'a, S, P> {
-    server: &'a Arc<Server>,
-    arrival: &'a Arrival,
-    downstream: &'a DownstreamConnection,
-    connection: &'a mut Connection,
-    starting: Starting<P>,
-    client: Option<ClientSide<S>>,
-    link: Option<Link>,
+pub(super) struct Session<'a, S, P> {
+    pub(super) server: &'a Arc<Server>,
+    pub(super) arrival: &'a Arrival,
+    pub(super) downstream: &'a DownstreamConnection,
+    pub(super) connection: &'a mut Connection,
+    pub(super) starting: Starting<P>,
+    pub(super) client: Option<ClientSide<S>>,
+    pub(super) link: Option<Link>,
     /// By which the session can be cancelled, once it is about to begin.
-    held: Option<HeldKey<Holder>>,
-    accepted: Instant,
-    deadline: Instant,
+    pub(super) held: Option<HeldKey<Holder>>,
+    pub(super) accepted: Instant,
+    pub(super) deadline: Instant,
 }
 
 impl Server {
@@ -139,10 +139,15 @@ impl Server {
 impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
     /// Runs the start. If no session comes of it, both sides have been told, and only the client's connection is
     /// still to be closed.
-    async fn begin(mut self) -> Result<Started<S, P>, End> {
+    pub(super) async fn begin(mut self) -> Result<Started<S, P>, End> {
         let refusal = loop {
             match self.turn().await {
-                Ok(Turn::StartTls) => self.secure().await?,
+                Ok(Turn::StartTls) => {
+                    if let Err(end) = self.secure().await {
+                        self.close(&[]).await;
+                        return Err(end);
+                    }
+                }
                 Ok(Turn::Dial) => match self.dial().await {
                     Ok(()) => {}
                     Err(Unconnected::Failed(fault)) => break self.starting.refusal(&fault),
@@ -152,6 +157,11 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
                     // Whether there is one is not said: nobody reads what comes in response to a CancelRequest.
                     if !self.dial_holder(&key).await {
                         break Bytes::new();
+                    }
+                }
+                Ok(Turn::StartTargetTls) => {
+                    if let Err(fault) = self.secure_target().await {
+                        break self.starting.refusal(&fault);
                     }
                 }
                 Ok(Turn::HoldKey(key)) => self.hold(key),
@@ -182,7 +192,7 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
     }
 
     /// Ends both connections without a session.
-    async fn close(&mut self, refusal: &[u8]) {
+    pub(super) async fn close(&mut self, refusal: &[u8]) {
         self.connection.sent(self.starting.sent());
         // Before the client is told, and comes again.
         self.mark_role();
@@ -206,27 +216,36 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
 
     /// The next thing to do.
     async fn turn(&mut self) -> Result<Turn, Stop> {
-        let Some(client) = &mut self.client else { return Err(Stop::Left) };
-        let has_link = self.link.is_some();
-        let moved = self.link.as_ref().map(|link| link.cut());
-        let target = self.link.as_mut().map(|link| &mut link.session.stream);
-        let cut = async {
-            match &moved {
-                Some(moved) => moved.cancelled().await,
-                None => std::future::pending().await,
-            }
-        };
         let stopped = self.server.drain.stopped();
-        tokio::select! {
-            biased;
-            () = stopped.cancelled() => Err(Stop::Left),
-            () = cut => Err(Stop::Fault(StartError::Moved.into())),
-            turn = timeout_at(self.deadline, self.starting.next(client, target)) => match turn {
-                Ok(turn) => turn.map_err(Stop::Fault),
-                Err(_) if has_link => Err(Stop::Fault(StartError::Late(LOGIN).into())),
-                Err(_) => Err(Stop::Left),
-            },
-            () = self.arrival.unused(self.accepted), if !has_link => Err(Stop::Left),
+        let moved = self.link.as_ref().map(|link| link.cut());
+        let has_link = self.link.is_some();
+        loop {
+            let (deadline, limit) = self.limit();
+            let Some(client) = &mut self.client else { return Err(Stop::Left) };
+            let target = self.link.as_mut().map(|link| &mut link.session.stream);
+            let cut = async {
+                match &moved {
+                    Some(moved) => moved.cancelled().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let turn = tokio::select! {
+                biased;
+                () = stopped.cancelled() => return Err(Stop::Left),
+                () = cut => return Err(Stop::Fault(StartError::Moved.into())),
+                turn = timeout_at(deadline, self.starting.next(client, target)) => turn,
+                () = self.arrival.unused(self.accepted), if !has_link => return Err(Stop::Left),
+            };
+            match (turn, limit) {
+                (Ok(turn), _) => return turn.map_err(Stop::Fault),
+                // It may have done what the limit was for.
+                (Err(_), Some(_)) if self.limit().1.is_none() => {}
+                (Err(_), Some(limit)) => return Err(Stop::Fault(StartError::Silent(limit).into())),
+                (Err(_), None) if has_link => {
+                    return Err(Stop::Fault(StartError::Late(LOGIN).into()));
+                }
+                (Err(_), None) => return Err(Stop::Left),
+            }
         }
     }
 
@@ -234,8 +253,9 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
     async fn secure(&mut self) -> Result<(), End> {
         self.decide(true);
         let Some(Either::Left(stream)) = self.client.take() else { return Err(End::Reset) };
-        let stream = Prefixed::new(Bytes::new(), stream);
-        match self.server.accept(stream, self.arrival, self.deadline).await {
+        let stream = Prefixed::new(self.starting.take_from_client(), stream);
+        let (deadline, _) = self.limit();
+        match self.server.accept(stream, self.arrival, deadline).await {
             Some(accepted) => {
                 self.client = Some(Either::Right(accepted.stream));
                 self.starting.secured();
@@ -247,6 +267,10 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
 
     async fn dial(&mut self) -> Result<(), Unconnected> {
         self.decide(false);
+        self.connect().await
+    }
+
+    pub(super) async fn connect(&mut self) -> Result<(), Unconnected> {
         self.connection.admit().map_err(Unconnected::Failed)?;
         let client = self.client.as_ref().and_then(ByteStream::socket);
         let link = self.connection.connect(client).await?;
@@ -254,10 +278,31 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
         Ok(())
     }
 
-    fn dialled(&mut self, link: Link) {
+    fn dialled(&mut self, mut link: Link) {
+        self.starting.received(&std::mem::take(&mut link.session.early));
         self.link = Some(link);
         self.starting.dialled();
         self.deadline = Instant::now() + LOGIN;
+    }
+
+    /// Makes TLS with the target.
+    async fn secure_target(&mut self) -> Result<(), Fault> {
+        if let Some(link) = self.link.take() {
+            self.link = Some(self.connection.secure(link).await?);
+        }
+        self.starting.target_secured();
+        Ok(())
+    }
+
+    /// Until when it may take, and the limit that the client has, if it has one of its own.
+    fn limit(&self) -> (Instant, Option<Duration>) {
+        match self.starting.start().client_limit() {
+            Some(limit) if self.link.is_some() => {
+                let dialled = self.deadline - LOGIN;
+                (self.deadline.min(dialled + limit), Some(limit))
+            }
+            _ => (self.deadline, None),
+        }
     }
 
     async fn dial_holder(&mut self, key: &CancelKey) -> bool {
@@ -292,12 +337,12 @@ enum Stop {
     Left,
 }
 
-fn left(connection: &mut Connection) -> End {
+pub(super) fn left(connection: &mut Connection) -> End {
     connection.left();
     End::Done
 }
 
-fn refused_tls(connection: &mut Connection) -> End {
+pub(super) fn refused_tls(connection: &mut Connection) -> End {
     connection.left();
     End::Lingers
 }

@@ -17,7 +17,7 @@ use crate::{
 
 /// How long to wait for a ClientHello with `tls_in: auto` before the target is dialled: the client may be waiting for
 /// the server to speak first.
-const CLIENT_HELLO_WAIT: Duration = Duration::from_millis(200);
+pub(super) const CLIENT_HELLO_WAIT: Duration = Duration::from_millis(200);
 
 impl Server {
     /// Serves a connection to the listener of an alias of another protocol, or a CONNECT tunnel to it, on the client's
@@ -47,6 +47,7 @@ impl Server {
         let protocol = arrival.listener.alias().map(|alias| alias.config().protocol);
         match protocol {
             Some(Protocol::Postgres) => Box::pin(self.postgres(stream, arrival)).await,
+            Some(Protocol::Mysql) => Box::pin(self.mysql(stream, arrival)).await,
             _ => self.tcp(stream, arrival).await,
         }
     }
@@ -119,7 +120,7 @@ impl Server {
 
 /// Whether the client's first bytes begin a ClientHello. `first` is the result of reading into `read` for the first
 /// time. An incomplete one is waited for no longer than `header_timeout`.
-async fn says_hello<S: ByteStream>(
+pub(super) async fn says_hello<S: ByteStream>(
     first: io::Result<usize>,
     stream: &mut S,
     read: &mut BytesMut,

@@ -48,7 +48,7 @@ impl RetryReason {
 }
 
 /// The protocols of downstream connections; `none` is for those that ended before it was known.
-pub(super) const PROTOCOLS: [&str; 5] = ["http/1.1", "h2", "tcp", "postgres", "none"];
+pub(super) const PROTOCOLS: [&str; 6] = ["http/1.1", "h2", "tcp", "postgres", "mysql", "none"];
 
 /// Requests by method and status are stored in blocks of this many; most aliases need one block.
 const BLOCK: usize = 8;
@@ -308,6 +308,11 @@ impl AliasMetrics {
     /// Records a new connection.
     pub fn connected(&self, facts: &Facts) {
         self.series.connect_duration.record(facts.tcp_time);
+        self.handshaken(facts);
+    }
+
+    /// Records a TLS handshake, if there was one.
+    pub fn handshaken(&self, facts: &Facts) {
         if facts.tls_version.is_some() {
             self.series.handshake_duration[usize::from(facts.resumed)].record(facts.tls_time);
         }

@@ -75,13 +75,7 @@ impl Attempts<'_> {
         let session = self.connect(endpoint, progress).await;
         match &session {
             Ok(session) => self.metrics.connected(&session.facts),
-            Err(fault) => match fault.cause() {
-                Some(ConnectError::Denied(_)) => self.metrics.address_refused(),
-                Some(ConnectError::Tls { source: TlsError::Certificate(failure), .. }) => {
-                    self.metrics.certificate(failure.not_after);
-                }
-                _ => {}
-            },
+            Err(fault) => count_refusal(fault, self.metrics),
         }
         // A reload may have made it stricter in the meantime.
         self.policy.load().check(endpoint).map_err(ConnectError::Denied)?;
@@ -111,6 +105,17 @@ pub struct Caller<'a> {
     pub worker: usize,
     /// The client's connection; none for a call by the library.
     pub client: Option<&'a Arc<Addresses>>,
+}
+
+/// Counts an address that is not allowed, and records the expiry of a certificate that was not accepted.
+pub(super) fn count_refusal(fault: &Fault, metrics: &AliasMetrics) {
+    match fault.cause() {
+        Some(ConnectError::Denied(_)) => metrics.address_refused(),
+        Some(ConnectError::Tls { source: TlsError::Certificate(failure), .. }) => {
+            metrics.certificate(failure.not_after);
+        }
+        _ => {}
+    }
 }
 
 /// A connection that a request to an alias, or a tunnel, needs.
@@ -208,16 +213,13 @@ impl DialRequest<'_> {
     /// What its attempts have in common.
     pub(super) fn attempts<'b>(&'b self, preamble: &'b Preamble) -> Attempts<'b> {
         let config = self.alias.config();
-        let identity = self.generation.tls();
+        let opening = Opening::of(config);
+        let defers_tls = opening.as_ref().is_some_and(Opening::defers_tls);
         Attempts {
             policy: &self.alias.policy,
-            identity: identity.map(|(tls, server_name)| Identity {
-                tls,
-                server_name,
-                alpn: self.alpn,
-            }),
+            identity: self.generation.identity(self.alpn).filter(|_| !defers_tls),
             timeouts: &config.timeouts,
-            opening: Opening::of(config),
+            opening,
             deadline: self.deadline,
             via: preamble.proxy.as_deref().map(|proxy| Via {
                 proxy,
@@ -261,11 +263,7 @@ impl DialRequest<'_> {
                 Ok(Dialled::New(session, permit.opened(), endpoint))
             }
             Err(fault) => {
-                if fault.is_of_endpoint() {
-                    let text = fault.to_string();
-                    endpoint.distrust(matches!(fault.cause(), Some(ConnectError::Tls { .. })));
-                    self.alias.endpoint_failed(self.generation, &endpoint, &text);
-                }
+                self.alias.attempt_failed(self.generation, &endpoint, &fault);
                 Err(fault)
             }
         }
@@ -273,6 +271,19 @@ impl DialRequest<'_> {
 }
 
 impl Alias {
+    /// Counts an attempt that has failed, if that was the endpoint's fault.
+    pub(super) fn attempt_failed(
+        &self,
+        generation: &Generation,
+        endpoint: &Endpoint,
+        fault: &Fault,
+    ) {
+        if fault.is_of_endpoint() {
+            endpoint.distrust(matches!(fault.cause(), Some(ConnectError::Tls { .. })));
+            self.endpoint_failed(generation, endpoint, &fault.to_string());
+        }
+    }
+
     /// Counts a transport failure, and logs if it ejects the endpoint.
     pub(super) fn endpoint_failed(
         &self,

@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     balance::Balancer,
     config,
-    connect::Wire,
+    connect::{Identity, Wire},
     pool::{Destination, PoolKey},
     resolve::{Resolution, TrueName},
-    tls::{self, ClientTls, Negotiated, TlsError},
+    tls::{self, Alpn, ClientTls, Negotiated, TlsError},
 };
 
 /// Everything that follows from one [`TrueName`] and the settings: SNI, verified name, `Host`, endpoints.
@@ -190,6 +190,11 @@ impl Generation {
     /// Settings and name for the handshake; `None` on plaintext.
     pub fn tls(&self) -> Option<(&ClientTls, &ServerName<'static>)> {
         self.tls.as_ref().map(|(tls, name)| (&**tls, name))
+    }
+
+    /// What a handshake verifies and offers; `None` on plaintext.
+    pub fn identity(&self, alpn: Alpn) -> Option<Identity<'_>> {
+        self.tls().map(|(tls, server_name)| Identity { tls, server_name, alpn })
     }
 
     /// `https`, or `http` where `tls.mode` is `plaintext`.

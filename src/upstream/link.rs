@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Alias, Generation,
-    dial::{Caller, DialRequest, Dialled},
+    dial::{Caller, DialRequest, Dialled, count_refusal},
     happy_eyeballs::Progress,
 };
 use crate::{
@@ -73,8 +73,12 @@ impl Alias {
         match dial.dial(&endpoint, tried, |_| None::<Infallible>).await? {
             Dialled::Kept(never) => match never {},
             Dialled::New(session, counted, endpoint) => {
-                endpoint.succeeded();
-                Ok(Link::new(session, counted, &endpoint, generation))
+                let link = Link::new(session, counted, &endpoint, generation);
+                // One whose certificate is wrong must not look well for its greeting.
+                if !link.awaits_tls() {
+                    endpoint.succeeded();
+                }
+                Ok(link)
             }
         }
     }
@@ -109,6 +113,38 @@ impl Link {
         let wire = session.wire.clone();
         let in_use = InUse { in_flight, _counted: counted, wire, has_ended: false };
         Self { session, generation: generation.clone(), in_use }
+    }
+
+    /// Whether its TLS begins only now.
+    fn awaits_tls(&self) -> bool {
+        self.generation.tls().is_some() && self.session.facts.tls_version.is_none()
+    }
+
+    /// Completes TLS and verifies the target, where the protocol has that begin after its greeting.
+    pub async fn secure(
+        self,
+        alias: &Alias,
+        worker: usize,
+        deadline: Deadline,
+    ) -> Result<Self, Fault> {
+        let Self { session, generation, in_use } = self;
+        let metrics = &alias.worker(worker).metrics;
+        let endpoint = in_use.in_flight.endpoint();
+        let Some(identity) = generation.identity(Alpn::Listed) else {
+            return Ok(Self { session, generation, in_use });
+        };
+        match session.verify(endpoint.address(), identity, deadline).await {
+            Ok(session) => {
+                metrics.handshaken(&session.facts);
+                endpoint.succeeded();
+                Ok(Self { session, generation, in_use })
+            }
+            Err(fault) => {
+                count_refusal(&fault, metrics);
+                alias.attempt_failed(&generation, endpoint, &fault);
+                Err(fault)
+            }
+        }
     }
 
     /// Who is at its other end.

@@ -5,6 +5,8 @@
 //! * [`raw_origin`] and [`scripts`]: upstreams that misbehave, or that note every byte
 //! * [`service_origin`]: upstreams with a response of the test's own making, trailers included
 //! * [`client`]: the application's side; [`curl`]: the one that users have
+//! * [`mariadb`]: a real MariaDB
+//! * [`mysql`]: MySQL on the wire, and a stand-in for its server
 //! * [`postgres`]: PostgreSQL on the wire, and a stand-in for its server; [`postgres_server`]: a real one
 //! * [`trust`]: certificates, and the root that signed them
 //! * [`ca`]: folders of local certificate authorities
@@ -29,7 +31,9 @@ pub mod client;
 pub mod curl;
 pub mod daemon;
 pub mod loopback;
+pub mod mariadb;
 pub mod message;
+pub mod mysql;
 pub mod peer;
 pub mod postgres;
 pub mod postgres_server;

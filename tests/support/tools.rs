@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// A Python that has `requests` and `httpx`.
+/// A Python that has `requests`, `httpx`, and drivers of databases.
 pub fn python() -> PathBuf {
     installed("python/bin/python")
 }
@@ -10,6 +10,16 @@ pub fn python() -> PathBuf {
 /// A Node whose own `fetch` obeys proxy variables.
 pub fn node() -> PathBuf {
     installed("bin/node")
+}
+
+/// The folder of Node's modules.
+pub fn node_modules() -> PathBuf {
+    installed("node_modules")
+}
+
+/// The folder of plugins of MariaDB's server.
+pub fn mariadb_plugins() -> PathBuf {
+    installed("mariadb/usr/lib/mysql/plugin")
 }
 
 #[track_caller]

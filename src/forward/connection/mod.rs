@@ -3,6 +3,7 @@
 
 mod record;
 mod session;
+mod until_quit;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 use super::tunnel::{self, Settings, Side, Unwatched, Watch, carry};
 use crate::{
     config::{NEVER, RetryOn},
-    connect::Deadline,
+    connect::{Deadline, TargetStream},
     fault::{Blame, Fault},
     proxy_header::Addresses,
     stream::{ByteStream, Prefixed, Socket, receive},
     upstream::{Alias, Caller, Generation, Holder, Link},
 };
 use record::{End, Record};
+use until_quit::UntilQuit;
 
 pub use session::{Begun, Ended, close, tell};
 
@@ -111,6 +113,27 @@ impl Connection {
             None => {
                 self.record.ended(End::Left);
                 Err(Unconnected::Left)
+            }
+        }
+    }
+
+    /// Completes TLS with the target and verifies it, where the protocol has that begin after its greeting, within
+    /// `timeouts.connect`.
+    pub async fn secure(&mut self, link: Link) -> Result<Link, Fault> {
+        let (alias, worker) = (self.record.alias().clone(), self.record.worker());
+        let deadline = Deadline::new(Instant::now(), alias.config().timeouts.connect);
+        let (generation, endpoint) = (link.generation().clone(), link.endpoint());
+        match Box::pin(link.secure(&alias, worker, deadline)).await {
+            Ok(link) => {
+                self.record.connected(&link);
+                Ok(link)
+            }
+            Err(fault) => {
+                if matches!(fault.blame(), Blame::Endpoint | Blame::Target) {
+                    alias.failed_at(&generation, &[endpoint]);
+                }
+                self.record.failed(&fault);
+                Err(fault)
             }
         }
     }
@@ -218,11 +241,25 @@ impl Connection {
 
     /// Copies bytes both ways until the connection ends. Returns whether both sides have closed; if not, the client
     /// is to be reset.
-    pub async fn carry<D: ByteStream>(mut self, client: D, mut link: Link) -> bool {
+    pub async fn carry<D: ByteStream>(self, client: D, link: Link) -> bool {
+        self.carry_as(client, link, |stream| stream).await
+    }
+
+    /// The same for a MySQL session, which has an end of its own.
+    pub async fn carry_mysql<D: ByteStream>(self, client: D, link: Link) -> bool {
+        self.carry_as(client, link, UntilQuit::new).await
+    }
+
+    async fn carry_as<D: ByteStream, T: ByteStream>(
+        mut self,
+        client: D,
+        mut link: Link,
+        wrap: impl FnOnce(TargetStream) -> T,
+    ) -> bool {
         let (moved, stopped) = (link.cut(), self.stopped.clone());
         let early = std::mem::take(&mut link.session.early);
         let (stream, in_use) = link.into_stream();
-        let target = Prefixed::new(early, stream);
+        let target = Prefixed::new(early, wrap(stream));
         let killed = async {
             cut(&moved, &stopped).await;
             tunnel::End::Killed

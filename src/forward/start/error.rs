@@ -10,6 +10,9 @@ pub enum StartError {
     /// Client and server together took too long.
     #[error("the session did not begin within {0:?} of connecting to the target")]
     Late(Duration),
+    /// The client was too slow for the server.
+    #[error("the client did not respond to the server's greeting within {0:?}")]
+    Silent(Duration),
     /// The alias leads elsewhere now.
     #[error("the connection to the target was closed, because the alias leads to another one now")]
     Moved,
@@ -19,6 +22,7 @@ impl StartError {
     fn kind(self) -> Kind {
         match self {
             Self::Late(_) => Kind::ResponseTimeout,
+            Self::Silent(_) => Kind::RequestTimeout,
             Self::Moved => Kind::ConnectionLost,
         }
     }
@@ -28,6 +32,7 @@ impl Cause for StartError {
     fn fix(&self) -> Option<String> {
         let fix = match self {
             Self::Late(_) => "check that neither client nor server waits for something else",
+            Self::Silent(_) => "check that the client speaks the protocol of the alias",
             Self::Moved => "connect again",
         };
         Some(fix.into())
@@ -36,13 +41,12 @@ impl Cause for StartError {
 
 impl From<StartError> for Fault {
     fn from(error: StartError) -> Self {
-        let diagnosis = Diagnosis {
-            kind: error.kind(),
-            stage: Stage::Response,
-            blame: Blame::Connection,
-            taken: Taken::Some,
-            endpoint: None,
+        let (stage, blame) = match error {
+            StartError::Silent(_) => (Stage::Request, Blame::Client),
+            StartError::Late(_) | StartError::Moved => (Stage::Response, Blame::Connection),
         };
+        let diagnosis =
+            Diagnosis { kind: error.kind(), stage, blame, taken: Taken::Some, endpoint: None };
         Self::new(diagnosis, error)
     }
 }

@@ -214,6 +214,7 @@ impl Start for Startup {
             Event::Bytes(Side::Client, buffer) => self.client_bytes(buffer, actions)?,
             Event::Bytes(Side::Target, buffer) => self.target_bytes(buffer, actions)?,
             Event::Dialled => self.dialled(actions),
+            Event::TargetSecured => {}
             Event::Secured => {
                 self.secured = true;
                 self.phase = Phase::Packets;
