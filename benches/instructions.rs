@@ -266,7 +266,7 @@ fn pooling() -> Pooling {
         let counted = permit.opened();
         let now = Instant::now();
         let connection = Connection::start(
-            Session { stream, wire, facts, early: bytes::Bytes::new() },
+            Session { stream, wire, facts, early: bytes::Bytes::new(), is_tunnel: false },
             false,
             now + Duration::from_secs(3600),
             counted,

@@ -150,26 +150,28 @@ async fn a_real_server_counts_no_client_that_leaves() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drivers_log_in_to_mysql_by_a_cold_cache_and_by_a_warm_one() {
-    for plugin in ["caching_sha2_password", "sha256_password"] {
+    let plain = ["pymysql_login.py", "mysql2_login.js", "mariadb_login.js"];
+    for (keys, plugin, scripts) in [
+        ("", "caching_sha2_password", &plain[..]),
+        // mysql2 has none for it.
+        ("", "sha256_password", &["pymysql_login.py", "mariadb_login.js"]),
+        ("tls_in: true", "caching_sha2_password", &["libmysqlclient_login.py"]),
+        ("tls_in: true", "sha256_password", &["libmysqlclient_login.py"]),
+    ] {
         let server = Server::of("caching_sha2_password", plugin);
-        let through = ThroughMysql::serving(&server, "").await;
+        let through = ThroughMysql::serving(&server, keys).await;
+        let roots = through.proxy.folder().join("state/truename/ca.pem");
         let (python, node) = (tools::python(), tools::node());
-        for script in
-            ["pymysql_login.py", "mysql2_login.js", "mariadb_login.js", "libmysqlclient_login.py"]
-        {
-            // It takes sha256_password over its own TLS only.
-            if plugin == "sha256_password" && script.starts_with("mysql2") {
-                continue;
-            }
+        for script in scripts {
             server.forget();
             for _ in 0..2 {
                 let program = if script.ends_with("py") { &python } else { &node };
-                let printed =
-                    printed(driver(program, script, through.address, ["app", PASSWORD, ""])).await;
+                let arguments = ["app", PASSWORD, roots.to_str().unwrap()];
+                let printed = printed(driver(program, script, through.address, arguments)).await;
                 assert_eq!(printed.trim(), "in", "{script} {plugin}");
             }
         }
-        assert_eq!(server.state().logins.1, 0);
+        assert_eq!(server.state().logins, (2 * scripts.len(), 0));
     }
 }
 

@@ -148,7 +148,8 @@ async fn a_server_without_tls_gets_nothing() {
         move |mut arrival: Arrival| {
             let bytes = bytes.clone();
             async move {
-                arrival.tcp().write_all(&bytes).await.unwrap();
+                // It may be cut short.
+                let _ = arrival.tcp().write_all(&bytes).await;
                 let mut rest = Vec::new();
                 let _ = arrival.tcp().read_to_end(&mut rest).await;
                 assert_eq!(rest, b"", "after {bytes:?}");

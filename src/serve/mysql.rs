@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{TlsIn, TlsMode},
-    forward::{Connection, Starting, Unconnected},
+    forward::{Connection, StartError, Starting, Unconnected},
     protocol::mysql::{ClientTls, RsaKey, Settings, Startup},
     stream::{ByteStream, Prefixed, receive},
     telemetry::DownstreamConnection,
@@ -113,6 +113,14 @@ impl Server {
                 Unconnected::Failed(fault) => session.starting.refusal(&fault),
                 Unconnected::Left => return Err(End::Lingers),
             };
+            session.close(&refusal).await;
+            return Err(End::Lingers);
+        }
+        // A reload has changed `tls.mode` meanwhile: nothing goes on as it was configured before.
+        if session.link.as_ref().is_some_and(|link| link.awaits_tls() != target_tls) {
+            let fault = StartError::Moved.into();
+            session.connection.failed(&fault);
+            let refusal = session.starting.refusal(&fault);
             session.close(&refusal).await;
             return Err(End::Lingers);
         }

@@ -115,8 +115,8 @@ impl Link {
         Self { session, generation: generation.clone(), in_use }
     }
 
-    /// Whether its TLS begins only now.
-    fn awaits_tls(&self) -> bool {
+    /// Whether its TLS has yet to begin.
+    pub fn awaits_tls(&self) -> bool {
         self.generation.tls().is_some() && self.session.facts.tls_version.is_none()
     }
 

@@ -1,12 +1,13 @@
 //! MySQL on the wire, for both ends: what clients send, and a stand-in for the server that does what MySQL 8 and 9 do
 //! where a password is concerned, and can misbehave.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use aws_lc_rs::{
     digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest},
     rsa::{OAEP_SHA1_MGF1SHA1, OaepPublicEncryptingKey, PublicEncryptingKey},
 };
+use parking_lot::Mutex;
 use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -154,12 +155,12 @@ impl Server {
 
     /// What it has seen.
     pub fn state(&self) -> State {
-        self.state.lock().unwrap().clone()
+        self.state.lock().clone()
     }
 
     /// Empties its cache, as a restart does.
     pub fn forget(&self) {
-        self.state.lock().unwrap().warm = false;
+        self.state.lock().warm = false;
     }
 
     /// Serves a connection.
@@ -203,7 +204,7 @@ impl Server {
     }
 
     fn note(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap());
+        change(&mut self.state.lock());
     }
 
     /// The number of what is sent next, and whether the user is who it says; `None` where it left.
@@ -232,7 +233,7 @@ impl Server {
                 if data.is_empty() || data == [0] {
                     return Some((sequence, false));
                 }
-                let warm = self.state.lock().unwrap().warm;
+                let warm = self.state.lock().warm;
                 if warm && data == hash(self.plugin, PASSWORD, scramble) {
                     peer.try_send(packet(sequence, [1, 3])).await.ok()?;
                     return Some((sequence + 1, true));

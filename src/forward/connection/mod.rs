@@ -130,7 +130,7 @@ impl Connection {
             }
             Err(fault) => {
                 if matches!(fault.blame(), Blame::Endpoint | Blame::Target) {
-                    alias.failed_at(&generation, &[endpoint]);
+                    alias.failed_at(&generation, &[endpoint], &fault);
                 }
                 self.record.failed(&fault);
                 Err(fault)

@@ -140,13 +140,13 @@ fn data<'a>(rest: &mut &'a [u8], capabilities: u32) -> Option<&'a [u8]> {
     if capabilities & LENGTHS == 0 {
         return Some(take_text(rest));
     }
-    let length = match take(rest, 1)? {
-        &[0xfc] if capabilities & capability::PLUGIN_AUTH_LENENC != 0 => {
+    let length = match *take(rest, 1)? {
+        [0xfc] if capabilities & capability::PLUGIN_AUTH_LENENC != 0 => {
             usize::from(u16::from_le_bytes(take(rest, 2)?.try_into().ok()?))
         }
         // No data is as long as three or eight bytes would tell.
-        &[251..=255] if capabilities & capability::PLUGIN_AUTH_LENENC != 0 => return None,
-        &[length] => usize::from(length),
+        [251..=255] if capabilities & capability::PLUGIN_AUTH_LENENC != 0 => return None,
+        [length] => usize::from(length),
         _ => return None,
     };
     take(rest, length)

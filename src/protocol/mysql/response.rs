@@ -123,7 +123,7 @@ fn code(fault: &Fault) -> (u16, &'static str) {
         | Kind::TlsProtocol
         | Kind::TlsCertificate => CANNOT_CONNECT,
         Kind::ConnectionLost | Kind::ResponseInvalid if connecting => CANNOT_CONNECT,
-        Kind::ConnectionLost | Kind::ResponseTimeout => LOST,
+        Kind::ConnectionLost | Kind::StreamReset | Kind::ResponseTimeout => LOST,
         // ER_NET_READ_INTERRUPTED
         Kind::RequestTimeout => (1159, "08S01"),
         Kind::RequestInvalid | Kind::ResponseInvalid | Kind::UpgradeFailed => (1043, "08S01"),

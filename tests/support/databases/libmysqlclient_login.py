@@ -1,12 +1,18 @@
-# The same by libmysqlclient, which has to be told to ask for a public key. Its own Python module has no argument for that.
+# The same by libmysqlclient. Its Python module has no argument to have it ask for a public key: so it needs TLS.
 import sys
 
 import _mysql_connector
 
-port, user, password, _ = sys.argv[1:]
+port, user, password, roots = sys.argv[1:]
 connection = _mysql_connector.MySQL()
 connection.connect(
-    host="127.0.0.1", port=int(port), user=user, password=password, ssl_disabled=True, get_server_public_key=True
+    host="127.0.0.1",
+    port=int(port),
+    user=user,
+    password=password,
+    ssl_disabled=False,
+    ssl_ca=roots,
+    ssl_verify_identity=True,
 )
 connection.ping()
 print("in")
