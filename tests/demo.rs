@@ -21,6 +21,10 @@ fn told_once_the_story_holds_and_leaves_nothing_behind() {
         "SNI   httpbin.org",
         "https://webscaler-manual works, and both certificates are verified",
         "40 of 40 succeeded",
+        "server certificate for \"db-eu.example.com\" does not match host name \"webscaler-db\"",
+        "TLSv1.3",
+        "the session's work goes on in db-us.example.com",
+        "1 session ended between two statements (57P01), and each of ",
     ] {
         assert!(page.contains(part), "{part:?} is not in\n{page}");
     }

@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Write},
-    net::SocketAddr,
     pin::pin,
     process::ExitCode,
 };
@@ -20,7 +19,7 @@ use crate::{
     demo::{
         page::Page,
         story::{self, Story},
-        world::{ADDRESSES, ALIAS, TRUE_NAME, World, WorldError},
+        world::{ADDRESSES, ALIAS, DATABASE, REGIONS, TRUE_NAME, World, WorldError},
     },
     telemetry,
     tls::store::Store,
@@ -89,23 +88,27 @@ impl Demo {
     }
 
     async fn tell(&self, world: &World, proxy: &App) -> Result<Story, DemoError> {
-        let address = proxy.listeners().first().copied().ok_or(DemoError::NotListening)?;
+        let &[address, database] = proxy.listeners() else {
+            return Err(DemoError::NotListening);
+        };
         let forward = proxy.proxy().ok_or(DemoError::NotListening)?;
         let root = Store::at(&world.authority_folder()).roots_file();
         let roots = story::roots(&root).map_err(|_| DemoError::NoAuthority)?;
-        let proxy = story::Proxy { alias: address, forward, roots };
+        let proxy = story::Proxy { alias: address, forward, roots, database };
         let mut page = Page::stdout();
-        introduce(world, address, &mut page)?;
-        let story = story::tell(world, &proxy, &mut page).await?;
+        introduce(world, &proxy, &mut page)?;
+        let mut story = story::tell(world, &proxy, &mut page).await?;
+        story::tell_of_database(world, proxy.database, &mut page, &mut story).await?;
         conclude(&story, &mut page)?;
         if !self.once {
-            story::curl_lines(world, address, &mut page)?;
+            story::curl_lines(world, &proxy, &mut page)?;
         }
         Ok(story)
     }
 }
 
-fn introduce(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> io::Result<()> {
+fn introduce(world: &World, proxy: &story::Proxy, page: &mut Page<impl Write>) -> io::Result<()> {
+    let (database, proxy) = (proxy.database, proxy.alias);
     page.chapter("A small world on this machine: no internet, no root, free ports")?;
     page.line(&format!("the cluster's DNS  {}", world.dns().address()))?;
     let [first, .., last] = ADDRESSES;
@@ -113,7 +116,13 @@ fn introduce(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> i
         "{TRUE_NAME:<17}  {first} to {last}, port {}, with a certificate for {TRUE_NAME} only",
         world.port()
     ))?;
-    page.line(&format!("truename           {proxy}, for the alias {ALIAS}"))
+    for region in REGIONS {
+        let (name, address, port) = (region.true_name, region.address, world.database_port());
+        page.line(&format!("{name}  {address}, port {port}, a database that takes TLS only"))?;
+    }
+    page.line(&format!(
+        "truename           {proxy}, for the alias {ALIAS}, and {database} for {DATABASE}"
+    ))
 }
 
 fn conclude(story: &Story, page: &mut Page<impl Write>) -> io::Result<()> {

@@ -74,7 +74,7 @@ pub async fn https_through(
     .await?
 }
 
-async fn handshake<S>(
+pub(super) async fn handshake<S>(
     stream: S,
     name: &str,
     roots: Arc<RootCertStore>,

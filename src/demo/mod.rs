@@ -5,6 +5,7 @@
 
 pub mod authority;
 pub mod curl;
+pub mod database;
 pub mod dns;
 pub mod httpbin;
 pub mod nslookup;

@@ -1,6 +1,8 @@
 //! The story: why TLS fails for an alias, and how truename fixes that. Every line is the result of an actual
 //! request.
 
+mod database;
+
 use std::{
     collections::BTreeMap,
     io::{self, Write},
@@ -14,6 +16,8 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 use tokio::task::JoinSet;
+
+pub use database::tell_of_database;
 
 use super::{
     curl::{self, CurlError, Reply},
@@ -93,9 +97,11 @@ pub struct Proxy {
     pub forward: SocketAddr,
     /// The roots of its local authority.
     pub roots: Arc<RootCertStore>,
+    /// The listener of the database's alias.
+    pub database: SocketAddr,
 }
 
-/// Tells the story of `world` with a proxy. Fails only if the page cannot be written.
+/// Tells the story of `world` with a proxy, but for [`tell_of_database`]. Fails only if the page cannot be written.
 pub async fn tell(world: &World, proxy: &Proxy, page: &mut Page<impl Write>) -> io::Result<Story> {
     let mut story = Story::default();
     what_dns_says(world, page, &mut story).await?;
@@ -272,7 +278,8 @@ async fn the_balance(
 }
 
 /// Commands to try while the demo is running.
-pub fn curl_lines(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>) -> io::Result<()> {
+pub fn curl_lines(world: &World, proxy: &Proxy, page: &mut Page<impl Write>) -> io::Result<()> {
+    let (database, proxy) = (proxy.database, proxy.alias);
     page.chapter("Try it yourself; press Ctrl-C to stop")?;
     page.to_try(&command_with_truename(proxy))?;
     page.to_try(&format!("curl 'http://{proxy}/headers'"))?;
@@ -283,6 +290,7 @@ pub fn curl_lines(world: &World, proxy: SocketAddr, page: &mut Page<impl Write>)
         world.port()
     ))?;
     page.to_try(&command_with_exec(world))?;
+    page.to_try(&database::psql(database, "SHOW region"))?;
     page.line("a name that is not an alias, to see an error:")?;
     page.to_try(&format!("curl -H 'Host: elsewhere' 'http://{proxy}/'"))?;
     page.line("and the request that fails without truename:")?;

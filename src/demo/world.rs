@@ -1,4 +1,4 @@
-//! The demo's world: the cluster's DNS and four origins, on a separate thread.
+//! The demo's world: the cluster's DNS, four origins, and a database in two regions, on a separate thread.
 
 use std::{
     io,
@@ -13,6 +13,7 @@ use tokio::{runtime, sync::oneshot};
 
 use super::{
     authority::{Authority, AuthorityError, LeafOptions},
+    database::{Database, Orders},
     dns::{self, DnsServer},
     origin::Origin,
     ports::{ListenError, listen_on_one_port},
@@ -35,8 +36,30 @@ pub const ADDRESSES: [IpAddr; 4] = [
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 13)),
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 14)),
 ];
+/// The name that the application uses for its database.
+pub const DATABASE: &str = "webscaler-db";
+/// The same name in the cluster's DNS.
+pub const DATABASE_IN_DNS: &str = "webscaler-db.default.svc.cluster.local";
+/// The regions of the database.
+pub const REGIONS: [Region; 2] = [
+    Region { name: "eu", true_name: "db-eu.example.com", address: Ipv4Addr::new(127, 0, 0, 21) },
+    Region { name: "us", true_name: "db-us.example.com", address: Ipv4Addr::new(127, 0, 0, 22) },
+];
 /// The TTL that CoreDNS uses for an `ExternalName`.
 const TTL: u32 = 5;
+/// That of the database's names, so that nobody waits for the move.
+const DATABASE_TTL: u32 = 1;
+
+/// A region of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// What it says when it is asked.
+    pub name: &'static str,
+    /// The only name in its server's certificate.
+    pub true_name: &'static str,
+    /// The server's address.
+    pub address: Ipv4Addr,
+}
 
 /// The running world. Dropping it stops it and removes its folder.
 #[derive(Debug)]
@@ -55,6 +78,8 @@ struct Inhabitants {
     authority: Authority,
     origins: Vec<Origin>,
     port: u16,
+    databases: Vec<Database>,
+    orders: Orders,
 }
 
 impl World {
@@ -122,15 +147,38 @@ impl World {
         self.inhabitants.port
     }
 
-    /// The configuration of a proxy in this world: one alias on a free port.
-    pub fn config(&self) -> Config {
-        let mut alias = config::Alias::named(ALIAS);
-        alias.listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
-        alias.port = self.port();
-        alias.tls.ca =
-            config::Trust { system: false, webpki: false, files: vec![self.root_file.clone()] };
+    /// The port of the database's servers.
+    pub fn database_port(&self) -> u16 {
+        self.inhabitants.databases.first().map_or(0, |database| database.address().port())
+    }
 
-        let mut config = Config { aliases: vec![alias], ..Config::default() };
+    /// What has been written to the database.
+    pub fn orders(&self) -> &Orders {
+        &self.inhabitants.orders
+    }
+
+    /// Lets the alias of the database lead to this region.
+    pub fn move_database(&self, region: Region) {
+        self.dns().zone([dns::cname(DATABASE_IN_DNS, DATABASE_TTL, region.true_name)]);
+    }
+
+    /// The configuration of a proxy in this world: one alias for HTTP and one for the database, on free ports.
+    pub fn config(&self) -> Config {
+        let alias = |name: &str, listen: Ipv4Addr, port: u16| {
+            let mut alias = config::Alias::named(name);
+            alias.listen = vec![SocketAddr::from((listen, 0))];
+            alias.port = port;
+            alias.tls.ca =
+                config::Trust { system: false, webpki: false, files: vec![self.root_file.clone()] };
+            alias
+        };
+        let mut database = alias(DATABASE, Ipv4Addr::new(127, 0, 1, 1), self.database_port());
+        database.protocol = config::Protocol::Postgres;
+        database.timeouts.idle = config::NEVER;
+
+        let aliases = vec![alias(ALIAS, Ipv4Addr::LOCALHOST, self.port()), database];
+        let mut config = Config { aliases, ..Config::default() };
+        config.dns.min_ttl = Duration::from_secs(DATABASE_TTL.into());
         config.dns.servers = vec![self.dns().address().into()];
         config.dns.cluster_domain = Some("cluster.local".to_owned());
         config.dns.namespace = Some("default".to_owned());
@@ -185,7 +233,19 @@ async fn settle() -> Result<Inhabitants, WorldError> {
         origins.push(Origin::serve(listener, tls.clone()).map_err(WorldError::Origin)?);
     }
     let port = origins.first().map_or(0, |origin| origin.address().port());
-    Ok(Inhabitants { dns, authority, origins, port })
+
+    dns.zone([dns::cname(DATABASE_IN_DNS, DATABASE_TTL, REGIONS[0].true_name)]);
+    let orders = Orders::default();
+    let mut databases = Vec::with_capacity(REGIONS.len());
+    let addresses = REGIONS.map(|region| region.address.into());
+    for (region, listener) in REGIONS.iter().zip(listen_on_one_port(&addresses)?) {
+        dns.zone([dns::address(region.true_name, DATABASE_TTL, region.address)]);
+        let leaf = authority.issue(&[region.true_name], &[], LeafOptions::default())?;
+        let database =
+            Database::serve(listener, leaf.server_config(&[])?, region.name, orders.clone());
+        databases.push(database.map_err(WorldError::Origin)?);
+    }
+    Ok(Inhabitants { dns, authority, origins, port, databases, orders })
 }
 
 /// Why the world could not start.
@@ -197,7 +257,7 @@ pub enum WorldError {
     /// The certificate.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// An origin on a bound listener.
+    /// An origin or a database on a bound listener.
     #[error("cannot serve an origin: {0}")]
     Origin(io::Error),
     /// The DNS server.
@@ -234,11 +294,14 @@ mod tests {
     fn a_world_that_ends_frees_its_ports_and_its_folder() {
         let world = World::start().unwrap();
         let (port, root) = (world.port(), world.root_file().to_owned());
+        let database_port = world.database_port();
         drop(world);
 
         assert!(!root.exists());
-        for ip in ADDRESSES {
-            let gone = std::net::TcpStream::connect((ip, port)).unwrap_err();
+        let origins = ADDRESSES.map(|ip| (ip, port));
+        let databases = REGIONS.map(|region| (region.address.into(), database_port));
+        for server in origins.into_iter().chain(databases) {
+            let gone = std::net::TcpStream::connect(server).unwrap_err();
             assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
         }
     }

@@ -68,7 +68,7 @@ async fn the_story_does_not_hold_where_nobody_listens() {
     drop(listener);
     let mut page = Page::plain(Vec::new());
     let roots = world.authority().roots();
-    let nobody = Proxy { alias: nobody, forward: nobody, roots };
+    let nobody = Proxy { alias: nobody, forward: nobody, roots, database: nobody };
     let story = tell(&world, &nobody, &mut page).await.unwrap();
 
     assert!(!story.held());
@@ -86,7 +86,9 @@ fn a_story_that_claims_nothing_does_not_hold() {
 async fn every_curl_line_names_where_the_proxy_is() {
     let world = World::start().unwrap();
     let mut page = Page::plain(Vec::new());
-    curl_lines(&world, "127.0.0.1:12345".parse().unwrap(), &mut page).unwrap();
+    let (alias, database) = ("127.0.0.1:12345".parse().unwrap(), "127.0.0.1:5433".parse().unwrap());
+    let proxy = Proxy { alias, forward: alias, roots: world.authority().roots(), database };
+    curl_lines(&world, &proxy, &mut page).unwrap();
     let page = String::from_utf8(page.into_inner()).unwrap();
     let commands: Vec<_> = page.lines().filter(|line| line.trim().starts_with("curl ")).collect();
     let (without, with) = commands.split_last().unwrap();
@@ -108,7 +110,7 @@ async fn told(world: &World, stand_in: StandIn) -> (Story, String) {
     let forward = forward_listener.local_addr().unwrap();
     let leaf = world.authority().issue(&[ALIAS], &[], LeafOptions::default()).unwrap();
     let acceptor = TlsAcceptor::from(leaf.server_config(&["http/1.1"]).unwrap());
-    let proxy = Proxy { alias, forward, roots: world.authority().roots() };
+    let proxy = Proxy { alias, forward, roots: world.authority().roots(), database: alias };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
