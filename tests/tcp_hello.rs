@@ -1,8 +1,12 @@
 //! `protocol: tcp` with `tls_in: auto`: the first bytes of a client, which may or may not begin a ClientHello.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, time::sleep};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+use tokio::{net::TcpStream, sync::mpsc, time::sleep};
 
 use crate::support::{
     client,
@@ -67,4 +71,39 @@ async fn a_client_that_is_reset_before_it_has_sent_anything_has_not_ended_for_th
     peer.reset();
     let end = within("the target's end", ends.recv()).await.unwrap();
     assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+/// It has connected to an address, or has no name for what it connects to.
+#[tokio::test]
+async fn a_client_without_sni_is_served_with_tls_whichever_side_speaks_first() {
+    for keys in ["tls_in: true", ""] {
+        let through =
+            Through::new(&format!("protocol: tcp\n{keys}"), |arrival: Arrival| async move {
+                let Some(mut conversation) = arrival.open().await else { return };
+                conversation.peer.send("hello\r\n").await;
+                let quit = conversation.peer.exactly(6).await;
+                conversation.peer.send(quit).await;
+                conversation.peer.hold().await;
+            })
+            .await;
+        let mut roots = RootCertStore::empty();
+        let file = through.proxy.folder().join("state/truename/ca.pem");
+        for root in CertificateDer::pem_file_iter(file).unwrap() {
+            roots.add(root.unwrap()).unwrap();
+        }
+        let roots = Arc::new(roots);
+        for client_first in [true, false] {
+            let tcp = TcpStream::connect(through.address).await.unwrap();
+            let ip = through.address.ip().to_string();
+            let mut peer = client::handshake(tcp, &ip, roots.clone(), &[]).await.unwrap();
+            if client_first {
+                peer.send("quit\r\n").await;
+            }
+            assert_eq!(peer.exactly(7).await, b"hello\r\n", "{keys}");
+            if !client_first {
+                peer.send("quit\r\n").await;
+            }
+            assert_eq!(peer.exactly(6).await, b"quit\r\n", "{keys}");
+        }
+    }
 }

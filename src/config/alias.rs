@@ -28,7 +28,8 @@ section! {
         listen: Vec<SocketAddr> as List<ListenAddress> = vec![DEFAULT_LISTEN],
         /// What the application speaks; never guessed from a port number or name.
         protocol: Protocol as OneOf<Protocol> = Protocol::Http,
-        /// Whether the application speaks TLS; auto takes TLS and plaintext.
+        /// Whether the application speaks TLS; auto takes TLS and plaintext, but for smtp, imap and pop3, whose servers
+        /// speak first, it means false.
         tls_in: TlsIn as OneOf<TlsIn> = TlsIn::Auto,
         /// Further Host names that this alias answers to; `*` means any.
         hosts: Vec<String> as List<HostName> = Vec::new(),
@@ -36,7 +37,8 @@ section! {
         target: Option<Target> as Nullable<TargetText> = None,
         /// Further targets, used in order when those before them have no usable endpoint.
         failover: Vec<Target> as List<TargetText> = Vec::new(),
-        /// The target's port. The default for postgres is 5432; required for tcp.
+        /// The target's port. The default is 5432 for postgres, 3306 for mysql, 587 for smtp, 143 for imap, 110 for
+        /// pop3, and 389 for ldap; required for tcp.
         port: u16 as Port = 443,
         /// Reach the target through this HTTP proxy, by CONNECT.
         via: Option<Via> as Nullable<UrlOr<Via>> = None,
@@ -99,6 +101,14 @@ choice! {
         Postgres = "postgres",
         /// MySQL and MariaDB, whose TLS begins after the server's greeting.
         Mysql = "mysql",
+        /// SMTP, whose TLS begins with STARTTLS.
+        Smtp = "smtp",
+        /// IMAP, whose TLS begins with STARTTLS.
+        Imap = "imap",
+        /// POP3, whose TLS begins with STLS.
+        Pop3 = "pop3",
+        /// LDAP, whose TLS begins with StartTLS.
+        Ldap = "ldap",
     }
 }
 
@@ -110,6 +120,18 @@ impl Protocol {
             Self::Tcp => None,
             Self::Postgres => Some(5432),
             Self::Mysql => Some(3306),
+            Self::Smtp => Some(587),
+            Self::Imap => Some(143),
+            Self::Pop3 => Some(110),
+            Self::Ldap => Some(389),
+        }
+    }
+
+    /// Whether the server speaks first, so that a client that speaks TLS cannot be told from one that waits.
+    pub fn server_speaks_first(self) -> bool {
+        match self {
+            Self::Mysql | Self::Smtp | Self::Imap | Self::Pop3 => true,
+            Self::Http | Self::Tcp | Self::Postgres | Self::Ldap => false,
         }
     }
 }

@@ -124,6 +124,22 @@ fn a_postgres_alias_has_the_port_of_postgres() {
 }
 
 #[test]
+fn an_alias_of_mail_or_ldap_has_the_port_where_tls_begins_with_starttls() {
+    for (protocol, port) in [("smtp", 587), ("imap", 143), ("pop3", 110), ("ldap", 389)] {
+        let text = format!("version: 1\naliases: [{{name: a, protocol: {protocol}}}]\n");
+        let config = parsed(&text);
+        let alias = &config.aliases[0];
+        assert_eq!(alias.port, port, "{protocol}");
+        assert_eq!(alias.listen, [SocketAddr::from(([127, 0, 0, 1], port))], "{protocol}");
+        assert_eq!(alias.timeouts.idle, NEVER);
+        assert_eq!(parsed(&config.to_yaml()), config);
+        let problems = wrong(&text.replace("}]", ", tcp: {alpn: [x]}, host: preserve}]"));
+        assert!(problems.contains("`tcp` is for `protocol: tcp` only"), "{problems}");
+        assert!(problems.contains(&format!("this alias is `{protocol}`")), "{problems}");
+    }
+}
+
+#[test]
 fn a_tcp_alias_listens_at_its_targets_port_and_is_never_idle_for_too_long() {
     let text = "version: 1\naliases: [{name: a, protocol: tcp, KEYS}]\n";
     let alias = |keys: &str| parsed(&text.replace("KEYS", keys)).aliases.remove(0);

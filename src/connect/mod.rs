@@ -73,6 +73,7 @@ pub struct Opened {
     stream: WireStream,
     wire: Arc<Wire>,
     tcp_time: Duration,
+    local: Option<IpAddr>,
     early: Bytes,
     /// The connection goes on to the target, behind the proxy.
     is_tunnel: bool,
@@ -100,7 +101,8 @@ pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
         return Err(ConnectError::Timeout { endpoint, limit, tcp_done: false }.into());
     };
     let stream = stream.map_err(tcp)?;
-    if let Ok(local) = stream.local_addr() {
+    let local = stream.local_addr();
+    if let Ok(local) = local {
         // A port that has dialled itself (a simultaneous open on loopback) would echo everything.
         if local == address {
             return Err(tcp(io::ErrorKind::ConnectionRefused.into()).into());
@@ -115,6 +117,7 @@ pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
         stream,
         wire,
         tcp_time: started.elapsed(),
+        local: local.ok().map(|local| local.ip()),
         early: Bytes::new(),
         is_tunnel: false,
     })
@@ -148,19 +151,31 @@ impl Opened {
     }
 
     /// Says what comes before TLS in its protocol. Nothing that the target sends before TLS is left behind it.
-    pub async fn negotiate(&mut self, opening: Opening, deadline: Deadline) -> Result<(), Fault> {
+    pub async fn negotiate(
+        &mut self,
+        mut opening: Opening,
+        deadline: Deadline,
+    ) -> Result<(), Fault> {
         let endpoint = self.endpoint;
-        let opens = self.run(opening);
-        let Some(opened) = deadline.within(opens).await else {
-            let limit = deadline.limit();
-            return Err(self.fault(ConnectError::Timeout { endpoint, limit, tcp_done: true }));
+        if let Some(local) = self.local {
+            opening.made_from(local);
+        }
+        let Some(opened) = deadline.within(self.run(&mut opening)).await else {
+            let timeout = match opening.timed_out() {
+                Some(source) => ConnectError::Opening { endpoint, source },
+                None => {
+                    let limit = deadline.limit();
+                    ConnectError::Timeout { endpoint, limit, tcp_done: true }
+                }
+            };
+            return Err(self.fault(timeout));
         };
         self.early = opened.map_err(|error| self.fault(error))?;
         Ok(())
     }
 
     /// Returns what the client is to have of it.
-    async fn run(&mut self, mut opening: Opening) -> Result<Bytes, ConnectError> {
+    async fn run(&mut self, opening: &mut Opening) -> Result<Bytes, ConnectError> {
         let endpoint = self.endpoint;
         let failed = |source| ConnectError::Opening { endpoint, source };
         let lost = |source| ConnectError::Negotiation { endpoint, source };
@@ -184,7 +199,7 @@ impl Opened {
         identity: Option<Identity<'_>>,
         deadline: Deadline,
     ) -> Result<Session, Fault> {
-        let Self { endpoint, stream, wire, tcp_time, early, is_tunnel } = self;
+        let Self { endpoint, stream, wire, tcp_time, early, is_tunnel, .. } = self;
         let facts = Facts {
             alpn: Negotiated::None,
             tls_version: None,

@@ -6,11 +6,13 @@
 
 pub mod mysql;
 pub mod postgres;
+pub mod starttls;
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 
+use self::starttls::{StartTls, StartTlsError};
 use crate::{
     config::{self, Negotiation, Protocol, Role, TlsMode},
     fault::{Fault, Kind},
@@ -114,6 +116,8 @@ pub enum Opening {
     Mysql(mysql::Opening),
     /// An SSLRequest, unless TLS is negotiated directly.
     Postgres(postgres::Opening),
+    /// STARTTLS.
+    StartTls(starttls::Opening),
 }
 
 /// What to do next on a connection to a target that has no TLS yet.
@@ -136,6 +140,9 @@ pub enum OpeningError {
     /// In PostgreSQL.
     #[error(transparent)]
     Postgres(#[from] postgres::OpeningError),
+    /// Where TLS begins with STARTTLS.
+    #[error(transparent)]
+    StartTls(#[from] starttls::StartTlsError),
 }
 
 impl Opening {
@@ -145,10 +152,21 @@ impl Opening {
         match alias.protocol {
             Protocol::Http | Protocol::Tcp => None,
             Protocol::Mysql => Some(Self::Mysql(mysql::Opening::new(tls))),
-            Protocol::Postgres if !tls => None,
+            _ if !tls => None,
             Protocol::Postgres => {
                 Some(Self::Postgres(postgres::Opening::new(alias.postgres.negotiation)))
             }
+            Protocol::Smtp | Protocol::Imap | Protocol::Pop3 | Protocol::Ldap => {
+                StartTls::of(alias.protocol).map(starttls::Opening::new).map(Self::StartTls)
+            }
+        }
+    }
+
+    /// Says which address the connection is made from.
+    pub fn made_from(&mut self, local: IpAddr) {
+        match self {
+            Self::Mysql(_) | Self::Postgres(_) => {}
+            Self::StartTls(opening) => opening.made_from(local),
         }
     }
 
@@ -162,6 +180,7 @@ impl Opening {
         match self {
             Self::Mysql(opening) => Ok(opening.next(received)?),
             Self::Postgres(opening) => Ok(opening.next(received)?),
+            Self::StartTls(opening) => Ok(opening.next(received)?),
         }
     }
 
@@ -170,6 +189,15 @@ impl Opening {
         match self {
             Self::Mysql(_) => mysql::OpeningError::Closed.into(),
             Self::Postgres(_) => postgres::OpeningError::Closed.into(),
+            Self::StartTls(_) => StartTlsError::Closed.into(),
+        }
+    }
+
+    /// The target has not responded in time; `None` where there is nothing else to say of it.
+    pub fn timed_out(&self) -> Option<OpeningError> {
+        match self {
+            Self::Mysql(_) | Self::Postgres(_) => None,
+            Self::StartTls(_) => Some(StartTlsError::Silent.into()),
         }
     }
 }
@@ -180,6 +208,7 @@ impl OpeningError {
         match self {
             Self::Mysql(error) => error.kind(),
             Self::Postgres(error) => error.kind(),
+            Self::StartTls(error) => error.kind(),
         }
     }
 
@@ -188,6 +217,7 @@ impl OpeningError {
         match self {
             Self::Mysql(error) => error.fix(),
             Self::Postgres(error) => Some(error.fix()),
+            Self::StartTls(error) => Some(error.fix()),
         }
     }
 }
@@ -197,7 +227,7 @@ pub fn offered_alpn(alias: &config::Alias) -> Vec<String> {
     match (alias.protocol, alias.postgres.negotiation) {
         (Protocol::Postgres, Negotiation::Direct) => vec![postgres::ALPN.to_owned()],
         (Protocol::Postgres, Negotiation::Request) | (Protocol::Mysql, _) => Vec::new(),
-        (Protocol::Http | Protocol::Tcp, _) => alias.tcp.alpn.clone(),
+        _ => alias.tcp.alpn.clone(),
     }
 }
 
@@ -206,6 +236,6 @@ pub fn accepted_alpn(alias: &config::Alias) -> Vec<String> {
     match alias.protocol {
         Protocol::Postgres => vec![postgres::ALPN.to_owned()],
         Protocol::Mysql => Vec::new(),
-        Protocol::Http | Protocol::Tcp => alias.tcp.alpn.clone(),
+        _ => alias.tcp.alpn.clone(),
     }
 }

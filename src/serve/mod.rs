@@ -12,6 +12,7 @@ mod proxy_header;
 mod request_timer;
 mod service;
 mod session;
+mod starttls;
 mod tcp;
 
 use std::{io::ErrorKind, net::SocketAddr, sync::Arc};

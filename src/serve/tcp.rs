@@ -10,6 +10,7 @@ use super::{Arrival, End, Server, detect::is_client_hello};
 use crate::{
     config::{Protocol, TlsIn},
     forward::Connection,
+    protocol::starttls::StartTls,
     stream::{ByteStream, Prefixed, Socket, receive},
     telemetry::DownstreamConnection,
     upstream::Link,
@@ -48,7 +49,10 @@ impl Server {
         match protocol {
             Some(Protocol::Postgres) => Box::pin(self.postgres(stream, arrival)).await,
             Some(Protocol::Mysql) => Box::pin(self.mysql(stream, arrival)).await,
-            _ => self.tcp(stream, arrival).await,
+            _ => match protocol.and_then(StartTls::of) {
+                Some(protocol) => Box::pin(self.starttls(protocol, stream, arrival)).await,
+                None => self.tcp(stream, arrival).await,
+            },
         }
     }
 
@@ -115,6 +119,19 @@ impl Server {
                 End::Lingers
             }
         }
+    }
+}
+
+/// Whether the client's first bytes begin a ClientHello. They are read into `read`. Those that have not come within
+/// `header_timeout` begin none.
+pub(super) async fn begins_with_hello<S: ByteStream>(
+    stream: &mut S,
+    read: &mut BytesMut,
+    header_timeout: Duration,
+) -> io::Result<bool> {
+    match timeout(header_timeout, receive(stream, read)).await {
+        Ok(first) => says_hello(first, stream, read, header_timeout).await,
+        Err(_) => Ok(false),
     }
 }
 

@@ -11,6 +11,7 @@
 //! * [`trust`]: certificates, and the root that signed them
 //! * [`ca`]: folders of local certificate authorities
 //! * [`daemon`]: servers that users have, such as HAProxy
+//! * [`unprivileged`]: such servers without the rights of root
 //! * [`proxy`]: the binary under test; [`process`]: one that a test starts by itself; [`tools`]: other people's that `./test` installs
 //!
 //! * [`scene`]: all of them together, as most tests want them; [`through`]: the same around one
@@ -46,6 +47,7 @@ pub mod service_origin;
 pub mod through;
 pub mod tools;
 pub mod trust;
+pub mod unprivileged;
 
 use std::{panic::Location, time::Duration};
 
