@@ -7,7 +7,10 @@ use std::{
     mem::MaybeUninit,
     net::Shutdown,
     pin::Pin,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,6 +24,7 @@ use tokio::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    time::Instant,
 };
 use tokio_util::either::Either;
 
@@ -30,6 +34,9 @@ const PROBES: u32 = 6;
 
 /// Seconds: `MAX_TCP_KEEPIDLE`.
 const MAX_KEEPALIVE: u64 = 32_767;
+
+/// How long a connection goes without the limit for a peer that acknowledges nothing, at least.
+const LIFTED_FOR: u32 = 10;
 
 /// How much every peer's kernel accepts although the peer does not read.
 const TAKEN_BY_ALL: u64 = 4 * 1024;
@@ -106,6 +113,14 @@ struct UserTimeout {
     /// What had been written when it was set.
     mark: AtomicU64,
     lifted: AtomicBool,
+    /// Where it is lifted, when to check whether it may apply again: by [`seconds`].
+    next_check: AtomicU32,
+}
+
+/// Seconds since the first call.
+fn seconds() -> u32 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_secs().try_into().unwrap_or(u32::MAX)
 }
 
 impl Socket {
@@ -146,9 +161,25 @@ impl Socket {
         }
     }
 
+    /// The same before a write, for connections that are never idle, such as tunnels and streams of events.
+    fn limit_again(&self) {
+        if !self.user_timeout.lifted.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = seconds();
+        if now >= self.user_timeout.next_check.load(Ordering::Relaxed) {
+            self.user_timeout.next_check.store(now.saturating_add(LIFTED_FOR), Ordering::Relaxed);
+            self.rest();
+        }
+    }
+
     fn set_user_timeout(&self, lifted: bool) -> io::Result<()> {
         let limit = if lifted { 0 } else { self.user_timeout.limit.load(Ordering::Relaxed) };
         self.user_timeout.lifted.store(lifted, Ordering::Relaxed);
+        if lifted {
+            let next_check = seconds().saturating_add(LIFTED_FOR);
+            self.user_timeout.next_check.store(next_check, Ordering::Relaxed);
+        }
         self.user_timeout.mark.store(self.written(), Ordering::Relaxed);
         let limit = Duration::from_millis(limit.into());
         SockRef::from(self.stream()).set_tcp_user_timeout(Some(limit))
@@ -181,6 +212,7 @@ impl Socket {
         cx: &mut Context<'_>,
         write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
+        self.limit_again();
         let stream = self.stream();
         loop {
             ready!(stream.poll_write_ready(cx))?;
@@ -486,6 +518,21 @@ mod tests {
         assert_eq!(limit(), Some(least), "again once nothing is on its way");
         write(b"x").await;
         assert_eq!(limit(), Some(least));
+
+        write(&much).await;
+        peer.read_exact(&mut [0; TAKEN_BY_ALL as usize + 1]).await.unwrap();
+        while !socket.is_delivered() {
+            tokio::task::yield_now().await;
+        }
+        write(b"x").await;
+        assert!(limit().is_none_or(|limit| limit.is_zero()), "not looked at with every write");
+        peer.read_exact(&mut [0]).await.unwrap();
+        while !socket.is_delivered() {
+            tokio::task::yield_now().await;
+        }
+        socket.user_timeout.next_check.store(0, Ordering::Relaxed);
+        write(b"x").await;
+        assert_eq!(limit(), Some(least), "again without a rest");
         peer.shutdown().await.unwrap();
     }
 

@@ -30,9 +30,6 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// `Instant`s cannot be arbitrarily far away, and `timeouts.idle` can.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-/// How often the sockets are checked.
-const UPKEEP: Duration = Duration::from_secs(10);
-
 /// How many times within an idle timeout it is checked whether a peer reads: one that is slow must not be taken for one
 /// that has stopped.
 const LOOKS: u32 = 4;
@@ -179,7 +176,7 @@ where
     let mut kill = pin!(kill);
     let (mut downstream, mut upstream) = (Shared::new(downstream), Shared::new(upstream));
     let moved = Moved::default();
-    let check = || [downstream.check(), upstream.check()];
+    let reading = || [downstream.acknowledged_so_far(), upstream.acknowledged_so_far()];
     let end = {
         let onward = Direction {
             side: Side::Client,
@@ -201,8 +198,8 @@ where
             // First: a connection that was cut reads as if it had ended.
             biased;
             end = &mut kill => end,
-            end = both(onward.run(), back.run(), &moved, idle, &check) => end,
-            () = until_idle(&moved, idle, &check) => End::Idle,
+            end = both(onward.run(), back.run(), &moved, idle, &reading) => end,
+            () = until_idle(&moved, idle, &reading) => End::Idle,
         }
     };
     if matches!(end, End::Broken(..)) {
@@ -225,7 +222,7 @@ async fn both<O, B>(
     back: B,
     moved: &Moved,
     idle: Duration,
-    check: &impl Fn() -> Reading,
+    reading: &impl Fn() -> Reading,
 ) -> End
 where
     O: Future<Output = Result<(), Break>>,
@@ -263,7 +260,7 @@ where
                 .and(second.map_err(|broken| broken.end(other, from)))
                 .map(|()| End::Closed),
         },
-        () = until_idle(moved, rest.min(idle), check) => {
+        () = until_idle(moved, rest.min(idle), reading) => {
             first.map_err(|broken| broken.end(from, other)).map(|()| End::HalfClosed)
         }
     };
@@ -282,13 +279,8 @@ impl<S: ByteStream> Shared<S> {
         Self { stream: Mutex::new(stream), has_ended: false }
     }
 
-    /// Whether its peer still has to read, and how far it has got. The kernel's limit for a peer that acknowledges
-    /// nothing holds again once nothing is on its way.
-    fn check(&self) -> Option<u64> {
-        let stream = self.stream.lock();
-        let socket = stream.socket()?;
-        socket.rest();
-        socket.acknowledged_so_far()
+    fn acknowledged_so_far(&self) -> Option<u64> {
+        self.stream.lock().socket().and_then(Socket::acknowledged_so_far)
     }
 }
 
@@ -445,14 +437,13 @@ impl Moved {
 /// What each side has acknowledged of what was written to it, while that is not everything.
 type Reading = [Option<u64>; 2];
 
-/// Waits until no bytes have moved for `idle`, and nobody has read any of those on the way. Checks the sockets meanwhile.
-async fn until_idle(moved: &Moved, idle: Duration, check: &impl Fn() -> Reading) {
-    let pause = UPKEEP.min(idle / LOOKS);
-    let mut before = check();
+/// Waits until no bytes have moved for `idle`, and nobody has read any of those on the way.
+async fn until_idle(moved: &Moved, idle: Duration, reading: &impl Fn() -> Reading) {
+    let mut before = reading();
     loop {
         let end = moved.last() + idle;
-        sleep_until(end.min(Instant::now() + pause)).await;
-        let now = check();
+        sleep_until(end.min(Instant::now() + idle / LOOKS)).await;
+        let now = reading();
         if before.iter().zip(&now).any(|(before, now)| before.is_some() && before != now) {
             moved.now();
         }
@@ -465,97 +456,11 @@ async fn until_idle(moved: &Moved, idle: Duration, check: &impl Fn() -> Reading)
 
 #[cfg(test)]
 mod tests {
-    use std::{future::pending, sync::Arc, task::Context};
+    use std::task::Context;
 
-    use socket2::SockRef;
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _, ReadBuf, duplex},
-        net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
-    };
+    use tokio::io::{AsyncWriteExt as _, ReadBuf, duplex};
 
     use super::*;
-
-    /// One side of a tunnel, whose socket the test keeps.
-    #[derive(Debug)]
-    struct Half {
-        read: OwnedReadHalf,
-        socket: Arc<Socket>,
-    }
-
-    impl Half {
-        /// And its peer.
-        async fn new() -> (Self, TcpStream) {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let (read, socket) = Socket::split(stream);
-            socket.watch(Duration::from_secs(1)).unwrap();
-            (Self { read, socket: Arc::new(socket) }, listener.accept().await.unwrap().0)
-        }
-    }
-
-    impl AsyncRead for Half {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.read).poll_read(cx, buf)
-        }
-    }
-
-    impl AsyncWrite for Half {
-        fn poll_write(
-            self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            self.socket.poll_write(cx, |stream| stream.try_write(buf))
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(self.socket.shutdown())
-        }
-    }
-
-    impl ByteStream for Half {
-        fn socket(&self) -> Option<&Socket> {
-            Some(&self.socket)
-        }
-    }
-
-    /// While much is on its way, the limit is off.
-    #[tokio::test]
-    async fn a_peer_that_has_everything_is_under_the_kernels_limit_again() {
-        let (down, mut client) = Half::new().await;
-        let (up, mut target) = Half::new().await;
-        let sockets = [down.socket.clone(), up.socket.clone()];
-        let limits = || {
-            let limit =
-                |socket: &Arc<Socket>| SockRef::from(socket.stream()).tcp_user_timeout().unwrap();
-            sockets.each_ref().map(|socket| limit(socket).unwrap_or_default().as_secs())
-        };
-        assert_eq!(limits(), [61; 2]);
-        let traffic = Traffic::default();
-        let test = async {
-            let mut much = [0; 10_000];
-            target.write_all(&much).await.unwrap();
-            client.read_exact(&mut much).await.unwrap();
-            client.write_all(&much).await.unwrap();
-            target.read_exact(&mut much).await.unwrap();
-            assert_eq!(limits(), [0; 2]);
-            while limits() != [61; 2] {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::select! {
-            () = test => {}
-            end = carry(down, up, pending(), Settings { idle: Duration::from_secs(8), traffic: &traffic, watch: &Unwatched }) => panic!("{end:?}"),
-        }
-    }
 
     /// A peer that has sent an alert and closed.
     #[derive(Debug)]
