@@ -230,7 +230,10 @@ impl Check<'_> {
                     Some(free) => free.to_string(),
                     None => "another port".to_owned(),
                 };
-                format!("a {} alias needs its own address, such as {instead}", protocol.word())
+                let protocol = protocol.word();
+                format!(
+                    "an alias of `protocol: {protocol}` needs its own address, such as {instead}"
+                )
             }
         };
         Some(format!("{address} conflicts with {taken} of {holder}: {fix}"))

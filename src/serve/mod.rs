@@ -2,12 +2,14 @@
 
 mod client_stream;
 mod credentials;
+mod dedicated;
 pub mod detect;
 mod forward_proxy;
 mod http1;
 mod http2;
 mod listen_socket;
 mod mysql;
+mod postgres;
 mod proxy_header;
 mod request_timer;
 mod service;

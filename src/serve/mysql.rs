@@ -4,43 +4,32 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, timeout},
-};
+use tokio::{task::spawn_blocking, time::timeout};
 use tokio_util::either::Either;
 
 use super::{
-    Arrival, End, Server,
-    session::{ClientSide, Session, left, refused_tls},
+    End, Server,
+    dedicated::Dedicated,
+    session::{ClientSide, Session},
     tcp::{CLIENT_HELLO_WAIT, says_hello},
 };
 use crate::{
     config::{TlsIn, TlsMode},
-    forward::{Connection, StartError, Starting, Unconnected},
+    forward::{StartError, Starting, Unconnected},
     protocol::mysql::{ClientTls, RsaKey, Settings, Startup},
     stream::{ByteStream, Prefixed, receive},
-    telemetry::DownstreamConnection,
     upstream::Link,
 };
 
 impl Server {
     /// Serves a connection of a MySQL client.
-    pub(super) async fn mysql<S>(self: &Arc<Self>, stream: S, mut arrival: Box<Arrival>) -> End
+    pub(super) async fn mysql<S>(self: &Arc<Self>, stream: S, mut dedicated: Dedicated) -> End
     where
         S: ByteStream + 'static,
     {
-        let accepted = Instant::now();
-        arrival.follow(self);
-        let Some(alias) = arrival.listener.alias().cloned() else { return End::Reset };
-        let downstream = DownstreamConnection::undecided(alias.config().protocol.word());
-        downstream.belongs_to(&alias.worker(arrival.worker).metrics);
-        let stopped = self.drain.stopped();
-        let (worker, client) = (arrival.worker, &arrival.client);
-        let mut connection = Connection::new(&alias, worker, client, accepted, stopped);
         // Boxed: a session may live for days, and would keep the room for its start.
-        let started =
-            Box::pin(self.start_mysql(stream, &arrival, &downstream, &mut connection)).await;
+        let started = Box::pin(self.start_mysql(stream, &mut dedicated)).await;
+        let Dedicated { connection, downstream: _counted, .. } = dedicated;
         match started {
             Ok((client, link)) => match connection.carry_mysql(client, link).await {
                 true => End::Done,
@@ -53,17 +42,16 @@ impl Server {
     async fn start_mysql<S>(
         self: &Arc<Self>,
         stream: S,
-        arrival: &Arrival,
-        downstream: &DownstreamConnection,
-        connection: &mut Connection,
+        dedicated: &mut Dedicated,
     ) -> Result<(Prefixed<ClientSide<S>>, Link), End>
     where
         S: ByteStream + 'static,
     {
-        let config = connection.alias().config();
+        let Dedicated { arrival, accepted, downstream, connection } = &*dedicated;
+        let alias = connection.alias().clone();
+        let config = alias.config();
         let target_tls = config.tls.mode != TlsMode::Plaintext;
-        let accepted = Instant::now();
-        let deadline = accepted + arrival.listener.settings.header_timeout;
+        let deadline = *accepted + arrival.listener.settings.header_timeout;
         let (client, client_tls, early) = match config.tls_in {
             TlsIn::Auto | TlsIn::Never => {
                 downstream.decide(false);
@@ -75,12 +63,12 @@ impl Server {
                 let first = timeout(CLIENT_HELLO_WAIT, receive(&mut stream, &mut early)).await;
                 let wait = arrival.listener.settings.header_timeout;
                 let is_direct = match first {
-                    Ok(Ok(0) | Err(_)) => return Err(left(connection)),
+                    Ok(Ok(0) | Err(_)) => return Err(dedicated.left()),
                     Ok(first) => says_hello(first, &mut stream, &mut early, wait).await,
                     Err(_) => Ok(false),
                 };
                 match is_direct {
-                    Err(_) => return Err(left(connection)),
+                    Err(_) => return Err(dedicated.left()),
                     Ok(false) => (Either::Left(stream), ClientTls::Required, early),
                     Ok(true) => {
                         downstream.decide(true);
@@ -89,25 +77,15 @@ impl Server {
                             Some(accepted) => {
                                 (Either::Right(accepted.stream), ClientTls::Off, early)
                             }
-                            None => return Err(refused_tls(connection)),
+                            None => return Err(dedicated.refused_tls()),
                         }
                     }
                 }
             }
         };
         let settings = Settings { client_tls, target_tls, key: key().await };
-        let mut session = Session {
-            server: self,
-            arrival,
-            downstream,
-            connection,
-            starting: Starting::new(Startup::new(settings), early),
-            client: Some(client),
-            link: None,
-            held: None,
-            accepted,
-            deadline,
-        };
+        let starting = Starting::new(Startup::new(settings), early);
+        let mut session = Session::new(self, dedicated, client, starting, deadline);
         if let Err(unconnected) = session.connect().await {
             let refusal = match unconnected {
                 Unconnected::Failed(fault) => session.starting.refusal(&fault),
@@ -119,7 +97,7 @@ impl Server {
         // A reload has changed `tls.mode` meanwhile: nothing goes on as it was configured before.
         if session.link.as_ref().is_some_and(|link| link.awaits_tls() != target_tls) {
             let fault = StartError::Moved.into();
-            session.connection.failed(&fault);
+            session.failed(&fault);
             let refusal = session.starting.refusal(&fault);
             session.close(&refusal).await;
             return Err(End::Lingers);

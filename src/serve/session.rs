@@ -3,21 +3,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::either::Either;
 
-use super::{Arrival, End, Server};
+use super::{End, Server, dedicated::Dedicated};
 use crate::{
-    config::TlsIn,
     fault::Fault,
-    forward::{Begun, Connection, Ended, StartError, Starting, Turn, Unconnected, close, tell},
+    forward::{StartError, Starting, Turn, Unconnected, close, tell},
     protocol::{
         Side, Start,
-        postgres::{CancelKey, ClientTls, HeldKey, Settings, Startup},
+        postgres::{CancelKey, HeldKey},
     },
-    stream::{ByteStream, Prefixed, receive},
-    telemetry::DownstreamConnection,
+    stream::{ByteStream, Prefixed},
     tls::server::TlsStream,
     upstream::{Holder, Link},
 };
@@ -25,9 +23,6 @@ use crate::{
 /// How long a session may take to begin, once there is a connection to the target: PostgreSQL's
 /// `authentication_timeout`, and a little more, so that it is the server that gives up first.
 const LOGIN: Duration = Duration::from_secs(65);
-
-/// The first byte of a TLS handshake.
-const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The client's side of a session, whose TLS may begin later.
 pub(super) type ClientSide<S> = Either<S, Box<TlsStream<Prefixed<S>>>>;
@@ -37,106 +32,29 @@ pub(super) type Started<S, P> = (ClientSide<S>, Link, Starting<P>, Option<HeldKe
 
 /// A session that has not begun.
 pub(super) struct Session<'a, S, P> {
-    pub(super) server: &'a Arc<Server>,
-    pub(super) arrival: &'a Arrival,
-    pub(super) downstream: &'a DownstreamConnection,
-    pub(super) connection: &'a mut Connection,
+    server: &'a Arc<Server>,
+    dedicated: &'a mut Dedicated,
     pub(super) starting: Starting<P>,
-    pub(super) client: Option<ClientSide<S>>,
+    client: Option<ClientSide<S>>,
     pub(super) link: Option<Link>,
     /// By which the session can be cancelled, once it is about to begin.
-    pub(super) held: Option<HeldKey<Holder>>,
-    pub(super) accepted: Instant,
-    pub(super) deadline: Instant,
+    held: Option<HeldKey<Holder>>,
+    deadline: Instant,
 }
 
-impl Server {
-    /// Serves a connection of a PostgreSQL client.
-    pub(super) async fn postgres<S>(self: &Arc<Self>, stream: S, mut arrival: Box<Arrival>) -> End
-    where
-        S: ByteStream + 'static,
-    {
-        let accepted = Instant::now();
-        arrival.follow(self);
-        let Some(alias) = arrival.listener.alias().cloned() else { return End::Reset };
-        let downstream = DownstreamConnection::undecided(alias.config().protocol.word());
-        downstream.belongs_to(&alias.worker(arrival.worker).metrics);
-        let stopped = self.drain.stopped();
-        let (worker, client) = (arrival.worker, &arrival.client);
-        let mut connection = Connection::new(&alias, worker, client, accepted, stopped);
-        // Boxed: a session may live for days, and would keep the room for its start.
-        let started =
-            Box::pin(self.start_postgres(stream, &arrival, &downstream, &mut connection)).await;
-        let (client, link, begun) = match started {
-            Ok(started) => started,
-            Err(end) => return end,
-        };
-        match connection.converse(client, link, begun, arrival.ending()).await {
-            Ended::Closed => End::Lingers,
-            Ended::Broken => End::Reset,
-        }
+impl<'a, S: ByteStream + 'static, P: Start> Session<'a, S, P> {
+    /// A session of `client`, which has until `deadline` to ask for a connection to the target.
+    pub(super) fn new(
+        server: &'a Arc<Server>,
+        dedicated: &'a mut Dedicated,
+        client: ClientSide<S>,
+        starting: Starting<P>,
+        deadline: Instant,
+    ) -> Self {
+        let (client, link, held) = (Some(client), None, None);
+        Self { server, dedicated, starting, client, link, held, deadline }
     }
 
-    async fn start_postgres<S>(
-        self: &Arc<Self>,
-        mut stream: S,
-        arrival: &Arrival,
-        downstream: &DownstreamConnection,
-        connection: &mut Connection,
-    ) -> Result<(ClientSide<S>, Link, Begun), End>
-    where
-        S: ByteStream + 'static,
-    {
-        let accepted = Instant::now();
-        let deadline = accepted + arrival.listener.settings.header_timeout;
-        let alias = connection.alias().clone();
-        let config = alias.config();
-        let client_tls = match config.tls_in {
-            TlsIn::Auto => ClientTls::Offered,
-            TlsIn::Always => ClientTls::Required,
-            TlsIn::Never => ClientTls::Off,
-        };
-        let mut early = BytesMut::new();
-        let first = tokio::select! {
-            first = timeout_at(deadline, receive(&mut stream, &mut early)) => first,
-            () = arrival.unused(accepted) => return Err(left(connection)),
-        };
-        // Whoever connects and leaves has looked whether somebody listens.
-        if !matches!(first, Ok(Ok(1..))) {
-            return Err(left(connection));
-        }
-        let is_direct = client_tls != ClientTls::Off && early.first() == Some(&TLS_HANDSHAKE);
-        let client = if is_direct {
-            downstream.decide(true);
-            let stream = Prefixed::new(early.split().freeze(), stream);
-            match self.accept(stream, arrival, deadline).await {
-                Some(accepted) => Either::Right(accepted.stream),
-                None => return Err(refused_tls(connection)),
-            }
-        } else {
-            Either::Left(stream)
-        };
-        let (role, channel_binding) = (config.postgres.role, config.postgres.channel_binding);
-        let start = Startup::new(Settings { role, channel_binding, client_tls }, is_direct);
-        let session = Session {
-            server: self,
-            arrival,
-            downstream,
-            connection,
-            starting: Starting::new(start, early),
-            client: Some(client),
-            link: None,
-            held: None,
-            accepted,
-            deadline,
-        };
-        let (client, link, starting, held) = session.begin().await?;
-        let begun = Begun::from_start(starting, held).ok_or(End::Reset)?;
-        Ok((client, link, begun))
-    }
-}
-
-impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
     /// Runs the start. If no session comes of it, both sides have been told, and only the client's connection is
     /// still to be closed.
     pub(super) async fn begin(mut self) -> Result<Started<S, P>, End> {
@@ -166,7 +84,7 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
                 }
                 Ok(Turn::HoldKey(key)) => self.hold(key),
                 Ok(Turn::Established) => {
-                    self.connection.sent(self.starting.sent());
+                    self.dedicated.connection.sent(self.starting.sent());
                     self.mark_role();
                     let (Some(client), Some(link)) = (self.client, self.link) else {
                         return Err(End::Reset);
@@ -174,15 +92,17 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
                     return Ok((client, link, self.starting, self.held));
                 }
                 Ok(Turn::Close) => {
-                    self.connection.ended_by(self.starting.ended().unwrap_or(Side::Client));
+                    self.dedicated
+                        .connection
+                        .ended_by(self.starting.ended().unwrap_or(Side::Client));
                     break Bytes::new();
                 }
                 Err(Stop::Fault(fault)) => {
-                    self.connection.failed(&fault);
+                    self.dedicated.connection.failed(&fault);
                     break self.starting.refusal(&fault);
                 }
                 Err(Stop::Left) => {
-                    self.connection.left();
+                    self.dedicated.connection.left();
                     break Bytes::new();
                 }
             }
@@ -191,9 +111,14 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
         Err(End::Lingers)
     }
 
+    /// It cannot be served, although there is a connection to the target.
+    pub(super) fn failed(&mut self, fault: &Fault) {
+        self.dedicated.connection.failed(fault);
+    }
+
     /// Ends both connections without a session.
     pub(super) async fn close(&mut self, refusal: &[u8]) {
-        self.connection.sent(self.starting.sent());
+        self.dedicated.connection.sent(self.starting.sent());
         // Before the client is told, and comes again.
         self.mark_role();
         if let Some(client) = &mut self.client {
@@ -234,7 +159,7 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
                 () = stopped.cancelled() => return Err(Stop::Left),
                 () = cut => return Err(Stop::Fault(StartError::Moved.into())),
                 turn = timeout_at(deadline, self.starting.next(client, target)) => turn,
-                () = self.arrival.unused(self.accepted), if !has_link => return Err(Stop::Left),
+                () = self.dedicated.arrival.unused(self.dedicated.accepted), if !has_link => return Err(Stop::Left),
             };
             match (turn, limit) {
                 (Ok(turn), _) => return turn.map_err(Stop::Fault),
@@ -255,13 +180,13 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
         let Some(Either::Left(stream)) = self.client.take() else { return Err(End::Reset) };
         let stream = Prefixed::new(self.starting.take_from_client(), stream);
         let (deadline, _) = self.limit();
-        match self.server.accept(stream, self.arrival, deadline).await {
+        match self.server.accept(stream, &self.dedicated.arrival, deadline).await {
             Some(accepted) => {
                 self.client = Some(Either::Right(accepted.stream));
                 self.starting.secured();
                 Ok(())
             }
-            None => Err(refused_tls(self.connection)),
+            None => Err(self.dedicated.refused_tls()),
         }
     }
 
@@ -271,9 +196,9 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
     }
 
     pub(super) async fn connect(&mut self) -> Result<(), Unconnected> {
-        self.connection.admit().map_err(Unconnected::Failed)?;
+        self.dedicated.connection.admit().map_err(Unconnected::Failed)?;
         let client = self.client.as_ref().and_then(ByteStream::socket);
-        let link = self.connection.connect(client).await?;
+        let link = self.dedicated.connection.connect(client).await?;
         self.dialled(link);
         Ok(())
     }
@@ -288,7 +213,7 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
     /// Makes TLS with the target.
     async fn secure_target(&mut self) -> Result<(), Fault> {
         if let Some(link) = self.link.take() {
-            self.link = Some(self.connection.secure(link).await?);
+            self.link = Some(self.dedicated.connection.secure(link).await?);
         }
         self.starting.target_secured();
         Ok(())
@@ -306,11 +231,11 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
     }
 
     async fn dial_holder(&mut self, key: &CancelKey) -> bool {
-        let Some(holder) = self.connection.alias().cancel_keys().holder(key) else {
-            self.connection.left();
+        let Some(holder) = self.dedicated.connection.alias().cancel_keys().holder(key) else {
+            self.dedicated.connection.left();
             return false;
         };
-        match self.connection.connect_to(&holder).await {
+        match self.dedicated.connection.connect_to(&holder).await {
             Ok(link) => self.dialled(link),
             Err(_) => return false,
         }
@@ -319,14 +244,14 @@ impl<S: ByteStream + 'static, P: Start> Session<'_, S, P> {
 
     fn hold(&mut self, key: CancelKey) {
         if let Some(link) = &self.link {
-            self.held = self.connection.alias().cancel_keys().hold(key, link.holder());
+            self.held = self.dedicated.connection.alias().cancel_keys().hold(key, link.holder());
         }
     }
 
     /// Says whether the client speaks TLS, unless that is known.
     fn decide(&self, tls: bool) {
         let tls = tls || matches!(self.client, Some(Either::Right(_)));
-        self.downstream.decide(tls);
+        self.dedicated.downstream.decide(tls);
     }
 }
 
@@ -335,14 +260,4 @@ enum Stop {
     Fault(Fault),
     /// The client has left, or has not come to anything in time.
     Left,
-}
-
-pub(super) fn left(connection: &mut Connection) -> End {
-    connection.left();
-    End::Done
-}
-
-pub(super) fn refused_tls(connection: &mut Connection) -> End {
-    connection.left();
-    End::Lingers
 }

@@ -6,13 +6,12 @@ use std::{io, sync::Arc, time::Duration};
 use bytes::BytesMut;
 use tokio::time::{Instant, timeout};
 
-use super::{Arrival, End, Server, tcp::begins_with_hello};
+use super::{End, Server, dedicated::Dedicated, tcp::begins_with_hello};
 use crate::{
     config::TlsIn,
     forward::{Connection, Unconnected, tell},
     protocol::starttls::StartTls,
     stream::{ByteStream, Prefixed, receive},
-    telemetry::DownstreamConnection,
 };
 
 /// How long the request of an LDAP client is waited for that is to be told why it cannot be served: programs show the
@@ -25,21 +24,14 @@ impl Server {
         self: &Arc<Self>,
         protocol: StartTls,
         mut stream: S,
-        mut arrival: Box<Arrival>,
+        dedicated: Dedicated,
     ) -> End
     where
         S: ByteStream + 'static,
     {
-        let accepted = Instant::now();
-        arrival.follow(self);
-        let Some(alias) = arrival.listener.alias().cloned() else { return End::Reset };
+        let Dedicated { arrival, accepted, downstream, mut connection } = dedicated;
+        let alias = connection.alias().clone();
         let config = alias.config();
-        let downstream = DownstreamConnection::undecided(config.protocol.word());
-        downstream.belongs_to(&alias.worker(arrival.worker).metrics);
-        let stopped = self.drain.stopped();
-        let mut connection =
-            Connection::new(&alias, arrival.worker, &arrival.client, accepted, stopped);
-
         let header_timeout = arrival.listener.settings.header_timeout;
         let mut sent = BytesMut::new();
         let speaks_tls = match config.tls_in {

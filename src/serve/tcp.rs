@@ -1,18 +1,15 @@
-//! Connections to an alias of a protocol other than HTTP. Raw TCP is served here: the client may speak TLS or not, and
-//! bytes are copied both ways.
+//! Connections of raw TCP: the client may speak TLS or not, and bytes are copied both ways.
 
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Arrival, End, Server, detect::is_client_hello};
+use super::{End, Server, dedicated::Dedicated, detect::is_client_hello};
 use crate::{
-    config::{Protocol, TlsIn},
+    config::TlsIn,
     forward::Connection,
-    protocol::starttls::StartTls,
-    stream::{ByteStream, Prefixed, Socket, receive},
-    telemetry::DownstreamConnection,
+    stream::{ByteStream, Prefixed, receive},
     upstream::Link,
 };
 
@@ -21,54 +18,12 @@ use crate::{
 pub(super) const CLIENT_HELLO_WAIT: Duration = Duration::from_millis(200);
 
 impl Server {
-    /// Serves a connection to the listener of an alias of another protocol, or a CONNECT tunnel to it, on the client's
-    /// socket. Unless both sides have closed, it ends in a reset: a failure must not look like the end of the data.
-    pub(super) async fn dedicated<S>(
-        self: &Arc<Self>,
-        stream: S,
-        socket: &Socket,
-        arrival: Box<Arrival>,
-    ) -> End
-    where
-        S: ByteStream + 'static,
-    {
-        let mut cut = ResetOnDrop(Some(socket));
-        let end = self.alias_connection(stream, arrival).await;
-        if end != End::Reset {
-            cut.0 = None;
-        }
-        end
-    }
-
-    /// Serves it as its alias' protocol says.
-    async fn alias_connection<S>(self: &Arc<Self>, stream: S, arrival: Box<Arrival>) -> End
-    where
-        S: ByteStream + 'static,
-    {
-        let protocol = arrival.listener.alias().map(|alias| alias.config().protocol);
-        match protocol {
-            Some(Protocol::Postgres) => Box::pin(self.postgres(stream, arrival)).await,
-            Some(Protocol::Mysql) => Box::pin(self.mysql(stream, arrival)).await,
-            _ => match protocol.and_then(StartTls::of) {
-                Some(protocol) => Box::pin(self.starttls(protocol, stream, arrival)).await,
-                None => self.tcp(stream, arrival).await,
-            },
-        }
-    }
-
     /// Serves raw TCP.
-    async fn tcp<S>(self: &Arc<Self>, mut stream: S, mut arrival: Box<Arrival>) -> End
+    pub(super) async fn tcp<S>(self: &Arc<Self>, mut stream: S, dedicated: Dedicated) -> End
     where
         S: ByteStream + 'static,
     {
-        let accepted = Instant::now();
-        arrival.follow(self);
-        let Some(alias) = arrival.listener.alias().cloned() else { return End::Reset };
-        let downstream = DownstreamConnection::undecided(alias.config().protocol.word());
-        downstream.belongs_to(&alias.worker(arrival.worker).metrics);
-        let stopped = self.drain.stopped();
-        let (worker, client) = (arrival.worker, &arrival.client);
-        let mut connection = Connection::new(&alias, worker, client, accepted, stopped);
+        let Dedicated { arrival, downstream, mut connection, .. } = dedicated;
         if connection.admit().is_err() {
             return End::Reset;
         }
@@ -76,7 +31,7 @@ impl Server {
         let header_timeout = arrival.listener.settings.header_timeout;
         let mut read = BytesMut::new();
         let mut target = None;
-        let speaks_tls = match alias.config().tls_in {
+        let speaks_tls = match connection.alias().config().tls_in {
             TlsIn::Always => Ok(true),
             TlsIn::Never => Ok(false),
             TlsIn::Auto => {
@@ -170,16 +125,5 @@ async fn carry<D: ByteStream>(mut connection: Connection, client: D, target: Opt
     match connection.carry(client, link).await {
         true => End::Done,
         false => End::Reset,
-    }
-}
-
-/// Makes closing a reset, even if the connection's task is dropped with its worker.
-struct ResetOnDrop<'a>(Option<&'a Socket>);
-
-impl Drop for ResetOnDrop<'_> {
-    fn drop(&mut self) {
-        if let Some(socket) = self.0 {
-            socket.reset_on_close();
-        }
     }
 }

@@ -195,18 +195,18 @@ fn an_address_has_one_listener() {
     taken(
         "listen: [9000]",
         "listen: [9000], protocol: tcp, port: 1",
-        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[0] (`a`, line 3): a tcp alias needs its own address, such as 127.0.1.1:9000",
+        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[0] (`a`, line 3): an alias of `protocol: tcp` needs its own address, such as 127.0.1.1:9000",
     );
     taken(
         "protocol: tcp, port: 8080",
         "listen: [8080]",
-        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[0] (`a`, line 3): a tcp alias needs its own address, such as 127.0.1.1:8080",
+        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[0] (`a`, line 3): an alias of `protocol: tcp` needs its own address, such as 127.0.1.1:8080",
     );
     // One that is free.
     taken(
         "protocol: tcp, listen: [\"127.0.1.1:9000\", 9000], port: 1",
         "protocol: tcp, port: 9000",
-        "t.yaml:3:57: aliases[0].listen[1]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[1] (`b`, line 4): a tcp alias needs its own address, such as 127.0.1.2:9000",
+        "t.yaml:3:57: aliases[0].listen[1]: 127.0.0.1:9000 conflicts with 127.0.0.1:9000 of aliases[1] (`b`, line 4): an alias of `protocol: tcp` needs its own address, such as 127.0.1.2:9000",
     );
     taken(
         "listen: [0]",
