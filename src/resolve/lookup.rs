@@ -174,71 +174,61 @@ impl DnsClient {
         place: Place,
         is_enough: impl Fn(&[Arc<str>]) -> bool,
     ) -> Result<Chain, ResolveError> {
-        let deadline = Instant::now() + WALK;
-        let mut chain = Chain::new(name);
-        while !is_enough(chain.names()) {
-            let end = chain.end().clone();
-            let error = match self.ask(&end, Family::V4, place, deadline).await {
-                Ok(response) => match chain.walk(&response.records).map_err(ResolveError::Chain)? {
-                    Walked::Complete(chain) => return Ok(chain),
-                    Walked::AskForEnd(longer) => {
-                        chain = longer;
-                        continue;
-                    }
-                    Walked::Nothing(same) => {
-                        chain = same;
-                        LookupError::new(&end, &[response.server], response.about_others())
-                    }
-                },
-                Err(error) => error,
-            };
-            let is_first = chain.names().len() == 1;
-            if error.is_denial() && !(is_first && place == Place::Service) {
-                break;
+        let goes_on = |chain: &Chain| !is_enough(chain.names());
+        match self.walk_while(name, place, Family::V4, goes_on).await? {
+            Reached::Addresses(chain) => Ok(chain),
+            Reached::Enough(chain) => Ok(chain.lasting()),
+            Reached::Nothing(chain, error) => {
+                let is_service = chain.names().len() == 1 && place == Place::Service;
+                match error.is_denial() && !is_service {
+                    true => Ok(chain.lasting()),
+                    false => Err(unresolved(&chain, place, error)),
+                }
             }
-            return Err(ResolveError::Lookup {
-                chain: chain.names().to_vec(),
-                place: if is_first { place } else { Place::Chain },
-                error: Box::new(error),
-            });
         }
-        Ok(chain.lasting())
     }
 
-    /// Walks from the name to its addresses of one family. A CNAME without addresses does not say why there are none, so
-    /// its target is queried separately. Takes less than five seconds.
+    /// Walks from the name to its addresses of one family. Takes less than five seconds.
     pub async fn walk(
         &self,
         name: &str,
         place: Place,
         family: Family,
     ) -> Result<Chain, ResolveError> {
+        match self.walk_while(name, place, family, |_| true).await? {
+            Reached::Addresses(chain) | Reached::Enough(chain) => Ok(chain),
+            Reached::Nothing(chain, error) => Err(unresolved(&chain, place, error)),
+        }
+    }
+
+    /// Walks from the name to its addresses of one family, as long as the chain `goes_on`. A CNAME without addresses does
+    /// not say why there are none, so its target is queried separately.
+    async fn walk_while(
+        &self,
+        name: &str,
+        place: Place,
+        family: Family,
+        goes_on: impl Fn(&Chain) -> bool,
+    ) -> Result<Reached, ResolveError> {
         let deadline = Instant::now() + WALK;
         let mut chain = Chain::new(name);
         // This ends: each iteration but the last makes the chain longer, and its length is limited.
-        loop {
+        while goes_on(&chain) {
             let end = chain.end().clone();
-            let error = match self.ask(&end, family, place, deadline).await {
-                Ok(answer) => match chain.walk(&answer.records).map_err(ResolveError::Chain)? {
-                    Walked::Complete(chain) => return Ok(chain),
-                    Walked::AskForEnd(longer) => {
-                        chain = longer;
-                        continue;
-                    }
-                    Walked::Nothing(same) => {
-                        chain = same;
-                        LookupError::new(&end, &[answer.server], answer.about_others())
-                    }
-                },
-                Err(error) => error,
+            let response = match self.ask(&end, family, place, deadline).await {
+                Ok(response) => response,
+                Err(error) => return Ok(Reached::Nothing(chain, error)),
             };
-            let first = chain.names().len() == 1;
-            return Err(ResolveError::Lookup {
-                chain: chain.names().to_vec(),
-                place: if first { place } else { Place::Chain },
-                error: Box::new(error),
-            });
+            match chain.walk(&response.records).map_err(ResolveError::Chain)? {
+                Walked::Complete(chain) => return Ok(Reached::Addresses(chain)),
+                Walked::AskForEnd(longer) => chain = longer,
+                Walked::Nothing(chain) => {
+                    let error = LookupError::new(&end, &[response.server], response.about_others());
+                    return Ok(Reached::Nothing(chain, error));
+                }
+            }
         }
+        Ok(Reached::Enough(chain))
     }
 
     /// Sends one query to the servers in turn, until one responds.
@@ -429,6 +419,23 @@ impl Answer {
             _ => Failure::NxDomain,
         }
     }
+}
+
+/// How far a walk has come.
+enum Reached {
+    /// To addresses.
+    Addresses(Chain),
+    /// As far as it was to go.
+    Enough(Chain),
+    /// To a name for which DNS has none.
+    Nothing(Chain, LookupError),
+}
+
+/// Why a walk that began at `place` ended here.
+fn unresolved(chain: &Chain, place: Place, error: LookupError) -> ResolveError {
+    let names = chain.names().to_vec();
+    let place = if names.len() == 1 { place } else { Place::Chain };
+    ResolveError::Lookup { chain: names, place, error: Box::new(error) }
 }
 
 /// Counts a query that has ended.
