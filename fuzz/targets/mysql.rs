@@ -17,7 +17,7 @@ struct Outcome {
     to_target: Vec<u8>,
     done: Vec<Action>,
     fault: Option<String>,
-    farewell: Bytes,
+    closing_message: Bytes,
 }
 
 fuzz_target!(|input: (u8, u8, &[u8], &[u8], &[u8])| {
@@ -54,7 +54,7 @@ fn run(settings: &Settings, target: &[u8], client: &[u8], more: &[u8], piece: us
             settle(&mut start, &mut left, &mut outcome);
         }
     }
-    outcome.farewell = start.farewell();
+    outcome.closing_message = start.closing_message();
     outcome
 }
 

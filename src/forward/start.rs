@@ -31,13 +31,13 @@ pub struct Starting<S> {
     sent: (u64, u64),
 }
 
-/// What is to be done by whoever has the start.
+/// What the owner of the start is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// Connect to a target of the alias, and say so: [`Starting::dialled`].
     Dial,
     /// Connect to the endpoint that holds the session with this key, and say so; if there is none, close the
-    /// client's connection without a word.
+    /// client's connection without a response.
     DialHolder(CancelKey),
     /// Note that the session with this key is at the target.
     HoldKey(CancelKey),
@@ -155,8 +155,8 @@ impl<S: Start> Starting<S> {
     }
 
     /// What the target is sent before its connection is closed without a session.
-    pub fn farewell(&self) -> Bytes {
-        self.start.farewell()
+    pub fn closing_message(&self) -> Bytes {
+        self.start.closing_message()
     }
 
     /// Which role the target has shown, once it has.
@@ -237,7 +237,7 @@ impl<S: Start> Starting<S> {
     }
 }
 
-/// Reads what fits; waits for ever where there is nobody, or no room.
+/// Reads what fits; waits for ever where there is no such side, or no room.
 async fn receive<R: AsyncRead + Unpin>(
     from: Option<&mut R>,
     buffer: &mut BytesMut,

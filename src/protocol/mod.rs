@@ -6,6 +6,8 @@
 
 pub mod mysql;
 pub mod postgres;
+#[cfg(test)]
+mod run;
 pub mod starttls;
 
 use std::{net::IpAddr, time::Duration};
@@ -59,7 +61,7 @@ pub trait Start {
 
     /// What the target is sent before its connection is closed without a session; empty where that is not to be
     /// announced.
-    fn farewell(&self) -> Bytes;
+    fn closing_message(&self) -> Bytes;
 
     /// How long after the dial the client may take with what it has to send, where the target does not wait longer.
     fn client_limit(&self) -> Option<Duration> {
@@ -93,7 +95,7 @@ pub enum Action {
     /// Open a connection to a target of the alias.
     Dial,
     /// Open a connection to the endpoint that holds the session with this key; close the client's without a
-    /// word where there is none.
+    /// response where there is none.
     DialHolder(postgres::CancelKey),
     /// Note that the session with this key is at the target, for [`DialHolder`](Self::DialHolder), before anything
     /// else is done: the client gets it next.

@@ -63,7 +63,7 @@ impl Server {
             first = timeout_at(deadline, receive(&mut stream, &mut early)) => first,
             () = arrival.unused(*accepted) => return Err(dedicated.left()),
         };
-        // Whoever connects and leaves has looked whether somebody listens.
+        // A client that connects and leaves is a probe of the port.
         if !matches!(first, Ok(Ok(1..))) {
             return Err(dedicated.left());
         }

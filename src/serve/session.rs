@@ -55,7 +55,7 @@ impl<'a, S: ByteStream + 'static, P: Start> Session<'a, S, P> {
         Self { server, dedicated, starting, client, link, held, deadline }
     }
 
-    /// Runs the start. If no session comes of it, both sides have been told, and only the client's connection is
+    /// Runs the start. If no session comes of it, both sides have been sent the end, and only the client's connection is
     /// still to be closed.
     pub(super) async fn begin(mut self) -> Result<Started<S, P>, End> {
         let refusal = loop {
@@ -72,7 +72,7 @@ impl<'a, S: ByteStream + 'static, P: Start> Session<'a, S, P> {
                     Err(Unconnected::Left) => break Bytes::new(),
                 },
                 Ok(Turn::DialHolder(key)) => {
-                    // Whether there is one is not said: nobody reads what comes in response to a CancelRequest.
+                    // Whether there is one is not said: a CancelRequest has no response.
                     if !self.dial_holder(&key).await {
                         break Bytes::new();
                     }
@@ -119,14 +119,14 @@ impl<'a, S: ByteStream + 'static, P: Start> Session<'a, S, P> {
     /// Ends both connections without a session.
     pub(super) async fn close(&mut self, refusal: &[u8]) {
         self.dedicated.connection.sent(self.starting.sent());
-        // Before the client is told, and comes again.
+        // Before the client gets the error, and comes again.
         self.mark_role();
         if let Some(client) = &mut self.client {
             tell(client, refusal).await;
         }
         if let Some(link) = self.link.take() {
             let (mut stream, in_use) = link.into_stream();
-            if close(&mut stream, &self.starting.farewell()).await {
+            if close(&mut stream, &self.starting.closing_message()).await {
                 in_use.ended();
             }
         }

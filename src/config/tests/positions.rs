@@ -211,7 +211,7 @@ fn an_address_has_one_listener() {
     taken(
         "listen: [0]",
         "listen: [0], protocol: tcp, port: 1",
-        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:0 conflicts with 127.0.0.1:0 of aliases[0] (`a`, line 3): a tcp",
+        "t.yaml:4:24: aliases[1].listen[0]: 127.0.0.1:0 conflicts with 127.0.0.1:0 of aliases[0] (`a`, line 3): an alias of `protocol: tcp`",
     );
     taken(
         "listen: [9000, 9000]",
@@ -236,7 +236,7 @@ fn an_address_has_one_listener() {
     taken(
         "listen: [8080], protocol: tcp, port: 1",
         "drain: 1s",
-        "t.yaml:3:24: aliases[0].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[1] (`b`, line 4): a tcp",
+        "t.yaml:3:24: aliases[0].listen[0]: 127.0.0.1:8080 conflicts with 127.0.0.1:8080 of aliases[1] (`b`, line 4): an alias of `protocol: tcp`",
     );
     parsed(&two("listen: [9000]", "listen: [9000]"));
     parsed(&two("listen: [0]", "listen: [0]"));

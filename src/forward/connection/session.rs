@@ -150,7 +150,7 @@ impl Connection {
                 let error = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
                 (told, End::Broken(side, error))
             }
-            // There is nobody left to whom the client could say anything.
+            // The client has no server left.
             (None, tunnel::End::Stopped) if watch.target_ended.is_cancelled() => {
                 (None, End::Closed)
             }
@@ -177,10 +177,10 @@ impl Connection {
             None if is_closed => Ended::Closed,
             None => Ended::Broken,
         };
-        let farewell = if is_closed { &[] } else { &TERMINATE[..] };
+        let closing_message = if is_closed { &[] } else { &TERMINATE[..] };
         let ends_well = ended == Ended::Closed
             && (is_closed || watch.can_terminate())
-            && close(&mut target, farewell).await;
+            && close(&mut target, closing_message).await;
         if ends_well {
             in_use.ended();
         }
@@ -198,9 +198,9 @@ pub async fn tell<C: ByteStream>(client: &mut C, bytes: &[u8]) {
 }
 
 /// Closes a connection to a target in order, and waits for it to do the same. Returns whether it has.
-pub async fn close<T: ByteStream>(target: &mut T, farewell: &[u8]) -> bool {
+pub async fn close<T: ByteStream>(target: &mut T, closing_message: &[u8]) -> bool {
     let closing = async {
-        target.write_all(farewell).await?;
+        target.write_all(closing_message).await?;
         target.shutdown().await?;
         let mut rest = BytesMut::new();
         while target.read_buf(&mut rest).await? > 0 {
@@ -246,7 +246,7 @@ struct State {
     moved: bool,
     /// Whether the client has sent anything.
     has_asked: bool,
-    /// Whether the client's next request is answered with the end of the session.
+    /// Whether the response to the client's next request is the end of the session.
     refuses: bool,
     violation: Option<(Side, LengthError)>,
 }

@@ -11,7 +11,7 @@ pub enum OpeningError {
     /// It has no TLS.
     #[error("the server does not offer TLS")]
     NoTls,
-    /// It said why it takes nobody: it is full, or has blocked this host.
+    /// It refused the connection and said why: it is full, or has blocked this host.
     #[error("the server refused the connection: {}", ErrPacket::text_of(packet))]
     Refused {
         /// The payload of its packet.

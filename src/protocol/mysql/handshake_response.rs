@@ -15,7 +15,7 @@ const FLAGS: usize = 32;
 const DEFAULT_PLUGIN: &[u8] = b"mysql_native_password";
 
 /// A user of this name is refused by every server. It shows in the log who it was.
-const NOBODY: &[u8] = b"truename\0";
+const PLACEHOLDER: &[u8] = b"truename\0";
 
 /// The client's first packet: who it is, and the first authentication data.
 #[derive(Clone, Debug)]
@@ -104,15 +104,15 @@ impl HandshakeResponse {
 /// Capabilities by which the authentication data has a length before it.
 const LENGTHS: u32 = capability::PLUGIN_AUTH_LENENC | capability::SECURE_CONNECTION;
 
-/// A response of nobody: a server refuses it, and does not count that as an interrupted handshake.
-pub(super) fn nobody() -> BytesMut {
+/// The response of a user without a password: a server refuses it, and does not count that as an interrupted handshake.
+pub(super) fn placeholder() -> BytesMut {
     let capabilities =
         capability::PROTOCOL_41 | capability::SECURE_CONNECTION | capability::PLUGIN_AUTH;
     let mut payload = BytesMut::zeroed(FLAGS);
     payload[..4].copy_from_slice(&capabilities.to_le_bytes());
     // The character set: utf8mb4.
     payload[8] = 45;
-    payload.extend_from_slice(NOBODY);
+    payload.extend_from_slice(PLACEHOLDER);
     // No authentication data.
     payload.extend_from_slice(&[0]);
     payload.extend_from_slice(DEFAULT_PLUGIN);

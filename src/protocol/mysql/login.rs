@@ -73,7 +73,7 @@ enum Turn {
     /// The client's, who has to send its password, encrypted. Where it is needed in the response, the server has
     /// not had that yet.
     Encrypted { response: Option<HandshakeResponse> },
-    /// Nobody's: the server has let the client in, or has not.
+    /// Neither side's: the server has let the client in, or has not.
     Over { accepted: bool },
 }
 
@@ -206,7 +206,7 @@ impl Login {
 
     /// What a server is sent that waits for the client: no password. It would count the client's leaving as an
     /// interrupted handshake, and block this host for too many of them.
-    pub(super) fn farewell(&self) -> BytesMut {
+    pub(super) fn closing_message(&self) -> BytesMut {
         match &self.turn {
             Turn::Client if self.takes_password() => packet::write(self.target, &[0]),
             Turn::Client => packet::write(self.target, &[]),

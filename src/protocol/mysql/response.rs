@@ -28,7 +28,7 @@ pub struct ErrPacket {
 }
 
 impl ErrPacket {
-    /// What a client is told of a fault.
+    /// The error that a client gets for a fault.
     pub fn of(fault: &Fault) -> Self {
         let (code, sql_state) = code(fault);
         let chain = fault.chain().filter(|chain| !chain.is_empty());

@@ -266,15 +266,15 @@ impl Start for Startup {
         waits.then_some(RESPONSE_LIMIT)
     }
 
-    fn farewell(&self) -> Bytes {
+    fn closing_message(&self) -> Bytes {
         match &self.phase {
             Phase::Responding { .. } | Phase::Handshake { .. } => {
-                let mut bytes = packet::write(1, &handshake_response::nobody());
+                let mut bytes = packet::write(1, &handshake_response::placeholder());
                 // If another plugin is switched to.
                 bytes.unsplit(packet::write(3, &[]));
                 bytes.freeze()
             }
-            Phase::Login(login) => login.farewell().freeze(),
+            Phase::Login(login) => login.closing_message().freeze(),
             Phase::Greeting | Phase::Securing { .. } | Phase::Over => Bytes::new(),
         }
     }

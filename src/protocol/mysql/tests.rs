@@ -16,7 +16,7 @@ use proptest::{collection::vec, prelude::*};
 use super::{packet::write, *};
 use crate::{
     fault::Fault,
-    protocol::{Action, Event, Side, Start},
+    protocol::{Action, Event, Side, Start, run::Run},
 };
 
 const SCRAMBLE: &[u8; 20] = b"abcdefghijklmnopqrst";
@@ -30,18 +30,6 @@ const CLIENT: u32 = 1 | 8 | 1 << 9 | 1 << 15 | 1 << 19 | 1 << 20 | 1 << 21;
 const TLS: u32 = 1 << 11;
 const OK: &[u8] = &[0, 0, 0, 2, 0, 0, 0];
 
-/// Both sides of a start, and who runs it.
-struct Run {
-    start: Startup,
-    client: BytesMut,
-    target: BytesMut,
-    to_client: Vec<u8>,
-    to_target: Vec<u8>,
-    /// What was done but for sending.
-    done: Vec<Action>,
-    fault: Option<Fault>,
-}
-
 /// The process' key: making one takes time.
 fn key() -> Arc<RsaKey> {
     RsaKey::of_process().unwrap()
@@ -51,17 +39,9 @@ fn settings(client_tls: ClientTls, target_tls: bool) -> Settings {
     Settings { client_tls, target_tls, key: Some(key()) }
 }
 
-impl Run {
+impl Run<Startup> {
     fn new(client_tls: ClientTls, target_tls: bool) -> Self {
-        Self {
-            start: Startup::new(settings(client_tls, target_tls)),
-            client: BytesMut::new(),
-            target: BytesMut::new(),
-            to_client: Vec::new(),
-            to_target: Vec::new(),
-            done: Vec::new(),
-            fault: None,
-        }
+        Self::of(Startup::new(settings(client_tls, target_tls)))
     }
 
     /// Of a client without TLS, and a server with it.
@@ -84,59 +64,6 @@ impl Run {
         run.to_target.clear();
         run.event(Event::TargetSecured);
         run
-    }
-
-    fn client(&mut self, bytes: &[u8]) {
-        self.client.extend_from_slice(bytes);
-        self.settle();
-    }
-
-    fn target(&mut self, bytes: &[u8]) {
-        self.target.extend_from_slice(bytes);
-        self.settle();
-    }
-
-    fn event(&mut self, event: Event<'_>) {
-        if self.fault.is_none() {
-            let mut actions = Vec::new();
-            let result = self.start.on(event, &mut actions);
-            self.act(actions, result);
-        }
-        self.settle();
-    }
-
-    /// Offers what is left, as long as some is taken.
-    fn settle(&mut self) {
-        loop {
-            let before = (self.client.len(), self.target.len());
-            for side in [Side::Client, Side::Target] {
-                let buffer = match side {
-                    Side::Client => &mut self.client,
-                    Side::Target => &mut self.target,
-                };
-                if self.fault.is_none() && !buffer.is_empty() {
-                    let mut actions = Vec::new();
-                    let result = self.start.on(Event::Bytes(side, buffer), &mut actions);
-                    self.act(actions, result);
-                }
-            }
-            if before == (self.client.len(), self.target.len()) {
-                return;
-            }
-        }
-    }
-
-    fn act(&mut self, actions: Vec<Action>, result: Result<(), Fault>) {
-        for action in actions {
-            match action {
-                Action::Send(Side::Client, bytes) => self.to_client.extend_from_slice(&bytes),
-                Action::Send(Side::Target, bytes) => self.to_target.extend_from_slice(&bytes),
-                other => self.done.push(other),
-            }
-        }
-        if let Err(fault) = result {
-            self.fault = Some(fault);
-        }
     }
 
     /// What the client has received since it was asked for last.

@@ -119,7 +119,7 @@ pub enum StartupError {
         /// Its type.
         tag: u8,
     },
-    /// The server goes on and on.
+    /// The server sends without end.
     #[error("the server sent more than {limit} before it was ready")]
     TooMuch {
         /// How much is allowed.
@@ -147,7 +147,7 @@ pub enum StartupError {
     },
     /// The server does not report it.
     #[error(
-        "the server does not report `in_hot_standby`, so nobody can tell whether it is a {}",
+        "the server does not report `in_hot_standby`, so it is not known whether it is a {}",
         .wanted.word()
     )]
     UnknownRole {

@@ -38,7 +38,7 @@ pub enum SqlState {
     ConnectionFailure,
     /// What was sent is not the protocol.
     ProtocolViolation,
-    /// It is a version of the protocol, or a part of it, that nobody here speaks.
+    /// It is a version of the protocol, or a part of it, that is not supported here.
     FeatureNotSupported,
     /// The client may not log in so.
     InvalidAuthorization,
@@ -51,7 +51,7 @@ pub enum SqlState {
 }
 
 impl ErrorResponse {
-    /// What a client is told of a fault.
+    /// The error that a client gets for a fault.
     pub fn of(fault: &Fault) -> Self {
         let chain = fault.chain().filter(|chain| !chain.is_empty());
         Self {
@@ -62,7 +62,7 @@ impl ErrorResponse {
         }
     }
 
-    /// What a client is told whose session is ended on purpose.
+    /// The error that a client gets whose session is ended on purpose.
     pub fn ending(why: &str) -> Self {
         Self {
             sql_state: SqlState::AdminShutdown,

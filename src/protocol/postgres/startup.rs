@@ -31,7 +31,7 @@ pub enum ClientTls {
     Off,
     /// Can be had.
     Offered,
-    /// Must be had, but for a CancelRequest, which older clients send in plaintext.
+    /// Required, except for a CancelRequest, which older clients send in plaintext.
     Required,
 }
 
@@ -238,7 +238,7 @@ impl Start for Startup {
         self.server()?.role().map(ServerRole::as_configured)
     }
 
-    fn farewell(&self) -> Bytes {
+    fn closing_message(&self) -> Bytes {
         match &self.phase {
             Phase::Login(login) if login.is_authenticated() => Bytes::from_static(&TERMINATE),
             _ => Bytes::new(),

@@ -15,7 +15,7 @@ use super::{response::field, *};
 use crate::{
     config::{ChannelBinding, Role},
     fault::Fault,
-    protocol::{Action, Event, Side, Start},
+    protocol::{Action, Event, Side, Start, run::Run},
 };
 
 /// A session without TLS to the client, to any server.
@@ -25,29 +25,9 @@ const PLAIN: Settings = Settings {
     client_tls: ClientTls::Off,
 };
 
-/// Both sides of a start, and who runs it.
-struct Run {
-    start: Startup,
-    client: BytesMut,
-    target: BytesMut,
-    to_client: Vec<u8>,
-    to_target: Vec<u8>,
-    /// What was done but for sending.
-    done: Vec<Action>,
-    fault: Option<Fault>,
-}
-
-impl Run {
+impl Run<Startup> {
     fn new(settings: Settings) -> Self {
-        Self {
-            start: Startup::new(settings, false),
-            client: BytesMut::new(),
-            target: BytesMut::new(),
-            to_client: Vec::new(),
-            to_target: Vec::new(),
-            done: Vec::new(),
-            fault: None,
-        }
+        Self::of(Startup::new(settings, false))
     }
 
     /// That of a client which has sent its StartupMessage.
@@ -57,59 +37,6 @@ impl Run {
         assert_eq!(run.done, [Action::Dial]);
         run.event(Event::Dialled);
         run
-    }
-
-    fn client(&mut self, bytes: &[u8]) {
-        self.client.extend_from_slice(bytes);
-        self.settle();
-    }
-
-    fn target(&mut self, bytes: &[u8]) {
-        self.target.extend_from_slice(bytes);
-        self.settle();
-    }
-
-    fn event(&mut self, event: Event<'_>) {
-        if self.fault.is_none() {
-            let mut actions = Vec::new();
-            let result = self.start.on(event, &mut actions);
-            self.act(actions, result);
-        }
-        self.settle();
-    }
-
-    /// Offers what is left, as long as some is taken.
-    fn settle(&mut self) {
-        loop {
-            let before = (self.client.len(), self.target.len());
-            for side in [Side::Client, Side::Target] {
-                let buffer = match side {
-                    Side::Client => &mut self.client,
-                    Side::Target => &mut self.target,
-                };
-                if self.fault.is_none() && !buffer.is_empty() {
-                    let mut actions = Vec::new();
-                    let result = self.start.on(Event::Bytes(side, buffer), &mut actions);
-                    self.act(actions, result);
-                }
-            }
-            if before == (self.client.len(), self.target.len()) {
-                return;
-            }
-        }
-    }
-
-    fn act(&mut self, actions: Vec<Action>, result: Result<(), Fault>) {
-        for action in actions {
-            match action {
-                Action::Send(Side::Client, bytes) => self.to_client.extend_from_slice(&bytes),
-                Action::Send(Side::Target, bytes) => self.to_target.extend_from_slice(&bytes),
-                other => self.done.push(other),
-            }
-        }
-        if let Err(fault) = result {
-            self.fault = Some(fault);
-        }
     }
 
     /// Everything that somebody else could notice.

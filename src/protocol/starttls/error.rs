@@ -12,7 +12,7 @@ pub enum StartTlsError {
     /// The server takes no clients now.
     #[error("the server is not ready; it sent `{response}`")]
     Unwilling {
-        /// Its words, which nobody vouches for.
+        /// Its words, which are not to be trusted.
         response: String,
     },
     /// The server has no TLS, or not now.
@@ -20,7 +20,7 @@ pub enum StartTlsError {
     Refused {
         /// To what.
         request: &'static str,
-        /// Its words, which nobody vouches for.
+        /// Its words, which are not to be trusted.
         response: String,
     },
     /// An IMAP server that has logged the client in allows no STARTTLS.
@@ -32,7 +32,7 @@ pub enum StartTlsError {
         /// What came.
         found: String,
     },
-    /// The server goes on and on.
+    /// The server sends without end.
     #[error("the server sent more than {} KiB before TLS", MAX_RECEIVED / 1024)]
     TooMuch,
     /// It sent something before it was asked.

@@ -30,7 +30,7 @@ fn what_is_no_response_is_refused_with_a_reason() {
         assert!((1..=2).contains(&sequence), "{sequence}");
         assert!(message.contains(text), "{message}");
         assert_eq!(run.to_target, b"");
-        assert_ne!(run.start.farewell(), "", "the server does not count it");
+        assert_ne!(run.start.closing_message(), "", "the server does not count it");
     }
 }
 
@@ -152,29 +152,29 @@ fn a_client_that_leaves_does_not_count_as_an_interrupted_handshake() {
     let mut run = Run::plain().greeted();
     run.event(Event::Ended(Side::Client));
     assert_eq!(run.done, [Action::Close]);
-    let farewell = packets(&run.start.farewell());
-    assert_eq!((farewell[0].0, &farewell[0].1[32..41]), (1, &b"truename\0"[..]));
-    assert_eq!(farewell[1], (3, Vec::new()));
+    let closing_message = packets(&run.start.closing_message());
+    assert_eq!((closing_message[0].0, &closing_message[0].1[32..41]), (1, &b"truename\0"[..]));
+    assert_eq!(closing_message[1], (3, Vec::new()));
 
     // When it is asked for its password: an empty one.
     let mut run = Run::responded(&response(CLIENT, CACHING, &[7; 32]));
     run.target(&write(3, &[1, 4]));
     run.event(Event::Ended(Side::Client));
-    assert_eq!(packets(&run.start.farewell()), [(4, vec![0])]);
+    assert_eq!(packets(&run.start.closing_message()), [(4, vec![0])]);
     let mut run = Run::responded(&response(CLIENT, CACHING, &[7; 32]));
     run.target(&write(3, &switch(NATIVE)));
-    assert_eq!(packets(&run.start.farewell()), [(4, vec![])]);
+    assert_eq!(packets(&run.start.closing_message()), [(4, vec![])]);
 
     // When it was to encrypt its password before the server has had the response.
     let mut run = Run::plain().greeted();
     run.client(&write(1, &response(CLIENT, SHA256, &[1])));
     run.event(Event::TargetSecured);
-    let farewell = packets(&run.start.farewell());
-    assert_eq!(farewell[0], (2, response(CLIENT | TLS, SHA256, &[])));
+    let closing_message = packets(&run.start.closing_message());
+    assert_eq!(closing_message[0], (2, response(CLIENT | TLS, SHA256, &[])));
 
     // While the server is at work there is nothing to say.
     let run = Run::responded(&response(CLIENT, NATIVE, &[7; 20]));
-    assert_eq!(run.start.farewell(), "");
+    assert_eq!(run.start.closing_message(), "");
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn nothing_of_the_clients_goes_to_a_server_that_is_not_verified() {
     let mut run = Run::plain().greeted();
     run.client(&write(1, &response(CLIENT, NATIVE, b"a password hash here")));
     assert_eq!(run.to_target.len(), 36);
-    assert_eq!(run.start.farewell(), "");
+    assert_eq!(run.start.closing_message(), "");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_warm_cache_needs_no_password() {
 }
 
 /// A login by which the client encrypts its password, up to its key.
-fn asks_for_key(run: &mut Run, sequence: u8, request: u8) -> Vec<u8> {
+fn asks_for_key(run: &mut Run<Startup>, sequence: u8, request: u8) -> Vec<u8> {
     run.client(&write(sequence, &[request]));
     let received = run.client_received();
     assert_eq!(received.len(), 1);
@@ -149,7 +149,7 @@ fn a_password_that_cannot_be_decrypted_is_refused() {
     assert_eq!(run.to_target, b"");
 }
 
-fn asks_for_key_of(run: &mut Run) -> Vec<u8> {
+fn asks_for_key_of(run: &mut Run<Startup>) -> Vec<u8> {
     run.to_target.clear();
     asks_for_key(run, 3, 2)
 }
@@ -251,7 +251,7 @@ fn what_follows_the_ok_is_the_sessions() {
 }
 
 /// A login by a cold cache: who says what, in turn. What the client encrypts depends on the key.
-fn cold(run: &mut Run, mut send: impl FnMut(&mut Run, Side, &[u8])) {
+fn cold(run: &mut Run<Startup>, mut send: impl FnMut(&mut Run<Startup>, Side, &[u8])) {
     send(run, Side::Target, &greeting(NATIVE, true));
     send(run, Side::Client, &write(1, &response(CLIENT, NATIVE, &[7; 20])));
     run.event(Event::TargetSecured);
@@ -305,7 +305,7 @@ proptest! {
             run.target(&write(sequence, piece));
             run.client(&write(sequence.wrapping_sub(u8::from(tls)), piece));
         }
-        drop(run.start.farewell());
+        drop(run.start.closing_message());
         if run.fault.is_some() {
             run.refusal();
         }

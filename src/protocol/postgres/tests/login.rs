@@ -269,7 +269,7 @@ fn a_client_that_is_asked_for_its_password_says_that_or_goodbye() {
 }
 
 /// Runs a login, each of its turns in pieces.
-fn run_in_pieces(settings: Settings, turns: &[(Side, Vec<u8>)], cuts: &[usize]) -> Run {
+fn run_in_pieces(settings: Settings, turns: &[(Side, Vec<u8>)], cuts: &[usize]) -> Run<Startup> {
     let mut run = Run::dialled(settings);
     for (side, bytes) in turns {
         for piece in pieces(bytes, cuts) {
