@@ -47,6 +47,7 @@ mod mariadb;
 mod metrics;
 mod moves;
 mod mysql;
+mod mysql_ends;
 mod names;
 mod origins;
 mod pool;

@@ -154,6 +154,20 @@ impl<S: Start> Starting<S> {
         self.start.refusal(why)
     }
 
+    /// Lets a target say what it is due to say, to a client that has left. This waits for it without end.
+    pub async fn hear_target<T: AsyncRead + Unpin>(&mut self, target: &mut T) {
+        while self.start.awaits_target() {
+            let event = Event::Bytes(Side::Target, &mut self.from_target);
+            let heard = self.start.on(event, &mut Vec::new());
+            let awaits_more = heard.is_ok() && self.start.awaits_target();
+            if !awaits_more
+                || !matches!(receive(Some(target), &mut self.from_target).await, Ok(1..))
+            {
+                return;
+            }
+        }
+    }
+
     /// What the target is sent before its connection is closed without a session.
     pub fn closing_message(&self) -> Bytes {
         self.start.closing_message()

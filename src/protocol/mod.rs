@@ -63,6 +63,11 @@ pub trait Start {
     /// announced.
     fn closing_message(&self) -> Bytes;
 
+    /// Whether the target is due to say something, on which the [`closing_message`](Self::closing_message) depends.
+    fn awaits_target(&self) -> bool {
+        false
+    }
+
     /// How long after the dial the client may take with what it has to send, where the target does not wait longer.
     fn client_limit(&self) -> Option<Duration> {
         None

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::{TlsIn, TlsMode},
     forward::{StartError, Starting, Unconnected},
-    protocol::mysql::{ClientTls, RsaKey, Settings, Startup},
+    protocol::mysql::{ClientPackets, ClientTls, RsaKey, Settings, Startup},
     stream::{ByteStream, Prefixed, receive},
     upstream::Link,
 };
@@ -31,10 +31,12 @@ impl Server {
         let started = Box::pin(self.start_mysql(stream, &mut dedicated)).await;
         let Dedicated { connection, downstream: _counted, .. } = dedicated;
         match started {
-            Ok((client, link)) => match connection.carry_mysql(client, link).await {
-                true => End::Done,
-                false => End::Reset,
-            },
+            Ok((client, link, packets)) => {
+                match connection.carry_mysql(client, link, packets).await {
+                    true => End::Done,
+                    false => End::Reset,
+                }
+            }
             Err(end) => end,
         }
     }
@@ -43,7 +45,7 @@ impl Server {
         self: &Arc<Self>,
         stream: S,
         dedicated: &mut Dedicated,
-    ) -> Result<(Prefixed<ClientSide<S>>, Link), End>
+    ) -> Result<(Prefixed<ClientSide<S>>, Link, ClientPackets), End>
     where
         S: ByteStream + 'static,
     {
@@ -103,9 +105,9 @@ impl Server {
             return Err(End::Lingers);
         }
         let (client, mut link, starting, _) = session.begin().await?;
-        let (_, from_client, from_target) = starting.into_parts();
+        let (start, from_client, from_target) = starting.into_parts();
         link.session.early = from_target.freeze();
-        Ok((Prefixed::new(from_client.freeze(), client), link))
+        Ok((Prefixed::new(from_client.freeze(), client), link, start.client_packets()))
     }
 }
 

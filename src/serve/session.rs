@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::either::Either;
 
 use super::{End, Server, dedicated::Dedicated};
@@ -23,6 +23,9 @@ use crate::{
 /// How long a session may take to begin, once there is a connection to the target: PostgreSQL's
 /// `authentication_timeout`, and a little more, so that it is the server that gives up first.
 const LOGIN: Duration = Duration::from_secs(65);
+
+/// How long a target is listened to whose client has left.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// The client's side of a session, whose TLS may begin later.
 pub(super) type ClientSide<S> = Either<S, Box<TlsStream<Prefixed<S>>>>;
@@ -95,6 +98,7 @@ impl<'a, S: ByteStream + 'static, P: Start> Session<'a, S, P> {
                     self.dedicated
                         .connection
                         .ended_by(self.starting.ended().unwrap_or(Side::Client));
+                    self.hear_target().await;
                     break Bytes::new();
                 }
                 Err(Stop::Fault(fault)) => {
@@ -114,6 +118,14 @@ impl<'a, S: ByteStream + 'static, P: Start> Session<'a, S, P> {
     /// It cannot be served, although there is a connection to the target.
     pub(super) fn failed(&mut self, fault: &Fault) {
         self.dedicated.connection.failed(fault);
+    }
+
+    /// The client has left: what the target is due to say decides what it can be sent in the end.
+    async fn hear_target(&mut self) {
+        if let Some(link) = &mut self.link {
+            let hearing = self.starting.hear_target(&mut link.session.stream);
+            let _ = timeout(LAST_WORD, hearing).await;
+        }
     }
 
     /// Ends both connections without a session.
@@ -198,7 +210,9 @@ impl<'a, S: ByteStream + 'static, P: Start> Session<'a, S, P> {
     pub(super) async fn connect(&mut self) -> Result<(), Unconnected> {
         self.dedicated.connection.admit().map_err(Unconnected::Failed)?;
         let client = self.client.as_ref().and_then(ByteStream::socket);
-        let link = self.dedicated.connection.connect(client).await?;
+        // A server that speaks first would count an attempt that ends when its client leaves.
+        let watched = client.filter(|_| !self.starting.start().awaits_target());
+        let link = self.dedicated.connection.connect(watched).await?;
         self.dialled(link);
         Ok(())
     }

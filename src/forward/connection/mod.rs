@@ -19,6 +19,7 @@ use crate::{
     config::{NEVER, RetryOn},
     connect::{Deadline, TargetStream},
     fault::{Blame, Fault},
+    protocol::mysql::ClientPackets,
     proxy_header::Addresses,
     stream::{ByteStream, Prefixed, Socket, receive},
     upstream::{Alias, Caller, Generation, Holder, Link},
@@ -245,9 +246,14 @@ impl Connection {
         self.carry_as(client, link, |stream| stream).await
     }
 
-    /// The same for a MySQL session, which has an end of its own.
-    pub async fn carry_mysql<D: ByteStream>(self, client: D, link: Link) -> bool {
-        self.carry_as(client, link, UntilQuit::new).await
+    /// The same for a MySQL session, which has an end of its own, among the client's packets.
+    pub async fn carry_mysql<D: ByteStream>(
+        self,
+        client: D,
+        link: Link,
+        packets: ClientPackets,
+    ) -> bool {
+        self.carry_as(client, link, |stream| UntilQuit::new(stream, packets)).await
     }
 
     async fn carry_as<D: ByteStream, T: ByteStream>(

@@ -8,22 +8,27 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::stream::{ByteStream, Socket};
-
-/// The client ends its session. Compressed packets that are as short hold the same bytes.
-const COM_QUIT: &[u8] = &[1, 0, 0, 0, 1];
+use crate::{
+    protocol::mysql::ClientPackets,
+    stream::{ByteStream, Socket},
+};
 
 /// A connection to a MySQL server. Servers end TLS without `close_notify`: once the client has said that it ends the
 /// session, or has closed its connection, that is no failure.
 #[derive(Debug)]
 pub(super) struct UntilQuit<T> {
     stream: T,
-    has_quit: bool,
+    packets: ClientPackets,
+    has_closed: bool,
 }
 
 impl<T> UntilQuit<T> {
-    pub(super) fn new(stream: T) -> Self {
-        Self { stream, has_quit: false }
+    pub(super) fn new(stream: T, packets: ClientPackets) -> Self {
+        Self { stream, packets, has_closed: false }
+    }
+
+    fn may_end(&self) -> bool {
+        self.has_closed || self.packets.has_quit()
     }
 }
 
@@ -44,7 +49,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for UntilQuit<T> {
             matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
         };
         match result {
-            Err(error) if self.has_quit && is_end(&error) => Poll::Ready(Ok(())),
+            Err(error) if self.may_end() && is_end(&error) => Poll::Ready(Ok(())),
             result => Poll::Ready(result),
         }
     }
@@ -57,7 +62,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for UntilQuit<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
-        self.has_quit = written == buf.len() && buf.ends_with(COM_QUIT);
+        self.packets.pass(&buf[..written]);
         Poll::Ready(Ok(written))
     }
 
@@ -66,7 +71,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for UntilQuit<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.has_quit = true;
+        self.has_closed = true;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

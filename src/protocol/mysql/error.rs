@@ -106,6 +106,9 @@ pub enum StartupError {
     /// No key could be made.
     #[error("no RSA key could be made for the client's password")]
     NoKey,
+    /// The server, or somebody on the way, sent more than the greeting.
+    #[error("bytes in plaintext followed the server's greeting")]
+    BytesBeforeTls,
     /// The server's packet has no such length.
     #[error("the server sent {0} before the session had begun")]
     ServerLength(LengthError),
@@ -143,6 +146,7 @@ impl StartupError {
             | Self::TlsRequired
             | Self::Undecryptable
             | Self::OwnKey => (Kind::RequestInvalid, Stage::Request, Blame::Client, Taken::Some),
+            Self::BytesBeforeTls => (Kind::TlsProtocol, Stage::Tls, Blame::Endpoint, Taken::Some),
             Self::NoKey => (Kind::Unreachable, Stage::Request, Blame::Connection, Taken::Some),
             Self::ServerLength(_)
             | Self::ServerSequence { .. }
@@ -177,6 +181,10 @@ impl Cause for StartupError {
             Self::OwnKey => {
                 "remove the server's public key from the client's settings \
                  (`server-public-key-path`, `serverRSAPublicKeyFile`): it gets one here"
+            }
+            Self::BytesBeforeTls => {
+                "see the server's log for an error; if it has sent none, somebody between here and \
+                 the server may be injecting bytes: do not use this path"
             }
             Self::ServerLength(_) | Self::ServerSequence { .. } | Self::ServerMalformed => {
                 "check that the target is a MySQL or MariaDB server"

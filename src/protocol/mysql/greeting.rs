@@ -67,6 +67,11 @@ impl Greeting {
         self.capabilities & capability::SSL != 0
     }
 
+    /// What the server can do.
+    pub(super) fn capabilities(&self) -> u32 {
+        self.capabilities
+    }
+
     /// What passwords are bound to.
     pub(super) fn scramble(&self) -> [u8; SCRAMBLE] {
         self.scramble

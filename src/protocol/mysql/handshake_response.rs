@@ -56,6 +56,11 @@ impl HandshakeResponse {
         Ok(Self { payload, data_from, data_to, data, plugin })
     }
 
+    /// What the client can do.
+    pub(super) fn capabilities(&self) -> u32 {
+        capabilities(&self.payload)
+    }
+
     /// The authentication plugin that the client has used.
     pub(super) fn plugin(&self) -> &[u8] {
         &self.plugin

@@ -204,6 +204,11 @@ impl Login {
         self.client
     }
 
+    /// Whether it is the server's turn.
+    pub(super) fn awaits_target(&self) -> bool {
+        matches!(self.turn, Turn::Target)
+    }
+
     /// What a server is sent that waits for the client: no password. It would count the client's leaving as an
     /// interrupted handshake, and block this host for too many of them.
     pub(super) fn closing_message(&self) -> BytesMut {

@@ -5,6 +5,7 @@
 //! has a sequence number, and each side of a proxy that adds or takes away packets has numbers of its own.
 //! [`Startup`] is all of this up to the OK. What follows passes as it is: each command starts at 0 again.
 
+mod client_packets;
 mod error;
 mod greeting;
 mod handshake_response;
@@ -15,6 +16,7 @@ mod response;
 mod rsa;
 mod startup;
 
+pub use client_packets::ClientPackets;
 pub use error::{OpeningError, StartupError};
 pub use greeting::{Greeting, GreetingError};
 pub use opening::Opening;
@@ -27,6 +29,8 @@ pub use startup::{ClientTls, Settings, Startup};
 mod capability {
     /// A database is named in the client's response.
     pub(super) const CONNECT_WITH_DB: u32 = 1 << 3;
+    /// Packets are compressed once the session has begun.
+    pub(super) const COMPRESS: u32 = 1 << 5;
     /// The protocol of MySQL 4.1 and later.
     pub(super) const PROTOCOL_41: u32 = 1 << 9;
     /// TLS.
@@ -37,6 +41,8 @@ mod capability {
     pub(super) const PLUGIN_AUTH: u32 = 1 << 19;
     /// The client's authentication data may have more than 255 bytes.
     pub(super) const PLUGIN_AUTH_LENENC: u32 = 1 << 21;
+    /// The same as `COMPRESS`, with zstd.
+    pub(super) const ZSTD: u32 = 1 << 26;
 }
 
 /// What a server sends for authentication has this size, without the zero behind it.

@@ -99,6 +99,7 @@ fn code(fault: &Fault) -> (u16, &'static str) {
             // ER_UNKNOWN_ERROR
             StartupError::NoKey => (1105, "HY000"),
             StartupError::Lost => LOST,
+            StartupError::BytesBeforeTls => CANNOT_CONNECT,
             // ER_HANDSHAKE_ERROR
             _ => (1043, "08S01"),
         };

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    Greeting, RsaKey, SCRAMBLE, StartupError,
+    ClientPackets, Greeting, RsaKey, SCRAMBLE, StartupError, capability,
     handshake_response::{self, HandshakeResponse},
     login::{Links, Login, Out, Progress},
     packet::{self, MAX_PACKET, Packet},
@@ -49,6 +49,8 @@ pub struct Startup {
     sequence: u8,
     /// Whether the client has asked for TLS and has it.
     secured: bool,
+    /// The capabilities of compression: those that the server has, and once the client has responded, that both have.
+    compression: u32,
 }
 
 #[derive(Debug)]
@@ -70,7 +72,12 @@ enum Phase {
 impl Startup {
     /// With a connection to a target that nothing was sent to.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, phase: Phase::Greeting, sequence: 0, secured: false }
+        Self { settings, phase: Phase::Greeting, sequence: 0, secured: false, compression: 0 }
+    }
+
+    /// The packets of the client in the session that begins.
+    pub fn client_packets(&self) -> ClientPackets {
+        ClientPackets::new(self.compression != 0)
     }
 
     fn client_bytes(
@@ -82,9 +89,12 @@ impl Startup {
             Phase::Responding { scramble } => {
                 let scramble = *scramble;
                 let expected = self.sequence;
-                // A ClientHello: its packet would be long.
-                if self.sequence == 1 && buffer.starts_with(&[0x16, 3]) {
-                    return Err(StartupError::UnexpectedTls);
+                if self.sequence == 1 {
+                    match is_client_hello(buffer) {
+                        Some(true) => return Err(StartupError::UnexpectedTls),
+                        Some(false) => {}
+                        None => return Ok(()),
+                    }
                 }
                 match packet::header(buffer, MAX_PACKET).map_err(StartupError::ClientLength)? {
                     Some((sequence, _)) if sequence != expected => {
@@ -135,6 +145,7 @@ impl Startup {
         actions: &mut Vec<Action>,
     ) -> Result<(), StartupError> {
         let response = HandshakeResponse::parse(payload)?;
+        self.compression &= response.capabilities();
         if self.settings.client_tls == ClientTls::Required && !self.secured {
             return Err(StartupError::TlsRequired);
         }
@@ -181,6 +192,8 @@ impl Startup {
                 let greeting = Greeting::parse(packet.into_payload());
                 let greeting = greeting.map_err(|_| StartupError::ServerMalformed)?;
                 let scramble = greeting.scramble();
+                self.compression =
+                    greeting.capabilities() & (capability::COMPRESS | capability::ZSTD);
                 let offered = self.settings.client_tls == ClientTls::Required;
                 let packet = packet::write(0, &greeting.offering(offered)).freeze();
                 actions.push(Action::Send(Side::Client, packet));
@@ -199,6 +212,12 @@ impl Startup {
                     Progress::Refused => {}
                 }
                 Ok(())
+            }
+            // Read later, they would pass for what has come by TLS.
+            Phase::Responding { .. } | Phase::Handshake { .. } | Phase::Securing { .. }
+                if self.settings.target_tls && !buffer.is_empty() =>
+            {
+                Err(StartupError::BytesBeforeTls)
             }
             Phase::Responding { .. }
             | Phase::Handshake { .. }
@@ -266,6 +285,14 @@ impl Start for Startup {
         waits.then_some(RESPONSE_LIMIT)
     }
 
+    fn awaits_target(&self) -> bool {
+        match &self.phase {
+            Phase::Greeting => true,
+            Phase::Login(login) => login.awaits_target(),
+            _ => false,
+        }
+    }
+
     fn closing_message(&self) -> Bytes {
         match &self.phase {
             Phase::Responding { .. } | Phase::Handshake { .. } => {
@@ -277,6 +304,16 @@ impl Start for Startup {
             Phase::Login(login) => login.closing_message().freeze(),
             Phase::Greeting | Phase::Securing { .. } | Phase::Over => Bytes::new(),
         }
+    }
+}
+
+/// Whether these bytes begin a ClientHello; `None` while they may. A packet can have the length that its first bytes
+/// would stand for, but then the sixth byte has a capability that every client has (`PROTOCOL_41`), and is not 1.
+fn is_client_hello(bytes: &[u8]) -> Option<bool> {
+    match bytes {
+        [0x16, 3, _, _, _, kind, ..] => Some(*kind == 1),
+        [0x16, 3, ..] | [0x16] => None,
+        _ => Some(false),
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod client_packets;
 mod endings;
 mod logins;
 mod openings;

@@ -53,6 +53,37 @@ fn bytes_behind_a_request_for_tls_are_left_to_tls() {
 }
 
 #[test]
+fn bytes_that_follow_the_greeting_never_count_as_if_they_had_come_by_tls() {
+    for injected in [&write(3, OK)[..], b"\x07"] {
+        let mut run = Run::plain().greeted();
+        run.target(injected);
+        let (sequence, code, state, text) = run.refusal();
+        assert_eq!((sequence, code, &state[..]), (1, 1429, "08001"), "{text}");
+        assert_eq!((&run.to_client[..], &run.to_target[..]), (&b""[..], &b""[..]));
+    }
+    // A server in plaintext may be early: it is read when the client has responded.
+    let mut run = Run::new(ClientTls::Off, false).greeted();
+    run.target(&write(2, OK));
+    run.client(&write(1, &response(CLIENT, NATIVE, &[7; 20])));
+    assert_eq!(run.done, [Action::Established]);
+}
+
+#[test]
+fn a_response_may_have_a_length_that_looks_like_tls() {
+    let mut payload = response(CLIENT, NATIVE, &[7; 20]);
+    for length in [0x0316, 0x1_0316] {
+        payload.resize(length, b'a');
+        for cut in [1, 2, 4, 5, 6, length] {
+            let mut run = Run::plain().greeted();
+            let bytes = write(1, &payload);
+            run.client(&bytes[..cut]);
+            run.client(&bytes[cut..]);
+            assert_eq!(run.done, [Action::StartTargetTls], "{length} {cut}");
+        }
+    }
+}
+
+#[test]
 fn a_login_that_the_server_refuses_is_the_servers_word() {
     let denied = b"\xff\x15\x04#28000Access denied for user 'app'";
     // Servers that give up count as they like.
