@@ -433,6 +433,21 @@ async fn a_client_beyond_a_limit_is_told() {
 }
 
 #[tokio::test]
+async fn an_ldap_request_that_comes_in_pieces_is_responded_to() {
+    let speech = &SPEECHES[3];
+    for length in [1, 2, 6] {
+        let script = move |arrival| upgrade_with(arrival, speech, speech.no_tls);
+        let world = World::new(speech, "", script).await;
+        let mut peer = world.connect().await;
+        peer.send(&speech.request[..length]).await;
+        world.origins[0].until(|seen| seen.ended == 1).await;
+        peer.send(&speech.request[length..]).await;
+        let all = peer.rest().await.unwrap();
+        assert_told(&all, speech, 0, "fix: enable STARTTLS on the server");
+    }
+}
+
+#[tokio::test]
 async fn without_tls_to_the_target_there_is_no_starttls() {
     let speech = &SPEECHES[0];
     let mut scene = Scene::new(1).await;

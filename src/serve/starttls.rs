@@ -33,13 +33,13 @@ impl Server {
         let alias = connection.alias().clone();
         let config = alias.config();
         let header_timeout = arrival.listener.settings.header_timeout;
-        let mut sent = BytesMut::new();
+        let mut read = BytesMut::new();
         let speaks_tls = match config.tls_in {
             TlsIn::Always => Ok(true),
             TlsIn::Never => Ok(false),
             TlsIn::Auto if config.protocol.server_speaks_first() => Ok(false),
             TlsIn::Auto => tokio::select! {
-                speaks_tls = begins_with_hello(&mut stream, &mut sent, header_timeout) => speaks_tls,
+                speaks_tls = begins_with_hello(&mut stream, &mut read, header_timeout) => speaks_tls,
                 () = arrival.unused(accepted) => Err(io::ErrorKind::ConnectionAborted.into()),
             },
         };
@@ -48,13 +48,13 @@ impl Server {
             return End::Done;
         };
         downstream.decide(speaks_tls);
-        let stream = Prefixed::new(sent.clone().freeze(), stream);
+        let stream = Prefixed::new(read.freeze(), stream);
         if !speaks_tls {
-            return serve(connection, protocol, stream, sent).await;
+            return serve(connection, protocol, stream).await;
         }
         let deadline = Instant::now() + header_timeout;
         match Box::pin(self.accept(stream, &arrival, deadline)).await {
-            Some(accepted) => serve(connection, protocol, accepted.stream, BytesMut::new()).await,
+            Some(accepted) => serve(connection, protocol, accepted.stream).await,
             None => {
                 connection.left();
                 End::Lingers
@@ -63,12 +63,11 @@ impl Server {
     }
 }
 
-/// Connects, and copies bytes both ways. `sent` is what the client is known to have sent.
+/// Connects, and copies bytes both ways.
 async fn serve<D: ByteStream>(
     mut connection: Connection,
     protocol: StartTls,
     mut client: D,
-    mut sent: BytesMut,
 ) -> End {
     let connected = match connection.admit() {
         Ok(()) => connection.connect(client.socket()).await,
@@ -81,9 +80,13 @@ async fn serve<D: ByteStream>(
         },
         Err(Unconnected::Left) => End::Reset,
         Err(Unconnected::Failed(fault)) => {
-            if protocol == StartTls::Ldap && sent.is_empty() {
-                let _ = timeout(REQUEST, receive(&mut client, &mut sent)).await;
-            }
+            let mut sent = BytesMut::new();
+            let request = async {
+                while protocol.awaits_request(&sent)
+                    && matches!(receive(&mut client, &mut sent).await, Ok(1..))
+                {}
+            };
+            let _ = timeout(REQUEST, request).await;
             tell(&mut client, &protocol.refusal(&fault, &sent)).await;
             End::Lingers
         }

@@ -100,6 +100,9 @@ impl<'a> Response<'a> {
     }
 }
 
+/// So many bytes tell what a request is: the header of the message, its id, and the tag of the operation.
+const LONGEST_ENVELOPE: usize = 6 + 6 + 4 + 1;
+
 /// A client's request, as far as its envelope says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Request {
@@ -109,6 +112,18 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// Whether these bytes may become a request that can be responded to: they are not enough yet.
+    pub(super) fn is_incomplete(bytes: &[u8]) -> bool {
+        match Header::parse(bytes) {
+            Ok(None) => bytes.first().is_none_or(|tag| *tag == SEQUENCE),
+            Ok(Some(header)) => {
+                let is_whole = bytes.len() >= header.length.saturating_add(header.contents);
+                header.tag == SEQUENCE && !is_whole && bytes.len() < LONGEST_ENVELOPE
+            }
+            Err(_) => false,
+        }
+    }
+
     /// The request that `bytes` begin with, where it has a response. It need not be complete.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let header = Header::parse(bytes).ok()??;

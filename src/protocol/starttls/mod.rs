@@ -52,6 +52,11 @@ impl StartTls {
         }
     }
 
+    /// Whether more of what the client sends has to be known before it can be refused. `sent` is what it has sent so far.
+    pub fn awaits_request(self, sent: &[u8]) -> bool {
+        self == Self::Ldap && ldap::Request::is_incomplete(sent)
+    }
+
     /// What a client is sent whose connection cannot be served. `sent` is what the client has sent so far: an LDAP
     /// client that waits for a response gets one.
     pub fn refusal(self, why: &Fault, sent: &[u8]) -> Bytes {

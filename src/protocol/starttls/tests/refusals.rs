@@ -120,3 +120,24 @@ fn the_id_of_a_response_is_that_of_its_request() {
         assert!(message.starts_with(digits), "{message:?}");
     }
 }
+
+#[test]
+fn an_ldap_request_is_awaited_until_it_is_known_and_nothing_else_is() {
+    let awaits = |sent: &[u8]| StartTls::Ldap.awaits_request(sent);
+    let requests = [
+        &b"\x30\x0c\x02\x01\x05\x60\x07\x02\x01\x03\x04\0\x80\0"[..],
+        b"\x30\x05\x02\x01\x02\x42\0",
+    ];
+    for request in requests {
+        for length in 0..request.len() {
+            assert!(awaits(&request[..length]), "{length}");
+        }
+        assert!(!awaits(request));
+    }
+    let long = [b"\x30\x84\x7f\xff\xff\xff\x02\x84\0\0\0\x04\x7f\xff\xff\xff\x60", &[0; 9][..]];
+    assert!(!awaits(&long.concat()), "enough is known");
+    for sent in [b"GET / HTTP/1.1", &b"\x30\x80\x02\x01"[..], b"\x16", b"\x3f", b"\x30\xff"] {
+        assert!(!awaits(sent), "{sent:?}");
+    }
+    assert!(!StartTls::Smtp.awaits_request(b""));
+}
