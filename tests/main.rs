@@ -10,6 +10,7 @@ mod admin;
 mod authority;
 mod authority_clients;
 mod balance;
+mod brokers;
 mod certificates;
 mod clients;
 mod commands;
