@@ -127,7 +127,8 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<Header>, HeaderError> {
         _ if command >> 4 != 2 => return Err(HeaderError("the header is of an unknown version")),
         _ => return Err(HeaderError("a version 2 header has an unknown command")),
     };
-    if family >> 4 > 3 || family & 15 > 2 {
+    // The sender is to be accepted whatever family it names for itself.
+    if !is_local && (family >> 4 > 3 || family & 15 > 2) {
         return Err(HeaderError("a version 2 header has an unknown address family or protocol"));
     }
     let length = FIXED + usize::from(u16::from_be_bytes([high, low]));

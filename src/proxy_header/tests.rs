@@ -81,7 +81,8 @@ fn version_2_has_addresses_and_extensions() {
         (0x21, 0x00, long.clone(), None),
         // A health check: whatever follows is to be ignored.
         (0x20, 0x00, Vec::new(), None),
-        (0x20, 0x11, long, None),
+        (0x20, 0x11, long.clone(), None),
+        (0x20, 0xff, long, None),
     ] {
         let mut bytes = v2(command, family, &rest);
         let header = Header { length: bytes.len(), addresses: expected };
