@@ -19,7 +19,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use nix::{getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -367,20 +367,21 @@ const GLANCE: usize = 512;
 /// Takes what `parse` finds at the beginning of a stream, and nothing behind it: that stays in the kernel. `parse` gets
 /// all bytes so far and returns the length of what it has found, or `None` while more of them are needed. `None` if the
 /// stream ends before.
-pub async fn take<S, T, E>(
-    stream: &mut S,
+///
+/// The socket itself is read, because a stream may read ahead.
+pub async fn take<T, E>(
     socket: &Socket,
     mut parse: impl FnMut(&[u8]) -> Result<Option<(usize, T)>, E>,
 ) -> Result<Option<T>, E>
 where
-    S: AsyncRead + Unpin,
     E: From<io::Error>,
 {
+    let stream = socket.stream();
     let mut taken = Vec::new();
     loop {
         let mut glance = [0; GLANCE];
         let before = taken.len();
-        let seen = socket.stream().peek(&mut glance).await?;
+        let seen = stream.peek(&mut glance).await?;
         if seen == 0 {
             return Ok(None);
         }
@@ -388,7 +389,16 @@ where
         let found = parse(&taken)?;
         // What is seen while it is incomplete is part of it.
         taken.truncate(found.as_ref().map_or(before + seen, |(length, _)| *length));
-        stream.read_exact(&mut taken[before..]).await?;
+        let mut left = taken.len() - before;
+        while left > 0 {
+            stream.readable().await?;
+            match stream.try_read(&mut glance[..left]) {
+                Ok(0) => return Ok(None),
+                Ok(count) => left -= count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         if let Some((_, found)) = found {
             return Ok(Some(found));
         }
@@ -487,7 +497,10 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
 
     /// Linux would treat a peer that does not read like one that is gone.
     #[tokio::test]

@@ -8,15 +8,15 @@ use crate::support::{
     loopback,
     proxy::{Proxy, Setup},
     raw_origin::{Arrival, RawOrigin},
-    scene::{ALIAS, Scene, TRUE_NAME},
+    scene::{ALIAS, ALIAS_IN_DNS, Scene, TRUE_NAME},
     scripts, trust,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::TcpStream,
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
 };
-use truename::demo::dns;
+use truename::demo::dns::{self, RecordType};
 
 #[tokio::test]
 async fn a_target_behind_tinyproxy_is_verified_with_its_true_name() {
@@ -74,7 +74,7 @@ async fn the_proxy_is_asked_for_the_true_name_which_needs_no_addresses() {
     let mut scene = Scene::new(1).await;
     let origin = scene.script(scripts::respond).remove(0);
     scene.dns.remove(TRUE_NAME);
-    let (proxy, mut asked) = http_proxy(Speech::Tunnel(origin.address, ""));
+    let (proxy, mut asked) = http_proxy(Speech::Tunnel(origin.address));
     let via = format!("via: \"http://{}\"", proxy.address);
     for protocol in ["http", "tcp"] {
         let truename = Proxy::start(&scene.yaml(&format!("protocol: {protocol}\n{via}"))).await;
@@ -91,7 +91,7 @@ async fn the_proxy_is_asked_for_the_true_name_which_needs_no_addresses() {
 async fn the_proxys_own_name_is_resolved_by_the_same_dns() {
     let mut scene = Scene::new(1).await;
     let origin = scene.script(scripts::respond).remove(0);
-    let (proxy, _asked) = http_proxy(Speech::Tunnel(origin.address, ""));
+    let (proxy, _asked) = http_proxy(Speech::Tunnel(origin.address));
     scene.dns.zone([dns::address("proxy.corp", 60, proxy.address.ip())]);
     let port = proxy.address.port();
     let via = format!("via: \"http://proxy.corp:{port}\"");
@@ -156,14 +156,23 @@ async fn a_proxy_that_does_not_listen_is_named() {
 async fn what_comes_along_with_the_proxys_response_is_the_targets() {
     let mut scene = Scene::new(1).await;
     let origin = RawOrigin::start(scene.take_listeners().remove(0), None, scripts::echo);
-    let (proxy, _asked) = http_proxy(Speech::Tunnel(origin.address, "hello\r\n"));
-    let keys =
-        format!("protocol: tcp\ntls: {{mode: plaintext}}\nvia: \"http://{}\"", proxy.address);
-    let truename = Proxy::start(&scene.yaml(&keys)).await;
-    let mut peer = client::connect(truename.address(ALIAS).await).await;
-    assert_eq!(peer.exactly(7).await, b"hello\r\n");
-    peer.send("bytes").await;
-    assert_eq!(peer.exactly(5).await, b"bytes");
+    for response in [
+        "HTTP/1.1 200 Connection established\r\nVia: 1.1 x\r\n\r\n".to_owned(),
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
+            .to_owned(),
+        // Regression: where it took more than two looks, it was never found.
+        format!("HTTP/1.1 200 OK\r\nVia: {}\r\n\r\n", "x".repeat(15_000)),
+    ] {
+        let words: &str = Box::leak(format!("{response}hello\r\n").into_boxed_str());
+        let (proxy, _asked) = http_proxy(Speech::Words(words, origin.address));
+        let keys =
+            format!("protocol: tcp\ntls: {{mode: plaintext}}\nvia: \"http://{}\"", proxy.address);
+        let truename = Proxy::start(&scene.yaml(&keys)).await;
+        let mut peer = client::connect(truename.address(ALIAS).await).await;
+        assert_eq!(peer.exactly(7).await, b"hello\r\n", "{response}");
+        peer.send("bytes").await;
+        assert_eq!(peer.exactly(5).await, b"bytes");
+    }
 }
 
 #[tokio::test]
@@ -206,7 +215,7 @@ async fn a_certificate_for_another_name_is_refused_behind_a_proxy_too() {
     let listener = scene.take_listeners().remove(0);
     let tls = trust::server(&["proxy.corp"]);
     let origin = RawOrigin::start(listener, Some(tls), scripts::respond);
-    let (proxy, _asked) = http_proxy(Speech::Tunnel(origin.address, ""));
+    let (proxy, _asked) = http_proxy(Speech::Tunnel(origin.address));
     let truename = Proxy::start(&scene.yaml(&format!("via: \"http://{}\"", proxy.address))).await;
     let problem = client::get(truename.address(ALIAS).await, ALIAS, "/").await.json();
     assert_eq!((&problem["status"], &problem["stage"]), (&502.into(), &"tls".into()));
@@ -227,11 +236,71 @@ async fn no_proxy_is_asked_for_an_address_that_the_policy_denies() {
     assert!(asked.try_recv().is_err());
 }
 
+/// Regression: only the addresses of the proxy were looked at again.
+#[tokio::test]
+async fn a_stricter_policy_ends_what_goes_through_a_proxy_to_an_address_that_it_denies() {
+    for protocol in ["http", "tcp"] {
+        let mut scene = Scene::new(1).await;
+        let target = scene.addresses[0];
+        let origin = RawOrigin::start(scene.take_listeners().remove(0), None, scripts::respond);
+        let (proxy, _asked) = http_proxy(Speech::Tunnel(origin.address));
+        let yaml = scene.yaml(&format!(
+            "protocol: {protocol}\ntarget: \"{target}\"\nvia: \"http://{}\"\non_change: close\n\
+             tls: {{mode: plaintext}}",
+            proxy.address
+        ));
+        let truename = Proxy::start(&yaml).await;
+        let mut peer = client::connect(truename.address(ALIAS).await).await;
+        let request = format!("GET / HTTP/1.1\r\nHost: {ALIAS}\r\n\r\n");
+        peer.send(&request).await;
+        assert_eq!(peer.response().await.status(), 200);
+
+        truename.rewrite(&yaml.replace("127.0.0.0/8", &proxy.address.ip().to_string()));
+        truename.reload().await;
+        match protocol {
+            "http" => {
+                peer.send(&request).await;
+                assert_eq!(peer.response().await.status(), 403);
+            }
+            _ => peer.closed().await,
+        }
+        origin.until(|seen| seen.ended == 1).await;
+    }
+}
+
+/// Regression: the connection was kept as one to where the alias had come to lead meanwhile.
+#[tokio::test]
+async fn a_connection_that_a_proxy_opens_slowly_is_kept_for_what_the_proxy_was_asked_for() {
+    let mut scene = Scene::new(1).await;
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 60, "one.example")]);
+    let origin = RawOrigin::start(scene.take_listeners().remove(0), None, scripts::respond);
+    // As long as the process: it is little.
+    let gate: &Semaphore = Box::leak(Box::new(Semaphore::new(0)));
+    let (proxy, mut asked) = http_proxy(Speech::Slow(gate, origin.address));
+    let keys = format!(
+        "via: \"http://{}\"\ntls: {{mode: plaintext, server_name: {TRUE_NAME}}}",
+        proxy.address
+    );
+    let truename = Proxy::start(&scene.restless_yaml(&keys)).await;
+    let address = truename.address(ALIAS).await;
+    let first = tokio::spawn(client::get(address, ALIAS, "/"));
+    assert!(asked.recv().await.unwrap().starts_with("CONNECT one.example:"));
+
+    scene.dns.zone([dns::cname(ALIAS_IN_DNS, 60, "two.example")]);
+    let queries = scene.dns.queries(ALIAS_IN_DNS, RecordType::A);
+    // The response to the last but one is in use by the time of the last.
+    scene.dns.wait_for_queries(ALIAS_IN_DNS, 2 * queries + 6).await;
+    gate.add_permits(1);
+    assert_eq!(first.await.unwrap().status(), 200);
+    assert_eq!(client::get(address, ALIAS, "/").await.status(), 200);
+    assert!(asked.try_recv().unwrap().starts_with("CONNECT two.example:"));
+}
+
 #[tokio::test]
 async fn a_proxy_header_is_for_the_target_and_not_for_the_proxy() {
     let mut scene = Scene::new(1).await;
     let origin = RawOrigin::start(scene.take_listeners().remove(0), None, scripts::echo);
-    let (proxy, mut asked) = http_proxy(Speech::Tunnel(origin.address, ""));
+    let (proxy, mut asked) = http_proxy(Speech::Tunnel(origin.address));
     let keys = format!(
         "protocol: tcp\ntls: {{mode: plaintext}}\nproxy_protocol: {{send: v1}}\nvia: \"http://{}\"",
         proxy.address
@@ -248,10 +317,14 @@ async fn a_proxy_header_is_for_the_target_and_not_for_the_proxy() {
 /// What a proxy makes of a CONNECT.
 #[derive(Clone, Copy)]
 enum Speech {
-    /// Whatever it is asked for, it leads here; these bytes come along with its response.
-    Tunnel(SocketAddr, &'static str),
+    /// Whatever it is asked for, it leads here.
+    Tunnel(SocketAddr),
+    /// The same, once it has said this.
+    Words(&'static str, SocketAddr),
     /// It leads here if it is asked for this name, and fails for others.
     Only(&'static str, SocketAddr),
+    /// It leads here once there is a permit.
+    Slow(&'static Semaphore, SocketAddr),
     /// It says this and closes.
     Say(&'static str),
 }
@@ -272,9 +345,11 @@ async fn serve(mut arrival: Arrival, speech: Speech, note: mpsc::UnboundedSender
         head.push(byte.into());
     }
     let is_for = |name: &str| head.starts_with(&format!("CONNECT {name}:"));
-    let (to, along) = match speech {
-        Speech::Tunnel(to, along) => (to, along),
-        Speech::Only(name, to) if is_for(name) => (to, ""),
+    let established = "HTTP/1.1 200 Connection established\r\nVia: 1.1 x\r\n\r\n";
+    let (to, words) = match speech {
+        Speech::Tunnel(to) | Speech::Slow(_, to) => (to, established),
+        Speech::Words(words, to) => (to, words),
+        Speech::Only(name, to) if is_for(name) => (to, established),
         Speech::Only(..) => return say(tcp, "HTTP/1.1 502 Bad Gateway\r\n\r\n").await,
         Speech::Say(words) => {
             let _ = note.send(head);
@@ -283,8 +358,11 @@ async fn serve(mut arrival: Arrival, speech: Speech, note: mpsc::UnboundedSender
     };
     // Nobody may be interested.
     let _ = note.send(head);
+    if let Speech::Slow(gate, _) = speech {
+        let _ = gate.acquire().await;
+    }
     let mut target = TcpStream::connect(to).await.unwrap();
-    say(tcp, &format!("HTTP/1.1 200 Connection established\r\nVia: 1.1 x\r\n\r\n{along}")).await;
+    say(tcp, words).await;
     let _ = copy_bidirectional(tcp, &mut target).await;
 }
 

@@ -29,7 +29,7 @@ pub use error::ConnectError;
 pub use policy::{AddressPolicy, Denied};
 pub use session::{Facts, Session, TargetStream};
 pub use verdict::Verdict;
-pub use via::{Secret, Via, ViaError};
+pub use via::{Destination, Secret, Via, ViaError};
 pub use wire::{Mark, Wire, WireStream};
 
 use crate::{
@@ -83,7 +83,7 @@ pub struct Opened {
 pub async fn open(request: &ConnectRequest<'_>) -> Result<Opened, Fault> {
     let ConnectRequest { endpoint, policy, keepalive, deadline, via, .. } = *request;
     policy.check(endpoint).map_err(ConnectError::Denied)?;
-    if let Some(address) = via.as_ref().and_then(Via::address) {
+    if let Some(address) = via.and_then(|via| via.destination.address()) {
         policy.check(address).map_err(ConnectError::Denied)?;
     }
     let started = Instant::now();

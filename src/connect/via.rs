@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,19 +26,26 @@ const SHOWN: usize = 80;
 pub struct Via<'a> {
     /// The proxy, as configured.
     pub proxy: &'a str,
-    /// The host that it is asked for.
-    pub host: &'a str,
-    /// The port of that host.
-    pub port: u16,
+    /// What it is asked for.
+    pub destination: &'a Destination,
     /// The value of Proxy-Authorization.
     pub authorization: Option<&'a Secret>,
 }
 
-impl Via<'_> {
+/// What a proxy is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// A name or an IP.
+    pub host: Arc<str>,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Destination {
     /// Where the proxy would go, as far as that is known here: it resolves names itself.
-    pub(super) fn address(&self) -> Option<SocketAddr> {
+    pub fn address(&self) -> Option<SocketAddr> {
         // RFC 6761 §6.3.
-        let is_own = self.host == "localhost" || self.host.ends_with(".localhost");
+        let is_own = &*self.host == "localhost" || self.host.ends_with(".localhost");
         let ip = if is_own { Some(Ipv4Addr::LOCALHOST.into()) } else { self.host.parse().ok() };
         ip.map(|ip| SocketAddr::new(ip, self.port))
     }
@@ -141,7 +149,7 @@ pub(super) async fn open_tunnel(
     wire: &Wire,
     via: &Via<'_>,
 ) -> Result<(), ViaError> {
-    let (authority, authorization) = (via.authority(), via.authorization);
+    let (authority, authorization) = (via.destination.authority(), via.authorization);
     let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
     if let Some(Secret(authorization)) = authorization {
         request.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));
@@ -149,7 +157,7 @@ pub(super) async fn open_tunnel(
     request.push_str("\r\n");
     stream.write_all(request.as_bytes()).await?;
     loop {
-        let line = take(stream, wire.socket(), head).await?.ok_or(ViaError::Closed)?;
+        let line = take(wire.socket(), head).await?.ok_or(ViaError::Closed)?;
         let status = line.status;
         match status {
             // Something is still to come.

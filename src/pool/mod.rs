@@ -13,6 +13,7 @@ mod permit;
 
 use std::{
     collections::{HashMap, HashSet},
+    iter,
     net::SocketAddr,
     sync::{
         Arc,
@@ -35,7 +36,12 @@ pub use permit::{Counted, EndpointConnections, Permit, Room};
 
 use flight::SingleFlight;
 
-use crate::{config, resolve::TrueName, tls::Negotiated};
+use crate::{
+    config,
+    connect::{AddressPolicy, Destination},
+    resolve::TrueName,
+    tls::Negotiated,
+};
 
 /// How long a connection beyond `max_idle` is kept anyway. Under heavy load many are idle for a moment and needed
 /// in the next: closing them at once would cost a handshake each and add to the load. So the number kept is
@@ -60,13 +66,13 @@ pub struct PoolKey {
     pub client: Option<ClientId>,
 }
 
-/// What a proxy was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Destination {
-    /// A name or an IP.
-    pub host: Arc<str>,
-    /// Its port.
-    pub port: u16,
+impl PoolKey {
+    /// Whether a connection may be used that goes there.
+    pub fn is_allowed(&self, policy: &AddressPolicy) -> bool {
+        let behind = self.destination.as_ref().and_then(|destination| destination.address());
+        let mut addresses = iter::once(self.endpoint).chain(behind);
+        addresses.all(|address| policy.check(address).is_ok())
+    }
 }
 
 /// One worker's connections for one alias.

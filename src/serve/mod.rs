@@ -165,7 +165,7 @@ impl Server {
         let accepted = Instant::now();
         let deadline = accepted + arrival.listener.settings.header_timeout;
         if arrival.has_proxy_header() {
-            let read = Box::pin(self.proxy_header(&mut stream, &socket, &mut arrival, deadline));
+            let read = Box::pin(self.proxy_header(&socket, &mut arrival, deadline));
             if !read.await {
                 return;
             }

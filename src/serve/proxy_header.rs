@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Arrival, Server, client_stream::ClientStream};
+use super::{Arrival, Server};
 use crate::{
     proxy_header::{Addresses, HeaderError, parse},
     stream::{Socket, take},
@@ -38,13 +38,12 @@ impl Server {
     /// Reads the header. Returns whether the connection may be served.
     pub(super) async fn proxy_header(
         &self,
-        stream: &mut ClientStream,
         socket: &Socket,
         arrival: &mut Arrival,
         deadline: Instant,
     ) -> bool {
         let result = tokio::select! {
-            result = timeout_at(deadline, read(stream, socket)) => result,
+            result = timeout_at(deadline, read(socket)) => result,
             () = arrival.unused(Instant::now()) => return false,
         };
         let error = match result.unwrap_or(Err(ReadError::Late)) {
@@ -76,12 +75,17 @@ impl Server {
     }
 }
 
-async fn read(stream: &mut ClientStream, socket: &Socket) -> Result<Option<Addresses>, ReadError> {
+async fn read(socket: &Socket) -> Result<Option<Addresses>, ReadError> {
     let mut ended = ReadError::Silent;
-    let header = take(stream, socket, |bytes| {
+    let header = take(socket, |bytes| {
         ended = ReadError::Closed;
         let header = parse(bytes)?;
         Ok::<_, ReadError>(header.map(|header| (header.length, header.addresses)))
     });
-    header.await?.ok_or(ended)
+    match header.await {
+        Ok(addresses) => addresses.ok_or(ended),
+        // Many port checks end with a reset.
+        Err(ReadError::Io(_)) if matches!(ended, ReadError::Silent) => Err(ended),
+        Err(error) => Err(error),
+    }
 }

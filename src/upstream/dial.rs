@@ -1,7 +1,7 @@
 //! Dials one of several endpoints: Happy Eyeballs, permits and counts, under one deadline. Nothing here depends on
 //! the protocol that follows.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{iter, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -14,13 +14,13 @@ use crate::{
     balance::Endpoint,
     config::Timeouts,
     connect::{
-        self, AddressPolicy, ConnectError, ConnectRequest, Deadline, Identity, Secret, Session, Via,
+        self, AddressPolicy, ConnectError, ConnectRequest, Deadline, Destination, Identity, Secret,
+        Session, Via,
     },
     fault::Fault,
     pool::{AcquireError, Counted, Room},
     protocol::Opening,
     proxy_header::{self, Addresses},
-    resolve::Resolution,
     telemetry::AliasMetrics,
     tls::{Alpn, TlsError},
 };
@@ -78,7 +78,11 @@ impl Attempts<'_> {
             Err(fault) => count_refusal(fault, self.metrics),
         }
         // A reload may have made it stricter in the meantime.
-        self.policy.load().check(endpoint).map_err(ConnectError::Denied)?;
+        let policy = self.policy.load();
+        let behind = self.via.and_then(|via| via.destination.address());
+        for address in iter::once(endpoint).chain(behind) {
+            policy.check(address).map_err(ConnectError::Denied)?;
+        }
         session
     }
 
@@ -124,6 +128,8 @@ pub(super) struct DialRequest<'a> {
     pub(super) alias: &'a Arc<Alias>,
     pub(super) caller: Caller<'a>,
     pub(super) generation: &'a Arc<Generation>,
+    /// What a proxy is asked for, as it was when the dial began.
+    pub(super) destination: Option<&'a Arc<Destination>>,
     pub(super) alpn: Alpn,
     pub(super) deadline: Deadline,
 }
@@ -134,8 +140,6 @@ pub(super) struct Preamble {
     header: Option<Vec<u8>>,
     /// The proxy of `via`.
     proxy: Option<String>,
-    /// Says what the proxy is asked for.
-    destination: Arc<Resolution>,
     authorization: Option<Arc<Secret>>,
 }
 
@@ -205,7 +209,6 @@ impl DialRequest<'_> {
         Preamble {
             header: version.map(|version| proxy_header::encode(version, client)),
             proxy: config.via.as_ref().map(|via| via.url.to_string()),
-            destination: self.generation.resolution(),
             authorization: self.alias.credentials.current(),
         }
     }
@@ -221,10 +224,9 @@ impl DialRequest<'_> {
             timeouts: &config.timeouts,
             opening,
             deadline: self.deadline,
-            via: preamble.proxy.as_deref().map(|proxy| Via {
+            via: preamble.proxy.as_deref().zip(self.destination).map(|(proxy, destination)| Via {
                 proxy,
-                host: &preamble.destination.destination,
-                port: self.generation.port(),
+                destination,
                 authorization: preamble.authorization.as_deref(),
             }),
             header: preamble.header.as_deref(),

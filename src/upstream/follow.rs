@@ -1,7 +1,7 @@
 //! An alias' background task: follows DNS and certificate files, and closes idle connections. Runs on the control
 //! thread.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{iter, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -189,7 +189,9 @@ impl Alias {
             // By the policy at that time: it may have been reverted in the meantime.
             self.on_change(move || {
                 let policy = policy.load();
-                generation.cut(|endpoint| policy.check(endpoint).is_err());
+                let behind = generation.destination().and_then(|behind| behind.address());
+                let is_denied = |address| policy.check(address).is_err();
+                generation.cut(|endpoint| iter::once(endpoint).chain(behind).any(is_denied));
             });
         }
     }
@@ -280,8 +282,7 @@ impl Alias {
         let generations: Vec<_> = generations.filter(|g| !g.is_retired()).collect();
         let policy = self.policy.load();
         let keep = |key: &PoolKey| {
-            generations.iter().any(|generation| generation.makes(key))
-                && policy.check(key.endpoint).is_ok()
+            generations.iter().any(|generation| generation.makes(key)) && key.is_allowed(&policy)
         };
         for worker in &self.state.workers {
             worker.pool.reap(now, keep);

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     balance::Balancer,
     config,
-    connect::{Identity, Wire},
-    pool::{Destination, PoolKey},
+    connect::{Destination, Identity, Wire},
+    pool::PoolKey,
     resolve::{Resolution, TrueName},
     tls::{self, Alpn, ClientTls, Negotiated, TlsError},
 };
@@ -217,10 +217,15 @@ impl Generation {
         &self.balancer
     }
 
-    /// The key of this generation's pooled connections.
-    pub fn pool_key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
+    /// The key of this generation's pooled connections to a destination.
+    pub fn pool_key(
+        &self,
+        endpoint: SocketAddr,
+        protocol: Negotiated,
+        destination: Option<&Arc<Destination>>,
+    ) -> PoolKey {
         let true_name = self.true_name.clone();
-        let (trust, destination) = (self.trust(), self.destination());
+        let (trust, destination) = (self.trust(), destination.cloned());
         PoolKey { endpoint, true_name, protocol, trust, destination, client: None }
     }
 
@@ -232,8 +237,8 @@ impl Generation {
             && self.has_endpoint(key.endpoint)
     }
 
-    /// What its proxy is asked for; none without a proxy.
-    fn destination(&self) -> Option<Arc<Destination>> {
+    /// What its proxy is asked for; none without a proxy. The true name may stay the same while this changes.
+    pub fn destination(&self) -> Option<Arc<Destination>> {
         if self.is_proxied { self.destination.load_full() } else { None }
     }
 
@@ -346,10 +351,13 @@ mod tests {
         let endpoint = "192.0.2.1:3128".parse().unwrap();
         let via = "plaintext}, via: \"http://192.0.2.1:3128\", limits: {requests: 0";
         let [one, same, other] = [443, 443, 8443].map(|port| generation(via, "httpbin.org", port));
-        let key = one.pool_key(endpoint, Negotiated::Http1);
+        let key_of = |generation: &Generation| {
+            generation.pool_key(endpoint, Negotiated::Http1, generation.destination().as_ref())
+        };
+        let key = key_of(&one);
         assert!(same.makes(&key));
         assert!(!other.makes(&key));
-        assert_ne!(other.pool_key(endpoint, Negotiated::Http1), key);
+        assert_ne!(key_of(&other), key);
     }
 
     fn generation(mode: &str, name: &str, port: u16) -> Generation {

@@ -92,7 +92,9 @@ impl Alias {
         };
         let endpoint = pick(tried).ok_or(AcquireError::NoEndpoint)?;
         let deadline = Deadline::new(now, self.config.timeouts.connect);
-        let dial = DialRequest { alias: self, caller, generation, alpn: want.alpn(), deadline };
+        let (destination, alpn) = (generation.destination(), want.alpn());
+        let destination = destination.as_ref();
+        let dial = DialRequest { alias: self, caller, generation, destination, alpn, deadline };
         let acquiring = Acquiring { dial, want };
         if !fresh && let Some(lease) = acquiring.pooled(&endpoint, now) {
             return Ok(lease);
@@ -113,8 +115,8 @@ struct Acquiring<'a> {
 
 impl Acquiring<'_> {
     fn key(&self, endpoint: SocketAddr, protocol: Negotiated) -> PoolKey {
-        let DialRequest { alias, caller, generation, .. } = self.dial;
-        let mut key = generation.pool_key(endpoint, protocol);
+        let DialRequest { alias, caller, generation, destination, .. } = self.dial;
+        let mut key = generation.pool_key(endpoint, protocol, destination);
         // A connection whose PROXY header names a client serves no other.
         if alias.config.proxy_protocol.send.is_some() {
             key.client = caller.client.map(ClientId::of);
@@ -380,7 +382,7 @@ impl Lease {
         if let Connection::Http1(http1) = self.connection
             && self.reusable
             && (!self.generation.is_retired() || self.alias.makes(&self.key))
-            && self.alias.policy.load().check(self.key.endpoint).is_ok()
+            && self.key.is_allowed(&self.alias.policy.load())
         {
             self.alias.worker(self.worker).pool.give(self.key, http1, keep_alive);
         }

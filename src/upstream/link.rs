@@ -69,7 +69,9 @@ impl Alias {
         let endpoint = picked.ok_or(AcquireError::NoEndpoint)?;
         // A client that waits for its connection counts too: many that arrive at once would all see the same load.
         let _waiting = endpoint.begin(now);
-        let dial = DialRequest { alias: self, caller, generation, alpn: Alpn::Listed, deadline };
+        let (destination, alpn) = (generation.destination(), Alpn::Listed);
+        let destination = destination.as_ref();
+        let dial = DialRequest { alias: self, caller, generation, destination, alpn, deadline };
         match dial.dial(&endpoint, tried, |_| None::<Infallible>).await? {
             Dialled::Kept(never) => match never {},
             Dialled::New(session, counted, endpoint) => {
@@ -93,7 +95,9 @@ impl Alias {
     ) -> Result<Link, Fault> {
         let Holder { generation, endpoint } = holder;
         let address = endpoint.address();
-        let dial = DialRequest { alias: self, caller, generation, alpn: Alpn::Listed, deadline };
+        let (destination, alpn) = (generation.destination(), Alpn::Listed);
+        let destination = destination.as_ref();
+        let dial = DialRequest { alias: self, caller, generation, destination, alpn, deadline };
         let preamble = dial.preamble();
         let session = dial.attempts(&preamble).one(address, &Progress::default()).await?;
         generation.made(address, &session.wire);
