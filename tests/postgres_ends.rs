@@ -68,7 +68,10 @@ impl Moving {
         self.scene.dns.zone([dns::cname(ALIAS_IN_DNS, 0, "two.example")]);
         within("the second server to have a session", async {
             while self.servers[1].startups().is_empty() {
-                self.session().await;
+                let mut peer = self.connect().await;
+                peer.send(startup(0)).await;
+                // With `on_change: close`, a session that begins at that moment gets an error.
+                until_ready(&mut peer).await;
             }
         })
         .await;
@@ -160,6 +163,41 @@ async fn a_cancel_request_goes_to_the_former_server_while_its_session_goes_on() 
         assert_eq!(moving.servers[0].cancels(), [key]);
         assert!(moving.servers[1].cancels().is_empty());
     }
+}
+
+/// A session of before a reload is at a connection that was made as the alias was configured then.
+#[tokio::test]
+async fn a_session_is_cancelled_as_it_was_begun_when_a_reload_has_changed_how_sessions_begin() {
+    let moving = Moving::new("").await;
+    let (mut peer, key) = moving.session().await;
+    peer.send(query("sleep")).await;
+    for keys in ["postgres: {negotiation: direct}", "tls: {mode: plaintext}"] {
+        let yaml = moving.scene.restless_yaml(&format!("protocol: postgres\n{keys}"));
+        moving.proxy.rewrite(&yaml);
+        moving.proxy.reload().await;
+    }
+    let mut asks = moving.connect().await;
+    asks.send(cancel(&key)).await;
+    assert_eq!(asks.rest().await.unwrap(), b"");
+    assert_eq!(until_ready(&mut peer).await[0].0, b'E');
+    assert_eq!(moving.servers[0].cancels(), [key]);
+}
+
+#[tokio::test]
+async fn a_session_that_a_reload_meets_before_its_startup_begins_as_is_configured_now() {
+    let moving = Moving::new("tls: {mode: plaintext}").await;
+    let mut peer = moving.connect().await;
+    let packet = startup(0);
+    peer.send(&packet[..5]).await;
+    // It is being served once another one is, which came later.
+    let mut other = moving.connect().await;
+    other.send([0, 0, 0, 3]).await;
+    error(&mut other).await;
+    let yaml = moving.scene.restless_yaml("protocol: postgres");
+    moving.proxy.rewrite(&yaml);
+    moving.proxy.reload().await;
+    peer.send(&packet[5..]).await;
+    assert_eq!(until_ready(&mut peer).await.last().unwrap().0, b'Z');
 }
 
 #[tokio::test]

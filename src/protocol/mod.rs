@@ -117,7 +117,7 @@ pub enum Action {
 }
 
 /// What is said to a target before TLS, on each connection that is tried.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opening {
     /// The server's greeting.
     Mysql(mysql::Opening),

@@ -258,7 +258,8 @@ impl<'a, S: ByteStream + 'static, P: Start> Session<'a, S, P> {
 
     fn hold(&mut self, key: CancelKey) {
         if let Some(link) = &self.link {
-            self.held = self.dedicated.connection.alias().cancel_keys().hold(key, link.holder());
+            let alias = self.dedicated.connection.alias();
+            self.held = alias.cancel_keys().hold(key, link.holder(alias));
         }
     }
 

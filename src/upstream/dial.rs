@@ -216,7 +216,8 @@ impl DialRequest<'_> {
     /// What its attempts have in common.
     pub(super) fn attempts<'b>(&'b self, preamble: &'b Preamble) -> Attempts<'b> {
         let config = self.alias.config();
-        let opening = Opening::of(config);
+        // Not that of the alias' settings: a reload may have changed them for the one and not for the other.
+        let opening = self.generation.opening();
         let defers_tls = opening.as_ref().is_some_and(Opening::defers_tls);
         Attempts {
             policy: &self.alias.policy,

@@ -21,6 +21,7 @@ use crate::{
     config,
     connect::{Destination, Identity, Wire},
     pool::PoolKey,
+    protocol::Opening,
     resolve::{Resolution, TrueName},
     tls::{self, Alpn, ClientTls, Negotiated, TlsError},
 };
@@ -40,6 +41,8 @@ pub struct Generation {
     /// What the proxy is asked for.
     destination: ArcSwapOption<Destination>,
     tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
+    /// What is said before TLS.
+    opening: Option<Opening>,
     authority: Authority,
     host: HeaderValue,
     resolution: ArcSwap<Resolution>,
@@ -111,6 +114,7 @@ impl Generation {
             ),
             endpoint_port: alias.via.as_ref().map_or(port, |via| via.url.port),
             tls,
+            opening: Opening::of(alias),
             authority: Authority::try_from(authority).map_err(|_| unusable())?,
             host,
             balancer,
@@ -126,7 +130,9 @@ impl Generation {
     /// Whether new requests may use it under these settings.
     pub fn is_of(&self, alias: &config::Alias, tls: Option<&Arc<ClientTls>>) -> bool {
         let trust = tls.map_or(0, |tls| tls.generation());
-        trust == self.trust() && self.balancer.has_settings(alias.balance, &alias.health.passive)
+        trust == self.trust()
+            && self.opening == Opening::of(alias)
+            && self.balancer.has_settings(alias.balance, &alias.health.passive)
     }
 
     /// The same with other TLS material and settings. The endpoints, what is known of them, and what ends the
@@ -195,6 +201,11 @@ impl Generation {
     /// What a handshake verifies and offers; `None` on plaintext.
     pub fn identity(&self, alpn: Alpn) -> Option<Identity<'_>> {
         self.tls().map(|(tls, server_name)| Identity { tls, server_name, alpn })
+    }
+
+    /// What is said before TLS, if anything.
+    pub fn opening(&self) -> Option<Opening> {
+        self.opening.clone()
     }
 
     /// `https`, or `http` where `tls.mode` is `plaintext`.

@@ -1,6 +1,6 @@
 //! From a generation to a connection that serves one client only.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, fmt, net::SocketAddr, sync::Arc};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -37,13 +37,32 @@ pub struct InUse {
 }
 
 /// Who holds a session: what a request to cancel its query must go to.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Holder {
+    /// As it was configured when the session began.
+    alias: Arc<Alias>,
     generation: Arc<Generation>,
     endpoint: Arc<Endpoint>,
 }
 
 impl Holder {
+    /// A connection to exactly this endpoint, even if the alias does not lead there any more: made as the session's
+    /// was, whatever a reload has changed. `pool.max_connections` does not apply: the session that it is about has
+    /// its permit.
+    pub async fn link(&self, caller: Caller<'_>) -> Result<Link, Fault> {
+        let Self { alias, generation, endpoint } = self;
+        let address = endpoint.address();
+        let deadline = Deadline::new(Instant::now(), alias.config().timeouts.connect);
+        let (destination, alpn) = (generation.destination(), Alpn::Listed);
+        let destination = destination.as_ref();
+        let dial = DialRequest { alias, caller, generation, destination, alpn, deadline };
+        let preamble = dial.preamble();
+        let session = dial.attempts(&preamble).one(address, &Progress::default()).await?;
+        generation.made(address, &session.wire);
+        let counted = alias.connections(address).beyond_limit(caller.worker).opened();
+        Ok(Link::new(session, counted, endpoint, generation))
+    }
+
     /// The server has shown its role.
     pub fn mark_role(&self, role: Role) {
         mark_role(&self.endpoint, role);
@@ -84,25 +103,14 @@ impl Alias {
             }
         }
     }
+}
 
-    /// A connection to exactly this endpoint, even if the alias does not lead there any more. `pool.max_connections`
-    /// does not apply: the session that it is about has its permit.
-    pub async fn link_to(
-        self: &Arc<Self>,
-        caller: Caller<'_>,
-        holder: &Holder,
-        deadline: Deadline,
-    ) -> Result<Link, Fault> {
-        let Holder { generation, endpoint } = holder;
-        let address = endpoint.address();
-        let (destination, alpn) = (generation.destination(), Alpn::Listed);
-        let destination = destination.as_ref();
-        let dial = DialRequest { alias: self, caller, generation, destination, alpn, deadline };
-        let preamble = dial.preamble();
-        let session = dial.attempts(&preamble).one(address, &Progress::default()).await?;
-        generation.made(address, &session.wire);
-        let counted = self.connections(address).beyond_limit(caller.worker).opened();
-        Ok(Link::new(session, counted, endpoint, generation))
+impl fmt::Debug for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Holder")
+            .field("generation", &self.generation)
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -152,9 +160,9 @@ impl Link {
     }
 
     /// Who is at its other end.
-    pub fn holder(&self) -> Holder {
+    pub fn holder(&self, alias: &Arc<Alias>) -> Holder {
         let endpoint = self.in_use.in_flight.endpoint().clone();
-        Holder { generation: self.generation.clone(), endpoint }
+        Holder { alias: alias.clone(), generation: self.generation.clone(), endpoint }
     }
 
     /// The endpoint.

@@ -141,10 +141,8 @@ impl Connection {
 
     /// Connects to the endpoint that holds another session.
     pub async fn connect_to(&mut self, holder: &Holder) -> Result<Link, Fault> {
-        let (alias, worker) = (self.record.alias().clone(), self.record.worker());
-        let caller = Caller { worker, client: Some(&self.client) };
-        let deadline = Deadline::new(Instant::now(), alias.config().timeouts.connect);
-        match Box::pin(alias.link_to(caller, holder, deadline)).await {
+        let caller = Caller { worker: self.record.worker(), client: Some(&self.client) };
+        match Box::pin(holder.link(caller)).await {
             Ok(link) => {
                 self.record.connected(&link);
                 Ok(link)

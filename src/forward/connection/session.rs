@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,6 @@ use super::{
     Connection, End, cut,
 };
 use crate::{
-    connect::Deadline,
     fault::Fault,
     protocol::postgres::{
         CancelKey, Conversation, ErrorResponse, HeldKey, LengthError, Startup, StartupError,
@@ -84,7 +83,7 @@ impl Connection {
         let (alias, worker) = (self.record.alias().clone(), self.record.worker());
         let addresses = self.client.clone();
         let caller = Caller { worker, client: Some(&addresses) };
-        let holder = link.holder();
+        let holder = link.holder(&alias);
         let cancels = alias.config().postgres.cancel_on_disconnect;
         let cancel = held.as_ref().filter(|_| cancels).map(HeldKey::key);
         let (moved, stopped, leaving) = (link.cut(), self.stopped.clone(), link.draining());
@@ -213,9 +212,8 @@ pub async fn close<T: ByteStream>(target: &mut T, closing_message: &[u8]) -> boo
 
 /// Has the server cancel what a session is waiting for.
 async fn cancel_query(alias: &Arc<Alias>, caller: Caller<'_>, holder: &Holder, key: &CancelKey) {
-    let deadline = Deadline::new(Instant::now(), alias.config().timeouts.connect);
     let cancelling = async {
-        let link = alias.link_to(caller, holder, deadline).await?;
+        let link = holder.link(caller).await?;
         let (mut stream, in_use) = link.into_stream();
         if stream.write_all(&key.request()).await.is_ok() && close(&mut stream, &[]).await {
             in_use.ended();

@@ -12,7 +12,7 @@ use crate::protocol::Step;
 const MAX_GREETING: usize = 4096;
 
 /// The opening: the server's greeting is awaited. TLS begins only when the client has responded to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opening {
     /// Whether TLS follows, which the server has to offer.
     tls: bool,

@@ -10,12 +10,12 @@ use crate::{config::Negotiation, protocol::Step};
 pub const ALPN: &str = "postgresql";
 
 /// The opening: an SSLRequest and its response, or nothing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opening {
     phase: Phase,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
     Request,
     Response,

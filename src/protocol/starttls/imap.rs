@@ -12,7 +12,7 @@ const COMMAND: &[u8] = b"truename STARTTLS\r\n";
 const TAG: &[u8] = b"truename";
 
 /// Greeting, STARTTLS. Untagged responses may come at any time.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Opening {
     lines: Lines,
     was_greeted: bool,

@@ -25,7 +25,7 @@ const UNSOLICITED: u32 = 0;
 const SUCCESS: u32 = 0;
 
 /// The request, and its response.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Opening {
     has_asked: bool,
 }

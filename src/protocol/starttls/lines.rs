@@ -5,7 +5,7 @@ use bytes::{BufMut as _, BytesMut};
 use super::{MAX_RECEIVED, StartTlsError};
 
 /// Takes lines, and counts what it has taken.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Lines {
     taken: usize,
 }

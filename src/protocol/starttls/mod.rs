@@ -70,10 +70,10 @@ impl StartTls {
 }
 
 /// What is said to a server before TLS, on one connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opening(Exchange);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Exchange {
     Smtp(smtp::Opening),
     Imap(imap::Opening),

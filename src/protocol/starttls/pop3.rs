@@ -9,7 +9,7 @@ use super::{
 use crate::protocol::Step;
 
 /// Greeting, STLS.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Opening {
     lines: Lines,
     /// The server's, with the timestamp that a client's APOP is computed from. Empty before it has come.

@@ -12,7 +12,7 @@ use crate::protocol::Step;
 
 /// Greeting, EHLO, STARTTLS. What the server says of its extensions is forgotten: the client's EHLO, within TLS, is
 /// for a server that has forgotten ours.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Opening {
     phase: Phase,
     lines: Lines,
@@ -21,7 +21,7 @@ pub(super) struct Opening {
 }
 
 /// What the server is to say.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Greeting,
     Extensions,
