@@ -259,6 +259,75 @@ async fn what_is_no_message_ends_the_session() {
     assert_eq!(server.sessions(), 0);
 }
 
+/// A server that begins a session, and then does as `script` says.
+async fn scripted<Script, Run>(script: Script) -> (ThroughPostgres, Peer)
+where
+    Script: Fn(Peer) -> Run + Clone + Send + Sync + 'static,
+    Run: Future<Output = ()> + Send + 'static,
+{
+    let through = ThroughPostgres::new("", move |mut arrival: Arrival| {
+        let script = script.clone();
+        async move {
+            let mut request = [0; 8];
+            arrival.tcp().read_exact(&mut request).await.unwrap();
+            arrival.tcp().write_all(b"S").await.unwrap();
+            let mut peer = arrival.open().await.unwrap().peer;
+            peer.exactly(startup(0).len()).await;
+            peer.send([message(b'R', [0; 4]), message(b'Z', "I")].concat()).await;
+            script(peer).await;
+        }
+    })
+    .await;
+    let mut peer = through.connect().await;
+    peer.send(startup(0)).await;
+    until_ready(&mut peer).await;
+    (through, peer)
+}
+
+/// Regression: a client that reads rows as they come took the ErrorResponse for the rest of a value.
+#[tokio::test]
+async fn a_client_with_half_a_message_is_reset_when_junk_follows_the_other_half() {
+    let row = message(b'D', [0; 40]);
+    let (half, rest) = (row[..20].to_vec(), [&row[20..], &[b'Z', 0, 0, 0, 3]].concat());
+    let sent = half.clone();
+    let (_through, mut peer) = scripted(move |mut peer| {
+        let (half, rest) = (sent.clone(), rest.clone());
+        async move {
+            peer.send(half).await;
+            peer.exactly(5).await;
+            peer.send(rest).await;
+            peer.hold().await;
+        }
+    })
+    .await;
+    assert_eq!(peer.exactly(half.len()).await, half);
+    peer.send(message(b'S', "")).await;
+    assert!(peer.rest().await.is_err(), "a reset, and nothing before it");
+}
+
+/// Regression: the server took the Terminate for the rest of the message.
+#[tokio::test]
+async fn a_server_with_half_a_message_is_reset_when_junk_follows_the_other_half() {
+    let copied = message(b'd', [b'a'; 20]);
+    let (half, rest) = (copied[..20].to_vec(), [&copied[20..], &[b'd', 0, 0, 0, 3]].concat());
+    let (tells, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (_through, mut peer) = scripted(move |mut peer| {
+        let tells = tells.clone();
+        async move {
+            peer.exactly(20).await;
+            peer.send(message(b'N', "\0")).await;
+            tells.send(peer.rest().await.ok()).unwrap();
+        }
+    })
+    .await;
+    peer.send(half).await;
+    peer.exactly(6).await;
+    peer.send(rest).await;
+    assert_eq!(error(&mut peer).await[&'C'], "08P01");
+    let ended = within("the server's connection to end", told.recv()).await.unwrap();
+    assert_eq!(ended, None, "a reset, and nothing before it");
+}
+
 #[tokio::test]
 async fn what_a_client_waits_for_is_cancelled_when_it_disconnects_if_so_configured() {
     for (keys, cancels) in [("postgres: {cancel_on_disconnect: true}", true), ("", false)] {

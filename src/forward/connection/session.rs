@@ -140,7 +140,7 @@ impl Connection {
         }
         let is_moved = moved.is_cancelled() || leaving.is_cancelled();
         let (told, end) = match (watch.violation(), end) {
-            (Some((side, error)), tunnel::End::Stopped) => {
+            (Some(Violation { side, error, .. }), tunnel::End::Stopped) => {
                 let fault = match side {
                     Side::Client => StartupError::ClientLength(error),
                     Side::Target => StartupError::ServerLength(error),
@@ -234,6 +234,15 @@ struct Watched {
     target_ended: CancellationToken,
 }
 
+/// Bytes that are no message.
+#[derive(Clone, Copy, Debug)]
+struct Violation {
+    side: Side,
+    error: LengthError,
+    /// Whether the side's last message has been passed on in part.
+    is_within_message: bool,
+}
+
 #[derive(Debug)]
 struct State {
     conversation: Conversation,
@@ -246,7 +255,7 @@ struct State {
     has_asked: bool,
     /// Whether the response to the client's next request is the end of the session.
     refuses: bool,
-    violation: Option<(Side, LengthError)>,
+    violation: Option<Violation>,
 }
 
 impl Watched {
@@ -301,21 +310,28 @@ impl Watched {
     /// Whether the server can be.
     fn can_terminate(&self) -> bool {
         let state = self.state.lock();
-        !state.client_writes && state.conversation.has_whole_messages(Side::Client)
+        !state.client_writes && state.has_passed_whole_messages(Side::Client)
     }
 
     fn is_waiting(&self) -> bool {
         self.state.lock().conversation.is_waiting()
     }
 
-    fn violation(&self) -> Option<(Side, LengthError)> {
+    fn violation(&self) -> Option<Violation> {
         self.state.lock().violation
     }
 }
 
 impl State {
     fn can_tell(&self) -> bool {
-        !self.target_writes && self.conversation.has_whole_messages(Side::Target)
+        !self.target_writes && self.has_passed_whole_messages(Side::Target)
+    }
+
+    /// Whether what was passed on from a side ends with a message.
+    fn has_passed_whole_messages(&self, from: Side) -> bool {
+        let broken_off = self.violation.filter(|violation| violation.side == from);
+        broken_off.is_none_or(|violation| !violation.is_within_message)
+            && self.conversation.has_whole_messages(from)
     }
 
     fn may_end(&self) -> bool {
@@ -336,13 +352,14 @@ impl Watch for Watched {
             state.target_writes = true;
         }
         state.moved = true;
+        let is_within_message = !state.conversation.has_whole_messages(from);
         if let Err(error) = state.conversation.pass(from, bytes) {
-            // Nothing of these bytes is passed on.
+            // Nothing of these bytes is passed on: a message that has begun before them stays half a message.
             match from {
                 Side::Client => state.client_writes = false,
                 Side::Target => state.target_writes = false,
             }
-            state.violation = Some((from, error));
+            state.violation = Some(Violation { side: from, error, is_within_message });
             return false;
         }
         true
