@@ -49,23 +49,25 @@ fn run(settings: &Settings, target: &[u8], client: &[u8], more: &[u8], piece: us
     for (side, bytes) in
         [(Side::Target, target), (Side::Client, client), (Side::Target, more), (Side::Client, more)]
     {
+        // Who comes first makes a difference where both speak at once: what waits of the other side comes afterwards.
         for piece in bytes.chunks(piece) {
             left[side as usize].extend_from_slice(piece);
-            settle(&mut start, &mut left, &mut outcome);
+            settle(&mut start, &mut left, &[side], &mut outcome);
         }
+        settle(&mut start, &mut left, &[Side::Client, Side::Target], &mut outcome);
     }
     outcome.closing_message = start.closing_message();
     outcome
 }
 
-/// Offers what is left, as long as some is taken.
-fn settle(start: &mut Startup, left: &mut [BytesMut; 2], outcome: &mut Outcome) {
+/// Offers what is left of these sides, as long as some is taken.
+fn settle(start: &mut Startup, left: &mut [BytesMut; 2], sides: &[Side], outcome: &mut Outcome) {
     loop {
         let before = (left[0].len(), left[1].len(), outcome.done.len());
-        for side in [Side::Client, Side::Target] {
-            let buffer = &mut left[side as usize];
+        for side in sides {
+            let buffer = &mut left[*side as usize];
             if !buffer.is_empty() {
-                on(start, Event::Bytes(side, buffer), outcome);
+                on(start, Event::Bytes(*side, buffer), outcome);
             }
         }
         if outcome.done.len() > before.2 {
