@@ -40,7 +40,8 @@ impl Argument {
             return Err(ArgumentError::NoName { argument: argument() });
         }
         let (name, port) = match name.rsplit_once(':') {
-            Some((name, port)) if target.is_none() => {
+            // `postgres:/db` has no port: it is not a name either.
+            Some((name, port)) if target.is_none() && !port.starts_with('/') => {
                 let number = port.parse().ok().filter(|&port: &u16| port != 0);
                 match (protocol, number) {
                     (Some(Protocol::Http) | None, _) | (_, None) => {

@@ -124,6 +124,7 @@ fn a_bad_argument_says_what_to_write() {
         ("tcp://a:x", "write `a=TARGET:x`"),
         ("http://a:8443", "write `a=TARGET:8443`"),
         ("tpc://a:1", "did you mean `tcp://`?"),
+        ("postgres:/a", "`postgres:/a` is not a name"),
         ("kafka://a:1", "write `http`, `tcp`"),
         ("https://a/", "write `a`; "),
         ("a=::1", "in brackets, `[::1]`"),
