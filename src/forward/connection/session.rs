@@ -100,7 +100,8 @@ impl Connection {
                 }
                 watch.drained().await;
             };
-            let kill = async {
+            // Pinned here: each future that it is handed down to would keep room for it.
+            let kill = pin!(async {
                 tokio::select! {
                     biased;
                     () = cut(&moved, &stopped) => match watch.can_tell() {
@@ -110,7 +111,7 @@ impl Connection {
                     () = watch.target_ended.cancelled() => tunnel::End::Stopped,
                     () = drained => tunnel::End::Stopped,
                 }
-            };
+            });
             let mut cancels = pin!(async {
                 watch.client_left.cancelled().await;
                 if let (Some(key), true) = (cancel, watch.is_waiting()) {
