@@ -160,7 +160,8 @@ fn run_refuses_what_it_cannot_use_and_says_what_to_write() {
         (&["a:8080"], &["has a port but no target", "`a=TARGET:8080`"]),
         (&["a=b:c:d"], &["in `a=b:c:d`, the target"]),
         (&["tcp://a"], &["`tcp://a` has no port", "`tcp://a=TARGET:8883`"]),
-        (&["tcp://a:0"], &["has a port but no target"]),
+        (&["tcp://a:0"], &["`0` is not a port from 1 to 65535"]),
+        (&["tcp://a:1", "smtp://a"], &["`smtp://a`", "earlier argument", "`protocol: tcp`"]),
         (&["postgress://a"], &["`postgress` is not a protocol", "`postgres://`"]),
         (&["https://a/"], &["`https` is not a protocol", "write `a`"]),
         (&["tcp://a:1", "tcp://b:1"], &["127.0.0.1:1"]),
@@ -303,8 +304,8 @@ async fn the_command_line_and_the_file_agree_on_what_an_alias_is() {
     let path = folder.path().join("truename.yaml");
     fs::write(&path, yaml).unwrap();
     for (argument, part) in [
-        ("http://broker", "in the file, `broker` has `protocol: tcp`"),
-        ("tcp://broker:1883", "in the file, `broker` has `port: 8883`"),
+        ("http://broker", "where `broker` has `protocol: tcp`"),
+        ("tcp://broker:1883", "where `broker` has `port: 8883`"),
     ] {
         refused(truename(&["run", argument, "--config"]).arg(&path), &[argument, part]);
     }

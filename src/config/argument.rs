@@ -42,15 +42,17 @@ impl Argument {
         let (name, port) = match name.rsplit_once(':') {
             // `postgres:/db` has no port: it is not a name either.
             Some((name, port)) if target.is_none() && !port.starts_with('/') => {
-                let number = port.parse().ok().filter(|&port: &u16| port != 0);
-                match (protocol, number) {
-                    (Some(Protocol::Http) | None, _) | (_, None) => {
-                        let (name, port) = (name.to_owned(), port.to_owned());
-                        let argument = argument();
-                        return Err(ArgumentError::PortWithoutTarget { argument, name, port });
-                    }
-                    (Some(_), Some(port)) => (name, Some(port)),
+                if matches!(protocol, Some(Protocol::Http) | None) {
+                    let (name, port) = (name.to_owned(), port.to_owned());
+                    let argument = argument();
+                    return Err(ArgumentError::PortWithoutTarget { argument, name, port });
                 }
+                let number = port.parse().ok().filter(|&number: &u16| number != 0);
+                let Some(number) = number else {
+                    let (argument, port) = (argument(), port.to_owned());
+                    return Err(ArgumentError::Port { argument, port });
+                };
+                (name, Some(number))
             }
             _ => (name, None),
         };
@@ -172,14 +174,24 @@ pub enum ArgumentError {
         /// The alias.
         name: String,
     },
-    /// The file has the alias, with another value.
-    #[error("`{argument}` and the file disagree: in the file, `{name}` has `{key}: {value}`")]
+    /// The port is none.
+    #[error("in `{argument}`, `{port}` is not a port from 1 to 65535")]
+    Port {
+        /// As it was typed.
+        argument: String,
+        /// The text after the colon.
+        port: String,
+    },
+    /// The file, or an argument before, has the alias with another value.
+    #[error(
+        "`{argument}` contradicts the file or an earlier argument, where `{name}` has `{key}: {value}`"
+    )]
     Differs {
         /// As it was typed.
         argument: String,
         /// The alias.
         name: String,
-        /// The key of the file.
+        /// The key, as in a file.
         key: &'static str,
         /// Its value there.
         value: String,
